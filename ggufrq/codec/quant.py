@@ -1,0 +1,106 @@
+"""The codes: blocks of 128 values to 34, 50 or 66 bytes and back. This is the specification.
+
+Decoding: value = d * centroid / 128 with the block's fp16 scale d; exact in float32.
+
+Encoding looks for the scale and the indices of least squared error. For given indices the best scale is
+sum(x*c) / sum(c*c), for a given scale the best index is that of the nearest centroid; taking turns is
+Lloyd's method (derive.py) on the scale alone. It stops in local minima, so it starts three times, between a
+clipped and a full range, and refines the start that takes most off the error, sum(x*c)**2 / sum(c*c).
+Indices are then chosen for the scale as it is stored.
+
+All of it is done on integers. Values are scaled by a power of two (exact) and truncated to 15 bits, sums
+are exact and so do not depend on their order, scales are fixed-point, rounded down. The one rounding of a
+float is that of the scale to fp16. Every compiler and every backend can therefore produce the same bytes.
+
+NaN is encoded as +0, infinities and magnitudes above 64992.25 as 64992.25 with their sign. A block without
+a magnitude of 2**-24 or more, or whose scale rounds to zero in fp16, is all zero bytes. The sign is the
+sign bit: encoding -x gives the complement of every index.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufrq.codec.pack import U8, pack, unpack
+from ggufrq.codec.tables import Code, code
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+BITS_INF = 0x7F800000  # bit patterns of float32: above this are NaN
+BITS_MAX = 0x477DE040  # 64992.25 = 65504 * 127 / 128
+BITS_MIN = 0x33800000  # 2**-24
+LARGEST_FP16 = np.float32(65504)
+CHUNK = 4096  # blocks at a time, to bound the memory
+
+
+def _levels(a: I64, s: I64, c: Code) -> I64:
+    """Level of each magnitude a [n, 128] under the scale s [n] in units of 2**-11 of a per centroid unit."""
+    level = np.zeros_like(a)
+    for mid2 in c.mid2:
+        level += a > np.minimum(s * mid2 >> 12, 32767)[:, None]
+    return level
+
+
+def _fit(a: I64, level: I64, c: Code) -> tuple[I64, I64]:
+    """Least-squares scale [n] of a [n, 128] in units of 2**-11, and what it takes off the squared error."""
+    m = np.array(c.magnitudes, np.int64)[level]
+    num = (a * m).sum(axis=1)
+    s = (num << 11) // (m * m).sum(axis=1)
+    return s, s * num
+
+
+def _encode(x: F32, c: Code) -> tuple[npt.NDArray[np.float16], U8]:
+    """Scales [n] and indices [n, 128] of x [n, 128]."""
+    w = x.view(np.uint32).astype(np.int64)
+    mag = w & 0x7FFFFFFF
+    nan = mag > BITS_INF
+    mag = np.where(nan, 0, np.minimum(mag, BITS_MAX))
+    negative = (w >> 31).astype(bool) & ~nan
+    largest = mag.max(axis=1)
+    zero = largest < BITS_MIN
+    e = np.where(zero, 0, (largest >> 23) - 127)
+    a = np.ldexp(mag.astype(np.uint32).view(np.float32), (14 - e)[:, None].astype(np.int32)).astype(np.int64)
+
+    best = np.zeros(len(x), np.int64)
+    s = np.zeros(len(x), np.int64)
+    for start in c.starts:
+        si, gain = _fit(a, _levels(a, a.max(axis=1) * start >> 3, c), c)
+        s = np.where(gain > best, si, s)
+        best = np.maximum(best, gain)
+    s, _ = _fit(a, _levels(a, s, c), c)
+
+    exact = np.ldexp(s.astype(np.float32), (e - 18).astype(np.int32))
+    d = np.minimum(exact, LARGEST_FP16).astype(np.float16)
+    s = np.ldexp(d.astype(np.float32), (18 - e).astype(np.int32)).astype(np.int64)
+    zero |= s == 0
+    index = _levels(a, s, c) + len(c.magnitudes)
+    index = np.where(negative, ~index, index) & (2**c.bits - 1)
+    return np.where(zero, np.float16(0), d), np.where(zero[:, None], 0, index).astype(np.uint8)
+
+
+def quantize(x: npt.ArrayLike, bits: int) -> U8:
+    """Encode float32 [..., n] into uint8 [..., n/128 * bytes]. ValueError if 128 does not divide n.
+
+    Any bit pattern is allowed; see above for what NaN, infinities and huge values become.
+    """
+    c = code(bits)
+    values = np.ascontiguousarray(x, np.float32)
+    if values.ndim == 0 or values.shape[-1] % c.block:
+        raise ValueError(f"the last dimension must be a multiple of {c.block}: {values.shape}")
+    flat = values.reshape(-1, c.block)
+    out = np.empty((len(flat), c.bytes), np.uint8)
+    for i in range(0, len(flat), CHUNK):
+        out[i : i + CHUNK] = pack(*_encode(flat[i : i + CHUNK], c), bits)
+    return out.reshape(*values.shape[:-1], values.shape[-1] // c.block * c.bytes)
+
+
+def dequantize(blocks: npt.ArrayLike, bits: int) -> F32:
+    """Decode uint8 [..., n/128 * bytes] into float32 [..., n]. ValueError for another size, or for bits."""
+    c = code(bits)
+    data = np.ascontiguousarray(blocks, np.uint8)
+    if data.ndim == 0 or data.shape[-1] % c.bytes:
+        raise ValueError(f"the last dimension must be a multiple of {c.bytes}: {data.shape}")
+    scale, index = unpack(data.reshape(-1, c.bytes), bits)
+    step = scale.astype(np.float32) * np.float32(1 / 128)
+    values: F32 = step[:, None] * np.array(c.centroids, np.float32)[index]
+    return values.reshape(*data.shape[:-1], data.shape[-1] // c.bytes * c.block)

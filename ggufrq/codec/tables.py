@@ -1,0 +1,97 @@
+"""Loader of tables.json, THE numbers: centroids, rotations, ids, block sizes."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Code:
+    """A code: `bits` per index, blocks of `block` values in `bytes` bytes."""
+
+    bits: int
+    block: int
+    bytes: int
+    centroids: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    @property
+    def magnitudes(self) -> tuple[int, ...]:
+        """The positive centroids, ascending."""
+        return self.centroids[len(self.centroids) // 2 :]
+
+    @property
+    def mid2(self) -> tuple[int, ...]:
+        """Sums of neighbouring positive centroids: twice the decision thresholds."""
+        m = self.magnitudes
+        return tuple(a + b for a, b in pairwise(m))
+
+
+@dataclass(frozen=True)
+class CacheType:
+    """A cache type of llama.cpp: a code and the family of its rotation."""
+
+    name: str
+    id: int
+    family: str
+    bits: int
+    block: int
+    bytes: int
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits that one value takes in the cache, scale included."""
+        return 8 * self.bytes / self.block
+
+
+@cache
+def load() -> dict[str, Any]:
+    """The parsed tables.json. Do not change the result: it is shared."""
+    text = resources.files("ggufrq.codec").joinpath("tables.json").read_text(encoding="utf-8")
+    tables: dict[str, Any] = json.loads(text)
+    return tables
+
+
+@cache
+def code(bits: int) -> Code:
+    """The code with 2, 3 or 4 bits per index. ValueError for others."""
+    tables = load()
+    entry = tables["codes"].get(str(bits))
+    if entry is None:
+        raise ValueError(f"no code with {bits} bits; there are {', '.join(tables['codes'])}")
+    return Code(bits, tables["block"], entry["bytes"], tuple(entry["centroids"]), tuple(entry["starts"]))
+
+
+@cache
+def cache_types() -> tuple[CacheType, ...]:
+    """All cache types in the order of their ids."""
+    tables = load()
+    return tuple(
+        CacheType(t["name"], t["id"], t["family"], t["bits"], tables["block"], code(t["bits"]).bytes)
+        for t in tables["types"]
+    )
+
+
+def cache_type(name: str) -> CacheType:
+    """The cache type with this name, e.g. "iso3". ValueError if there is none."""
+    for t in cache_types():
+        if t.name == name:
+            return t
+    raise ValueError(f"no cache type {name!r}; there are {', '.join(t.name for t in cache_types())}")
+
+
+@cache
+def rotation_blocks(family: str) -> npt.NDArray[np.float32]:
+    """Blocks of a family, read-only: planar [64, 2] (cos, sin), iso [32, 4, 4], rotor [42, 3, 3]."""
+    shapes = {"planar": (-1, 2), "iso": (-1, 4, 4), "rotor": (-1, 3, 3)}
+    if family not in shapes:
+        raise ValueError(f"no rotation family {family!r}; there are {', '.join(shapes)}")
+    blocks = np.array(load()["rotations"][family], dtype=np.float32).reshape(shapes[family])
+    blocks.flags.writeable = False
+    return blocks

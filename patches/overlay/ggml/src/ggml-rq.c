@@ -1,0 +1,498 @@
+#define GGML_RQ_TABLES_ENCODER
+#define GGML_RQ_TABLES_ROTATIONS
+#include "ggml-rq.h"
+
+#include "ggml-impl.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+// The encoder works on integers, so that every compiler and backend produces the same bytes: values are scaled by
+// a power of two (exact) and truncated to 15 bits, the sums are exact and therefore independent of their order, and
+// the only rounding is the last one, of the scale to fp16. The numpy reference is ggufrq/codec/quant.py.
+
+#define RQ_N GGML_RQ_BLOCK_SIZE
+
+static_assert(GGML_RQ_BLOCK_SIZE == QK_RQ, "tables and block structs differ");
+
+#define RQ_MAX_MID 7 // thresholds of the 4-bit code
+
+#define RQ_BITS_INF 0x7f800000 // magnitudes above this are NaN
+#define RQ_BITS_MAX 0x477de040 // 64992.25 = 65504*127/128, the largest magnitude that a block holds
+#define RQ_BITS_MIN 0x33800000 // 2^-24: blocks that stay below this become zero
+
+static inline int32_t rq_bits(float f) {
+    int32_t u;
+    memcpy(&u, &f, sizeof(u));
+    return u;
+}
+
+static inline float rq_float(int32_t u) {
+    float f;
+    memcpy(&f, &u, sizeof(f));
+    return f;
+}
+
+// 2^e for -126 <= e <= 127
+static inline float rq_exp2(int e) {
+    return rq_float((e + 127) * (1 << 23));
+}
+
+struct rq_block {
+    int16_t a[RQ_N];   // magnitudes, scaled by 2^(14 - e)
+    int16_t neg[RQ_N]; // -1 where the value is negative
+    int16_t amax;      // largest a, in [2^14, 2^15)
+    int     e;
+};
+
+// false if all values are too small for a scale in fp16
+static bool rq_load(const float * GGML_RESTRICT x, struct rq_block * GGML_RESTRICT b) {
+    int32_t u[RQ_N]; // bit patterns of the magnitudes: ordered as the magnitudes are
+    int32_t umax = 0;
+
+    for (int j = 0; j < RQ_N; j++) {
+        const int32_t w = rq_bits(x[j]);
+        int32_t v = w & 0x7fffffff;
+        const int32_t number = -(v <= RQ_BITS_INF); // all ones, or zero for NaN
+        v = v < RQ_BITS_MAX ? v : RQ_BITS_MAX;
+        v = v & number;
+        b->neg[j] = (int16_t) (-(w < 0) & number);
+        u[j] = v;
+        umax = umax > v ? umax : v;
+    }
+
+    if (umax < RQ_BITS_MIN) {
+        return false;
+    }
+
+    b->e = (umax >> 23) - 127;
+    const float scale = rq_exp2(14 - b->e);
+    for (int j = 0; j < RQ_N; j++) {
+        b->a[j] = (int16_t) (int32_t) (rq_float(u[j]) * scale);
+    }
+    b->amax = (int16_t) (int32_t) (rq_float(umax) * scale);
+    return true;
+}
+
+// s: scale in units of 2^-11 of a per centroid unit, s < 2^24
+// t[k]: magnitudes above it take a centroid beyond the k-th, midpoint = s*(c[k] + c[k+1])/2
+static inline void rq_thresholds(uint32_t s, const uint8_t * mid2, int n, int16_t * t) {
+    for (int k = 0; k < n; k++) {
+        const uint32_t v = (s * mid2[k]) >> 12;
+        t[k] = (int16_t) (v < 32767 ? v : 32767);
+    }
+}
+
+// num/den in units of 2^-11, rounded down; num < 2^30, den < 2^21, so that 32 bits are enough
+static inline uint32_t rq_ratio(uint32_t num, uint32_t den) {
+    const uint32_t q = num / den;
+    const uint32_t r = num - q*den;
+    return (q << 11) + (r << 11)/den;
+}
+
+// centroid chosen for the magnitude a, and its index above zero; branch-free, for the vectorizer
+#define RQ_OVER(a, k, value) (-((a) > t[k]) & (value))
+
+static void rq_choose2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c) {
+    for (int j = 0; j < RQ_N; j++) {
+        c[j] = (int16_t) (GGML_RQ2_MAG0 + RQ_OVER(a[j], 0, GGML_RQ2_STEP0));
+    }
+}
+
+static void rq_choose3(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c) {
+    for (int j = 0; j < RQ_N; j++) {
+        c[j] = (int16_t) (GGML_RQ3_MAG0 + RQ_OVER(a[j], 0, GGML_RQ3_STEP0) + RQ_OVER(a[j], 1, GGML_RQ3_STEP1) +
+                          RQ_OVER(a[j], 2, GGML_RQ3_STEP2));
+    }
+}
+
+static void rq_choose4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c) {
+    for (int j = 0; j < RQ_N; j++) {
+        c[j] = (int16_t) (GGML_RQ4_MAG0 + RQ_OVER(a[j], 0, GGML_RQ4_STEP0) + RQ_OVER(a[j], 1, GGML_RQ4_STEP1) +
+                          RQ_OVER(a[j], 2, GGML_RQ4_STEP2) + RQ_OVER(a[j], 3, GGML_RQ4_STEP3) +
+                          RQ_OVER(a[j], 4, GGML_RQ4_STEP4) + RQ_OVER(a[j], 5, GGML_RQ4_STEP5) +
+                          RQ_OVER(a[j], 6, GGML_RQ4_STEP6));
+    }
+}
+
+static void rq_level2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l) {
+    for (int j = 0; j < RQ_N; j++) {
+        l[j] = (int16_t) (2 + RQ_OVER(a[j], 0, 1));
+    }
+}
+
+static void rq_level3(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l) {
+    for (int j = 0; j < RQ_N; j++) {
+        l[j] = (int16_t) (4 + RQ_OVER(a[j], 0, 1) + RQ_OVER(a[j], 1, 1) + RQ_OVER(a[j], 2, 1));
+    }
+}
+
+static void rq_level4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l) {
+    for (int j = 0; j < RQ_N; j++) {
+        l[j] = (int16_t) (8 + RQ_OVER(a[j], 0, 1) + RQ_OVER(a[j], 1, 1) + RQ_OVER(a[j], 2, 1) + RQ_OVER(a[j], 3, 1) +
+                          RQ_OVER(a[j], 4, 1) + RQ_OVER(a[j], 5, 1) + RQ_OVER(a[j], 6, 1));
+    }
+}
+
+// least squares: num/den is the best scale for the centroids c, and takes num^2/den off the squared error
+static void rq_sums(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRICT c, uint32_t * num, uint32_t * den) {
+    int32_t sn = 0;
+    int32_t sd = 0;
+    for (int j = 0; j < RQ_N; j++) {
+        sn += a[j] * c[j];
+        sd += c[j] * c[j];
+    }
+    *num = (uint32_t) sn;
+    *den = (uint32_t) sd;
+}
+
+typedef void (*rq_choose_t)(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c);
+
+// choose scale and indices of one block; false if the scale is zero in fp16
+// three starts between a clipped and a full range (the error has several local minima), the best of them refined
+// once, the indices chosen again for the scale as it is stored
+static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8_t * GGML_RESTRICT idx, int bits,
+        const uint8_t * mid2, const uint8_t * starts, rq_choose_t choose, rq_choose_t level) {
+    const int n_mid = (1 << (bits - 1)) - 1;
+    struct rq_block b;
+    if (!rq_load(x, &b)) {
+        return false;
+    }
+
+    int16_t  t[RQ_MAX_MID];
+    int16_t  c[RQ_N];
+    uint32_t num;
+    uint32_t den;
+    uint32_t s = 0;
+    uint64_t best = 0;
+    for (int i = 0; i < 3; i++) {
+        rq_thresholds(((uint32_t) b.amax * starts[i]) >> 3, mid2, n_mid, t);
+        choose(b.a, t, c);
+        rq_sums(b.a, c, &num, &den);
+        const uint32_t r    = rq_ratio(num, den);
+        const uint64_t gain = (uint64_t) r * num;
+        s    = gain > best ? r    : s;
+        best = gain > best ? gain : best;
+    }
+
+    rq_thresholds(s, mid2, n_mid, t);
+    choose(b.a, t, c);
+    rq_sums(b.a, c, &num, &den);
+    s = rq_ratio(num, den);
+
+    const float df = (float) s * rq_exp2(b.e - 18); // exact: s has at most 24 bits
+    *d = GGML_FP32_TO_FP16(df < 65504.0f ? df : 65504.0f);
+    s  = (uint32_t) (GGML_FP16_TO_FP32(*d) * rq_exp2(18 - b.e));
+    if (s == 0) {
+        return false;
+    }
+
+    rq_thresholds(s, mid2, n_mid, t);
+    level(b.a, t, c);
+    for (int j = 0; j < RQ_N; j++) {
+        idx[j] = (uint8_t) ((c[j] ^ b.neg[j]) & ((1 << bits) - 1)); // the complement for negative values
+    }
+    return true;
+}
+
+static void rq_pack_low(const uint8_t * GGML_RESTRICT idx, uint8_t * GGML_RESTRICT qs) {
+    for (int j = 0; j < 32; j++) {
+        qs[j] = (uint8_t) ((idx[j] & 3) | (idx[j + 32] & 3) << 2 | (idx[j + 64] & 3) << 4 | (idx[j + 96] & 3) << 6);
+    }
+}
+
+static void rq_pack_high(const uint8_t * GGML_RESTRICT idx, uint8_t * GGML_RESTRICT qh) {
+    for (int j = 0; j < 16; j++) {
+        uint8_t v = 0;
+        for (int b = 0; b < 8; b++) {
+            v |= (uint8_t) ((idx[j + 16*b] >> 2) << b);
+        }
+        qh[j] = v;
+    }
+}
+
+void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k) {
+    assert(k % RQ_N == 0);
+    uint8_t idx[RQ_N];
+    for (int64_t i = 0; i < k/RQ_N; i++) {
+        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 2, ggml_rq2_mid2, ggml_rq2_starts, rq_choose2, rq_level2)) {
+            rq_pack_low(idx, y[i].qs);
+        } else {
+            memset(&y[i], 0, sizeof(y[i]));
+        }
+    }
+}
+
+void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k) {
+    assert(k % RQ_N == 0);
+    uint8_t idx[RQ_N];
+    for (int64_t i = 0; i < k/RQ_N; i++) {
+        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 3, ggml_rq3_mid2, ggml_rq3_starts, rq_choose3, rq_level3)) {
+            rq_pack_low (idx, y[i].qs);
+            rq_pack_high(idx, y[i].qh);
+        } else {
+            memset(&y[i], 0, sizeof(y[i]));
+        }
+    }
+}
+
+void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k) {
+    assert(k % RQ_N == 0);
+    uint8_t idx[RQ_N];
+    for (int64_t i = 0; i < k/RQ_N; i++) {
+        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 4, ggml_rq4_mid2, ggml_rq4_starts, rq_choose4, rq_level4)) {
+            for (int j = 0; j < 64; j++) {
+                y[i].qs[j] = (uint8_t) (idx[j] | idx[j + 64] << 4);
+            }
+        } else {
+            memset(&y[i], 0, sizeof(y[i]));
+        }
+    }
+}
+
+static void rq_unpack_low(const uint8_t * GGML_RESTRICT qs, int8_t * GGML_RESTRICT idx) {
+    for (int j = 0; j < 32; j++) {
+        idx[j]      = (int8_t) ( qs[j]       & 3);
+        idx[j + 32] = (int8_t) ((qs[j] >> 2) & 3);
+        idx[j + 64] = (int8_t) ((qs[j] >> 4) & 3);
+        idx[j + 96] = (int8_t) ((qs[j] >> 6) & 3);
+    }
+}
+
+static void rq_unpack_high(const uint8_t * GGML_RESTRICT qh, int8_t * GGML_RESTRICT idx) {
+    for (int b = 0; b < 8; b++) {
+        for (int j = 0; j < 16; j++) {
+            idx[j + 16*b] = (int8_t) (idx[j + 16*b] | ((qh[j] >> b) & 1) << 2);
+        }
+    }
+}
+
+// d/128 is exact, and so is its product with a centroid: 11 + 7 bits
+static void rq_scale(ggml_half d, const int8_t * GGML_RESTRICT c, float * GGML_RESTRICT y) {
+    const float step = GGML_FP16_TO_FP32(d) * (1.0f/128.0f);
+    for (int j = 0; j < RQ_N; j++) {
+        y[j] = step * (float) c[j];
+    }
+}
+
+// centroids by comparison instead of a table: the vectorizer has no byte shuffle
+#define RQ_BEYOND(i, k, step) (-((i) > (k)) & (step))
+
+void dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
+    assert(k % RQ_N == 0);
+    int8_t c[RQ_N];
+    for (int64_t i = 0; i < k/RQ_N; i++) {
+        rq_unpack_low(x[i].qs, c);
+        for (int j = 0; j < RQ_N; j++) {
+            const int8_t n = (int8_t) -(c[j] < 2);
+            const int8_t m = (int8_t) ((c[j] ^ n) & 3);
+            c[j] = (int8_t) (((GGML_RQ2_MAG0 + RQ_BEYOND(m, 2, GGML_RQ2_STEP0)) ^ n) - n);
+        }
+        rq_scale(x[i].d, c, y + i*RQ_N);
+    }
+}
+
+void dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
+    assert(k % RQ_N == 0);
+    int8_t c[RQ_N];
+    for (int64_t i = 0; i < k/RQ_N; i++) {
+        rq_unpack_low (x[i].qs, c);
+        rq_unpack_high(x[i].qh, c);
+        for (int j = 0; j < RQ_N; j++) {
+            const int8_t n = (int8_t) -(c[j] < 4);
+            const int8_t m = (int8_t) ((c[j] ^ n) & 7);
+            c[j] = (int8_t) (((GGML_RQ3_MAG0 + RQ_BEYOND(m, 4, GGML_RQ3_STEP0) + RQ_BEYOND(m, 5, GGML_RQ3_STEP1) +
+                               RQ_BEYOND(m, 6, GGML_RQ3_STEP2)) ^ n) - n);
+        }
+        rq_scale(x[i].d, c, y + i*RQ_N);
+    }
+}
+
+void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
+    assert(k % RQ_N == 0);
+    int8_t c[RQ_N];
+    for (int64_t i = 0; i < k/RQ_N; i++) {
+        for (int j = 0; j < 64; j++) {
+            c[j]      = ggml_rq4_centroids[x[i].qs[j] & 15];
+            c[j + 64] = ggml_rq4_centroids[x[i].qs[j] >> 4];
+        }
+        rq_scale(x[i].d, c, y + i*RQ_N);
+    }
+}
+
+size_t quantize_rq2(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix) {
+    GGML_UNUSED(imatrix);
+    quantize_row_rq2_ref(src, (block_rq2 *) dst, nrows*n_per_row);
+    return (size_t) (nrows*(n_per_row/RQ_N))*sizeof(block_rq2);
+}
+
+size_t quantize_rq3(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix) {
+    GGML_UNUSED(imatrix);
+    quantize_row_rq3_ref(src, (block_rq3 *) dst, nrows*n_per_row);
+    return (size_t) (nrows*(n_per_row/RQ_N))*sizeof(block_rq3);
+}
+
+size_t quantize_rq4(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix) {
+    GGML_UNUSED(imatrix);
+    quantize_row_rq4_ref(src, (block_rq4 *) dst, nrows*n_per_row);
+    return (size_t) (nrows*(n_per_row/RQ_N))*sizeof(block_rq4);
+}
+
+// rotations
+
+static bool rq_valid(int family, int mode, int64_t n) {
+    return family >= GGML_RQ_PLANAR && family <= GGML_RQ_ROTOR && mode >= GGML_RQ_NONE && mode <= GGML_RQ_FULL &&
+           n > 0 && n % RQ_N == 0;
+}
+
+// width of the block of B that holds row i, its first row in *first and row i of the block in row[]
+static int rq_block_row(int family, int i, int * first, float row[4]) {
+    switch (family) {
+        case GGML_RQ_PLANAR: {
+            const float * cs = ggml_rq_planar + 2*(i/2);
+            *first = i & ~1;
+            row[0] = cs[i & 1];
+            row[1] = i & 1 ? -cs[0] : cs[1];
+            return 2;
+        }
+        case GGML_RQ_ISO:
+            *first = i & ~3;
+            memcpy(row, ggml_rq_iso + 4*i, 4*sizeof(float));
+            return 4;
+        default:
+            if (i >= 3*GGML_RQ_N_ROTOR) {
+                *first = i;
+                row[0] = 1.0f;
+                return 1;
+            }
+            *first = i - i % 3;
+            memcpy(row, ggml_rq_rotor + 3*i, 3*sizeof(float));
+            return 3;
+    }
+}
+
+// sign of the Walsh-Hadamard matrix in natural order
+static double rq_hadamard_sign(int i, int j) {
+    int v = i & j;
+    v ^= v >> 4;
+    v ^= v >> 2;
+    v ^= v >> 1;
+    return v & 1 ? -1.0 : 1.0;
+}
+
+// element (i, j) in double: products of two floats are exact there, so that contraction to FMA changes nothing
+static float rq_element(int family, int mode, int i, int j) {
+    const double norm = 1.0/sqrt((double) RQ_N);
+    if (mode == GGML_RQ_NONE) {
+        return i == j ? 1.0f : 0.0f;
+    }
+    if (mode == GGML_RQ_HADAMARD) {
+        return (float) (rq_hadamard_sign(i, j)*norm);
+    }
+    float bi[4];
+    float bj[4];
+    int   i0;
+    int   j0;
+    const int ni = rq_block_row(family, i, &i0, bi);
+    if (mode == GGML_RQ_BLOCK) {
+        return j >= i0 && j < i0 + ni ? bi[j - i0] : 0.0f;
+    }
+    const int nj = rq_block_row(family, j, &j0, bj);
+    double sum = 0.0;
+    for (int p = 0; p < ni; p++) {
+        for (int q = 0; q < nj; q++) {
+            const double v = (double) bi[p] * (double) bj[q];
+            sum += rq_hadamard_sign(i0 + p, j0 + q) * v;
+        }
+    }
+    return (float) (sum*norm);
+}
+
+bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst) {
+    if (!rq_valid(family, mode, n)) {
+        return false;
+    }
+    memset(dst, 0, (size_t) (n*n)*sizeof(float));
+    // on and above the diagonal, mirrored: symmetric to the last bit
+    for (int i = 0; i < RQ_N; i++) {
+        for (int j = i; j < RQ_N; j++) {
+            const float v = rq_element(family, mode, i, j);
+            for (int64_t o = 0; o < n; o += RQ_N) {
+                dst[(o + i)*n + o + j] = v;
+                dst[(o + j)*n + o + i] = v;
+            }
+        }
+    }
+    return true;
+}
+
+static void rq_apply_blocks(int family, float * v) {
+    switch (family) {
+        case GGML_RQ_PLANAR:
+            for (int i = 0; i < RQ_N; i += 2) {
+                const float * cs = ggml_rq_planar + i;
+                const float a = v[i];
+                const float b = v[i + 1];
+                v[i]     = cs[0]*a + cs[1]*b;
+                v[i + 1] = cs[1]*a - cs[0]*b;
+            }
+            break;
+        case GGML_RQ_ISO:
+            for (int i = 0; i < RQ_N; i += 4) {
+                const float * m = ggml_rq_iso + 4*i;
+                const float x[4] = { v[i], v[i + 1], v[i + 2], v[i + 3] };
+                for (int r = 0; r < 4; r++) {
+                    v[i + r] = m[4*r]*x[0] + m[4*r + 1]*x[1] + m[4*r + 2]*x[2] + m[4*r + 3]*x[3];
+                }
+            }
+            break;
+        default:
+            for (int i = 0; i < 3*GGML_RQ_N_ROTOR; i += 3) {
+                const float * m = ggml_rq_rotor + 3*i;
+                const float x[3] = { v[i], v[i + 1], v[i + 2] };
+                for (int r = 0; r < 3; r++) {
+                    v[i + r] = m[3*r]*x[0] + m[3*r + 1]*x[1] + m[3*r + 2]*x[2];
+                }
+            }
+            break;
+    }
+}
+
+static void rq_apply_hadamard(float * v) {
+    for (int h = 1; h < RQ_N; h *= 2) {
+        for (int i = 0; i < RQ_N; i += 2*h) {
+            for (int j = i; j < i + h; j++) {
+                const float a = v[j];
+                const float b = v[j + h];
+                v[j]     = a + b;
+                v[j + h] = a - b;
+            }
+        }
+    }
+    const float norm = (float) (1.0/sqrt((double) RQ_N));
+    for (int i = 0; i < RQ_N; i++) {
+        v[i] *= norm;
+    }
+}
+
+bool ggml_rq_rotate_row(int family, int mode, const float * x, float * y, int64_t n) {
+    if (!rq_valid(family, mode, n)) {
+        return false;
+    }
+    for (int64_t o = 0; o < n; o += RQ_N) {
+        float v[RQ_N];
+        memcpy(v, x + o, sizeof(v));
+        if (mode == GGML_RQ_BLOCK || mode == GGML_RQ_FULL) {
+            rq_apply_blocks(family, v);
+        }
+        if (mode == GGML_RQ_HADAMARD || mode == GGML_RQ_FULL) {
+            rq_apply_hadamard(v);
+        }
+        if (mode == GGML_RQ_FULL) {
+            rq_apply_blocks(family, v);
+        }
+        memcpy(y + o, v, sizeof(v));
+    }
+    return true;
+}

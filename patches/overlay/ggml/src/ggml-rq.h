@@ -1,0 +1,60 @@
+#pragma once
+
+// Codes and rotations of the rq cache types: planar2/3/4, iso2/3/4, rotor2/3/4.
+//
+// A block holds 128 values: a little-endian fp16 scale d and an index per value into a table of int8 centroids.
+// value = d * centroid / 128. The family (planar, iso, rotor) names the rotation that the graph applies to Q, K and
+// V; the blocks of the three families are the same, so that there is one code per number of bits.
+//
+// qs at 2 and 3 bits: bits 2*s and 2*s + 1 of byte j are the low bits of the index of element j + 32*s, s = 0..3
+// qh at 3 bits:       bit b of byte j is bit 2 of the index of element j + 16*b, b = 0..7
+// qs at 4 bits:       the low nibble of byte j is the index of element j, the high one of element j + 64
+
+#define GGML_COMMON_DECL_C
+#include "ggml-common.h"
+
+#include "ggml.h"
+#include "ggml-rq-tables.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum ggml_rq_family {
+    GGML_RQ_PLANAR = 0, // 64 reflections of 2-D blocks
+    GGML_RQ_ISO    = 1, // 32 4-D blocks x -> p*x*q, p and q pure unit quaternions
+    GGML_RQ_ROTOR  = 2, // 42 half-turns of 3-D blocks, the last 2 values pass through
+};
+
+enum ggml_rq_mode {
+    GGML_RQ_NONE     = 0, // identity
+    GGML_RQ_BLOCK    = 1, // B, the block-diagonal matrix of the family
+    GGML_RQ_HADAMARD = 2, // H, orthonormal Walsh-Hadamard of 128
+    GGML_RQ_FULL     = 3, // B*H*B
+};
+
+// quantization, k and n_per_row are multiples of 128
+// NaN is encoded as 0, infinities and magnitudes beyond 64992.25 as 64992.25 with their sign
+GGML_API void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k);
+
+GGML_API void dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+
+// return the bytes written; imatrix is ignored: a cache has none
+GGML_API size_t quantize_rq2(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
+GGML_API size_t quantize_rq3(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
+GGML_API size_t quantize_rq4(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
+
+// fill dst with the n x n row-major rotation, block-diagonal in steps of 128; every rotation is symmetric
+// and its own inverse; false if family, mode or n (not a positive multiple of 128) is not valid
+GGML_API bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst);
+
+// the same rotation of one row of n values, in O(n) for blocks and O(n log 128) for Hadamard; x == y is allowed
+GGML_API bool ggml_rq_rotate_row(int family, int mode, const float * x, float * y, int64_t n);
+
+#ifdef __cplusplus
+}
+#endif
