@@ -1,0 +1,160 @@
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include "rq.h"
+
+#include "ggml-impl.h"
+#include "simd-mappings.h"
+
+#include <cassert>
+
+void quantize_row_rq2(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    quantize_row_rq2_ref(x, (block_rq2 *) y, k);
+}
+
+void quantize_row_rq3(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    quantize_row_rq3_ref(x, (block_rq3 *) y, k);
+}
+
+void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    quantize_row_rq4_ref(x, (block_rq4 *) y, k);
+}
+
+// A block is four groups of 32 values, each of which meets one q8_0 block. ggml_rq_dot<block>::group() returns the
+// integer dot product of group g with its 32 int8 activations.
+
+#if defined(__AVX2__)
+
+static inline __m256i ggml_rq_table_avx2(const int8_t * centroids, int n) {
+    int8_t t[16] = { 0 };
+    for (int i = 0; i < n; ++i) {
+        t[i] = centroids[i];
+    }
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) t));
+}
+
+// sum of c[i]*y[i] in eight int32 lanes; |c| <= 127, so that two products fit an int16
+static inline __m256i ggml_rq_mul_sum_avx2(__m256i c, const int8_t * y) {
+    const __m256i vy = _mm256_loadu_si256((const __m256i *) y);
+    const __m256i p  = _mm256_maddubs_epi16(_mm256_sign_epi8(c, c), _mm256_sign_epi8(vy, c));
+    return _mm256_madd_epi16(p, _mm256_set1_epi16(1));
+}
+
+static inline float ggml_rq_hsum_avx2(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    s = _mm_add_ss(s, _mm_movehdup_ps(s));
+    return _mm_cvtss_f32(s);
+}
+
+// centroids of group g, one function per code
+static inline __m256i ggml_rq_unpack_avx2(const block_rq2 & x, __m256i table, int g) {
+    const __m256i qs = _mm256_loadu_si256((const __m256i *) x.qs);
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 2*g), _mm256_set1_epi8(3)));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq3 & x, __m256i table, int g) {
+    const __m256i qs   = _mm256_loadu_si256((const __m256i *) x.qs);
+    const __m256i qh   = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) x.qh));
+    const __m256i bit  = _mm256_set_m128i(_mm_set1_epi8((char) (2 << 2*g)), _mm_set1_epi8((char) (1 << 2*g)));
+    const __m256i high = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(qh, bit), bit), _mm256_set1_epi8(4));
+    const __m256i low  = _mm256_and_si256(_mm256_srli_epi16(qs, 2*g), _mm256_set1_epi8(3));
+    return _mm256_shuffle_epi8(table, _mm256_or_si256(low, high));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq4 & x, __m256i table, int g) {
+    const __m256i qs = _mm256_loadu_si256((const __m256i *) (x.qs + 32*(g & 1)));
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*(g >> 1)), _mm256_set1_epi8(15)));
+}
+
+template <typename block_t>
+static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
+    const __m256i table = ggml_rq_table_avx2(centroids, n_centroids);
+
+    __m256 sum = _mm256_setzero_ps();
+    for (int i = 0; i < nb; ++i, y += 4) {
+        const float d = GGML_CPU_FP16_TO_FP32(x[i].d) * (1.0f/128.0f);
+        for (int g = 0; g < 4; ++g) {
+            const __m256i p  = ggml_rq_mul_sum_avx2(ggml_rq_unpack_avx2(x[i], table, g), y[g].qs);
+            const __m256  dd = _mm256_set1_ps(d*GGML_CPU_FP16_TO_FP32(y[g].d));
+            sum = _mm256_add_ps(_mm256_mul_ps(dd, _mm256_cvtepi32_ps(p)), sum);
+        }
+    }
+    return ggml_rq_hsum_avx2(sum);
+}
+
+#else
+
+static inline int ggml_rq_index(const block_rq2 & x, int j) {
+    return (x.qs[j % 32] >> 2*(j / 32)) & 3;
+}
+
+static inline int ggml_rq_index(const block_rq3 & x, int j) {
+    return ((x.qs[j % 32] >> 2*(j / 32)) & 3) | ((x.qh[j % 16] >> (j / 16)) & 1) << 2;
+}
+
+static inline int ggml_rq_index(const block_rq4 & x, int j) {
+    return (x.qs[j % 64] >> 4*(j / 64)) & 15;
+}
+
+template <typename block_t>
+static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
+    GGML_UNUSED(n_centroids);
+
+    float sum = 0.0f;
+    for (int i = 0; i < nb; ++i, y += 4) {
+        float sum_block = 0.0f;
+        for (int g = 0; g < 4; ++g) {
+            int32_t p = 0;
+            for (int j = 0; j < 32; ++j) {
+                p += centroids[ggml_rq_index(x[i], 32*g + j)]*y[g].qs[j];
+            }
+            sum_block += GGML_CPU_FP16_TO_FP32(y[g].d)*p;
+        }
+        sum += sum_block*GGML_CPU_FP16_TO_FP32(x[i].d)*(1.0f/128.0f);
+    }
+    return sum;
+}
+
+#endif
+
+#define GGML_RQ_VEC_DOT(BITS) \
+    void ggml_vec_dot_rq##BITS##_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) { \
+        assert(n % QK_RQ == 0); \
+        assert(nrc == 1); \
+        GGML_UNUSED(nrc); GGML_UNUSED(bs); GGML_UNUSED(bx); GGML_UNUSED(by); \
+        *s = ggml_rq_dot(n/QK_RQ, (const block_rq##BITS *) vx, (const block_q8_0 *) vy, ggml_rq##BITS##_centroids, 1 << BITS); \
+    }
+
+GGML_RQ_VEC_DOT(2)
+GGML_RQ_VEC_DOT(3)
+GGML_RQ_VEC_DOT(4)
+
+void ggml_compute_forward_rq_rotate(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor * src0 = dst->src[1]; // the rows; dst->src[0] is the matrix
+
+    GGML_TENSOR_UNARY_OP_LOCALS
+
+    const int32_t hint = ggml_get_op_params_i32(dst, 1);
+    const auto  family = ggml_rq_hint_family(hint);
+    const auto  mode   = ggml_rq_hint_mode(hint);
+
+    GGML_ASSERT(src0->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32);
+    GGML_ASSERT(nb00 == sizeof(float) && nb0 == sizeof(float));
+    GGML_ASSERT(ne00 % QK_RQ == 0);
+
+    const int64_t nr = ne01*ne02*ne03;
+    const int64_t dr = (nr + params->nth - 1)/params->nth;
+    const int64_t r0 = dr*params->ith;
+    const int64_t r1 = MIN(r0 + dr, nr);
+
+    for (int64_t r = r0; r < r1; ++r) {
+        const int64_t i3 = r/(ne02*ne01);
+        const int64_t i2 = (r - i3*ne02*ne01)/ne01;
+        const int64_t i1 = r - i3*ne02*ne01 - i2*ne01;
+
+        ggml_rq_rotate_row(family, mode,
+                (const float *) ((const char *) src0->data + i1*nb01 + i2*nb02 + i3*nb03),
+                (float *) ((char *) dst->data + i1*nb1 + i2*nb2 + i3*nb3), ne00);
+    }
+}

@@ -1,0 +1,27 @@
+#pragma once
+
+// Rotated cache types on the CPU: quantization of rows as they are written, dot products with q8_0 rows, and the
+// fast form of the rotations.
+
+#include "ggml-rq-types.h"
+#include "ggml-cpu-impl.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+void quantize_row_rq2(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void quantize_row_rq3(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+
+// s = sum of x[i]*y[i] over n values (n a multiple of 128); vx: block_rqN, vy: block_q8_0; nrc is 1
+void ggml_vec_dot_rq2_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+void ggml_vec_dot_rq3_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+void ggml_vec_dot_rq4_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+
+// a MUL_MAT that carries ggml_rq_hint(): dst = rotation of the rows of src1 (F32), src0 is not read
+void ggml_compute_forward_rq_rotate(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+#ifdef __cplusplus
+}
+#endif
