@@ -1,0 +1,57 @@
+"""Runs llama.cpp's own converter: ``_hf_to_gguf.py SOURCE DECLARED ARGUMENTS…``, in a process of its own.
+
+SOURCE is the llama.cpp tree. The converter knows byte-pair tokenizers by a hash and refuses unknown ones; for
+those, and only those, the pre-tokenizer DECLARED for the model is written into the GGUF (``-`` when none is
+declared).
+"""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Starts the lines that are meant for ggufrq.
+MARK = "ggufrq: "
+
+
+class _Lines:
+    """stderr whose progress bars end their lines, so that they can be followed line by line."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def write(self, text: str) -> int:
+        return int(self._inner.write(text.replace("\r", "\n")))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def main(source: Path, declared: str, arguments: list[str]) -> None:
+    """Import the converter's classes, put the declaration in, and run the script."""
+    sys.stderr = _Lines(sys.stderr)
+    sys.path[0] = str(source)  # not this folder, whose modules would shadow others
+    sys.path.insert(0, str(source / "gguf-py"))
+    from conversion import base  # type: ignore[import-not-found,unused-ignore]
+
+    known = base.TextModel.get_vocab_base_pre
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        try:
+            name = str(known(self, tokenizer))
+        except NotImplementedError:
+            if declared == "-":
+                sys.exit(MARK + "unknown pre-tokenizer")
+            return declared
+        if declared not in ("-", name):
+            sys.exit(MARK + f"known pre-tokenizer {name}")
+        return name
+
+    base.TextModel.get_vocab_base_pre = get_vocab_base_pre
+    script = source / "convert_hf_to_gguf.py"
+    sys.argv = [str(script), *arguments]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

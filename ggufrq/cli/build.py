@@ -1,0 +1,133 @@
+"""``ggufrq build``: options and rendering only, the work is in ``ggufrq.build``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ggufrq import backends, log, paths, source
+from ggufrq import build as builds
+from ggufrq.build import Build, BuildOptions
+from ggufrq.errors import PatchError, SourceError
+from ggufrq.patches import PatchSet, default_patch_set, problems, require_applies
+from ggufrq.pin import load_pin
+from ggufrq.progress import clock
+from ggufrq.trees import tree_hash
+
+
+@click.command()
+@click.option(
+    "--source",
+    "where",
+    default="auto",
+    show_default=True,
+    metavar="auto|git|pypi|DIR",
+    help="Where llama.cpp comes from. auto: git if it answers within 8 s, else PyPI. DIR: a checkout, a "
+    "plain copy or an sdist file. All are verified against the pinned commit.",
+)
+@click.option("--backend", default="cpu", show_default=True, type=click.Choice(list(backends.BACKENDS)))
+@click.option(
+    "--native/--no-native", default=True, show_default=True, help="Compile for just this processor."
+)
+@click.option("--tests", is_flag=True, help="Build llama.cpp's tests of types and operations too.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Compilers at once; by cores and memory.")
+@click.option("--target", "targets", multiple=True, help="Build only this CMake target (may be repeated).")
+@click.option("--cmake-arg", "cmake_args", multiple=True, metavar="ARG", help="Passed to CMake, e.g. -DX=Y.")
+@click.option("--check", is_flag=True, help="Only tell whether the patch set applies; builds nothing.")
+@click.option("--prune", is_flag=True, help="Afterwards remove all other builds from the cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def build(
+    where: str,
+    backend: str,
+    native: bool,
+    tests: bool,
+    jobs: int | None,
+    targets: tuple[str, ...],
+    cmake_args: tuple[str, ...],
+    check: bool,
+    prune: bool,
+    as_json: bool,
+) -> None:
+    """Build llama.cpp with the ggufrq cache types: get the pinned source, patch it, compile it.
+
+    Builds are kept in the cache by what went into them, so a second run takes no time. A run that was
+    interrupted goes on where it was.
+
+    \b
+    Examples:
+      ggufrq build
+      ggufrq build --source ~/src/llama.cpp
+      ggufrq build --check --source ~/src/llama.cpp
+    """
+    if check:
+        _check(where, as_json)
+        return
+    options = BuildOptions(backend, native, tests, jobs, cmake_args)
+    before = builds.find_build(options, targets=targets)
+    made = builds.ensure_build(options, source=where, targets=targets)
+    if prune:
+        for gone in builds.prune(made):
+            log.say(f"removed {gone}")
+    if as_json:
+        click.echo(json.dumps({"bin": str(made.bin), "source": str(made.source), **made.manifest}, indent=2))
+        return
+    _render(made, new=before is None)
+
+
+def _render(made: Build, *, new: bool) -> None:
+    manifest = made.manifest
+    seconds = clock(manifest["seconds"])
+    state = f"built in {seconds}" if new else f"up to date (built {manifest['date'][:10]} in {seconds})"
+    log.say(
+        f"llama.cpp {manifest['llama_cpp']['commit'][:9]}, patch set {manifest['patch_set'][:8]}, "
+        f"{manifest['backend']} backend: {state}"
+    )
+    click.echo(made.bin)
+
+
+def _check(where: str, as_json: bool) -> None:
+    """Tell whether the patch set is well-formed and applies; a folder may be at any commit here."""
+    root = paths.data_dir("patches")
+    wrong = problems(root)
+    if wrong:
+        listing = "\n".join(f"  {problem}" for problem in wrong)
+        raise PatchError(f"the patch set in {root} is not in order:\n{listing}")
+    patch_set = default_patch_set()
+    pin = load_pin()
+    if where in source.NETWORK or Path(where).expanduser().is_file():
+        tree, what, commit = source.pristine(pin, where), f"llama.cpp {pin.commit}", pin.commit
+    else:
+        tree = Path(where).expanduser()
+        if not tree.is_dir():
+            raise SourceError(
+                f"the source '{where}' is neither a folder nor one of auto, git, pypi",
+                remedy="ggufrq build --check --source auto",
+            )
+        commit = source.checkout_commit(tree) or ""
+        known = f"commit {commit}" if commit else f"tree {tree_hash(tree)}"
+        pinned = known.split()[1] in (pin.commit, pin.tree)
+        what = (
+            f"{tree} ({known}{', the pinned one' if pinned else f'; the patches are made for {pin.commit}'})"
+        )
+    require_applies(patch_set, tree, what=what)
+    if as_json:
+        click.echo(json.dumps(_facts(patch_set, commit), indent=2))
+    else:
+        click.echo(
+            f"the patch set applies to {what}: {len(patch_set.patches)} patches, {patch_set.hunks} hunks in "
+            f"{len(patch_set.files)} files, {len(patch_set.overlay)} files of ours"
+        )
+
+
+def _facts(patch_set: PatchSet, commit: str) -> dict[str, object]:
+    return {
+        "applies": True,
+        "commit": commit or None,
+        "patch_set": patch_set.hash,
+        "patches": [patch.name for patch in patch_set.patches],
+        "hunks": patch_set.hunks,
+        "files": patch_set.files,
+        "overlay": list(patch_set.overlay),
+    }

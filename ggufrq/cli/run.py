@@ -1,0 +1,107 @@
+"""``ggufrq run``: one prompt with a quantized KV cache."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ggufrq import run as core
+from ggufrq.errors import UsageError
+from ggufrq.kv import parse_kv
+
+
+@click.command()
+@click.argument("model")
+@click.option("-p", "--prompt", metavar="TEXT", help="What to ask, or with --raw to continue.")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Read the prompt from a file.",
+)
+@click.option(
+    "--kv",
+    default="iso3",
+    show_default=True,
+    metavar="TYPE[/TYPE]",
+    help="Cache type, or K/V apart: iso3/planar4.",
+)
+@click.option(
+    "-n", "tokens", default=256, show_default=True, help="Longest answer, in tokens (-1: no limit)."
+)
+@click.option(
+    "-c", "n_ctx", default=4096, show_default=True, help="Context, in tokens: what the cache holds."
+)
+@click.option("-t", "threads", type=int, help="Threads.  [default: one per core]")
+@click.option("--temp", type=float, help="Temperature; 0 always takes the likeliest token.")
+@click.option("--seed", type=int, help="Seed of the sampling.")
+@click.option("--raw", is_flag=True, help="Continue the text instead of answering as in a chat.")
+@click.option(
+    "--llama-cpp",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Use the programs of another llama.cpp.",
+)
+@click.option("--fallback", is_flag=True, help="Use q8_0 where that llama.cpp lacks the type.")
+@click.option("--json", "as_json", is_flag=True, help="Print answer and figures as JSON.")
+def run(
+    model: str,
+    prompt: str | None,
+    file: Path | None,
+    kv: str,
+    tokens: int,
+    n_ctx: int,
+    threads: int | None,
+    temp: float | None,
+    seed: int | None,
+    raw: bool,
+    llama_cpp: Path | None,
+    fallback: bool,
+    as_json: bool,
+) -> None:
+    """Ask MODEL once and tell what the KV cache took.
+
+    MODEL is a GGUF file, an embedded model, or a Hub id with GGUF files (user/model or user/model:Q4_K_M).
+    The answer goes to stdout, the figures to stderr.
+
+    \b
+    Examples:
+      ggufrq run docs-qwen3-8m -p "CREATE TABLE" --raw --kv iso3
+      ggufrq run model.gguf -p "Why is the sky blue?" --kv iso3/planar4
+    """
+    if (prompt is None) == (file is None):
+        raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
+    text = prompt if prompt is not None else file.read_text(encoding="utf-8") if file else ""
+    programs = core.programs_for(llama_cpp)
+    command = shlex.join(
+        ["ggufrq", "run", model, "-p", "…", *(["--llama-cpp", str(llama_cpp)] if llama_cpp else [])]
+    )
+    pair = core.settle(parse_kv(kv), programs, fallback=fallback, command=command)
+    answer = core.generate(
+        core.model_file(model),
+        text,
+        pair,
+        programs,
+        tokens=tokens,
+        n_ctx=n_ctx,
+        raw=raw,
+        threads=threads,
+        temperature=temp,
+        seed=seed,
+        on_text=None if as_json else lambda piece: click.echo(piece, nl=False),
+    )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"model": model, **asdict(answer), "log": str(answer.log)}, indent=2, ensure_ascii=False
+            )
+        )
+        return
+    click.echo("" if answer.text.endswith("\n") else "\n", nl=False)
+    click.echo(f"cache  {core.cache_text(answer, pair)}", err=True)
+    click.echo(f"speed  {core.speed_text(answer)}", err=True)

@@ -1,0 +1,205 @@
+"""What llama.cpp's library says about a context in its log (INFO, so with ``-lv 4``), and its errors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ggufrq.kv import KvPair, kv_types
+
+_MIB = 1 << 20
+#: Sizes are printed with two decimals, from a float.
+_PRINTED = 0.00501
+
+_CACHE = re.compile(
+    r"llama_kv_cache: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers, +(\d+)/(\d+) seqs\), "
+    r"K \((\w+)\): +([\d.]+) MiB, V \((\w+)\): +([\d.]+) MiB"
+)
+_RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers")
+_ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
+_UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
+_CONTEXT = "constructing llama_context"
+
+_LEVEL = re.compile(r"^\d+\.\d+\.\d+\.\d+ ([IWED]) ?")
+_MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
+_FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
+#: Errors that only say that an earlier one happened.
+_FOLLOWING = (
+    "failed to load model",
+    "failed to create context",
+    "failed to create_context",
+    "encountered an error while trying to fit",
+    "exiting due to",
+    "exited with code",
+    "unable to load model",
+    "server start failed",
+    "the server exited before",
+)
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """One KV cache of a context: ``cells`` tokens in each of ``streams`` streams, sizes in MiB as printed."""
+
+    cells: int
+    layers: int
+    sequences: int
+    streams: int
+    mib: float
+    type_k: str
+    type_v: str
+    k_mib: float
+    v_mib: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens it holds, over all streams."""
+        return self.cells * self.streams
+
+    @property
+    def k_bytes(self) -> int | None:
+        """Exact bytes of K, see ``exact_bytes``."""
+        return exact_bytes(self.k_mib, self.tokens, self.type_k)
+
+    @property
+    def v_bytes(self) -> int | None:
+        """Exact bytes of V, see ``exact_bytes``."""
+        return exact_bytes(self.v_mib, self.tokens, self.type_v)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How one side of the cache (K or V) is rotated by the patched llama.cpp."""
+
+    type: str
+    family: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the log tells of a context: its caches, the recurrent state in MiB, our rotations by side (K, V),
+    and whether upstream's own Hadamard rotation is on."""
+
+    caches: tuple[KvCache, ...]
+    recurrent_mib: float
+    rotations: dict[str, Rotation]
+    upstream_rotates_k: bool = False
+    upstream_rotates_v: bool = False
+
+    @property
+    def k_types(self) -> set[str]:
+        """Types of K over all caches."""
+        return {cache.type_k for cache in self.caches}
+
+    @property
+    def v_types(self) -> set[str]:
+        """Types of V over all caches."""
+        return {cache.type_v for cache in self.caches}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the largest cache holds."""
+        return max((cache.tokens for cache in self.caches), default=0)
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """Exact bytes of K and V in all caches; None when the printed figures do not determine them."""
+        total = 0
+        for cache in self.caches:
+            k, v = cache.k_bytes, cache.v_bytes
+            if k is None or v is None:
+                return None
+            total += k + v
+        return total
+
+    @property
+    def kv_mib(self) -> float:
+        """MiB of K and V as printed, rounded to two decimals per cache."""
+        return sum(cache.mib for cache in self.caches)
+
+    @property
+    def kv_values(self) -> int | None:
+        """Values of K and V in all caches, from their exact bytes; None when these are not known."""
+        total = 0
+        for cache in self.caches:
+            for size, name in ((cache.k_bytes, cache.type_k), (cache.v_bytes, cache.type_v)):
+                if size is None:
+                    return None
+                kind = kv_types()[name]
+                total += size // kind.block_bytes * kind.block
+        return total
+
+
+def exact_bytes(mib: float, tokens: int, type_name: str) -> int | None:
+    """Exact size of K or V whose size was printed with two decimals.
+
+    A row (one token of one layer) is a whole number of blocks, and of 32 values at least, so that the size is
+    a multiple of ``tokens`` times that. None when the type is unknown, the printed figure fits no such
+    multiple, or more than one.
+    """
+    kind = kv_types().get(type_name)
+    if kind is None or tokens <= 0:
+        return None
+    unit = tokens * max(kind.block_bytes, 32 * kind.block_bytes // kind.block)
+    size = round(mib * _MIB / unit) * unit
+    if abs(size / _MIB - mib) > _PRINTED or unit / _MIB <= 2 * _PRINTED:
+        return None
+    return size
+
+
+def parse_context(text: str) -> Context | None:
+    """The last context that the log tells of, or None when it names no cache (then ``-lv 4`` was missing)."""
+    start = text.rfind(_CONTEXT)
+    part = text[start:] if start >= 0 else text
+    caches = tuple(
+        KvCache(
+            cells=int(m[2]),
+            layers=int(m[3]),
+            sequences=int(m[4]),
+            streams=int(m[5]),
+            mib=float(m[1]),
+            type_k=m[6],
+            k_mib=float(m[7]),
+            type_v=m[8],
+            v_mib=float(m[9]),
+        )
+        for m in _CACHE.finditer(part)
+    )
+    recurrent = sum(float(m[1]) for m in _RECURRENT.finditer(part))
+    rotations = {m[1]: Rotation(m[2], m[3], m[4]) for m in _ROTATION.finditer(part)}
+    if not caches and not recurrent:
+        return None
+    upstream = set(_UPSTREAM_ROTATION.findall(part))
+    return Context(caches, recurrent, rotations, "k" in upstream, "v" in upstream)
+
+
+def uses(context: Context, pair: KvPair) -> bool:
+    """Whether every cache of the context really has the pair's types."""
+    return context.k_types == {pair.k.name} and context.v_types == {pair.v.name}
+
+
+def error_lines(text: str) -> list[str]:
+    """Sentences of the errors in a log, without times and function names, the causes before what followed."""
+    causes: dict[str, None] = {}
+    followed: dict[str, None] = {}
+    for line in text.splitlines():
+        level = _LEVEL.match(line)
+        if level is not None and level[1] != "E":
+            continue
+        body = line[level.end() :] if level is not None else line
+        if level is None and not re.match(
+            r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)", body
+        ):
+            continue
+        sentence = _FUNCTION.sub("", _MODULE.sub("", body)).strip()
+        sentence = re.sub(r"^(?:task id = \d+, )?(?:error|Error|ERROR)(?: loading model)?: ", "", sentence)
+        if sentence:
+            (followed if any(words in sentence for words in _FOLLOWING) else causes)[sentence] = None
+    return [*causes, *followed]
+
+
+def explain(text: str, otherwise: str) -> str:
+    """The sentence of a log that explains a failure, or ``otherwise`` when it has none."""
+    lines = error_lines(text)
+    return lines[0] if lines else otherwise

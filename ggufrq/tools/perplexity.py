@@ -1,0 +1,184 @@
+"""llama-perplexity: perplexity, and the divergence of one run from another.
+
+It exits with 0 after a text that is too short, a missing base file, or a failed decode: only its output
+counts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufrq.errors import ToolError
+from ggufrq.kv import KvPair
+from ggufrq.tools.logs import Context, explain, parse_context
+
+_NUMBER = r"(-?(?:[\d.]+(?:e[+-]?\d+)?|nan|inf))"
+_FINAL = re.compile(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}")
+_PLAN = re.compile(r"(?:calculating perplexity|computing) over (\d+) chunks, n_ctx=(\d+)")
+_CHUNK = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
+_ROW = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± ", re.MULTILINE)
+_FAILED = re.compile(r"failed to decode|failed reading log-probs for chunk")
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity with its standard error over ``chunks`` texts of ``n_ctx`` tokens, and the context it was
+    taken in."""
+
+    ppl: float
+    ppl_err: float
+    chunks: int
+    n_ctx: int
+    context: Context
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A run against a base run: perplexities, Kullback-Leibler divergence (nats), and how often the likeliest
+    token is the same (a share, 0 to 1)."""
+
+    ppl: float
+    ppl_err: float
+    ppl_base: float
+    kld_mean: float
+    kld_mean_err: float
+    kld_max: float
+    kld_p999: float
+    kld_p99: float
+    kld_median: float
+    same_top: float
+    same_top_err: float
+    chunks: int
+    n_ctx: int
+    context: Context
+
+
+def arguments(
+    model: Path,
+    text: Path,
+    pair: KvPair,
+    base: Path,
+    *,
+    n_ctx: int,
+    chunks: int,
+    divergence: bool,
+    threads: int | None = None,
+) -> list[str]:
+    """Arguments of a run over ``chunks`` texts of ``n_ctx`` tokens in one batch; the base run (``divergence``
+    false) writes ``base``, the others are compared with it."""
+    args = ["-m", str(model), "-f", str(text), "-c", str(n_ctx), "-b", str(n_ctx * chunks)]
+    args += [
+        "--chunks",
+        str(chunks),
+        "--no-escape",
+        "-fa",
+        "on",
+        "-ctk",
+        pair.k.name,
+        "-ctv",
+        pair.v.name,
+        "-lv",
+        "4",
+    ]
+    args += ["--kl-divergence-base", str(base)]
+    if divergence:
+        args.append("--kl-divergence")
+    if threads:
+        args += ["-t", str(threads)]
+    return args
+
+
+def parse_perplexity(stdout: str, stderr: str) -> Perplexity:
+    """The result of a run without ``--kl-divergence``. Raises ToolError when it did not finish or is no
+    number."""
+    final = _FINAL.search(stderr) or _FINAL.search(stdout)
+    if final is None:
+        raise _unfinished(stderr, stdout)
+    chunks, n_ctx = _plan(stderr)
+    done = max((int(m[1]) for m in _CHUNK.finditer(stdout)), default=0)
+    if done != chunks:
+        raise ToolError(f"llama-perplexity finished {done} of {chunks} chunks")
+    ppl, err = float(final[1]), float(final[2])
+    if not math.isfinite(ppl):
+        raise ToolError(f"the perplexity is {final[1]}: the model or the cache computes no numbers any more")
+    return Perplexity(ppl, err, chunks, n_ctx, _context(stderr))
+
+
+def parse_divergence(stdout: str, stderr: str) -> Divergence:
+    """The result of a run with ``--kl-divergence``. Raises ToolError when it did not finish or is no
+    number."""
+    if _FAILED.search(stderr) or "KL divergence statistics" not in stdout or "Same top p:" not in stdout:
+        raise _unfinished(stderr, stdout)
+    chunks, n_ctx = _plan(stderr)
+    rows = [int(m[1]) for m in _ROW.finditer(stdout)]
+    if rows != list(range(1, chunks + 1)):
+        raise ToolError(f"llama-perplexity finished {len(rows)} of {chunks} chunks")
+    ppl, ppl_err = _pair(stdout, r"Mean PPL\(Q\)")
+    ppl_base, _ = _pair(stdout, r"Mean PPL\(base\)")
+    mean, mean_err = _pair(stdout, r"Mean +KLD")
+    top, top_err = _pair(stdout, "Same top p")
+    result = Divergence(
+        ppl=ppl,
+        ppl_err=ppl_err,
+        ppl_base=ppl_base,
+        kld_mean=mean,
+        kld_mean_err=mean_err,
+        kld_max=_single(stdout, "Maximum KLD"),
+        kld_p999=_single(stdout, r"99\.9% +KLD"),
+        kld_p99=_single(stdout, r"99\.0% +KLD"),
+        kld_median=_single(stdout, "Median +KLD"),
+        same_top=top / 100,
+        same_top_err=top_err / 100,
+        chunks=chunks,
+        n_ctx=n_ctx,
+        context=_context(stderr),
+    )
+    if not (math.isfinite(result.ppl) and math.isfinite(result.kld_mean)):
+        raise ToolError("the divergence is not a number: the model or the cache computes no numbers any more")
+    return result
+
+
+def chunks_done(stdout: str) -> int:
+    """How many chunks a run that still goes on has printed."""
+    return max((int(m[1]) for pattern in (_CHUNK, _ROW) for m in pattern.finditer(stdout)), default=0)
+
+
+def _plan(stderr: str) -> tuple[int, int]:
+    found = _PLAN.search(stderr)
+    if found is None:
+        raise ToolError("llama-perplexity does not say over how many chunks it ran")
+    return int(found[1]), int(found[2])
+
+
+def _context(stderr: str) -> Context:
+    found = parse_context(stderr)
+    if found is None:
+        raise ToolError("llama-perplexity does not say which cache it used")
+    return found
+
+
+def _pair(text: str, label: str) -> tuple[float, float]:
+    found = re.search(rf"^{label} *: +{_NUMBER} ± +{_NUMBER}", text, re.MULTILINE)
+    if found is None:
+        raise ToolError(f"llama-perplexity did not print '{label}'")
+    return float(found[1]), float(found[2])
+
+
+def _single(text: str, label: str) -> float:
+    found = re.search(rf"^{label}: +{_NUMBER}", text, re.MULTILINE)
+    if found is None:
+        raise ToolError(f"llama-perplexity did not print '{label}'")
+    return float(found[1])
+
+
+def _unfinished(stderr: str, stdout: str) -> ToolError:
+    rows = chunks_done(stdout)
+    if rows and "failed" not in stderr:
+        return ToolError(
+            f"too few tokens were scored for statistics ({rows} chunks)",
+            remedy="a longer text, or more chunks",
+        )
+    return ToolError(f"llama-perplexity gave no result: {explain(stderr, 'it does not say why')}")

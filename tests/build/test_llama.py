@@ -1,0 +1,106 @@
+"""The real build: llama.cpp at the pinned commit with our patch set."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ggufrq import build, cli, proc, source
+from ggufrq.build import Build, BuildOptions
+from ggufrq.errors import PatchError
+from ggufrq.patches import default_patch_set
+from ggufrq.pin import load_pin
+from ggufrq.project import TARGETS, TEST_TARGETS
+from ggufrq.trees import tree_hash
+
+pytestmark = pytest.mark.build
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_every_tool_is_there_and_says_what_it_was_built_from(llama_build: Build) -> None:
+    for name in (*TARGETS, *TEST_TARGETS):
+        assert llama_build.tool(name).is_file()
+    done = proc.run([llama_build.tool("llama-cli"), "--version"])
+    stamp = f"{load_pin().short}-rq{default_patch_set().hash[:8]}"
+    assert stamp in done.stdout + done.stderr
+    assert llama_build.manifest["llama_cpp"]["commit"] == load_pin().commit
+    assert llama_build.manifest["patch_set"] == default_patch_set().hash
+
+
+def test_programs_run_from_elsewhere_without_the_environment(llama_build: Build, tmp_path: Path) -> None:
+    """Shared libraries are found beside the programs, also after the folder was moved."""
+    moved = tmp_path / "moved bin"
+    shutil.copytree(llama_build.bin, moved, symlinks=True)
+    done = proc.run(
+        [moved / "llama-quantize", "--help"], cwd=tmp_path, env={"LD_LIBRARY_PATH": None}, check=False
+    )
+    assert "usage" in (done.stdout + done.stderr).lower()
+
+
+def test_a_second_build_does_nothing(
+    llama_build: Build, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: list[str], **_: object) -> None:
+        raise AssertionError(f"ran {command}")
+
+    monkeypatch.setattr(proc, "_spawn", refuse)
+    assert cli.invoke(["build", "--tests"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(llama_build.bin) and "up to date" in err
+    assert cli.invoke(["build", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == llama_build.key
+    assert cli.invoke(["where", "bin"]) == 0 == cli.invoke(["where", "source"])
+    assert capsys.readouterr().out.splitlines() == [str(llama_build.bin), str(llama_build.source)]
+    assert build.require_build(BuildOptions(tests=True)) == llama_build
+
+
+def test_the_source_is_the_pinned_one_plus_the_patch_set(llama_build: Build) -> None:
+    tree = source.cached(load_pin(), thorough=True)
+    assert tree is not None and tree_hash(tree) == load_pin().tree
+    changed = set()
+    for path in llama_build.source.rglob("*"):
+        name = path.relative_to(llama_build.source).as_posix()
+        if path.is_file() and "__pycache__" not in path.parts:
+            original = tree / name
+            if not original.is_file() or original.read_bytes() != path.read_bytes():
+                changed.add(name)
+    patch_set = default_patch_set()
+    assert changed == {*patch_set.files, *patch_set.overlay}
+
+
+def test_the_patch_set_applies_to_the_pinned_source(llama_build: Build, capsys: Captured) -> None:
+    assert cli.invoke(["build", "--check"]) == 0
+    assert f"applies to llama.cpp {load_pin().commit}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", default_patch_set().files)
+def test_a_changed_hooked_file_is_named_with_its_hunk_and_left_alone(
+    llama_build: Build, tmp_path: Path, capsys: Captured, file: str
+) -> None:
+    pristine = source.cached(load_pin())
+    assert pristine is not None
+    patch_set = default_patch_set()
+    tree = tmp_path / "changed llama.cpp"
+    for name in patch_set.files:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pristine / name, tree / name)
+    patch = next(patch for patch in patch_set.patches if file in {changed.file for changed in patch.files})
+    hunk = next(changed.hunks[-1] for changed in patch.files if changed.file == file)
+    lines = (tree / file).read_text(encoding="utf-8").split("\n")
+    for at in range(hunk.line - 1, min(hunk.line + 5, len(lines))):
+        lines[at] += " // changed"
+    (tree / file).write_text("\n".join(lines), encoding="utf-8")
+    before = tree_hash(tree)
+    assert cli.invoke(["build", "--check", "--source", str(tree)]) == PatchError.exit_code
+    err = capsys.readouterr().err
+    assert f"{patch.name}: {file}, hunk {hunk.number} of " in err
+    assert tree_hash(tree) == before
+
+
+@pytest.mark.slow
+def test_upstreams_test_of_quantization_functions_passes(llama_build: Build) -> None:
+    proc.run([llama_build.tool("test-quantize-fns")], timeout=600)

@@ -1,0 +1,66 @@
+"""Fixtures that all tests may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ggufrq import build, log, proc
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LOGS = Path(__file__).resolve().parent / "logs"
+
+# Repositories made by tests are no part of one around them, and need an author.
+os.environ["GIT_CEILING_DIRECTORIES"] = os.pathsep.join(["/tmp", str(REPOSITORY.parent)])
+for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"):
+    os.environ.pop(name, None)
+for who in ("AUTHOR", "COMMITTER"):
+    os.environ.setdefault(f"GIT_{who}_NAME", "Test")
+    os.environ.setdefault(f"GIT_{who}_EMAIL", "test@example.org")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    folder = tmp_path / "the cache"
+    monkeypatch.setenv("GGUFRQ_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any program that is run fails the test."""
+
+    def refuse(command: list[str], **_: object) -> None:
+        raise AssertionError(f"this test must not run programs, but ran {command}")
+
+    monkeypatch.setattr(proc, "_spawn", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.fixture(autouse=True)
+def talkative() -> Iterator[None]:
+    """Hints on, as at the start of a program, whatever an earlier test chose."""
+    log.set_up(command=[])
+    yield
+    log.set_up(command=[])
+
+
+@pytest.fixture(scope="session")
+def llama_build() -> build.Build:
+    """The real build with its tests, in the user's cache: made once, minutes on the first run."""
+    return build.ensure_build(build.BuildOptions(tests=True))
+
+
+@pytest.fixture
+def git(tmp_path: Path) -> Callable[..., str]:
+    """Run git in a folder and return what it prints."""
+
+    def run(folder: Path, *arguments: str) -> str:
+        return proc.run(["git", "-C", folder, *arguments]).stdout.strip()
+
+    return run

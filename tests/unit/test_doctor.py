@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ggufrq import doctor, machine, manifest, paths, toolchain
+from ggufrq.cli.doctor import doctor as command
+from ggufrq.toolchain import Program
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that has everything but a build."""
+    for name in ("compiler", "git", "cmake", "ninja", "ccache"):
+        monkeypatch.setattr(
+            toolchain, name, lambda name=name: Program(Path("/usr/bin") / name, f"{name} 1.0")
+        )
+    monkeypatch.setattr(machine, "memory", lambda: (16 << 30, 8 << 30))
+    monkeypatch.setattr(machine, "free_disk", lambda _: 50 << 30)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    data = tmp_path / "data"
+    (data / "models" / "docs-small").mkdir(parents=True)
+    (data / "models" / "docs-small" / "config.json").touch()
+    (data / "models" / "docs-small" / "model.safetensors").touch()
+    (data / "patches").mkdir()
+    monkeypatch.setattr(paths, "data_dir", lambda name: data / name)
+
+
+def report() -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.examine()}
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+def test_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = report()
+    assert doctor.healthy(list(checks.values()))
+    todo = {name for name, check in checks.items() if check.state != "ok"}
+    assert todo == {"llama.cpp source", "build"}
+    assert all(checks[name].remedy == "ggufrq build" for name in todo)
+    assert checks["embedded models"].found == "docs-small"
+    assert "5 compilers" in checks["memory"].found or machine.cores() < 5
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+@pytest.mark.parametrize(
+    ("what", "state", "name"),
+    [
+        ("compiler", "missing", "C++ compiler"),
+        ("git", "missing", "git"),
+        ("cmake", "missing", "cmake"),
+        ("ccache", "optional", "ccache"),
+    ],
+)
+def test_a_missing_program(monkeypatch: pytest.MonkeyPatch, what: str, state: str, name: str) -> None:
+    monkeypatch.setattr(toolchain, what, lambda: None)
+    check = report()[name]
+    assert (check.state, check.found) == (state, "not found")
+    assert check.remedy
+    assert doctor.healthy([check]) == (state == "optional")
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+def test_little_disk_memory_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_disk", lambda _: 100 << 20)
+    monkeypatch.setattr(machine, "memory", lambda: (1 << 30, 1 << 29))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    checks = report()
+    assert checks["disk"].state == "missing" and "GGUFRQ_CACHE" in checks["disk"].remedy
+    assert checks["memory"].state == "todo" and "--jobs 1" in checks["memory"].remedy
+    assert checks["conversion"].state == "optional" and "no torch:" in checks["conversion"].found
+    assert "[convert]" in checks["conversion"].remedy
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+def test_broken_patches_and_absent_models() -> None:
+    (paths.data_dir("patches") / "series").write_text("gone.patch\n")
+    (paths.data_dir("models") / "docs-small" / "model.safetensors").unlink()
+    checks = report()
+    assert "gone.patch" in checks["patch set"].found and checks["patch set"].state == "missing"
+    assert checks["build"].state == "missing"
+    assert checks["embedded models"].state == "missing"
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+def test_builds_of_another_patch_set_are_told() -> None:
+    other = paths.builds_dir() / "other"
+    other.mkdir()
+    (other / manifest.MANIFEST).touch()
+    assert "(1 for others)" in report()["build"].found
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(command, ["--json"])
+    data: dict[str, Any] = json.loads(result.output)
+    assert (result.exit_code, data["healthy"]) == (0, True)
+    assert {"name", "state", "found", "remedy"} == set(data["checks"][0])
+    monkeypatch.setattr(toolchain, "git", lambda: None)
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 1
+    assert "missing" in result.output
+    assert "install git" in result.output.partition("To mend:")[2]
+
+
+def test_the_real_machine_can_be_examined() -> None:
+    assert len(report()) == 14
