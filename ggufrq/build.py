@@ -35,8 +35,8 @@ __all__ = [
     "require_build",
 ]
 
-#: Free disk that a build is not begun without, in bytes: source and objects take about that.
-NEEDED_DISK = 1 << 30
+#: Free disk that a build is not begun without, in bytes: sdist, source and objects take about that.
+NEEDED_DISK = 600 << 20
 _BUSY_SECONDS = 900.0
 
 

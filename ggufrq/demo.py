@@ -141,13 +141,13 @@ def caption(rows: Sequence[Row]) -> str:
     text = (
         f"Weights {meta['weights']}; {meta['cpu']}, {meta['threads']} threads; llama.cpp "
         f"{str(meta['llama_cpp'])[:12]}, patch set {str(meta['patch_set'])[:12]}. "
-        f"bits: per value of K and V. bytes: of the cache for {row['cache_tokens']:,} tokens, from llama.cpp's "
-        f"log. prefill, decode: tokens/s of llama-bench for {meta['prompt']} and {meta['generate']} tokens "
-        f"behind {meta['depth']}. PPL, KLD (mean and 99.9th percentile, in nats) and how often the likeliest "
-        f"token is the same: llama-perplexity on the held-out text, {meta['chunks']} chunks of "
-        f"{meta['n_ctx']:,} tokens ({scored:,} scored: PPL ± {error:.0f} %), against the run with an f16 cache. "
-        "K is quantized from the first token on in every row: its type and size are read from the log of the "
-        "very run that was scored, and any other type or size is an error."
+        f"bits: per value of K and V. bytes: of the cache for {row['cache_tokens']:,} tokens, from "
+        f"llama.cpp's log. prefill, decode: tokens/s of llama-bench for {meta['prompt']} and "
+        f"{meta['generate']} tokens behind {meta['depth']}. PPL, KLD (mean and 99.9th percentile, nats) and "
+        f"how often the likeliest token is the same: llama-perplexity on the held-out text, {meta['chunks']} "
+        f"chunks of {meta['n_ctx']:,} tokens ({scored:,} scored: PPL ± {error:.0f} %), against the run with "
+        "an f16 cache. K is quantized from the first token on in every row: its type and size are read from the "
+        "log of the very run that was scored, and any other type or size is an error."
     )
     return "\n".join(
         [

@@ -49,7 +49,7 @@ class Settings:
 
     n_ctx: int = 1024
     chunks: int = 4
-    prompt: int = 512
+    prompt: int = 256
     generate: int = 32
     depth: int = 512
     repetitions: int = 2

@@ -110,7 +110,8 @@ def _failed(completed: proc.Completed, root: Path, what: str) -> BuildError:
         return disk_full(root)
     failure = compile_log.first_failure(output)
     shown = "\n".join(f"  {line}" for line in failure.lines)
-    message = f"{what}{': ' + failure.file if failure.file else ''}\n{shown}\n  whole log: {root / LOG}"
+    file = failure.file.removeprefix(f"{root / 'src'}{os.sep}")
+    message = f"{what}{': ' + file if file else ''}\n{shown}\n  whole log: {root / LOG}"
     if failure.out_of_memory:
         return BuildError(message, remedy="ggufrq build --jobs 1 (the compiler ran out of memory)")
     return BuildError(
@@ -137,6 +138,7 @@ def disk_full(root: Path) -> BuildError:
     """The error to raise when there is no room for a build."""
     free = machine.free_disk(paths.builds_dir()) / 1e9
     return BuildError(
-        f"the disk that holds {root.parent} is full ({free:.1f} GB free, a build takes about 1 GB)",
+        f"the disk that holds {root.parent} is full "
+        f"({free:.1f} GB free, a build and its source take about 0.5 GB)",
         remedy=f"free some space, or set {paths.CACHE_VARIABLE} to a folder on a larger disk",
     )

@@ -111,13 +111,16 @@ def _check(where: str, as_json: bool) -> None:
         what = (
             f"{tree} ({known}{', the pinned one' if pinned else f'; the patches are made for {pin.commit}'})"
         )
-    require_applies(patch_set, tree, what=what)
+    found = require_applies(patch_set, tree, what=what)
+    for moved in found.moved:
+        log.say(f"moved: {moved}")
     if as_json:
-        click.echo(json.dumps(_facts(patch_set, commit), indent=2))
+        click.echo(json.dumps({**_facts(patch_set, commit), "moved": list(found.moved)}, indent=2))
     else:
         click.echo(
             f"the patch set applies to {what}: {len(patch_set.patches)} patches, {patch_set.hunks} hunks in "
             f"{len(patch_set.files)} files, {len(patch_set.overlay)} files of ours"
+            + (f"; {len(found.moved)} hunks fit at other lines than recorded" if found.moved else "")
         )
 
 

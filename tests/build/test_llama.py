@@ -11,7 +11,7 @@ import pytest
 from ggufrq import build, cli, proc, source
 from ggufrq.build import Build, BuildOptions
 from ggufrq.errors import PatchError
-from ggufrq.patches import default_patch_set
+from ggufrq.patches import default_patch_set, function_of
 from ggufrq.pin import load_pin
 from ggufrq.project import TARGETS, TEST_TARGETS
 from ggufrq.trees import tree_hash
@@ -75,6 +75,20 @@ def test_the_source_is_the_pinned_one_plus_the_patch_set(llama_build: Build) -> 
 def test_the_patch_set_applies_to_the_pinned_source(llama_build: Build, capsys: Captured) -> None:
     assert cli.invoke(["build", "--check"]) == 0
     assert f"applies to llama.cpp {load_pin().commit}" in capsys.readouterr().out
+
+
+def test_every_hunk_records_its_function(llama_build: Build) -> None:
+    """So that a hunk whose lines stand in another function too cannot land there. See patches.fit."""
+    tree = source.cached(load_pin())
+    assert tree is not None
+    seen: set[str] = set()
+    for patch in default_patch_set().patches:
+        for changed in patch.files:
+            lines = (tree / changed.file).read_text(encoding="utf-8").split("\n")
+            if changed.file not in seen:  # a later patch of the same file counts lines after the earlier one
+                for hunk in changed.hunks:
+                    assert function_of(lines, hunk.line)[: len(hunk.context)] == hunk.context, hunk
+        seen |= {changed.file for changed in patch.files}
 
 
 @pytest.mark.parametrize("file", default_patch_set().files)

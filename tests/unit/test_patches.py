@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import patches, paths
+from ggufrq import patches, paths, series
 from ggufrq.errors import PatchError
 from ggufrq.trees import tree_hash
 
@@ -25,7 +25,7 @@ def patch_text(
     out = [f"diff --git a/{file} b/{file}", f"--- a/{file}", f"+++ b/{file}"]
     for shift, (at, new) in enumerate(sorted(changes.items())):
         before, after = old[at - 3 : at], old[at : at + 3]
-        out.append(f"@@ -{at - 2},6 +{at - 2 + shift},7 @@ void f{at}(void) {{")
+        out.append(f"@@ -{at - 2},6 +{at - 2 + shift},7 @@ {patches.function_of(old, at - 2)}")
         out += [f" {line}" for line in before] + [f"+{new}"] + [f" {line}" for line in after]
     return header + text(out)
 
@@ -64,7 +64,7 @@ def test_load(root: Path) -> None:
     assert found.overlay == ("src/new.c",)
     assert found.files == ["src/a.c", "src/b.c"]
     assert found.hunks == 4
-    assert found.patches[0].files[0].hunks[1] == patches.Hunk(2, 38, "void f40(void) {")
+    assert found.patches[0].files[0].hunks[1] == series.Hunk(2, 38, "line 37", 1)
     assert patches.problems(root) == []
 
 
@@ -95,10 +95,31 @@ def test_it_applies_inside_a_repository_and_in_one(root: Path, tree: Path, git: 
 def test_an_offset_is_fine_but_fuzz_is_not(root: Path, tree: Path) -> None:
     moved = text(["new first", *LINES])
     (tree / "src" / "a.c").write_text(moved)
-    assert patches.failures(patches.load(root), tree) == []
+    assert patches.fit(patches.load(root), tree).failures == ()
     outermost = moved.replace("line 38\n", "line thirty-eight\n")  # the first context line of a hunk
     (tree / "src" / "a.c").write_text(outermost)
-    assert len(patches.failures(patches.load(root), tree)) == 1
+    assert len(patches.fit(patches.load(root), tree).failures) == 1
+
+
+def test_a_hunk_may_move_but_not_into_another_function(root: Path, tree: Path) -> None:
+    body = ["    switch (type) {", "        case A:", "        case B:", "            go();", "    }", "}"]
+    old = ["// top", "", "void first(void) {", *body, "", "void second(void) {", *body]
+    (root / "core" / "first.patch").write_text(patch_text("src/a.c", old, {6: "        case OURS:"}))
+    (root / "series").write_text("core/first.patch\n")
+    loaded = patches.load(root)
+    assert loaded.patches[0].files[0].hunks[0].context == "void first(void) {"
+    (tree / "src" / "a.c").write_text(text(["// more", "// more", *old]))
+    found = patches.fit(loaded, tree)
+    assert found.failures == () and found.moved == ("core/first.patch: src/a.c, hunk 1, now at line 6",)
+    # In the first function the place is gone; the same lines stand in the second.
+    (tree / "src" / "a.c").write_text(
+        text([*old[:4], "        case NEW:", *old[4:]]).replace("case A", "case Z", 1)
+    )
+    found = patches.fit(loaded, tree)
+    assert [str(failure) for failure in found.failures] == [
+        "core/first.patch: src/a.c, hunk 1 of 1 (line 4, in 'void first(void) {'): "
+        "its lines stand in 'void second(void) {' only"
+    ]
 
 
 def test_a_changed_file_fails_with_file_and_hunk_and_is_not_touched(root: Path, tree: Path) -> None:
@@ -109,7 +130,7 @@ def test_a_changed_file_fails_with_file_and_hunk_and_is_not_touched(root: Path, 
         patches.apply(patches.load(root), tree, what="llama.cpp 123abc")
     message = caught.value.message
     assert "llama.cpp 123abc" in message
-    assert "core/first.patch: src/a.c, hunk 2 of 2 (line 38, in 'void f40(void) {')" in message
+    assert "core/first.patch: src/a.c, hunk 2 of 2 (line 38, in 'line 37')" in message
     assert "second" not in message
     assert tree_hash(tree) == before
     assert not (tree / "src" / "new.c").exists()
@@ -119,7 +140,7 @@ def test_all_failing_places_are_named_at_once(root: Path, tree: Path) -> None:
     (tree / "src" / "a.c").write_text(text(LINES).replace("line 9\n", "x\n").replace("line 39\n", "y\n"))
     (tree / "src" / "b.c").unlink()
     (tree / "src" / "new.c").touch()
-    found = patches.failures(patches.load(root), tree)
+    found = patches.fit(patches.load(root), tree).failures
     places = [(failure.patch, failure.file, failure.hunk and failure.hunk.number) for failure in found]
     assert places == [
         ("overlay", "src/new.c", None),
@@ -142,7 +163,7 @@ def test_an_overlay_file_never_replaces_one(root: Path, tree: Path) -> None:
 def test_a_tree_that_is_patched_already_is_recognised(root: Path, tree: Path) -> None:
     found = patches.load(root)
     patches.apply(found, tree, what="it")
-    assert any("holds this patch already" in str(failure) for failure in patches.failures(found, tree))
+    assert any("holds this patch already" in str(failure) for failure in patches.fit(found, tree).failures)
 
 
 def test_user_settings_of_git_do_not_matter(
@@ -152,7 +173,7 @@ def test_user_settings_of_git_do_not_matter(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
     (tree / "src" / "b.c").write_text(text(LINES).replace("line 6", "line  6"))
-    assert [failure.file for failure in patches.failures(patches.load(root), tree)] == ["src/b.c"]
+    assert [failure.file for failure in patches.fit(patches.load(root), tree).failures] == ["src/b.c"]
     (tree / "src" / "b.c").write_text(text(LINES))
     patches.apply(patches.load(root), tree, what="it")
     assert b"\r" not in (tree / "src" / "a.c").read_bytes()
@@ -235,7 +256,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
 def test_missing_git_is_explained(root: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(PatchError, match="git is not there"):
-        patches.failures(patches.load(root), tree)
+        patches.fit(patches.load(root), tree)
 
 
 def test_our_own_patch_set_is_in_order() -> None:

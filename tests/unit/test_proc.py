@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -88,7 +89,7 @@ def test_log_holds_command_and_output_and_is_appended_to(tmp_path: Path) -> None
     proc.run(python("print('first')"), log=log, cwd=tmp_path)
     proc.run(python("import sys; print('second', file=sys.stderr); sys.exit(3)"), log=log, check=False)
     text = log.read_text()
-    assert text.startswith(f"$ {sys.executable}")
+    assert text.startswith(f"$ {shlex.quote(sys.executable)}")
     assert f"(in {tmp_path})" in text
     assert (
         text.index("first\n")

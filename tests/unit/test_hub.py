@@ -1,0 +1,174 @@
+"""Downloads from a Hub on the loopback interface, in a process of their own: the endpoint is read on import."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ggufrq import hub, proc
+from ggufrq.errors import ModelError
+
+_PROGRAM = """
+import json, sys
+from ggufrq import hub
+from ggufrq.errors import GgufrqError
+try:
+    found = getattr(hub, sys.argv[1])(*sys.argv[2:])
+    folder = getattr(found, "folder", found)
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.is_dir() else [folder.name]
+    print(json.dumps({"revision": getattr(found, "revision", None), "files": files, "path": str(folder)}))
+except GgufrqError as error:
+    print(json.dumps({"error": error.message, "remedy": error.remedy}))
+"""
+MODEL = {
+    "config.json": b"{}",
+    "model-00001-of-00002.safetensors": b"one",
+    "model-00002-of-00002.safetensors": b"two",
+    "tokenizer.json": b"{}",
+    "merges.txt": b"",
+    "README.md": b"#",
+    "pytorch_model.bin": b"unwanted",
+    "original/consolidated.safetensors": b"unwanted",
+    "onnx/model.onnx": b"unwanted",
+}
+
+
+def _fake() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fake_hub", Path(__file__).with_name("fake_hub.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_hub"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+fake = _fake()
+
+
+def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:
+    done = proc.run(
+        [sys.executable, "-c", _PROGRAM, *arguments],
+        cwd=Path(hub.__file__).parent.parent,
+        env={
+            "HF_ENDPOINT": url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_OFFLINE": None,
+            "HF_TOKEN": None,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        },
+        timeout=120,
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
+    with fake.fake_hub({"user/model": MODEL}) as server:
+        found = call(server.url, tmp_path, "fetch_model", "user/model")
+        assert found["revision"] == fake.SHA
+        assert found["files"] == [
+            "config.json",
+            "merges.txt",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "tokenizer.json",
+        ]
+        fetched = list(server.fetched)
+        assert not any("unwanted" in name or "README" in name or "onnx" in name for name in fetched)
+        again = call(server.url, tmp_path, "fetch_model", "user/model", fake.SHA)
+        assert again["path"] == found["path"]
+        assert server.fetched == fetched  # nothing is fetched twice
+
+
+def test_gguf_by_label(tmp_path: Path) -> None:
+    files = {"m-Q4_K_M.gguf": b"GGUFq4", "m-Q8_0.gguf": b"GGUFq8", "m-imatrix.gguf": b"GGUFi"}
+    with fake.fake_hub({"user/model-GGUF": files}) as server:
+        assert call(server.url, tmp_path, "fetch_gguf", "user/model-GGUF")["files"] == ["m-Q4_K_M.gguf"]
+        assert call(server.url, tmp_path, "fetch_gguf", "user/model-GGUF", "q8_0")["files"] == ["m-Q8_0.gguf"]
+        assert server.fetched == ["user/model-GGUF/m-Q4_K_M.gguf", "user/model-GGUF/m-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says", "remedy"),
+    [
+        (("fetch_model", "user/none"), {}, "no such repository: user/none", "check the name"),
+        (("fetch_model", "user/model", "v9"), {}, "no such revision", "check the name"),
+        (("fetch_model", "user/model"), {"user/model": 403}, "accepted its terms", "hf auth login"),
+        (("fetch_model", "user/model"), {"user/model": 500}, "could not be fetched", "once more"),
+        (("fetch_model", "user/empty"), {}, "no safetensors files, but 1 GGUF", "ggufrq run user/empty"),
+        (("fetch_gguf", "user/model"), {}, "no GGUF files", "ggufrq quantize user/model"),
+    ],
+)
+def test_errors(
+    tmp_path: Path, arguments: tuple[str, ...], status: dict[str, int], says: str, remedy: str
+) -> None:
+    with fake.fake_hub({"user/model": MODEL, "user/empty": {"a-Q8_0.gguf": b"GGUF"}}, status) as server:
+        found = call(server.url, tmp_path, *arguments)
+    assert says in found["error"]
+    assert remedy in found["remedy"]
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with fake.fake_hub({}) as server:
+        url = server.url
+    found = call(url, tmp_path, "fetch_model", "user/model")
+    assert "user/model could not be fetched from the Hub" in found["error"]
+    assert "HF_ENDPOINT" in found["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "chosen"),
+    [
+        (["only.gguf"], None, ["only.gguf"]),
+        (["m-Q8_0.gguf", "m-Q4_K_M.gguf"], None, ["m-Q4_K_M.gguf"]),
+        (["m-Q8_0.gguf", "m-Q4_K_M.gguf"], "q8_0", ["m-Q8_0.gguf"]),
+        (["m-Q8_0.gguf", "mmproj-F16.gguf"], None, ["m-Q8_0.gguf"]),
+        (
+            ["d/m-Q8_0-00002-of-00002.gguf", "d/m-Q8_0-00001-of-00002.gguf", "m-Q4_0.gguf"],
+            "Q8_0",
+            ["d/m-Q8_0-00001-of-00002.gguf", "d/m-Q8_0-00002-of-00002.gguf"],
+        ),
+    ],
+)
+def test_choice(names: list[str], label: str | None, chosen: list[str]) -> None:
+    assert hub.choose_gguf("r/m", names, label) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "says"),
+    [
+        ([], None, "no GGUF files"),
+        (["imatrix.gguf"], None, "no GGUF files"),
+        (["m-Q8_0.gguf", "m-Q6_K.gguf"], None, "no file for 'Q4_K_M'; there are m-Q8_0, m-Q6_K"),
+        (["m-Q8_0.gguf"], "Q4_0", "no file for 'Q4_0'"),
+        (["a-Q8_0.gguf", "b-Q8_0.gguf"], "Q8_0", "more than one file"),
+        (["m-Q8_0-00001-of-00003.gguf", "m-Q8_0-00003-of-00003.gguf"], None, "2 of 3 shards"),
+    ],
+)
+def test_no_choice(names: list[str], label: str | None, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        hub.choose_gguf("r/m", names, label)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("Qwen/Qwen3-0.6B", ("Qwen/Qwen3-0.6B", None)),
+        ("u/m-GGUF:Q4_K_M", ("u/m-GGUF", "Q4_K_M")),
+        ("model", None),
+        ("a/b/c", None),
+        ("./a/b", None),
+        ("https://huggingface.co/a/b", None),
+    ],
+)
+def test_ids(text: str, parsed: tuple[str, str | None] | None) -> None:
+    assert hub.parse_id(text) == parsed

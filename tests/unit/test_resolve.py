@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggufrq import resolve
+from ggufrq.errors import ModelError, UsageError
+
+
+def test_embedded_models() -> None:
+    assert set(resolve.embedded_models()) == {"docs-qwen3-8m", "docs-qwen3.5-8m"}
+    found = resolve.resolve("docs-qwen3-8m")
+    assert (found.kind, found.name) == ("embedded", "docs-qwen3-8m")
+    assert found.path is not None and (found.path / "model.safetensors").is_file()
+
+
+def test_folder_file_and_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "My-Model-1B"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert (resolve.resolve(str(folder)).kind, resolve.resolve(str(folder)).name) == ("folder", "My-Model-1B")
+    path = tmp_path / "My-Model-1B-Q4_K_M.gguf"
+    path.write_bytes(b"GGUF....")
+    assert (resolve.resolve(str(path)).kind, resolve.resolve(str(path)).name) == ("gguf", "My-Model-1B")
+    found = resolve.resolve("Qwen/Qwen3-0.6B-GGUF:Q8_0")
+    assert (found.kind, found.name, found.repo, found.label) == (
+        "hub",
+        "Qwen3-0.6B",
+        "Qwen/Qwen3-0.6B-GGUF",
+        "Q8_0",
+    )
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no model 'nothing'") as caught:
+        resolve.resolve("nothing")
+    assert "docs-qwen3-8m" in str(caught.value.remedy)
+    with pytest.raises(ModelError, match=r"there is no model 'a/b\.gguf'"):
+        resolve.resolve("a/b.gguf")
+    with pytest.raises(ModelError, match="no config.json"):
+        resolve.resolve(str(tmp_path))
+    (tmp_path / "text.txt").write_text("hello")
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        resolve.resolve(str(tmp_path / "text.txt"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match="name one of them"):
+        resolve.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stem", "base"),
+    [
+        ("Qwen3-0.6B-Q8_0", "Qwen3-0.6B"),
+        ("Qwen3-0.6B-BF16", "Qwen3-0.6B"),
+        ("Qwen3.5-27B-UD-IQ2_XXS", "Qwen3.5-27B"),
+        ("m-MXFP4_MOE", "m"),
+        ("m-IQ4_XS-00001-of-00003", "m"),
+        ("Qwen3-0.6B-GGUF", "Qwen3-0.6B"),
+        ("model.Q4_K_M", "model"),
+        ("Phi-4", "Phi-4"),
+        ("Q8_0", "Q8_0"),
+    ],
+)
+def test_base_name(stem: str, base: str) -> None:
+    assert resolve.base_name(stem) == base
