@@ -1,0 +1,81 @@
+"""The embedded models, quantized once per session by the real build."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ggufrq.build import Build
+from ggufrq.quantize import Family, make_family
+from ggufrq.tools import Programs
+
+MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
+TYPES = ("IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.models)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, llama_build: Build) -> Iterator[None]:
+    """Nothing but the build comes from the user's cache: its lookup is done, then the cache moves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        for name in ("ggufrq.build", "ggufrq.run", "ggufrq.cli.quantize", "ggufrq.cli.demo"):
+            module = importlib.import_module(name)
+            for function in ("require_build", "find_build", "ensure_build"):
+                if hasattr(module, function):
+                    patch.setattr(module, function, lambda *_, **__: llama_build)
+        yield
+
+
+@pytest.fixture(scope="session")
+def families(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    folder = tmp_path_factory.mktemp("families")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return {name: make_family(name, TYPES, llama_build, out=folder / name) for name in MODELS}
+
+
+@pytest.fixture(scope="session")
+def programs(llama_build: Build) -> Programs:
+    return Programs.of_build(llama_build)
+
+
+@pytest.fixture(scope="session")
+def fake_hub() -> ModuleType:
+    path = Path(__file__).resolve().parent.parent / "unit" / "fake_hub.py"
+    spec = importlib.util.spec_from_file_location("fake_hub", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_hub"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def command_line() -> Callable[..., list[str]]:
+    """A command line that runs ggufrq with the build of this session, whatever the cache holds."""
+
+    def make(build: Build, *arguments: str) -> list[str]:
+        program = (
+            "import pathlib, ggufrq.build as b\n"
+            f"folders = map(pathlib.Path, {[str(build.root), str(build.bin), str(build.source)]!r})\n"
+            f"build = b.Build({build.key!r}, *folders, {{}})\n"
+            "b.require_build = b.find_build = b.ensure_build = lambda *_, **__: build\n"
+            "from ggufrq.cli import main\n"
+            "main()\n"
+        )
+        return [sys.executable, "-c", program, *arguments]
+
+    return make

@@ -1,0 +1,193 @@
+"""One prompt with quantized caches: the text, what llama.cpp's own log says of the cache, and honest failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ggufrq.build import Build
+from ggufrq.cli.run import run as command
+from ggufrq.errors import ToolError
+from ggufrq.kv import kv_types, parse_kv
+from ggufrq.memory import kv_shape
+from ggufrq.quantize import Family, make_family
+from ggufrq.resolve import embedded_models
+from ggufrq.run import generate
+from ggufrq.tools import Programs
+from ggufrq.tools.logs import parse_context
+
+DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
+PROMPT = "The CREATE TABLE statement is used to"
+UPSTREAM = "f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1"
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+@pytest.mark.parametrize("kv", ["iso3", "iso3/planar4", "rotor2/q8_0", "f16/iso4", "f16"])
+def test_generation(families: dict[str, Family], programs: Programs, name: str, kv: str) -> None:
+    pair, model = parse_kv(kv), families[name].file("Q8_0")
+    pieces: list[str] = []
+    found = generate(
+        model, PROMPT, pair, programs, tokens=12, n_ctx=1024, raw=True, temperature=0, on_text=pieces.append
+    )
+    assert found.text.strip() and "".join(pieces) == found.text
+    assert len(pieces) > 1, "the text is to come while it is generated"
+    assert (found.type_k, found.type_v, found.tokens_held) == (pair.k.name, pair.v.name, 1024)
+    assert found.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
+    assert found.f16_bytes == kv_shape(model).bytes_for(parse_kv("f16"), 1024)
+    assert (found.recurrent_mib > 0) == (name == HYBRID)
+    context = parse_context(found.log.read_text())
+    assert context is not None
+    assert context.k_types == {pair.k.name} and context.v_types == {pair.v.name}
+    assert set(context.rotations) == {side for side, kind in (("K", pair.k), ("V", pair.v)) if kind.ours}
+
+
+@pytest.mark.parametrize("kv", [name for name, kind in kv_types().items() if kind.ours])
+def test_every_type_takes_what_it_says(families: dict[str, Family], programs: Programs, kv: str) -> None:
+    model = families[HYBRID].file("Q4_K_M")
+    found = generate(model, PROMPT, parse_kv(kv), programs, tokens=4, n_ctx=512, raw=True, temperature=0)
+    values = 2 * 2 * 2 * 256 * 512  # K and V, 2 layers, 2 heads of 256
+    assert found.kv_bytes is not None
+    assert 8 * found.kv_bytes / values == parse_kv(kv).bits in (2.125, 3.125, 4.125)
+
+
+def test_four_bits_say_what_f16_says_for_a_while(families: dict[str, Family], programs: Programs) -> None:
+    """Random K and V would not: the cache is really read, and rotated back."""
+    model = families[DENSE].file("Q8_0")
+    texts = {
+        kv: generate(model, PROMPT, parse_kv(kv), programs, tokens=6, n_ctx=512, raw=True, temperature=0).text
+        for kv in ("f16", "iso4", "rotor4", "planar4")
+    }
+    assert len({text[:8] for text in texts.values()}) == 1, texts
+
+
+def test_chat_answer_has_nothing_around_it(families: dict[str, Family], programs: Programs) -> None:
+    pieces: list[str] = []
+    prompt = 'How do I\n"quote" é — in SQL? \\n is not a newline'
+    found = generate(
+        families[DENSE].file("Q8_0"),
+        prompt,
+        parse_kv("iso3"),
+        programs,
+        tokens=10,
+        n_ctx=1024,
+        temperature=0,
+        on_text=pieces.append,
+    )
+    assert found.tokens == 10
+    assert "".join(pieces) == found.text
+    for noise in ("Loading", "available commands", "Exiting", "> How", "▄", "t/s"):
+        assert noise not in found.text
+
+
+def test_prompt_longer_than_a_command_line(families: dict[str, Family], programs: Programs) -> None:
+    prompt = "word " * 9000
+    found = generate(
+        families[HYBRID].file("Q8_0"), prompt, parse_kv("f16"), programs, tokens=2, n_ctx=16384, raw=True
+    )
+    assert found.prompt_tokens > 8000
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_prompt_too_long_for_the_context(families: dict[str, Family], programs: Programs, raw: bool) -> None:
+    with pytest.raises(ToolError, match="exceeds the available context size|prompt is too long") as caught:
+        generate(families[DENSE].file("Q8_0"), "word " * 600, parse_kv("iso3"), programs, n_ctx=256, raw=raw)
+    assert "-c N" in str(caught.value.remedy)
+
+
+def test_damaged_model(families: dict[str, Family], programs: Programs, tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(families[DENSE].file("Q8_0").read_bytes()[:2_000_000])
+    with pytest.raises(ToolError, match="data is not within the file bounds"):
+        generate(path, PROMPT, parse_kv("iso3"), programs, tokens=4, n_ctx=512)
+
+
+def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tmp_path: Path) -> None:
+    torch_files = pytest.importorskip("safetensors.torch")
+    folder = tmp_path / "heads-of-64"
+    shutil.copytree(embedded_models()[DENSE], folder)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config |= {"head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = torch_files.load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            weights[name] = weights[name][:64].contiguous()
+    torch_files.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = make_family(str(folder), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
+    for raw in (False, True):
+        with pytest.raises(ToolError, match="iso3 .*head_dim of 64.* use q8_0") as caught:
+            generate(model, PROMPT, parse_kv("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)
+        assert caught.value.remedy == "--kv q8_0"
+    assert generate(model, PROMPT, parse_kv("q8_0"), programs, tokens=4, n_ctx=512).tokens == 4
+
+
+# The command
+
+
+def test_command(families: dict[str, Family]) -> None:
+    model = str(families[DENSE].file("Q4_K_M"))
+    result = CliRunner().invoke(
+        command, [model, "-p", "Hello", "--kv", "iso3/planar4", "-n", "8", "--temp", "0"]
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() and result.stdout.endswith("\n")
+    size = kv_shape(Path(model)).bytes_for(parse_kv("iso3/planar4"), 4096)
+    assert f"cache  iso3/planar4, 3.625 bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
+    assert "f16 takes 4.41 times that" in result.stderr
+    assert "speed  prompt" in result.stderr
+
+
+def test_command_json(families: dict[str, Family]) -> None:
+    model = str(families[HYBRID].file("Q8_0"))
+    result = CliRunner().invoke(command, [model, "-p", "Hello", "-n", "4", "-c", "512", "--json"])
+    told = json.loads(result.stdout)
+    assert (told["type_k"], told["type_v"], told["tokens"]) == ("iso3", "iso3", 4)
+    assert told["f16_bytes"] / told["kv_bytes"] == 16 / 3.125
+
+
+def test_embedded_model_is_quantized_when_it_is_first_run() -> None:
+    for _ in range(2):
+        result = CliRunner().invoke(command, [DENSE, "-p", "Hello", "-n", "2", "--raw"])
+        assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def unpatched(llama_build: Build, tmp_path: Path) -> Path:
+    """The programs of a llama.cpp that has upstream's types alone, by its own help; they refuse others as it does."""
+    folder = tmp_path / "llama.cpp" / "build" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("llama-cli", "llama-server", "llama-completion"):
+        script = folder / name
+        script.write_text(
+            "#!/bin/sh\n"
+            'if [ "$1" = --help ]; then\n'
+            f'  echo "-ctk,  --cache-type-k TYPE  data type"; echo "  allowed values: {UPSTREAM}"; echo "  (default: f16)"\n'
+            "  exit 0\nfi\n"
+            f'exec "{llama_build.tool(name)}" "$@"\n'
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return tmp_path / "llama.cpp"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
+def test_llama_cpp_without_our_types(families: dict[str, Family], unpatched: Path) -> None:
+    model = str(families[DENSE].file("Q8_0"))
+    arguments = [model, "-p", "Hello", "-n", "4", "--llama-cpp", str(unpatched), "--kv", "iso3/f16"]
+    result = CliRunner().invoke(command, arguments)
+    error = result.exception
+    assert result.exit_code != 0 and result.stdout == ""
+    assert f"has no cache type iso3; it has {UPSTREAM}" in str(error)
+    remedy = getattr(error, "remedy", "")
+    assert f"--llama-cpp {unpatched} --kv q8_0/f16" in remedy
+    assert "--fallback" in remedy and "LM Studio" in remedy
+    result = CliRunner().invoke(command, [*arguments, "--fallback"])
+    assert result.exit_code == 0, result.output
+    assert "using q8_0/f16" in result.stderr
+    assert "cache  q8_0/f16, 12.25 bits per value" in result.stderr

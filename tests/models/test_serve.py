@@ -1,0 +1,268 @@
+"""llama-server with quantized caches: started, used in the ways that have broken forks, and stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from ggufrq.build import Build
+from ggufrq.errors import ToolError, UsageError
+from ggufrq.kv import parse_kv
+from ggufrq.memory import kv_shape
+from ggufrq.paths import data_dir
+from ggufrq.quantize import Family
+from ggufrq.serve import Server, serving
+from ggufrq.tools import Programs, server
+from ggufrq.tools.logs import parse_context
+
+DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
+
+
+def text(characters: int, skip: int = 0) -> str:
+    return (data_dir("texts") / "heldout.txt").read_text(encoding="utf-8")[skip : skip + characters]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def complete(running: Server, prompt: str, **options: Any) -> dict[str, Any]:
+    body = {"prompt": prompt, "n_predict": 8, "temperature": 0, "cache_prompt": True, **options}
+    answer = requests.post(f"{running.url}/completion", json=body, timeout=300)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+def test_start_answer_stop(families: dict[str, Family], programs: Programs, name: str) -> None:
+    model, pair, port = families[name].file("Q8_0"), parse_kv("iso3/planar4"), free_port()
+    with serving(model, pair, programs, port=port, n_ctx=1024) as running:
+        assert running.url == f"http://127.0.0.1:{port}"
+        assert server.healthy(running.url)
+        context = parse_context(running.log.read_text())
+        assert context is not None
+        assert context.k_types == {"iso3"} and context.v_types == {"planar4"}
+        assert running.context.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 6}
+        answer = requests.post(f"{running.url}/v1/chat/completions", json=body, timeout=300).json()
+        assert answer["choices"][0]["message"]["content"]
+        assert answer["usage"]["completion_tokens"] == 6
+        pid = running.process.pid
+        deadline = time.monotonic() + 10
+        while not server.parse_requests(running.log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(server.parse_requests(running.log.read_text())) == 1
+    assert gone(pid)
+    assert not server.healthy(f"http://127.0.0.1:{port}")
+
+
+def test_prompt_cache_is_reused(families: dict[str, Family], programs: Programs) -> None:
+    shared = text(1500)
+    with serving(
+        families[DENSE].file("Q8_0"), parse_kv("iso3"), programs, port=free_port(), n_ctx=2048
+    ) as running:
+        first = complete(running, shared + " One")
+        second = complete(running, shared + " Two")
+        again = complete(running, shared + " One")
+        fresh = complete(running, shared + " One", cache_prompt=False)
+    assert first["timings"]["cache_n"] == 0
+    tokens = first["timings"]["prompt_n"]
+    assert second["timings"]["cache_n"] > 0.9 * tokens
+    assert again["timings"]["cache_n"] > 0.9 * tokens
+    assert fresh["timings"]["cache_n"] == 0
+    assert first["content"] == fresh["content"] != ""
+
+
+def test_chunks_are_reused_by_shifting_keys(families: dict[str, Family], programs: Programs) -> None:
+    """--cache-reuse moves K to other positions: it is decoded, rotated back, turned, and encoded anew."""
+    head, dropped, kept = text(600), text(500, 5000), text(1500, 20000)
+    reuse = ("--cache-reuse", "32")
+    with serving(
+        families[DENSE].file("Q8_0"), parse_kv("iso3"), programs, port=free_port(), n_ctx=2048, extra=reuse
+    ) as running:
+        whole = complete(running, head + dropped + kept)
+        shifted = complete(running, head + kept)
+        log = running.log.read_text()
+    assert "reusing chunk with size" in log
+    assert shifted["timings"]["cache_n"] > 0.6 * whole["timings"]["prompt_n"]
+    assert shifted["content"].strip()
+
+
+def test_shifted_keys_still_predict(families: dict[str, Family], programs: Programs) -> None:
+    """After a shift the likeliest next tokens are those of a cache that was never shifted, in four bits."""
+    head, dropped, kept = text(400), text(300, 5000), text(900, 20000)
+    options = {"n_predict": 1, "n_probs": 5}
+    tops = []
+    for reuse in ((), ("--cache-reuse", "32")):
+        with serving(
+            families[DENSE].file("Q8_0"),
+            parse_kv("iso4"),
+            programs,
+            port=free_port(),
+            n_ctx=2048,
+            extra=reuse,
+        ) as running:
+            if reuse:
+                complete(running, head + dropped + kept)
+            found = complete(running, head + kept, **options)
+            tops.append({entry["token"] for entry in found["completion_probabilities"][0]["top_logprobs"]})
+            assert (found["timings"]["cache_n"] > 0) == bool(reuse)
+    assert len(tops[0] & tops[1]) >= 3, tops
+
+
+def test_context_shift(families: dict[str, Family], programs: Programs) -> None:
+    extra = ("--context-shift", "--ignore-eos")
+    with serving(
+        families[DENSE].file("Q8_0"),
+        parse_kv("iso3/rotor4"),
+        programs,
+        port=free_port(),
+        n_ctx=256,
+        extra=extra,
+    ) as running:
+        found = complete(running, text(300), n_predict=300)
+        log = running.log.read_text()
+    assert found["tokens_predicted"] == 300
+    assert "slot context shift" in log
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+def test_parallel_slots(families: dict[str, Family], programs: Programs, name: str) -> None:
+    prompts = [text(800), text(700, 30000)]
+    answers: dict[int, str] = {}
+    with serving(
+        families[name].file("Q8_0"), parse_kv("iso3"), programs, port=free_port(), n_ctx=2048, parallel=2
+    ) as running:
+        assert running.context.caches[0].sequences == 2
+        alone = [complete(running, prompt, cache_prompt=False)["content"] for prompt in prompts]
+
+        def ask(index: int) -> None:
+            answers[index] = complete(running, prompts[index], cache_prompt=False, id_slot=index)["content"]
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        log = running.log.read_text()
+    assert {request.slot for request in server.parse_requests(log)} == {0, 1}
+    # batched differently, the last digits may differ, and so may a near tie: the beginning is the same
+    assert [answers[0][:4], answers[1][:4]] == [answer[:4] for answer in alone]
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+def test_state_is_saved_and_restored(
+    families: dict[str, Family], programs: Programs, tmp_path: Path, name: str
+) -> None:
+    model, prompt = families[name].file("Q8_0"), text(1200)
+    extra = ("--slot-save-path", str(tmp_path))
+
+    def slot(running: Server, action: str) -> dict[str, Any]:
+        answer = requests.post(
+            f"{running.url}/slots/0?action={action}", json={"filename": "s.bin"}, timeout=60
+        )
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    pair = parse_kv("iso3/planar4")
+    with serving(model, pair, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+        before = complete(running, prompt, n_predict=4)
+        saved = slot(running, "save")
+    with serving(model, pair, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+        restored = slot(running, "restore")
+        after = complete(running, prompt + before["content"], n_predict=4)
+    with serving(model, pair, programs, port=free_port(), n_ctx=1024) as running:
+        fresh = complete(running, prompt + before["content"], n_predict=4)
+    assert saved["n_saved"] == restored["n_restored"] > 100
+    assert saved["n_written"] == restored["n_read"]
+    per_token = kv_shape(model).bytes_for(pair, 1)
+    assert saved["n_written"] > saved["n_saved"] * per_token
+    if name == DENSE:
+        assert saved["n_written"] < saved["n_saved"] * per_token * 1.2  # the state, too, is that small
+    assert after["timings"]["cache_n"] > 0.9 * saved["n_saved"]
+    assert after["content"][:3] == fresh["content"][:3]
+    # another type must not be read as this one
+    with serving(model, parse_kv("iso3"), programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+        refused = requests.post(
+            f"{running.url}/slots/0?action=restore", json={"filename": "s.bin"}, timeout=60
+        )
+        assert refused.status_code >= 400
+        assert complete(running, "It still works", n_predict=2)["content"]
+
+
+def test_model_that_does_not_load(families: dict[str, Family], programs: Programs, tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(families[DENSE].file("Q8_0").read_bytes()[:2_000_000])
+    started = time.monotonic()
+    with (
+        pytest.raises(ToolError, match="ended before it was ready: .*not within the file bounds"),
+        serving(path, parse_kv("iso3"), programs, port=free_port()),
+    ):
+        pass
+    assert time.monotonic() - started < 60
+
+
+def test_port_that_is_taken(families: dict[str, Family], programs: Programs) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be used"),
+            serving(families[DENSE].file("Q8_0"), parse_kv("iso3"), programs, port=port),
+        ):
+            pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_command_stops_cleanly(
+    families: dict[str, Family], llama_build: Build, command_line: Callable[..., list[str]], number: int
+) -> None:
+    port = free_port()
+    model = str(families[DENSE].file("Q4_K_M"))
+    arguments = ["serve", model, "--kv", "iso3", "--port", str(port), "-c", "512", "--", "--no-warmup"]
+    with subprocess.Popen(
+        command_line(llama_build, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        url = process.stdout.readline().strip()
+        assert url == f"http://127.0.0.1:{port}"
+        assert server.healthy(url)
+        log = Path(os.environ["GGUFRQ_CACHE"]) / "logs" / f"llama-server-{port}.log"
+        assert "--no-warmup" in log.read_text().splitlines()[0]
+        process.send_signal(number)
+        told = process.stderr.read()
+        assert process.wait(60) == 0, told
+    assert re.search(r"curl http://127\.0\.0\.1:\d+/v1/chat/completions", told)
+    assert told.endswith("stopped\n")
+    assert not server.healthy(url)
