@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml ggufrq/__init__.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "error: $(PYTHON) cannot make virtual environments"; echo "  try: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV); the first time takes a minute or two"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[convert,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --editable '.[convert,dev]'
 	@touch $@
 
 demo: $(STAMP) ## build, quantize the embedded models, and measure every cache type on them
