@@ -146,8 +146,8 @@ def caption(rows: Sequence[Row]) -> str:
         f"{meta['generate']} tokens behind {meta['depth']}. PPL, KLD (mean and 99.9th percentile, nats) and "
         f"how often the likeliest token is the same: llama-perplexity on the held-out text, {meta['chunks']} "
         f"chunks of {meta['n_ctx']:,} tokens ({scored:,} scored: PPL ± {error:.0f} %), against the run with "
-        "an f16 cache. K is quantized from the first token on in every row: its type and size are read from the "
-        "log of the very run that was scored, and any other type or size is an error."
+        "an f16 cache. K is quantized from the first token on in every row: its type and size are "
+        "read from the log of the very run that was scored, and any other type or size is an error."
     )
     return "\n".join(
         [

@@ -153,7 +153,7 @@ def test_full_disk_is_noticed_before_anything_is_made(
 
 
 def test_unknown_type(llama_build: Build) -> None:
-    with pytest.raises(UsageError, match="no quantization type 'Q9_K'; it has .*Q4_K_M") as caught:
+    with pytest.raises(UsageError, match=r"no quantization type 'Q9_K'; it has .*Q4_K_M") as caught:
         quantize.parse_types("Q8_0,q9_k", llama_build)
     assert "--types IQ4_XS" in str(caught.value.remedy)
     assert quantize.parse_types("q4_k, Q4_K_M,q8_0", llama_build) == ("Q4_K_M", "Q8_0")

@@ -1,4 +1,4 @@
-"""One prompt with quantized caches: the text, what llama.cpp's own log says of the cache, and honest failures."""
+"""One prompt with quantized caches: the text, what llama.cpp's log says of the cache, honest failures."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_prompt_longer_than_a_command_line(families: dict[str, Family], programs
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_prompt_too_long_for_the_context(families: dict[str, Family], programs: Programs, raw: bool) -> None:
-    with pytest.raises(ToolError, match="exceeds the available context size|prompt is too long") as caught:
+    with pytest.raises(ToolError, match=r"exceeds the available context size|prompt is too long") as caught:
         generate(families[DENSE].file("Q8_0"), "word " * 600, parse_kv("iso3"), programs, n_ctx=256, raw=raw)
     assert "-c N" in str(caught.value.remedy)
 
@@ -122,7 +122,7 @@ def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tm
     torch_files.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model = make_family(str(folder), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
     for raw in (False, True):
-        with pytest.raises(ToolError, match="iso3 .*head_dim of 64.* use q8_0") as caught:
+        with pytest.raises(ToolError, match=r"iso3 .*head_dim of 64.* use q8_0") as caught:
             generate(model, PROMPT, parse_kv("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)
         assert caught.value.remedy == "--kv q8_0"
     assert generate(model, PROMPT, parse_kv("q8_0"), programs, tokens=4, n_ctx=512).tokens == 4
@@ -160,7 +160,7 @@ def test_embedded_model_is_quantized_when_it_is_first_run() -> None:
 
 @pytest.fixture
 def unpatched(llama_build: Build, tmp_path: Path) -> Path:
-    """The programs of a llama.cpp that has upstream's types alone, by its own help; they refuse others as it does."""
+    """Programs with upstream's types alone, by their own help; they refuse others as upstream does."""
     folder = tmp_path / "llama.cpp" / "build" / "bin"
     folder.mkdir(parents=True)
     for name in ("llama-cli", "llama-server", "llama-completion"):
@@ -168,7 +168,8 @@ def unpatched(llama_build: Build, tmp_path: Path) -> Path:
         script.write_text(
             "#!/bin/sh\n"
             'if [ "$1" = --help ]; then\n'
-            f'  echo "-ctk,  --cache-type-k TYPE  data type"; echo "  allowed values: {UPSTREAM}"; echo "  (default: f16)"\n'
+            '  echo "-ctk,  --cache-type-k TYPE  data type"; '
+            f'echo "  allowed values: {UPSTREAM}"; echo "  (default: f16)"\n'
             "  exit 0\nfi\n"
             f'exec "{llama_build.tool(name)}" "$@"\n'
         )

@@ -219,7 +219,7 @@ def test_model_that_does_not_load(families: dict[str, Family], programs: Program
     path.write_bytes(families[DENSE].file("Q8_0").read_bytes()[:2_000_000])
     started = time.monotonic()
     with (
-        pytest.raises(ToolError, match="ended before it was ready: .*not within the file bounds"),
+        pytest.raises(ToolError, match=r"ended before it was ready: .*not within the file bounds"),
         serving(path, parse_kv("iso3"), programs, port=free_port()),
     ):
         pass

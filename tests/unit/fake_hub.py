@@ -16,7 +16,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """``repos`` maps an id to its files by name; ``status`` answers requests for an id with an HTTP status instead."""
+    """``repos`` maps an id to its files by name; ``status`` maps one to an HTTP status that is sent instead."""
 
     repos: dict[str, dict[str, bytes]]
     status: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Downloads from a Hub on the loopback interface, in a process of their own: the endpoint is read on import."""
+"""Downloads from a Hub on the loopback interface, in their own process: the endpoint is read on import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ggufrq.errors import GgufrqError
 try:
     found = getattr(hub, sys.argv[1])(*sys.argv[2:])
     folder = getattr(found, "folder", found)
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) if folder.is_dir() else [folder.name]
+    inside = folder.rglob("*") if folder.is_dir() else []
+    files = sorted(p.relative_to(folder).as_posix() for p in inside) or [folder.name]
     print(json.dumps({"revision": getattr(found, "revision", None), "files": files, "path": str(folder)}))
 except GgufrqError as error:
     print(json.dumps({"error": error.message, "remedy": error.remedy}))

@@ -38,7 +38,7 @@ def test_refusals(tmp_path: Path) -> None:
     assert "docs-qwen3-8m" in str(caught.value.remedy)
     with pytest.raises(ModelError, match=r"there is no model 'a/b\.gguf'"):
         resolve.resolve("a/b.gguf")
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config.json"):
         resolve.resolve(str(tmp_path))
     (tmp_path / "text.txt").write_text("hello")
     with pytest.raises(ModelError, match="not a GGUF file"):

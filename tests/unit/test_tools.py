@@ -105,7 +105,8 @@ def test_exact_bytes(mib: float, tokens: int, name: str, size: int | None) -> No
         ("cli-nofa.err", "quantized V cache requires flash_attn to be enabled"),
         (
             "cli-trunc.err",
-            "tensor 'blk.0.ffn_up.weight' data is not within the file bounds, model is corrupted or incomplete",
+            "tensor 'blk.0.ffn_up.weight' data is not within the file bounds, "
+            "model is corrupted or incomplete",
         ),
         ("completion-ctx.err", "prompt is too long (892 tokens, max 252)"),
         ("bench-badtype.err", "invalid parameter for argument: -ctk"),
@@ -165,7 +166,7 @@ def test_long_prompt_is_echoed_in_part() -> None:
 
 def test_echo_cut_within_a_character() -> None:
     prompt = "é" * 300 + "x"
-    cut = prompt.encode()[:500] + " ... (truncated)".encode()
+    cut = prompt.encode()[:500] + b" ... (truncated)"
     shown = "banner\navailable commands:\n\n\n> " + cut.decode(errors="replace") + "\nyes\n\n\nExiting...\n"
     answer = cli.Answer(prompt)
     assert answer.feed(shown) + answer.close() == "yes"
@@ -430,6 +431,6 @@ def test_arguments_name_the_types_and_flash_attention() -> None:
         assert re.search(r"(--cache-type-v|-ctv) planar4\b", text)
         assert "-fa on" in text
     assert {"-st", "--simple-io", "-p", "hello", "--temp", "0", "-s", "3"} <= set(made[0])
-    assert ["-f", "p.txt"] == made[1][2:4] and "-no-cnv" in made[1]
+    assert made[1][2:4] == ["-f", "p.txt"] and "-no-cnv" in made[1]
     assert made[2][-2:] == ["--cache-reuse", "256"]
     assert "--kl-divergence" in made[3] and made[3][made[3].index("-b") + 1] == "128"
