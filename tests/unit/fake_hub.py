@@ -16,7 +16,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class FakeHub:
-    """``repos`` maps an id to its files by name; ``status`` maps one to an HTTP status that is sent instead."""
+    """``repos`` maps ids to files by name; ``status`` maps an id to an HTTP status that is sent instead."""
 
     repos: dict[str, dict[str, bytes]]
     status: dict[str, int] = field(default_factory=dict)
