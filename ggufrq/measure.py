@@ -22,7 +22,7 @@ from ggufrq.errors import ToolError
 from ggufrq.kv import KvPair, kv_types, parse_kv
 from ggufrq.memory import KvShape, kv_shape
 from ggufrq.tools import bench, perplexity
-from ggufrq.tools.logs import Context, uses
+from ggufrq.tools.logs import Context, Result, retried, uses
 
 #: Chooses the rotation of the patched llama.cpp.
 MODE_VARIABLE = "LLAMA_RQ_MODE"
@@ -164,8 +164,7 @@ class _Measurement:
         self._make_base()
         self.on_step(f"{case.name}: perplexity")
         args = self._perplexity(case.pair, divergence=True)
-        done = self._run("llama-perplexity", args, case)
-        quality = perplexity.parse_divergence(done.stdout, done.stderr)
+        quality, took = self._run("llama-perplexity", args, case, perplexity.parse_divergence)
         self._check(case, quality.context)
         if self.base_ppl is None or abs(quality.ppl_base / self.base_ppl - 1) > 1e-4:
             raise ToolError(
@@ -182,8 +181,7 @@ class _Measurement:
             depth=s.depth,
             repetitions=s.repetitions,
         )
-        timed = self._run("llama-bench", bench_args, case)
-        speed = bench.parse(timed.stdout, timed.stderr)
+        speed, timed = self._run("llama-bench", bench_args, case, bench.parse)
         if (speed.type_k, speed.type_v) != (case.pair.k.name, case.pair.v.name):
             raise ToolError(f"llama-bench measured {speed.type_k}/{speed.type_v} instead of {case.pair.name}")
         size = quality.context.kv_bytes
@@ -204,7 +202,7 @@ class _Measurement:
             "kld_mean_err": quality.kld_mean_err,
             "kld_p999": quality.kld_p999,
             "same_top": quality.same_top,
-            "meta": self._meta(case, args, bench_args, speed, done.seconds + timed.seconds),
+            "meta": self._meta(case, args, bench_args, speed, took + timed),
         }
         paths.atomic_write(self._path(case), json.dumps({"row": row}, indent=1) + "\n")
         return row
@@ -215,8 +213,7 @@ class _Measurement:
         self.on_step("the run with an f16 cache that all are compared with")
         base = Case(parse_kv("f16"))
         args = self._perplexity(base.pair, divergence=False)
-        done = self._run("llama-perplexity", args, base)
-        result = perplexity.parse_perplexity(done.stdout, done.stderr)
+        result, _ = self._run("llama-perplexity", args, base, perplexity.parse_perplexity)
         self._check(base, result.context)
         self.base_command = shlex.join(["llama-perplexity", *self._short(args)])
         self.base_ppl = result.ppl
@@ -232,12 +229,20 @@ class _Measurement:
             divergence=divergence,
         )
 
-    def _run(self, tool: str, args: list[str], case: Case) -> proc.Completed:
+    def _run(
+        self, tool: str, args: list[str], case: Case, parse: Callable[[str, str], Result]
+    ) -> tuple[Result, float]:
+        """The result of a tool, and the seconds it took."""
         environment = {MODE_VARIABLE: case.mode, "LLAMA_ATTN_ROT_DISABLE": None}
-        done = proc.run([self.build.tool(tool), *args], env=environment, log=self.log, check=False)
-        if done.rc != 0:
-            raise ToolError(proc.failure_message(done), remedy=f"see {self.log}" if self.log else None)
-        return done
+        command: list[str | Path] = [self.build.tool(tool), *args]
+
+        def attempt() -> tuple[Result, float]:
+            done = proc.run(command, env=environment, log=self.log, check=False)
+            if done.rc != 0:
+                raise ToolError(proc.failure_message(done), remedy=f"see {self.log}" if self.log else None)
+            return parse(done.stdout, done.stderr), done.seconds
+
+        return retried(attempt)
 
     def _check(self, case: Case, context: Context) -> None:
         """K and V really were kept in these types, from the first token on, and in as many bytes as they must

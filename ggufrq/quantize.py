@@ -25,6 +25,7 @@ from ggufrq.progress import progress
 from ggufrq.resolve import Model, embedded_folder, resolve
 from ggufrq.tools import imatrix as imatrix_tool
 from ggufrq.tools import quantize as quantize_tool
+from ggufrq.tools.logs import retried
 
 DEFAULT_TYPES = ("IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 #: Types that are not made without an importance matrix: llama.cpp refuses some, the others lose too much.
@@ -213,7 +214,7 @@ class _Work:
         return {name: path if needs_imatrix(name) else None for name in types}
 
     def _make_imatrix(self, path: Path, key: str, source: Path, text: Path) -> None:
-        output: dict[str, str] = {"out": "", "err": ""}
+        output = {"out": ""}
         with (
             progress("Importance matrix", unit="chunks") as bar,
             self._entered(path, "imatrix", key) as temporary,
@@ -229,14 +230,19 @@ class _Work:
                     bar.update(0, total=total)
 
             args = imatrix_tool.arguments(source, text, temporary, chunks=IMATRIX_CHUNKS)
-            done = proc.run(
-                [self.build.tool("llama-imatrix"), *args],
-                log=self.log,
-                check=False,
-                on_stdout=on_stdout,
-                on_stderr=on_stderr,
-            )
-            imatrix_tool.check(done.stdout, done.stderr)
+
+            def attempt() -> None:
+                output["out"] = ""
+                done = proc.run(
+                    [self.build.tool("llama-imatrix"), *args],
+                    log=self.log,
+                    check=False,
+                    on_stdout=on_stdout,
+                    on_stderr=on_stderr,
+                )
+                imatrix_tool.check(done.stdout, done.stderr)
+
+            retried(attempt)
 
     # Quantization
 

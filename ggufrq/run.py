@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from ggufrq.kv import KvPair, kv_type, parse_kv
 from ggufrq.quantize import make_family
 from ggufrq.resolve import resolve
 from ggufrq.tools import Programs, cli, completion
-from ggufrq.tools.logs import Context, uses
+from ggufrq.tools.logs import Context, retried, uses
 
 #: What every llama.cpp has, and what LM Studio and Ollama offer.
 FALLBACK = "q8_0"
@@ -124,17 +125,9 @@ def generate(
         )
     tool = completion if raw else cli
     name = "llama-completion" if raw else "llama-cli"
-    stream = completion.continuation() if raw else cli.Answer(prompt)
-    pieces: list[str] = []
-
-    def take(text: str) -> None:
-        if text:
-            pieces.append(text)
-            if on_text is not None:
-                on_text(text)
-
     log_path = paths.logs_dir() / f"{name}.log"
     log_path.unlink(missing_ok=True)
+    out = _Text(on_text)
     with _passed(prompt) as handed:
         args = tool.arguments(
             model,
@@ -144,28 +137,55 @@ def generate(
             n_ctx=n_ctx,
             threads=threads,
             temperature=temperature,
-            seed=seed,
+            seed=random.randrange(1 << 31) if seed is None else seed,
         )
-        done = proc.run(
-            [programs.tool(name), *args],
-            log=log_path,
-            check=False,
-            on_stdout=lambda chunk: take(stream.feed(chunk)),
-        )
-    try:
-        figures = completion.parse_timing(done.stderr)
-    except ToolError as error:
-        raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
-    take(stream.close())
-    if done.rc != 0:
-        raise ToolError(proc.failure_message(done), remedy=f"see {log_path}")
+        command = [programs.tool(name), *args]
+        try:
+            figures = retried(lambda: _attempt(command, prompt, out, log_path, raw=raw))
+        except ToolError as error:
+            raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
     if not uses(figures.context, pair):
         kinds = "/".join([",".join(figures.context.k_types), ",".join(figures.context.v_types)])
         raise ToolError(
             f"llama.cpp kept the cache in {kinds} although {pair.name} was asked for",
             remedy=f"see {log_path}",
         )
-    return _answer("".join(pieces), figures, pair, log_path)
+    return _answer(out.text, figures, pair, log_path)
+
+
+def _attempt(
+    command: list[str | Path], prompt: str, out: _Text, log_path: Path, *, raw: bool
+) -> completion.Generation:
+    stream = completion.continuation() if raw else cli.Answer(prompt)
+    out.begin()
+    done = proc.run(command, log=log_path, check=False, on_stdout=lambda chunk: out.take(stream.feed(chunk)))
+    figures = completion.parse_timing(done.stderr)
+    out.take(stream.close())
+    if done.rc != 0:
+        raise ToolError(proc.failure_message(done))
+    return figures
+
+
+class _Text:
+    """Hands text on as it comes; of a run that is repeated with the same seed only what has not come yet."""
+
+    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+        self._on_text = on_text
+        self._given = 0
+        self.text = ""
+
+    def begin(self) -> None:
+        """A run begins, with the same text as the one before."""
+        self.text = ""
+
+    def take(self, piece: str) -> None:
+        """The next piece of the run."""
+        self.text += piece
+        fresh = self.text[self._given :]
+        if fresh:
+            self._given = len(self.text)
+            if self._on_text is not None:
+                self._on_text(fresh)
 
 
 def cache_text(answer: Answer, pair: KvPair) -> str:
@@ -187,7 +207,7 @@ def speed_text(answer: Answer) -> str:
     """Tokens per second, as one line."""
     return (
         f"prompt {answer.prompt_tokens:,} tokens at {answer.prompt_tps:,.0f} tokens/s, "
-        f"answer {answer.tokens:,} tokens at {answer.tps:,.1f} tokens/s"
+        f"answer {answer.tokens:,} at {answer.tps:,.1f} tokens/s"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ggufrq import log
 from ggufrq import run as core
 from ggufrq.errors import UsageError
 from ggufrq.kv import parse_kv
@@ -102,6 +103,8 @@ def run(
             )
         )
         return
+    if not answer.text.strip():
+        log.say("the model ended its answer at once; one that was not made for chats continues a text: --raw")
     click.echo("" if answer.text.endswith("\n") else "\n", nl=False)
     click.echo(f"cache  {core.cache_text(answer, pair)}", err=True)
     click.echo(f"speed  {core.speed_text(answer)}", err=True)

@@ -16,8 +16,8 @@ COMMANDS = ("/exit", "/regen", "/clear", "/read ", "/glob ", "/image ", "/audio 
 
 _ECHOED = 500
 _BANNER = "available commands:"
-#: The newline that ends the answer, then the message.
-_FAREWELL = "\n\n\nExiting...\n"
+#: The message, after the newline that ends an answer, if there is one.
+_FAREWELL = ("\n\n\nExiting...\n", "\n\nExiting...\n")
 _ERROR = "Error: "
 
 
@@ -58,7 +58,7 @@ class Answer:
         self._start = f"\n> {shown}\n"
         self._before = ""
         self._begun = False
-        self._tail = Tail(_FAREWELL)
+        self._tail = Tail(*_FAREWELL)
         self._opening = ""
         self.text = ""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.errors import ToolError
 from ggufrq.kv import KvPair
-from ggufrq.tools.logs import Context, explain, parse_context
+from ggufrq.tools.logs import Context, failure, parse_context
 from ggufrq.tools.tail import Tail
 
 _TIMING = (
@@ -87,15 +87,22 @@ def continuation() -> Tail:
 def parse_timing(log: str) -> Generation:
     """What the log of llama-completion or llama-cli tells of the last generation.
 
-    Raises ToolError, with the tool's own reason, when nothing was generated or the generation broke off.
+    Raises ToolError, with the tool's own reason, when nothing was generated or the generation broke off, and
+    Incomplete when the end of the log is missing.
     """
     prompt = _last(_PROMPT, log)
     answer = _last(_EVAL, log)
     context = parse_context(log)
     failed = "send_error: " in log
     if failed or prompt is None or answer is None or context is None:
-        raise ToolError(f"the generation failed: {explain(log, 'llama.cpp does not say why')}")
-    return Generation(int(prompt[1]), float(prompt[2]), int(answer[1]), float(answer[2]), context)
+        raise failure(log, "the generation failed")
+    return Generation(int(prompt[1]), _rate(prompt[2]), int(answer[1]), _rate(answer[2]), context)
+
+
+def _rate(text: str) -> float:
+    """Tokens per second; 0 where too little was done to tell (``inf``, ``nan``)."""
+    rate = float(text)
+    return rate if math.isfinite(rate) else 0.0
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

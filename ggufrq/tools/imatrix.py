@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ggufrq.errors import ToolError
-from ggufrq.tools.logs import explain
+from ggufrq.tools.logs import Incomplete, failure
 
 _PLAN = re.compile(r"compute_imatrix: computing over (\d+) chunks")
 _CHUNK = re.compile(r"\[(\d+)\]")
@@ -33,7 +32,7 @@ def check(stdout: str, stderr: str) -> int:
     """The chunks of a finished run. Raises ToolError when it did not finish all."""
     planned, done = chunks_planned(stderr), chunks_done(stdout)
     if planned is None or "Final estimate" not in stdout + stderr:
-        raise ToolError(f"llama-imatrix gave no result: {explain(stderr, 'it does not say why')}")
+        raise failure(stderr, "llama-imatrix gave no result")
     if done != planned:
-        raise ToolError(f"llama-imatrix finished {done} of {planned} chunks")
+        raise Incomplete(f"llama-imatrix finished {done} of {planned} chunks")
     return done

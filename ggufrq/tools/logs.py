@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from ggufrq.errors import ToolError
 from ggufrq.kv import KvPair, kv_types
+
+_logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _MIB = 1 << 20
 #: Sizes are printed with two decimals, from a float.
@@ -35,6 +43,14 @@ _FOLLOWING = (
     "server start failed",
     "the server exited before",
 )
+
+
+class Incomplete(ToolError):
+    """A program ended well but its last lines are missing.
+
+    llama.cpp's programs print through a queue that is not emptied when they end, so that on a busy
+    machine the end of what they say can be lost. The same run once more tells it all.
+    """
 
 
 @dataclass(frozen=True)
@@ -197,6 +213,22 @@ def error_lines(text: str) -> list[str]:
         if sentence:
             (followed if any(words in sentence for words in _FOLLOWING) else causes)[sentence] = None
     return [*causes, *followed]
+
+
+def failure(text: str, what: str) -> ToolError:
+    """The error for a program that gave no result: the reason from its log, or that its end is missing."""
+    lines = error_lines(text)
+    return ToolError(f"{what}: {lines[0]}") if lines else Incomplete(f"{what}, and its log does not say why")
+
+
+def retried(attempt: Callable[[], Result], attempts: int = 3) -> Result:
+    """The result of ``attempt``, made again when it raises Incomplete, ``attempts`` times at most."""
+    for _ in range(attempts - 1):
+        try:
+            return attempt()
+        except Incomplete as error:
+            _logger.debug("once more: %s", error.message)
+    return attempt()
 
 
 def explain(text: str, otherwise: str) -> str:

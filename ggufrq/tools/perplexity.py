@@ -13,13 +13,15 @@ from pathlib import Path
 
 from ggufrq.errors import ToolError
 from ggufrq.kv import KvPair
-from ggufrq.tools.logs import Context, explain, parse_context
+from ggufrq.tools.logs import Context, Incomplete, failure, parse_context
 
 _NUMBER = r"(-?(?:[\d.]+(?:e[+-]?\d+)?|nan|inf))"
 _FINAL = re.compile(rf"Final estimate: PPL = {_NUMBER} \+/- {_NUMBER}")
 _PLAN = re.compile(r"(?:calculating perplexity|computing) over (\d+) chunks, n_ctx=(\d+)")
 _CHUNK = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
 _ROW = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± ", re.MULTILINE)
+#: Below this number of scored tokens it prints no statistics.
+_LEAST_SCORED = 100
 _FAILED = re.compile(r"failed to decode|failed reading log-probs for chunk")
 
 
@@ -100,7 +102,7 @@ def parse_perplexity(stdout: str, stderr: str) -> Perplexity:
     chunks, n_ctx = _plan(stderr)
     done = max((int(m[1]) for m in _CHUNK.finditer(stdout)), default=0)
     if done != chunks:
-        raise ToolError(f"llama-perplexity finished {done} of {chunks} chunks")
+        raise Incomplete(f"llama-perplexity finished {done} of {chunks} chunks")
     ppl, err = float(final[1]), float(final[2])
     if not math.isfinite(ppl):
         raise ToolError(f"the perplexity is {final[1]}: the model or the cache computes no numbers any more")
@@ -115,7 +117,7 @@ def parse_divergence(stdout: str, stderr: str) -> Divergence:
     chunks, n_ctx = _plan(stderr)
     rows = [int(m[1]) for m in _ROW.finditer(stdout)]
     if rows != list(range(1, chunks + 1)):
-        raise ToolError(f"llama-perplexity finished {len(rows)} of {chunks} chunks")
+        raise Incomplete(f"llama-perplexity finished {len(rows)} of {chunks} chunks")
     ppl, ppl_err = _pair(stdout, r"Mean PPL\(Q\)")
     ppl_base, _ = _pair(stdout, r"Mean PPL\(base\)")
     mean, mean_err = _pair(stdout, r"Mean +KLD")
@@ -163,22 +165,23 @@ def _context(stderr: str) -> Context:
 def _pair(text: str, label: str) -> tuple[float, float]:
     found = re.search(rf"^{label} *: +{_NUMBER} ± +{_NUMBER}", text, re.MULTILINE)
     if found is None:
-        raise ToolError(f"llama-perplexity did not print '{label}'")
+        raise Incomplete(f"llama-perplexity did not print '{label}'")
     return float(found[1]), float(found[2])
 
 
 def _single(text: str, label: str) -> float:
     found = re.search(rf"^{label}: +{_NUMBER}", text, re.MULTILINE)
     if found is None:
-        raise ToolError(f"llama-perplexity did not print '{label}'")
+        raise Incomplete(f"llama-perplexity did not print '{label}'")
     return float(found[1])
 
 
 def _unfinished(stderr: str, stdout: str) -> ToolError:
     rows = chunks_done(stdout)
-    if rows and "failed" not in stderr:
+    plan = _PLAN.search(stderr)
+    if rows and plan is not None and int(plan[1]) * (int(plan[2]) // 2 - 1) < _LEAST_SCORED:
         return ToolError(
             f"too few tokens were scored for statistics ({rows} chunks)",
             remedy="a longer text, or more chunks",
         )
-    return ToolError(f"llama-perplexity gave no result: {explain(stderr, 'it does not say why')}")
+    return failure(stderr, "llama-perplexity gave no result")

@@ -105,8 +105,7 @@ def test_chunks_are_reused_by_shifting_keys(families: dict[str, Family], program
     ) as running:
         whole = complete(running, head + dropped + kept)
         shifted = complete(running, head + kept)
-        log = running.log.read_text()
-    assert "reusing chunk with size" in log
+    # the common beginning alone would be a quarter
     assert shifted["timings"]["cache_n"] > 0.6 * whole["timings"]["prompt_n"]
     assert shifted["content"].strip()
 

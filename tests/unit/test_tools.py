@@ -11,7 +11,7 @@ import pytest
 from ggufrq.errors import ToolError, UsageError
 from ggufrq.kv import parse_kv
 from ggufrq.tools import bench, cli, completion, imatrix, perplexity, programs, quantize, server
-from ggufrq.tools.logs import error_lines, exact_bytes, explain, parse_context, uses
+from ggufrq.tools.logs import Incomplete, error_lines, exact_bytes, explain, parse_context, retried, uses
 from ggufrq.tools.tail import Tail
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"
@@ -144,6 +144,16 @@ def test_answer_comes_as_it_is_generated() -> None:
     assert answer.feed("...\n") == ""
     assert answer.close() == ""
     assert answer.text == "one two\nthree"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "one\n", "one\n\n", "one\n\n\n"])
+def test_answers_that_end_in_newlines_or_are_empty(text: str) -> None:
+    output = saved("cli-ok.out")
+    printed = text if not text or text.endswith("\n") else text + "\n"
+    answer = cli.Answer("How do I create a table?")
+    whole = output[: output.index("-1000")] + printed + "\n\nExiting...\n"
+    given = "".join(answer.feed(character) for character in whole) + answer.close()
+    assert given == printed.removesuffix("\n")
 
 
 def test_answer_may_speak_of_leaving() -> None:
@@ -291,6 +301,42 @@ def test_output_cut_short_is_an_error() -> None:
     for end in ("KL divergence stat", "99.9%   KLD", "Same top p"):
         with pytest.raises(ToolError):
             perplexity.parse_divergence(out[: out.index(end)], err)
+
+
+def test_lost_last_lines_are_told_from_failures() -> None:
+    """llama.cpp's programs may end before all that they said is printed."""
+    for name in ("ppl-kld", "ppl-base"):
+        parse = perplexity.parse_divergence if name == "ppl-kld" else perplexity.parse_perplexity
+        out, err = saved(f"{name}.out"), saved(f"{name}.err")
+        cut_err = err[: err.index(" seconds per pass")]
+        for cut in ("", out[:150], out[: len(out) * 2 // 3]):
+            with pytest.raises(Incomplete):
+                parse(cut, cut_err)
+    with pytest.raises(ToolError) as caught:
+        perplexity.parse_divergence(saved("ppl-nobase.out"), saved("ppl-nobase.err"))
+    assert not isinstance(caught.value, Incomplete)
+    log = saved("completion-ok.err")
+    with pytest.raises(Incomplete):
+        completion.parse_timing(log[: log.index("common_perf_print")])
+    with pytest.raises(ToolError) as caught:
+        completion.parse_timing(saved("completion-ctx.err"))
+    assert not isinstance(caught.value, Incomplete)
+
+
+def test_what_was_lost_is_tried_again() -> None:
+    seen: list[int] = []
+
+    def attempt() -> int:
+        seen.append(1)
+        if len(seen) < 3:
+            raise Incomplete("lost")
+        return 7
+
+    assert retried(attempt) == 7
+    seen.clear()
+    with pytest.raises(Incomplete):
+        retried(attempt, attempts=2)
+    assert len(seen) == 2
 
 
 def test_log_without_cache_is_an_error() -> None:
