@@ -9,15 +9,15 @@
 #include <cassert>
 
 void quantize_row_rq2(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    quantize_row_rq2_ref(x, (block_rq2 *) y, k);
+    ggml_rq_native_quantize_row_rq2(x, (block_rq2 *) y, k);
 }
 
 void quantize_row_rq3(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    quantize_row_rq3_ref(x, (block_rq3 *) y, k);
+    ggml_rq_native_quantize_row_rq3(x, (block_rq3 *) y, k);
 }
 
 void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
-    quantize_row_rq4_ref(x, (block_rq4 *) y, k);
+    ggml_rq_native_quantize_row_rq4(x, (block_rq4 *) y, k);
 }
 
 // A block is four groups of 32 values, each of which meets one q8_0 block. ggml_rq_dot<block>::group() returns the
@@ -33,11 +33,18 @@ static inline __m256i ggml_rq_table_avx2(const int8_t * centroids, int n) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) t));
 }
 
-// sum of c[i]*y[i] in eight int32 lanes; |c| <= 127, so that two products fit an int16
+// sum of c[i]*y[i] in eight int32 lanes
 static inline __m256i ggml_rq_mul_sum_avx2(__m256i c, const int8_t * y) {
     const __m256i vy = _mm256_loadu_si256((const __m256i *) y);
-    const __m256i p  = _mm256_maddubs_epi16(_mm256_sign_epi8(c, c), _mm256_sign_epi8(vy, c));
-    return _mm256_madd_epi16(p, _mm256_set1_epi16(1));
+    const __m256i a  = _mm256_abs_epi8(c);
+    const __m256i b  = _mm256_sign_epi8(vy, c);
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), a, b);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), a, b);
+#else
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)); // two products fit: |c| <= 127
+#endif
 }
 
 static inline float ggml_rq_hsum_avx2(__m256 v) {
@@ -81,6 +88,52 @@ static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y,
         }
     }
     return ggml_rq_hsum_avx2(sum);
+}
+
+#elif defined(__ARM_NEON) && (defined(__aarch64__) || defined(_M_ARM64))
+
+static inline int8x16_t ggml_rq_table_neon(const int8_t * centroids, int n) {
+    int8_t t[16] = { 0 };
+    for (int i = 0; i < n; ++i) {
+        t[i] = centroids[i];
+    }
+    return vld1q_s8(t);
+}
+
+// v >> n in every byte
+static inline uint8x16_t ggml_rq_shift_neon(const uint8_t * v, int n) {
+    return vshlq_u8(vld1q_u8(v), vdupq_n_s8((int8_t) -n));
+}
+
+// centroids of half h of group g, one function per code
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq2 & x, int8x16_t table, int g, int h) {
+    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 2*g), vdupq_n_u8(3)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq3 & x, int8x16_t table, int g, int h) {
+    const uint8x16_t low  = vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 2*g), vdupq_n_u8(3));
+    const uint8x16_t high = vandq_u8(ggml_rq_shift_neon(x.qh, 2*g + h), vdupq_n_u8(1));
+    return vqtbl1q_s8(table, vorrq_u8(low, vshlq_n_u8(high, 2)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq4 & x, int8x16_t table, int g, int h) {
+    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 32*(g & 1) + 16*h, 4*(g >> 1)), vdupq_n_u8(15)));
+}
+
+template <typename block_t>
+static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
+    const int8x16_t table = ggml_rq_table_neon(centroids, n_centroids);
+
+    float32x4_t sum = vdupq_n_f32(0.0f);
+    for (int i = 0; i < nb; ++i, y += 4) {
+        const float d = GGML_CPU_FP16_TO_FP32(x[i].d) * (1.0f/128.0f);
+        for (int g = 0; g < 4; ++g) {
+            int32x4_t p = ggml_vdotq_s32(vdupq_n_s32(0), ggml_rq_unpack_neon(x[i], table, g, 0), vld1q_s8(y[g].qs));
+            p = ggml_vdotq_s32(p, ggml_rq_unpack_neon(x[i], table, g, 1), vld1q_s8(y[g].qs + 16));
+            sum = vmlaq_n_f32(sum, vcvtq_f32_s32(p), d*GGML_CPU_FP16_TO_FP32(y[g].d));
+        }
+    }
+    return vaddvq_f32(sum);
 }
 
 #else
@@ -153,7 +206,7 @@ void ggml_compute_forward_rq_rotate(const ggml_compute_params * params, ggml_ten
         const int64_t i2 = (r - i3*ne02*ne01)/ne01;
         const int64_t i1 = r - i3*ne02*ne01 - i2*ne01;
 
-        ggml_rq_rotate_row(family, mode,
+        ggml_rq_native_rotate_row(family, mode,
                 (const float *) ((const char *) src0->data + i1*nb01 + i2*nb02 + i3*nb03),
                 (float *) ((char *) dst->data + i1*nb1 + i2*nb2 + i3*nb3), ne00);
     }

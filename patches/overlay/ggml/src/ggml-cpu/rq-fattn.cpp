@@ -1,0 +1,831 @@
+// Flash attention for the rq cache types.
+//
+// The query rows of a head group (all heads that share a K and a V head, all queries of a tile) meet tiles of 64 KV
+// rows. K.Q runs in int8: centroids against queries quantized in blocks of 128. P.V runs in int8, too: the weights,
+// times the scales of their V rows, are rounded to 14 bits of the tile's largest and split in two planes of 7 bits.
+// Both have int32 sums that cannot overflow. A V row whose weights all round to zero is not unpacked: dropping it
+// changes the result by less than 2^-15 of the tile's largest contribution, as rounding does for every other row.
+// A K or V of another type is converted to f32 and goes through upstream's simd_gemm.
+//
+// Few queries: every work item is a range of the KV rows, for all heads, and partial results are reduced at the end.
+// Many queries: every work item is a tile of rows of one head group, over the whole KV range.
+
+// GCC 12 takes the undefined operands inside its AVX-512 intrinsics for ours (GCC bug 105593)
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include "rq.h"
+#include "rq-simd.h"
+#include "common.h"
+#include "ggml-cpu.h"
+#include "vec.h"
+#include "simd-gemm.h"
+
+#include <algorithm>
+#include <cmath>
+
+static constexpr int RQ_KV        = 64;           // KV rows of a tile
+static constexpr int RQ_NG        = QK_RQ/4;      // dwords of a block
+static constexpr int RQ_NV        = QK_RQ/RQ_W;   // vectors of 32 bits per element of a block
+static constexpr int RQ_P_MAX     = 127*128 + 127; // largest weight in two planes of 7 bits
+static constexpr int RQ_SPLIT_MAX = 32;           // rows per head group up to which the KV range is split
+static constexpr int RQ_GEMM_MIN  = 8;            // rows from which a K of another type is worth transposing
+
+static constexpr size_t RQ_FETCH_FROM = 8 << 20; // bytes of K and V from which rows are fetched ahead: no L2 holds them
+
+// exp(-24) < 2^-34: a tile whose weights all are below this fraction of the largest so far adds less than 2^-28 of it
+static constexpr float RQ_NEGLIGIBLE = 24.0f;
+
+// unpacking
+
+static inline const int8_t * rq_centroids(int bits) {
+    return bits == 2 ? ggml_rq2_centroids : bits == 3 ? ggml_rq3_centroids : ggml_rq4_centroids;
+}
+
+static inline rq_vec rq_make_table(int bits, int bias) {
+    int8_t t[16] = { 0 };
+    for (int i = 0; i < 1 << bits; ++i) {
+        t[i] = (int8_t) (uint8_t) (rq_centroids(bits)[i] + bias);
+    }
+    return rq_table(t);
+}
+
+// low bits and high bit of the indices, at 2 and 3 bits: vector i + s*N/4 has its low bits at 2*s of q[i], and
+// its high bit is bit j/(N/8) of h[j % (N/8)], j = i + s*N/4
+template <int BITS, int N, int s>
+static inline void rq_expand_step(const rq_vec * q, const rq_vec * h, rq_vec table, uint8_t * out, size_t stride) {
+    for (int i = 0; i < N/4; ++i) {
+        rq_vec idx = rq_and(rq_shr<2*s>(q[i]), rq_set8(3));
+        if (BITS == 3) {
+            rq_vec b;
+            if (i < N/8) {
+                b = s == 0 ? rq_shl<2>(h[i]) : rq_shr<s == 0 ? 0 : 2*s - 2>(h[i]);
+            } else {
+                b = s == 0 ? rq_shl<1>(h[i - N/8]) : rq_shr<s == 0 ? 0 : 2*s - 1>(h[i - N/8]);
+            }
+            idx = rq_or(idx, rq_and(b, rq_set8(4)));
+        }
+        rq_store(out + (i + s*(N/4))*stride, rq_lookup(table, idx));
+    }
+}
+
+// N vectors of centroids from packed vectors, which the caller has arranged by rows (K) or elements (V)
+template <int BITS, int N>
+static inline void rq_expand(const rq_vec * q, const rq_vec * h, rq_vec table, uint8_t * out, size_t stride) {
+    if (BITS == 4) {
+        for (int i = 0; i < N/2; ++i) {
+            rq_store(out + i*stride,         rq_lookup(table, rq_and(q[i], rq_set8(15))));
+            rq_store(out + (i + N/2)*stride, rq_lookup(table, rq_and(rq_shr<4>(q[i]), rq_set8(15))));
+        }
+        return;
+    }
+    rq_expand_step<BITS, N, 0>(q, h, table, out, stride);
+    rq_expand_step<BITS, N, 1>(q, h, table, out, stride);
+    rq_expand_step<BITS, N, 2>(q, h, table, out, stride);
+    rq_expand_step<BITS, N, 3>(q, h, table, out, stride);
+}
+
+template <int BITS> struct rq_code;
+template <> struct rq_code<2> { typedef block_rq2 block; };
+template <> struct rq_code<3> { typedef block_rq3 block; };
+template <> struct rq_code<4> { typedef block_rq4 block; };
+
+static constexpr int RQ_QS = 2;  // offset of qs in a block
+static constexpr int RQ_QH = 34; // offset of qh in block_rq3
+
+static inline float rq_step(const uint8_t * block) {
+    ggml_half d;
+    memcpy(&d, block, sizeof(d));
+    return GGML_CPU_FP16_TO_FP32(d)*(1.0f/128.0f);
+}
+
+// one block of n K rows -> out[RQ_NG][RQ_KV][4] centroids plus RQ_K_BIAS, step[RQ_KV]
+template <int BITS>
+static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step) {
+    typedef typename rq_code<BITS>::block block;
+    const rq_vec table = rq_make_table(BITS, RQ_K_BIAS);
+
+    for (int r = 0; r < n; ++r) {
+        step[r] = rq_step(k + r*nb);
+    }
+    for (int r = n; r < RQ_KV; ++r) {
+        step[r] = 0.0f;
+    }
+
+    for (int r = 0; r < RQ_KV; r += RQ_W) {
+        const uint8_t * p = k + r*nb;
+        size_t stride = nb;
+        uint8_t tail[RQ_W*sizeof(block)];
+        if (r + RQ_W > n) {
+            memset(tail, 0, sizeof(tail));
+            for (int i = 0; r + i < n; ++i) {
+                memcpy(tail + i*sizeof(block), p + i*nb, sizeof(block));
+            }
+            p = tail;
+            stride = sizeof(block);
+        }
+        rq_vec q[BITS == 4 ? 16 : 8];
+        rq_vec h[4];
+        for (int c = 0; c < (BITS == 4 ? 4 : 2); ++c) {
+            rq_rows(p + RQ_QS + 16*c, stride, q + 4*c);
+            rq_transpose(q + 4*c);
+        }
+        if (BITS == 3) {
+            rq_rows(p + RQ_QH, stride, h);
+            rq_transpose(h);
+        }
+        rq_expand<BITS, RQ_NG>(q, h, table, out + 4*r, 4*RQ_KV);
+    }
+}
+
+// one block of four V rows -> out[QK_RQ][4] centroids
+template <int BITS>
+static void rq_unpack_v(const uint8_t * const rows[4], uint8_t * out) {
+    const rq_vec table = rq_make_table(BITS, 0);
+    rq_vec q[(BITS == 4 ? 4 : 2)*16/RQ_W];
+    rq_vec h[16/RQ_W];
+    for (int c = 0; c < (BITS == 4 ? 4 : 2); ++c) {
+        rq_interleave(rows, RQ_QS + 16*c, q + c*16/RQ_W);
+    }
+    if (BITS == 3) {
+        rq_interleave(rows, RQ_QH, h);
+    }
+    rq_expand<BITS, RQ_NV>(q, h, table, out, 4*RQ_W);
+}
+
+// products
+
+struct rq_query {
+    const int8_t  * q;    // [DK]
+    const float   * d;    // [DK/QK_RQ], scale of the scores included
+    const int32_t * bias; // [DK/QK_RQ], -RQ_K_BIAS * sum of q
+};
+
+// scores of RM rows with a tile of K: kt[DK/QK_RQ][RQ_NG][RQ_KV][4], step[DK/QK_RQ][RQ_KV]
+template <int RM>
+static void rq_scores(int nblk, const rq_query & x, const uint8_t * kt, const float * step, float * s) {
+    constexpr int RN = RQ_RN_K;
+    const int DK = nblk*QK_RQ;
+
+    memset(s, 0, RM*RQ_KV*sizeof(float));
+    for (int b = 0; b < nblk; ++b, kt += QK_RQ*RQ_KV, step += RQ_KV) {
+        for (int r = 0; r < RQ_KV; r += RN*RQ_W) {
+            rq_vec acc[RM][RN];
+            for (int i = 0; i < RM; ++i) {
+                for (int j = 0; j < RN; ++j) {
+                    acc[i][j] = rq_set32(x.bias[i*nblk + b]);
+                }
+            }
+            for (int g = 0; g < RQ_NG; ++g) {
+                rq_vec k[RN];
+                for (int j = 0; j < RN; ++j) {
+                    k[j] = rq_load(kt + 4*(g*RQ_KV + r + j*RQ_W));
+                }
+                for (int i = 0; i < RM; ++i) {
+                    const rq_vec q = rq_set32(rq_load32(x.q + i*DK + b*QK_RQ + 4*g));
+                    for (int j = 0; j < RN; ++j) {
+                        acc[i][j] = rq_dot_k(acc[i][j], k[j], q);
+                    }
+                }
+            }
+            for (int i = 0; i < RM; ++i) {
+                for (int j = 0; j < RN; ++j) {
+                    rq_fma(s + i*RQ_KV + r + j*RQ_W, acc[i][j], step + r + j*RQ_W, x.d[i*nblk + b]);
+                }
+            }
+        }
+    }
+}
+
+// out[RM][stride] += weights * V for one block: vt[n][QK_RQ][4], group[n] = which four rows, high and low [RM][RQ_KV]
+template <int RM>
+static void rq_values(int n, const uint8_t * group, const uint8_t * high, const uint8_t * low, const float * scale,
+        const uint8_t * vt, float * out, int64_t stride) {
+    constexpr int RN = 2;
+    for (int v = 0; v < RQ_NV; v += RN) {
+        rq_vec h[RM][RN];
+        rq_vec l[RM][RN];
+        for (int i = 0; i < RM; ++i) {
+            for (int j = 0; j < RN; ++j) {
+                h[i][j] = l[i][j] = rq_zero();
+            }
+        }
+        for (int a = 0; a < n; ++a) {
+            rq_vec c[RN];
+            for (int j = 0; j < RN; ++j) {
+                c[j] = rq_load(vt + 4*(a*QK_RQ + (v + j)*RQ_W));
+            }
+            for (int i = 0; i < RM; ++i) {
+                const rq_vec wh = rq_set32(rq_load32(high + i*RQ_KV + 4*group[a]));
+                const rq_vec wl = rq_set32(rq_load32(low  + i*RQ_KV + 4*group[a]));
+                for (int j = 0; j < RN; ++j) {
+                    h[i][j] = rq_dot_w(h[i][j], wh, c[j]);
+                    l[i][j] = rq_dot_w(l[i][j], wl, c[j]);
+                }
+            }
+        }
+        for (int i = 0; i < RM; ++i) {
+            for (int j = 0; j < RN; ++j) {
+                rq_fma2(out + i*stride + (v + j)*RQ_W, h[i][j], l[i][j], scale[i]);
+            }
+        }
+    }
+}
+
+// what is the same for all work items
+
+struct rq_fattn {
+    const ggml_tensor * q;
+    const ggml_tensor * k;
+    const ggml_tensor * v;
+    const ggml_tensor * mask;
+    const ggml_tensor * sinks;
+    ggml_tensor * dst;
+
+    int DK;
+    int DV;
+    int group;      // heads that share a K and a V head
+    int n_groups;
+    int64_t n_kv;
+
+    float scale;
+    float max_bias;
+    float softcap;
+
+    bool k_gemm;    // K of another type is converted and transposed, otherwise vec_dot as upstream
+
+    void (*unpack_k)(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step); // null: another type
+    void (*unpack_v)(const uint8_t * const rows[4], uint8_t * out);                     // null: another type
+};
+
+static float rq_slope(const rq_fattn & f, int head) {
+    if (f.max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    const int n_log2 = 1 << (int) floorf(log2f((float) f.q->ne[2]));
+    return head < n_log2 ? powf(powf(2.0f, -f.max_bias/n_log2), head + 1)
+                         : powf(powf(2.0f, -f.max_bias/2.0f/n_log2), 2*(head - n_log2) + 1);
+}
+
+// row r of a head group: query r/group, head r%group
+static const ggml_fp16_t * rq_mask_row(const rq_fattn & f, int64_t i3, int head, int64_t i1) {
+    const ggml_tensor * m = f.mask;
+    return (const ggml_fp16_t *) ((const char *) m->data + i1*m->nb[1] + (head % m->ne[2])*m->nb[2] + (i3 % m->ne[3])*m->nb[3]);
+}
+
+// buffers of one thread; with base null they measure
+struct rq_buffers {
+    char * base;
+    size_t size = 0;
+
+    int8_t  * q8;   // queries, int8
+    float   * qd;
+    int32_t * qb;
+    char    * qx;   // queries, for a K of another type
+    uint8_t * kt;
+    float   * kf;   // K of another type, transposed
+    float   * step; // scales of K, then of V
+    uint8_t * vt;
+    float   * vf;   // V of another type
+    float   * p;    // scores, then weights
+    uint8_t * high;
+    uint8_t * low;
+    float   * ps;   // scale of the rounded weights
+    float   * row;  // a converted row
+    float   * slope;
+
+    template <typename T> void take(T *& p, size_t n) {
+        p = base ? (T *) (base + size) : nullptr;
+        size += GGML_PAD(n*sizeof(T), 64);
+    }
+
+    // rows: of one head group, n: head groups that are in work at the same time
+    rq_buffers(const rq_fattn & f, int rows, int n, char * base) : base(base) {
+        const size_t nk = f.unpack_k ? f.DK/QK_RQ : 0;
+        take(q8,    nk*QK_RQ*rows*n);
+        take(qd,    nk*rows*n);
+        take(qb,    nk*rows*n);
+        take(qx,    f.unpack_k ? 0 : (size_t) f.DK*sizeof(float)*rows*n);
+        take(kt,    nk*QK_RQ*RQ_KV);
+        take(kf,    f.k_gemm ? (size_t) f.DK*RQ_KV : 0);
+        take(step,  RQ_KV*(nk + 1));
+        take(vt,    f.unpack_v ? QK_RQ*RQ_KV : 0);
+        take(vf,    f.unpack_v ? 0 : (size_t) f.DV*RQ_KV);
+        take(p,     (size_t) rows*RQ_KV);
+        take(high,  f.unpack_v ? rows*RQ_KV : 0);
+        take(low,   f.unpack_v ? rows*RQ_KV : 0);
+        take(ps,    rows);
+        take(row,   f.k_gemm ? f.DK : 0);
+        take(slope, rows*n);
+    }
+};
+
+// maximum, sum and unnormalized output of rows
+struct rq_state {
+    float * M;
+    float * S;
+    float * out; // [rows][DV]
+
+    static size_t size(const rq_fattn & f, size_t rows) {
+        return GGML_PAD(rows*sizeof(float), 64)*2 + GGML_PAD(rows*f.DV*sizeof(float), 64);
+    }
+
+    rq_state(const rq_fattn &, size_t rows, char * base) {
+        M   = (float *) base;
+        S   = (float *) (base + GGML_PAD(rows*sizeof(float), 64));
+        out = (float *) (base + GGML_PAD(rows*sizeof(float), 64)*2);
+    }
+};
+
+static void rq_row_to_f32(ggml_type type, const void * x, float * y, int64_t n) {
+    switch (type) {
+        case GGML_TYPE_F32:  memcpy(y, x, n*sizeof(float)); break;
+        case GGML_TYPE_F16:  ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) x, y, n); break;
+        case GGML_TYPE_BF16: ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) x, y, n); break;
+        default:             ggml_get_type_traits(type)->to_float(x, y, n); break;
+    }
+}
+
+// queries
+
+static void rq_quantize_query(const float * x, float scale, int nblk, int8_t * q, float * d, int32_t * bias) {
+    for (int b = 0; b < nblk; ++b, x += QK_RQ, q += QK_RQ) {
+        float amax = 0.0f;
+        for (int j = 0; j < QK_RQ; ++j) {
+            amax = std::max(amax, fabsf(x[j]));
+        }
+        const float inv = amax > 0.0f ? 127.0f/amax : 0.0f;
+        int32_t sum = 0;
+        for (int j = 0; j < QK_RQ; ++j) {
+            q[j] = (int8_t) (int32_t) (x[j]*inv + (x[j] < 0.0f ? -0.5f : 0.5f));
+            sum += q[j];
+        }
+        d[b]    = amax*(1.0f/127.0f)*scale;
+        bias[b] = -RQ_K_BIAS*sum;
+    }
+}
+
+static void rq_load_queries(const rq_fattn & f, const rq_buffers & t, int64_t i3, int grp, int64_t row0, int rows, int slot) {
+    const int nblk = f.DK/QK_RQ;
+    const ggml_type dot_type = ggml_get_type_traits_cpu(f.k->type)->vec_dot_type;
+
+    for (int r = 0; r < rows; ++r) {
+        const int64_t i1   = (row0 + r)/f.group;
+        const int     head = grp*f.group + (int) ((row0 + r) % f.group);
+        const float * x = (const float *) ((const char *) f.q->data + i1*f.q->nb[1] + head*f.q->nb[2] + i3*f.q->nb[3]);
+        const size_t  o = (size_t) slot*rows + r;
+
+        t.slope[o] = rq_slope(f, head);
+        if (f.unpack_k) {
+            rq_quantize_query(x, f.scale, nblk, t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk);
+        } else if (f.k_gemm || dot_type == GGML_TYPE_F32) {
+            memcpy(t.qx + o*f.DK*sizeof(float), x, f.DK*sizeof(float));
+        } else {
+            ggml_get_type_traits_cpu(dot_type)->from_float(x, t.qx + o*f.DK*sizeof(float), f.DK);
+        }
+    }
+}
+
+// scores of a tile of n KV rows: t.p[rows][RQ_KV], not masked yet
+
+static void rq_tile_scores(const rq_fattn & f, const rq_buffers & t, const char * k, int n, int rows, int slot) {
+    const size_t nb = f.k->nb[1];
+
+    if (f.unpack_k) {
+        const int nblk = f.DK/QK_RQ;
+        const size_t bs = ggml_type_size(f.k->type);
+        for (int b = 0; b < nblk; ++b) {
+            f.unpack_k((const uint8_t *) k + b*bs, nb, n, t.kt + b*QK_RQ*RQ_KV, t.step + b*RQ_KV);
+        }
+        int r = 0;
+        while (r < rows) {
+            const size_t o = (size_t) slot*rows + r;
+            const rq_query x = { t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk };
+            float * s = t.p + r*RQ_KV;
+            if (rows - r >= 4) {
+                rq_scores<4>(nblk, x, t.kt, t.step, s);
+                r += 4;
+            } else if (rows - r >= 2) {
+                rq_scores<2>(nblk, x, t.kt, t.step, s);
+                r += 2;
+            } else {
+                rq_scores<1>(nblk, x, t.kt, t.step, s);
+                r += 1;
+            }
+        }
+        return;
+    }
+
+    const char * q = t.qx + (size_t) slot*rows*f.DK*sizeof(float);
+    if (f.k_gemm) {
+        for (int c = 0; c < n; ++c) {
+            rq_row_to_f32(f.k->type, k + c*nb, t.row, f.DK);
+            for (int j = 0; j < f.DK; ++j) {
+                t.kf[j*RQ_KV + c] = t.row[j];
+            }
+        }
+        for (int j = 0; n < RQ_KV && j < f.DK; ++j) {
+            memset(t.kf + j*RQ_KV + n, 0, (RQ_KV - n)*sizeof(float));
+        }
+        memset(t.p, 0, (size_t) rows*RQ_KV*sizeof(float));
+        simd_gemm(t.p, (const float *) q, t.kf, rows, f.DK, RQ_KV);
+    } else {
+        const ggml_vec_dot_t dot = ggml_get_type_traits_cpu(f.k->type)->vec_dot;
+        for (int c = 0; c < n; ++c) {
+            for (int r = 0; r < rows; ++r) {
+                dot(f.DK, t.p + r*RQ_KV + c, 0, k + c*nb, 0, q + r*f.DK*sizeof(float), 0, 1);
+            }
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < n; ++c) {
+            t.p[r*RQ_KV + c] *= f.scale;
+        }
+    }
+}
+
+// true if no row of the tile sees any of its KV rows
+static bool rq_tile_masked(const rq_fattn & f, int64_t i3, int grp, int64_t row0, int rows, int64_t ic, int n) {
+    if (!f.mask) {
+        return false;
+    }
+    const int heads = f.mask->ne[2] == 1 ? 1 : f.group; // distinct masks per query
+    for (int64_t i1 = (row0 + rows - 1)/f.group; i1 >= row0/f.group; --i1) {
+        for (int h = 0; h < heads; ++h) {
+            const ggml_fp16_t * m = rq_mask_row(f, i3, grp*f.group + h, i1) + ic;
+            for (int c = 0; c < n; ++c) {
+                if (m[c] != 0xfc00) {
+                    return false;
+                }
+            }
+        }
+    }
+    return true;
+}
+
+static float rq_max(const float * x) {
+    float m[16];
+    for (int j = 0; j < 16; ++j) {
+        m[j] = x[j];
+    }
+    for (int c = 16; c < RQ_KV; c += 16) {
+        for (int j = 0; j < 16; ++j) {
+            m[j] = m[j] > x[c + j] ? m[j] : x[c + j];
+        }
+    }
+    float r = m[0];
+    for (int j = 1; j < 16; ++j) {
+        r = r > m[j] ? r : m[j];
+    }
+    return r;
+}
+
+// online softmax of a tile: t.p becomes weights relative to the maximum so far; false if all of them are negligible
+static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s, int64_t i3, int grp,
+        int64_t row0, int rows, int64_t ic, int n, int slot) {
+    bool any = false;
+    const ggml_fp16_t * mask = nullptr;
+    float mf[RQ_KV];
+
+    for (int r = 0; r < rows; ++r) {
+        float * p = t.p + r*RQ_KV;
+        if (f.softcap != 0.0f) {
+            ggml_vec_tanh_f32(n, p, p);
+            ggml_vec_scale_f32(n, p, f.softcap);
+        }
+        if (f.mask) {
+            const ggml_fp16_t * m = rq_mask_row(f, i3, grp*f.group + (int) ((row0 + r) % f.group), (row0 + r)/f.group);
+            if (m != mask) {
+                ggml_cpu_fp16_to_fp32(m + ic, mf, n);
+                mask = m;
+            }
+            const float slope = t.slope[slot*rows + r];
+            for (int c = 0; c < n; ++c) {
+                p[c] = mf[c] == -INFINITY ? -INFINITY : p[c] + slope*mf[c];
+            }
+        }
+        for (int c = n; c < RQ_KV; ++c) {
+            p[c] = -INFINITY;
+        }
+
+        const float max = rq_max(p);
+        if (max == -INFINITY || max < s.M[r] - RQ_NEGLIGIBLE) {
+            memset(p, 0, RQ_KV*sizeof(float));
+            continue;
+        }
+        any = true;
+        if (max > s.M[r]) {
+            const float ms = expf(s.M[r] - max);
+            s.S[r] *= ms;
+            s.M[r]  = max;
+            ggml_vec_scale_f32(f.DV, s.out + (size_t) r*f.DV, ms);
+        }
+        s.S[r] += (float) ggml_vec_soft_max_f32(RQ_KV, p, p, s.M[r]);
+    }
+    return any;
+}
+
+// weights times scales of the V rows as two planes of 7 bits; bits of used[] are set where one is not zero
+static float rq_round_weights(const float * p, const float * step, uint8_t * high, uint8_t * low, uint8_t * used) {
+    float w[RQ_KV];
+    for (int c = 0; c < RQ_KV; ++c) {
+        w[c] = p[c] > 0.0f ? p[c]*step[c] : 0.0f;
+    }
+    const float max = rq_max(w);
+    if (!(max > 0.0f)) {
+        memset(high, 0, RQ_KV);
+        memset(low,  0, RQ_KV);
+        return 0.0f;
+    }
+    const float inv = RQ_P_MAX/max;
+    for (int c = 0; c < RQ_KV; ++c) {
+        const int32_t i = std::min((int32_t) (w[c]*inv + 0.5f), RQ_P_MAX);
+        high[c] = (uint8_t) (i >> 7);
+        low[c]  = (uint8_t) (i & 127);
+        used[c] |= high[c] | low[c];
+    }
+    return max/RQ_P_MAX;
+}
+
+static void rq_tile_values(const rq_fattn & f, const rq_buffers & t, rq_state s, const char * v, int n, int rows) {
+    const size_t nb = f.v->nb[1];
+
+    if (!f.unpack_v) {
+        for (int c = 0; c < RQ_KV; ++c) {
+            bool used = false;
+            for (int r = 0; r < rows && !used && c < n; ++r) {
+                used = t.p[r*RQ_KV + c] > 0.0f;
+            }
+            if (used) {
+                rq_row_to_f32(f.v->type, v + c*nb, t.vf + (size_t) c*f.DV, f.DV);
+            } else {
+                memset(t.vf + (size_t) c*f.DV, 0, f.DV*sizeof(float));
+            }
+        }
+        simd_gemm(s.out, t.p, t.vf, rows, RQ_KV, f.DV);
+        return;
+    }
+
+    const size_t bs = ggml_type_size(f.v->type);
+    for (int b = 0; b < f.DV/QK_RQ; ++b) {
+        const uint8_t * vb = (const uint8_t *) v + b*bs;
+        for (int c = 0; c < RQ_KV; ++c) {
+            t.step[c] = c < n ? rq_step(vb + c*nb) : 0.0f;
+        }
+        uint8_t used[RQ_KV] = { 0 };
+        for (int r = 0; r < rows; ++r) {
+            t.ps[r] = rq_round_weights(t.p + r*RQ_KV, t.step, t.high + r*RQ_KV, t.low + r*RQ_KV, used);
+        }
+        uint8_t group[RQ_KV/4];
+        int n_used = 0;
+        for (int g = 0; g < RQ_KV/4; ++g) {
+            if (rq_load32(used + 4*g) == 0) {
+                continue;
+            }
+            const uint8_t * r[4];
+            for (int i = 0; i < 4; ++i) {
+                r[i] = vb + std::min(4*g + i, n - 1)*nb;
+            }
+            f.unpack_v(r, t.vt + n_used*4*QK_RQ);
+            group[n_used++] = (uint8_t) g;
+        }
+        constexpr int RM = RQ_RM_V;
+        float * out = s.out + b*QK_RQ;
+        int r = 0;
+        for (; r + RM <= rows; r += RM) {
+            rq_values<RM>(n_used, group, t.high + r*RQ_KV, t.low + r*RQ_KV, t.ps + r, t.vt, out + (size_t) r*f.DV, f.DV);
+        }
+        for (; r < rows; ++r) {
+            rq_values<1>(n_used, group, t.high + r*RQ_KV, t.low + r*RQ_KV, t.ps + r, t.vt, out + (size_t) r*f.DV, f.DV);
+        }
+    }
+}
+
+// fetch the rows of the tile after this one: rows of one head lie too far apart for the hardware to guess
+static inline void rq_prefetch(const char * p, size_t nb, int n, size_t row) {
+#if defined(__GNUC__)
+    for (int c = 0; c < n; ++c, p += nb) {
+        for (size_t o = 0; o < row; o += 64) {
+            __builtin_prefetch(p + o);
+        }
+        __builtin_prefetch(p + row - 1);
+    }
+#else
+    GGML_UNUSED(p); GGML_UNUSED(nb); GGML_UNUSED(n); GGML_UNUSED(row);
+#endif
+}
+
+// rows row0.. of head groups grp0.. against the KV rows ic0 to ic1; states[i]: of head group grp0 + i
+static void rq_attend(const rq_fattn & f, const rq_buffers & t, char * states, int64_t i3, int grp0, int n_grp,
+        int64_t row0, int rows, int64_t ic0, int64_t ic1) {
+    const size_t state_size = rq_state::size(f, rows);
+    const int rk2 = f.q->ne[2]/f.k->ne[2];
+    const int rv2 = f.q->ne[2]/f.v->ne[2];
+    const int64_t ik3 = i3/(f.q->ne[3]/f.k->ne[3]);
+    const int64_t iv3 = i3/(f.q->ne[3]/f.v->ne[3]);
+
+    const size_t k_row = ggml_row_size(f.k->type, f.DK);
+    const size_t v_row = ggml_row_size(f.v->type, f.DV);
+    const bool   fetch = n_grp > 1 && (size_t) (f.n_kv*n_grp)*(k_row + v_row) > RQ_FETCH_FROM;
+
+    for (int i = 0; i < n_grp; ++i) {
+        const rq_state s(f, rows, states + i*state_size);
+        std::fill(s.M, s.M + rows, -INFINITY);
+        std::fill(s.S, s.S + rows, 0.0f);
+        memset(s.out, 0, (size_t) rows*f.DV*sizeof(float));
+        rq_load_queries(f, t, i3, grp0 + i, row0, rows, i);
+    }
+
+    for (int64_t ic = ic0; ic < ic1; ic += RQ_KV) {
+        const int n = (int) std::min<int64_t>(RQ_KV, ic1 - ic);
+        for (int i = 0; i < n_grp; ++i) {
+            const int grp = grp0 + i;
+            if (rq_tile_masked(f, i3, grp, row0, rows, ic, n)) {
+                continue;
+            }
+            const char * k = (const char *) f.k->data + ic*f.k->nb[1] + (grp*f.group/rk2)*f.k->nb[2] + ik3*f.k->nb[3];
+            const char * v = (const char *) f.v->data + ic*f.v->nb[1] + (grp*f.group/rv2)*f.v->nb[2] + iv3*f.v->nb[3];
+            const rq_state s(f, rows, states + i*state_size);
+            if (fetch) {
+                const int next = (int) std::min<int64_t>(RQ_KV, ic1 - ic - n);
+                rq_prefetch(k + n*f.k->nb[1], f.k->nb[1], next, k_row);
+                rq_prefetch(v + n*f.v->nb[1], f.v->nb[1], next, v_row);
+            }
+            rq_tile_scores(f, t, k, n, rows, i);
+            if (rq_tile_softmax(f, t, s, i3, grp, row0, rows, ic, n, i)) {
+                rq_tile_values(f, t, s, v, n, rows);
+            }
+        }
+    }
+}
+
+// sink, normalization and store of one row
+static void rq_finish(const rq_fattn & f, int64_t i3, int grp, int64_t row, float M, float S, float * out) {
+    const int64_t i1   = row/f.group;
+    const int     head = grp*f.group + (int) (row % f.group);
+    float scale = 1.0f;
+    if (f.sinks) {
+        const float sink = ((const float *) f.sinks->data)[head];
+        if (sink > M) {
+            scale = expf(M - sink);
+            S = S*scale + 1.0f;
+        } else {
+            S += expf(sink - M);
+        }
+    }
+    ggml_vec_scale_f32(f.DV, out, S == 0.0f ? 0.0f : scale/S);
+    memcpy((char *) f.dst->data + ((i3*f.dst->ne[2] + i1)*f.dst->ne[1] + head)*f.dst->nb[1], out, f.DV*sizeof(float));
+}
+
+static int rq_gcd(int a, int b) {
+    return b == 0 ? a : rq_gcd(b, a % b);
+}
+
+bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
+    rq_fattn f;
+    f.q     = dst->src[0];
+    f.k     = dst->src[1];
+    f.v     = dst->src[2];
+    f.mask  = dst->src[3];
+    f.sinks = dst->src[4];
+    f.dst   = dst;
+
+    const bool k_rq = ggml_rq_is_type(f.k->type);
+    const bool v_rq = ggml_rq_is_type(f.v->type);
+    if (params->use_ref || !(k_rq || v_rq) || f.q->type != GGML_TYPE_F32) {
+        return false;
+    }
+
+    GGML_ASSERT(f.q->nb[0] == sizeof(float));
+    GGML_ASSERT(f.k->nb[0] == ggml_type_size(f.k->type));
+    GGML_ASSERT(f.v->nb[0] == ggml_type_size(f.v->type));
+    GGML_ASSERT(dst->nb[0] == sizeof(float) && dst->nb[1] == dst->ne[0]*sizeof(float));
+    GGML_ASSERT(dst->type == GGML_TYPE_F32);
+
+    typedef decltype(f.unpack_k) unpack_k_t;
+    typedef decltype(f.unpack_v) unpack_v_t;
+    const unpack_k_t unpack_k[] = { rq_unpack_k<2>, rq_unpack_k<3>, rq_unpack_k<4> };
+    const unpack_v_t unpack_v[] = { rq_unpack_v<2>, rq_unpack_v<3>, rq_unpack_v<4> };
+    f.unpack_k = k_rq ? unpack_k[(f.k->type - GGML_TYPE_PLANAR2) % 3] : nullptr;
+    f.unpack_v = v_rq ? unpack_v[(f.v->type - GGML_TYPE_PLANAR2) % 3] : nullptr;
+
+    f.DK       = (int) f.k->ne[0];
+    f.DV       = (int) f.v->ne[0];
+    f.n_kv     = f.k->ne[1];
+    f.group    = rq_gcd((int) (f.q->ne[2]/f.k->ne[2]), (int) (f.q->ne[2]/f.v->ne[2]));
+    f.n_groups = (int) f.q->ne[2]/f.group;
+    f.scale    = ggml_get_op_params_f32(dst, 0);
+    f.max_bias = ggml_get_op_params_f32(dst, 1);
+    f.softcap  = ggml_get_op_params_f32(dst, 2);
+    if (f.softcap != 0.0f) {
+        f.scale /= f.softcap;
+    }
+
+    const int ith = params->ith;
+    const int nth = params->nth;
+    const int64_t ne3    = f.q->ne[3];
+    const int64_t n_rows = f.q->ne[1]*f.group; // of a head group
+
+    f.k_gemm = !k_rq && n_rows >= RQ_GEMM_MIN;
+
+    // the work buffer, from a cache line on
+    char * const wdata = (char *) GGML_PAD((uintptr_t) params->wdata, 64);
+    const size_t wsize = params->wsize - (size_t) (wdata - (char *) params->wdata);
+
+    // KV split: one scratch per thread, then the states of all chunks
+    const int64_t n_tiles = (f.n_kv + RQ_KV - 1)/RQ_KV;
+    int64_t n_chunks = 0;
+    size_t scratch = 0;
+    if (n_rows <= RQ_SPLIT_MAX) {
+        scratch = rq_buffers(f, (int) n_rows, f.n_groups, nullptr).size;
+        const size_t state = rq_state::size(f, n_rows)*f.n_groups*ne3;
+        if (scratch*nth + state <= wsize) {
+            n_chunks = std::min<int64_t>(n_tiles, (wsize - scratch*nth)/state);
+            n_chunks = std::min<int64_t>(n_chunks, 4*nth);
+        }
+    }
+    const bool split = n_chunks >= std::min<int64_t>(n_tiles, nth) && n_chunks > 0;
+
+    // no split: the largest tile of rows that fits and gives every thread something to do
+    int tile = 128;
+    if (!split) {
+        const auto size = [&]() { return rq_buffers(f, tile, 1, nullptr).size + rq_state::size(f, tile); };
+        while (tile > 1 && (size()*nth > wsize ||
+                (tile > 16 && ne3*f.n_groups*((n_rows + tile - 1)/tile) < 2*nth))) {
+            tile /= 2;
+        }
+        scratch = size();
+    }
+    GGML_ASSERT(scratch*nth <= wsize);
+
+    const int64_t n_row_tiles = split ? 1 : (n_rows + tile - 1)/tile;
+    const int64_t n_items     = split ? ne3*n_chunks : ne3*f.n_groups*n_row_tiles;
+
+    if (ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, nth);
+    }
+    ggml_barrier(params->threadpool);
+
+    char * const own    = wdata + scratch*ith;
+    char * const states = wdata + scratch*nth;
+    const size_t state_size = split ? rq_state::size(f, n_rows) : 0;
+
+    for (int64_t item = ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        if (split) {
+            const int64_t i3 = item/n_chunks;
+            const int64_t ic = item % n_chunks;
+            const rq_buffers t(f, (int) n_rows, f.n_groups, own);
+            rq_attend(f, t, states + item*f.n_groups*state_size, i3, 0, f.n_groups, 0, (int) n_rows,
+                    n_tiles*ic/n_chunks*RQ_KV, std::min(n_tiles*(ic + 1)/n_chunks*RQ_KV, f.n_kv));
+            continue;
+        }
+        // the last queries of a causal mask have the most to do: first
+        const int64_t i3   = item/(f.n_groups*n_row_tiles);
+        const int64_t rest = item % (f.n_groups*n_row_tiles);
+        const int     grp  = (int) (rest % f.n_groups);
+        const int64_t row0 = (n_row_tiles - 1 - rest/f.n_groups)*tile;
+        const int     rows = (int) std::min<int64_t>(tile, n_rows - row0);
+        const rq_buffers t(f, rows, 1, own);
+        char * const state = own + t.size;
+        rq_attend(f, t, state, i3, grp, 1, row0, rows, 0, f.n_kv);
+        const rq_state s(f, rows, state);
+        for (int r = 0; r < rows; ++r) {
+            rq_finish(f, i3, grp, row0 + r, s.M[r], s.S[r], s.out + (size_t) r*f.DV);
+        }
+    }
+    if (!split) {
+        return true;
+    }
+
+    // reduce the chunks of each row into the first
+    ggml_barrier(params->threadpool);
+    const int64_t n_all = ne3*f.n_groups*n_rows;
+    for (int64_t i = ith; i < n_all; i += nth) {
+        const int64_t i3  = i/(f.n_groups*n_rows);
+        const int64_t grp = i/n_rows % f.n_groups;
+        const int64_t row = i % n_rows;
+        char * const first = states + (i3*n_chunks*f.n_groups + grp)*state_size;
+        const rq_state s(f, n_rows, first);
+        float * out = s.out + row*f.DV;
+        for (int64_t c = 1; c < n_chunks; ++c) {
+            const rq_state o(f, n_rows, first + c*f.n_groups*state_size);
+            if (o.M[row] == -INFINITY) {
+                continue;
+            }
+            const float M  = std::max(s.M[row], o.M[row]);
+            const float ms = expf(s.M[row] - M);
+            const float mo = expf(o.M[row] - M);
+            ggml_vec_scale_f32(f.DV, out, ms);
+            ggml_vec_mad_f32(f.DV, out, o.out + row*f.DV, mo);
+            s.M[row] = M;
+            s.S[row] = s.S[row]*ms + o.S[row]*mo;
+        }
+        rq_finish(f, i3, (int) grp, row, s.M[row], s.S[row], out);
+    }
+    return true;
+}

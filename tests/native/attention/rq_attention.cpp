@@ -1,0 +1,298 @@
+// The CPU kernels of the rotated cache types in a build of ggml: quantization against the reference, dot products
+// against f64, and attention against upstream's own on f32 copies of the same data, over random shapes, strides,
+// masks and options. Usage: rq_attention [cases] [seed] [max KV rows]
+
+#include "ggml-cpu.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+static std::mt19937 rng;
+
+static int any(int lo, int hi) {
+    return std::uniform_int_distribution<int>(lo, hi)(rng);
+}
+
+static bool maybe(int percent) {
+    return any(1, 100) <= percent;
+}
+
+template <typename T> static T one_of(std::initializer_list<T> values) {
+    return values.begin()[any(0, (int) values.size() - 1)];
+}
+
+static std::vector<float> normal(size_t n, float sigma) {
+    std::normal_distribution<float> d(0.0f, sigma);
+    std::vector<float> x(n);
+    for (float & v : x) {
+        v = d(rng);
+    }
+    return x;
+}
+
+static ggml_type any_rq() {
+    return (ggml_type) any(GGML_TYPE_PLANAR2, GGML_TYPE_ROTOR4);
+}
+
+static bool is_rq(ggml_type type) {
+    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_ROTOR4;
+}
+
+static double nmse(const std::vector<float> & a, const std::vector<float> & b) {
+    double err = 0.0;
+    double ref = 0.0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        err += ((double) a[i] - b[i])*((double) a[i] - b[i]);
+        ref += (double) b[i]*b[i];
+    }
+    return ref > 0.0 ? err/ref : err;
+}
+
+// codes
+
+static int test_codes() {
+    int failed = 0;
+    for (int t = GGML_TYPE_PLANAR2; t <= GGML_TYPE_ROTOR4; ++t) {
+        const ggml_type type = (ggml_type) t;
+        const auto * base = ggml_get_type_traits(type);
+        const auto * cpu  = ggml_get_type_traits_cpu(type);
+        for (int i = 0; i < 50; ++i) {
+            const int n = 128*any(1, 5);
+            std::vector<float> x = normal(n, powf(10.0f, any(-9, 5)));
+            if (maybe(30)) {
+                x[any(0, n - 1)] = one_of<float>({ 0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e30f, 1e-30f });
+            }
+            std::vector<uint8_t> want(ggml_row_size(type, n));
+            std::vector<uint8_t> got(want.size());
+            base->from_float_ref(x.data(), want.data(), n);
+            cpu->from_float(x.data(), got.data(), n);
+            if (want != got) {
+                printf("%s: from_float differs from the reference\n", ggml_type_name(type));
+                ++failed;
+            }
+
+            std::vector<float> y = normal(n, 1.0f);
+            std::vector<uint8_t> q8(ggml_row_size(GGML_TYPE_Q8_0, n));
+            ggml_get_type_traits_cpu(GGML_TYPE_Q8_0)->from_float(y.data(), q8.data(), n);
+            ggml_get_type_traits(GGML_TYPE_Q8_0)->to_float(q8.data(), y.data(), n);
+            base->to_float(want.data(), x.data(), n);
+            double sum = 0.0;
+            double abs = 0.0;
+            for (int j = 0; j < n; ++j) {
+                sum += (double) x[j]*y[j];
+                abs += fabs((double) x[j]*y[j]);
+            }
+            float s;
+            cpu->vec_dot(n, &s, 0, want.data(), 0, q8.data(), 0, 1);
+            if (!(fabs(s - sum) <= 1e-5*abs)) {
+                printf("%s: vec_dot %g, want %g\n", ggml_type_name(type), s, sum);
+                ++failed;
+            }
+        }
+    }
+    return failed;
+}
+
+// attention
+
+struct shape {
+    int dk, dv, heads_k, heads_v, heads, nq, kv, ne3, ne3_k;
+    ggml_type type_k, type_v;
+    int  mask;      // 0 none, 1 random, 2 causal, 3 sliding window
+    bool mask_heads, sinks, by_row; // by_row: all heads of a token side by side, as in the KV cache
+    int  slack;     // rows of the cache beyond the view
+    float max_bias, softcap, sharp;
+};
+
+static shape any_shape(int max_kv) {
+    shape s;
+    s.type_k = maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
+    s.type_v = !is_rq(s.type_k) || maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
+    s.dk = is_rq(s.type_k) ? 128*one_of({ 1, 1, 1, 2, 3, 4 }) : 32*any(1, 8);
+    s.dv = is_rq(s.type_v) ? 128*one_of({ 1, 1, 1, 2, 3, 4 }) : 32*any(1, 8);
+    const int group = one_of({ 1, 1, 2, 3, 4, 5, 8 });
+    s.heads_k = any(1, 3);
+    s.heads   = s.heads_k*group;
+    s.heads_v = maybe(85) ? s.heads_k : s.heads;
+    s.nq      = maybe(50) ? any(1, 4) : maybe(70) ? any(5, 40) : any(41, 200);
+    s.kv      = maybe(80) ? any(1, max_kv/4) : any(max_kv/4, max_kv);
+    s.ne3     = maybe(80) ? 1 : any(2, 3);
+    s.ne3_k   = s.ne3;
+    s.mask    = any(0, 3);
+    s.mask_heads = maybe(20);
+    s.sinks   = maybe(25);
+    s.by_row  = maybe(60);
+    s.slack   = maybe(50) ? any(1, 64) : 0;
+    s.max_bias = maybe(20) && s.mask != 0 ? 8.0f : 0.0f;
+    s.softcap  = maybe(20) ? 20.0f : 0.0f;
+    s.sharp    = one_of({ 0.1f, 1.0f, 1.0f, 4.0f });
+    return s;
+}
+
+struct cache {
+    std::vector<uint8_t> data; // as the type stores it
+    std::vector<float>   f32;  // the same numbers, the same layout
+};
+
+// values of [d, rows, heads, ne3], encoded; poisoned rows hold what no encoder writes and must not be looked at
+static cache make_cache(ggml_type type, int64_t n, int64_t d, float sigma, const std::vector<bool> & poison) {
+    cache c;
+    const size_t row = ggml_row_size(type, d);
+    c.data.resize(row*(n/d));
+    c.f32 = normal(n, sigma);
+    for (int64_t r = 0; r < n/d; ++r) {
+        float   * x = c.f32.data() + r*d;
+        uint8_t * q = c.data.data() + r*row;
+        if (poison[r]) {
+            std::fill(x, x + d, 0.0f);
+            memset(q, is_rq(type) ? 0xff : 0, row); // the scale is a NaN
+            continue;
+        }
+        if (type == GGML_TYPE_F32) {
+            memcpy(q, x, row);
+            continue;
+        }
+        ggml_get_type_traits(type)->from_float_ref(x, q, d);
+        ggml_get_type_traits(type)->to_float(q, x, d);
+    }
+    return c;
+}
+
+static ggml_tensor * view_cache(ggml_context * ctx, const shape & s, ggml_type type, int64_t d, int64_t heads, const void * data) {
+    const int64_t rows = s.kv + s.slack;
+    ggml_tensor * t = s.by_row ? ggml_new_tensor_4d(ctx, type, d, heads, rows, s.ne3_k)
+                               : ggml_new_tensor_4d(ctx, type, d, rows, heads, s.ne3_k);
+    memcpy(t->data, data, ggml_nbytes(t));
+    if (s.by_row) {
+        t = ggml_permute(ctx, t, 0, 2, 1, 3);
+    }
+    return ggml_view_4d(ctx, t, d, s.kv, heads, s.ne3_k, t->nb[1], t->nb[2], t->nb[3], 0);
+}
+
+struct inputs {
+    cache k, v;
+    std::vector<float> q, sinks;
+    std::vector<ggml_fp16_t> mask;
+    int mask_ne2, mask_ne3;
+};
+
+static inputs make_inputs(const shape & s) {
+    inputs in;
+    in.q     = normal((size_t) s.dk*s.nq*s.heads*s.ne3, s.sharp);
+    in.sinks = normal(s.heads, 3.0f);
+    in.mask_ne2 = s.mask_heads ? s.heads : 1;
+    in.mask_ne3 = s.ne3 > 1 && maybe(50) ? s.ne3 : 1;
+
+    const ggml_fp16_t inf = ggml_fp32_to_fp16(-INFINITY);
+    std::vector<bool> dead(s.kv, false); // KV rows that no query may see
+    if (s.mask == 1) {
+        for (int c = 0; c < s.kv; ++c) {
+            dead[c] = maybe(20);
+        }
+    }
+    const int from  = any(0, std::max(0, s.kv - s.nq));
+    const int width = any(1, s.kv);
+    for (int i = 0; i < in.mask_ne2*in.mask_ne3; ++i) {
+        const bool none = maybe(5); // a row that sees nothing
+        for (int r = 0; r < s.nq; ++r) {
+            for (int c = 0; c < s.kv; ++c) {
+                const int past = from + r - c;
+                const bool hidden = s.mask == 1 ? dead[c] || maybe(30) : past < 0 || (s.mask == 3 && past >= width);
+                const float bias  = s.max_bias > 0.0f ? -(float) std::abs(past)/16.0f : s.mask == 1 ? any(-8, 8)/8.0f : 0.0f;
+                in.mask.push_back(hidden || (none && r == 0) ? inf : ggml_fp32_to_fp16(bias));
+            }
+        }
+    }
+    for (int pass = 0; pass < 2; ++pass) {
+        const int heads = pass == 0 ? s.heads_k : s.heads_v;
+        const int64_t d = pass == 0 ? s.dk : s.dv;
+        const int64_t rows = s.kv + s.slack;
+        std::vector<bool> poison(heads*rows*s.ne3_k);
+        for (size_t r = 0; r < poison.size(); ++r) {
+            const int64_t c = s.by_row ? (int64_t) r/heads % rows : (int64_t) r % rows;
+            poison[r] = c >= s.kv || (s.mask == 1 && dead[c]);
+        }
+        (pass == 0 ? in.k : in.v) = make_cache(pass == 0 ? s.type_k : s.type_v, d*heads*rows*s.ne3_k, d, 1.0f, poison);
+    }
+    return in;
+}
+
+static std::vector<float> attend(const shape & s, const inputs & in, bool as_f32, int threads) {
+    const size_t bytes = (in.k.f32.size() + in.v.f32.size() + in.q.size() + (size_t) s.dv*s.nq*s.heads*s.ne3)*sizeof(float) +
+                         in.mask.size()*2 + (1 << 16);
+    ggml_context * ctx = ggml_init({ bytes, nullptr, false });
+
+    ggml_tensor * q = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, s.dk, s.heads, s.nq, s.ne3);
+    memcpy(q->data, in.q.data(), ggml_nbytes(q));
+    q = ggml_permute(ctx, q, 0, 2, 1, 3);
+
+    ggml_tensor * k = view_cache(ctx, s, as_f32 ? GGML_TYPE_F32 : s.type_k, s.dk, s.heads_k, as_f32 ? (const void *) in.k.f32.data() : in.k.data.data());
+    ggml_tensor * v = view_cache(ctx, s, as_f32 ? GGML_TYPE_F32 : s.type_v, s.dv, s.heads_v, as_f32 ? (const void *) in.v.f32.data() : in.v.data.data());
+
+    ggml_tensor * mask = nullptr;
+    if (s.mask) {
+        mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, s.kv, s.nq, in.mask_ne2, in.mask_ne3);
+        memcpy(mask->data, in.mask.data(), ggml_nbytes(mask));
+    }
+    ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f/sqrtf((float) s.dk), s.max_bias, s.softcap);
+    if (s.sinks) {
+        ggml_tensor * sinks = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, s.heads);
+        memcpy(sinks->data, in.sinks.data(), ggml_nbytes(sinks));
+        ggml_flash_attn_ext_add_sinks(out, sinks);
+    }
+
+    ggml_cgraph * graph = ggml_new_graph_custom(ctx, 64, false);
+    ggml_build_forward_expand(graph, out);
+    ggml_cplan plan = ggml_graph_plan(graph, threads, nullptr);
+    // exactly as much as planned, in a block of its own: an access beyond it is seen by the address sanitizer
+    uint8_t * work = (uint8_t *) malloc(std::max<size_t>(plan.work_size, 1));
+    plan.work_data = work;
+    if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) {
+        abort();
+    }
+    free(work);
+    std::vector<float> result((const float *) out->data, (const float *) out->data + ggml_nelements(out));
+    ggml_free(ctx);
+    return result;
+}
+
+int main(int argc, char ** argv) {
+    const int cases  = argc > 1 ? atoi(argv[1]) : 300;
+    const int seed   = argc > 2 ? atoi(argv[2]) : 1;
+    const int max_kv = argc > 3 ? atoi(argv[3]) : 1024;
+    ggml_cpu_init();
+
+    rng.seed(seed);
+    int failed = test_codes();
+    double worst = 0.0;
+    double worst_threads = 0.0;
+    for (int i = 0; i < cases; ++i) {
+        rng.seed((unsigned) seed*1000003u + i);
+        const shape  s  = any_shape(max_kv);
+        const inputs in = make_inputs(s);
+        const auto want = attend(s, in, true, any(1, 4));
+        const auto got  = attend(s, in, false, any(1, 4));
+        const auto more = attend(s, in, false, any(1, 9));
+        // what an int8 query costs grows with the logits, a 3-bit code costs 3e-2
+        const double limit = s.sharp > 1.0f ? 2e-3 : 5e-4;
+        const double e  = nmse(got, want);
+        const double et = nmse(more, got);
+        worst = std::max(worst, e);
+        worst_threads = std::max(worst_threads, et);
+        if (!(e <= limit) || !(et <= 1e-6)) {
+            printf("case %d of seed %d: nmse %.3g, between thread counts %.3g: %s/%s d %d/%d heads %d/%d/%d nq %d kv %d ne3 %d/%d "
+                   "mask %d sinks %d bias %g cap %g sharp %g rows %d slack %d\n", i, seed, e, et, ggml_type_name(s.type_k), ggml_type_name(s.type_v),
+                   s.dk, s.dv, s.heads, s.heads_k, s.heads_v, s.nq, s.kv, s.ne3, s.ne3_k, s.mask, s.sinks, s.max_bias, s.softcap, s.sharp, s.by_row, s.slack);
+            ++failed;
+        }
+    }
+    printf("%d cases, %d failed, worst nmse %.3g, worst between thread counts %.3g\n", cases, failed, worst, worst_threads);
+    return failed != 0;
+}
