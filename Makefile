@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-fast test-native lint types tables patches-check check clean
+.PHONY: help setup demo test test-thorough test-fast test-native lint types tables patches-check check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -30,13 +30,16 @@ demo: $(STAMP) ## build, quantize the embedded models, and measure every cache t
 
 test: $(STAMP) ## all tests; the first run builds llama.cpp
 	$(BIN)/ggufrq build --tests
-	$(PYTEST)
+	$(PYTEST) -m "not thorough"
+
+test-thorough: $(STAMP) ## the attention under sanitizers, on other x86 levels and, with qemu-user, on ARM
+	$(PYTEST) -m thorough
 
 test-fast: $(STAMP) ## tests that need neither llama.cpp nor the models
 	$(PYTEST) -m "not build and not models and not native and not slow"
 
 test-native: $(STAMP) ## our C sources and llama.cpp's own tests of types and operations
-	$(PYTEST) -m "native or build"
+	$(PYTEST) -m "(native or build) and not thorough"
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check ggufrq tests scripts

@@ -65,7 +65,7 @@ def families(names: Sequence[str], build: Build) -> list[quantize.Family]:
     ]
 
 
-def answer(model: str, build: Build) -> tuple[run.Answer, str]:
+def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:
     """Let a model continue a sentence with an iso3 cache; the answer, and what its cache took."""
     pair = parse_kv("iso3")
     given = run.generate(
@@ -78,7 +78,7 @@ def answer(model: str, build: Build) -> tuple[run.Answer, str]:
         raw=True,
         temperature=0,
     )
-    return given, run.cache_text(given, pair)
+    return given, run.cache_lines(given, pair)
 
 
 def measure_all(todo: Plan, build: Build) -> dict[str, list[Row]]:
@@ -152,26 +152,20 @@ def caption(rows: Sequence[Row]) -> str:
     return "\n".join(
         [
             *textwrap.wrap(text, _WIDTH),
+            "The commands of the last row; others differ in -ctk and -ctv alone:",
             f"  {meta['base_command']}",
             *(f"  {command}" for command in rows[-1]["meta"]["commands"]),
         ]
     )
 
 
-def render_answer(model: str, given: run.Answer, cache: str) -> str:
+def render_answer(model: str, given: run.Answer, cache: Sequence[str]) -> str:
     """The sentence and its continuation, wrapped, and what the cache took."""
     said = textwrap.fill(
         " ".join((PROMPT + given.text).split()), _WIDTH, initial_indent="  ", subsequent_indent="  "
     )
-    return "\n".join(
-        [
-            f"{model} continues a sentence with an iso3 cache:",
-            "",
-            said,
-            "",
-            *textwrap.wrap(f"cache  {cache}", _WIDTH),
-        ]
-    )
+    lines = [f"{model} continues a sentence with an iso3 cache:", "", said, ""]
+    return "\n".join([*lines, "cache  " + "\n       ".join(cache)])
 
 
 def write_json(path: Path, rows: dict[str, list[Row]]) -> None:

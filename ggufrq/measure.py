@@ -47,12 +47,12 @@ class Settings:
     """``chunks`` texts of ``n_ctx`` tokens for perplexity, all in one batch; prefill of ``prompt`` and decode
     of ``generate`` tokens behind ``depth`` tokens for speed."""
 
-    n_ctx: int = 1024
+    n_ctx: int = 2048
     chunks: int = 4
-    prompt: int = 256
-    generate: int = 32
-    depth: int = 512
-    repetitions: int = 2
+    prompt: int = 512
+    generate: int = 64
+    depth: int = 1024
+    repetitions: int = 3
 
 
 @dataclass(frozen=True)

@@ -188,19 +188,20 @@ class _Text:
                 self._on_text(fresh)
 
 
-def cache_text(answer: Answer, pair: KvPair) -> str:
-    """What the cache took against f16, as one line."""
+def cache_lines(answer: Answer, pair: KvPair) -> list[str]:
+    """What the cache took, and what f16 would have taken."""
     size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
-    ratio = (
-        16 / pair.bits
-        if answer.f16_bytes is None or not answer.kv_bytes
-        else answer.f16_bytes / answer.kv_bytes
-    )
-    versus = "f16 takes the same" if ratio == 1 else f"f16 takes {ratio:.2f} times that"
-    text = f"{pair.name}, {pair.bits:g} bits per value: {size} for {answer.tokens_held:,} tokens; {versus}"
+    lines = [f"{pair.name}, {pair.bits:g} bits per value: {size} for {answer.tokens_held:,} tokens"]
+    if pair.name != "f16":
+        if answer.kv_bytes and answer.f16_bytes is not None:
+            lines.append(
+                f"f16 takes {answer.f16_bytes:,} bytes, {answer.f16_bytes / answer.kv_bytes:.2f} times that"
+            )
+        else:
+            lines.append(f"f16 takes {16 / pair.bits:.2f} times that")
     if answer.recurrent_mib:
-        text += f" (and {answer.recurrent_mib:.2f} MiB of recurrent state in f32)"
-    return text
+        lines.append(f"and {answer.recurrent_mib:.2f} MiB of recurrent state in f32, whatever the cache type")
+    return lines
 
 
 def speed_text(answer: Answer) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq import paths, proc
+from ggufrq import log, paths, proc
 from ggufrq.errors import ToolError, UsageError
 from ggufrq.kv import KvPair
 from ggufrq.tools import Programs, server
@@ -70,6 +70,7 @@ def serving(
     )
     tool = programs.tool("llama-server")
     url = f"http://{_reachable(host)}:{chosen}"
+    log.say(f"starting llama-server; its log is {log_path}")
     with proc.start([tool, *args], log=log_path) as process:
         follower = Follower(log_path, on_log)
         _wait(process, url, log_path, timeout, follower)

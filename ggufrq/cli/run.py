@@ -106,5 +106,5 @@ def run(
     if not answer.text.strip():
         log.say("the model ended its answer at once; one that was not made for chats continues a text: --raw")
     click.echo("" if answer.text.endswith("\n") else "\n", nl=False)
-    click.echo(f"cache  {core.cache_text(answer, pair)}", err=True)
+    click.echo("cache  " + "\n       ".join(core.cache_lines(answer, pair)), err=True)
     click.echo(f"speed  {core.speed_text(answer)}", err=True)

@@ -59,7 +59,7 @@ def serve(
     \b
     Examples:
       ggufrq serve docs-qwen3-8m --kv iso3
-      ggufrq serve model.gguf --kv iso3/planar4 -c 32768 --parallel 4 -- --cache-reuse 256
+      ggufrq serve model.gguf --kv iso3/planar4 -- --cache-reuse 256
     """
     programs = run_core.programs_for(llama_cpp)
     command = shlex.join(["ggufrq", "serve", model, *(["--llama-cpp", str(llama_cpp)] if llama_cpp else [])])

@@ -78,8 +78,9 @@ def test_a_cache_survives_what_upstreams_does(
     assert 0 < got["plain"] < bound and 0 < got["next"] < bound, got
     if model == DENSE:  # upstream cannot shift the positions of the other one
         assert 0 < got["shifted"] < 2 * bound, got
-    # the order of the cells moves the last bits, and with them a few indices of the codes
-    assert max(got["sequences_unified"], got["sequences_streams"], got["copied"]) < 0.1 * got["plain"], got
+    # Where a cell stands moves the last bits of a sum, and with them indices of the codes in the next layer:
+    # less than the code itself costs. A sequence that saw another one would differ by a hundred times that.
+    assert max(got["sequences_unified"], got["sequences_streams"], got["copied"]) < bound, got
     assert run(driver, *arguments, "read") == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
 
 

@@ -147,7 +147,7 @@ def test_command(families: dict[str, Family]) -> None:
     assert result.stdout.strip() and result.stdout.endswith("\n")
     size = kv_shape(Path(model)).bytes_for(parse_kv("iso3/planar4"), 4096)
     assert f"cache  iso3/planar4, 3.625 bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
-    assert "f16 takes 4.41 times that" in result.stderr
+    assert "bytes, 4.41 times that" in result.stderr
     assert "speed  prompt" in result.stderr
 
 

@@ -43,7 +43,7 @@ def test_against_upstream(llama_build: Build, tmp_path: Path) -> None:
     assert passed(proc.run([out, "400", "1"], env={"OMP_WAIT_POLICY": "passive"}, timeout=300).stdout, 400)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers(llama_build: Build, tmp_path: Path, sanitizer: str) -> None:
     flags = f"-fsanitize={sanitizer} -fno-sanitize-recover=all"
@@ -54,7 +54,7 @@ def test_sanitizers(llama_build: Build, tmp_path: Path, sanitizer: str) -> None:
     assert passed(proc.run([program, "200", "2", "512"], timeout=1200).stdout, 200)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arch", "what"), [("armv8-a", "neon"), ("armv8.2-a+dotprod", "neon and dotprod")])
 def test_arm(llama_build: Build, tmp_path: Path, arch: str, what: str) -> None:
     qemu = shutil.which("qemu-aarch64")
@@ -77,7 +77,7 @@ def test_arm(llama_build: Build, tmp_path: Path, arch: str, what: str) -> None:
 SIMD = ["SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="x86 only")
 @pytest.mark.parametrize("state", ["ON", "OFF"])
 def test_other_x86(llama_build: Build, tmp_path: Path, state: str) -> None:

@@ -1,0 +1,194 @@
+"""Running and serving, as far as it takes no llama.cpp."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ggufrq import cli, run, serve
+from ggufrq.build import Build
+from ggufrq.errors import GgufrqError, ToolError, UsageError
+from ggufrq.kv import parse_kv
+from ggufrq.tools import Programs
+
+UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
+
+def programs(types: tuple[str, ...], build: Build | None = None) -> Programs:
+    found = Programs(Path("/opt/llama.cpp/bin"), build)
+    found.__dict__["cache_types"] = types
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kv", "used"),
+    [
+        ("iso3", "q8_0"),
+        ("iso3/planar4", "q8_0"),
+        ("iso3/q4_0", "q8_0/q4_0"),
+        ("f16/rotor2", "f16/q8_0"),
+        ("q4_0", "q4_0"),
+    ],
+)
+def test_fallback(kv: str, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = run.settle(parse_kv(kv), programs(UPSTREAM), fallback=True, command="ggufrq run m")
+    assert pair.name == used
+    assert ("using " + used in capsys.readouterr().err) == (kv != used)
+
+
+def test_without_fallback() -> None:
+    with pytest.raises(
+        UsageError, match=r"/opt/llama\.cpp/bin has no cache type iso3 and planar4; it has f32"
+    ) as caught:
+        run.settle(parse_kv("iso3/planar4"), programs(UPSTREAM), fallback=False, command="ggufrq run m -p …")
+    remedy = str(caught.value.remedy)
+    assert "ggufrq run m -p … --kv q8_0, or --fallback" in remedy
+    assert "8.5 bits per value instead of 3.625" in remedy
+    assert "LM Studio and Ollama: q8_0 for K and V, flash attention on" in remedy
+
+
+def test_our_own_build_never_falls_back(tmp_path: Path) -> None:
+    build = Build("key", tmp_path, tmp_path, tmp_path, {})
+    with pytest.raises(ToolError, match="has no cache type iso3"):
+        run.settle(parse_kv("iso3"), programs(UPSTREAM, build), fallback=True, command="")
+
+
+ANSWER = run.Answer(
+    "text", "iso3", "iso3", 4096, 6553600, 33554432, 6.25, 0.0, 1200, 4321.5, 24, 88.25, Path("log")
+)
+
+
+def test_what_is_said_of_the_cache() -> None:
+    assert run.cache_lines(ANSWER, parse_kv("iso3")) == [
+        "iso3, 3.125 bits per value: 6,553,600 bytes for 4,096 tokens",
+        "f16 takes 33,554,432 bytes, 5.12 times that",
+    ]
+    rough = replace(ANSWER, kv_bytes=None, f16_bytes=None, recurrent_mib=1.5)
+    assert run.cache_lines(rough, parse_kv("iso3")) == [
+        "iso3, 3.125 bits per value: 6.25 MiB for 4,096 tokens",
+        "f16 takes 5.12 times that",
+        "and 1.50 MiB of recurrent state in f32, whatever the cache type",
+    ]
+    same = replace(ANSWER, kv_bytes=33554432)
+    assert run.cache_lines(same, parse_kv("f16")) == [
+        "f16, 16 bits per value: 33,554,432 bytes for 4,096 tokens"
+    ]
+    assert run.speed_text(ANSWER) == "prompt 1,200 tokens at 4,322 tokens/s, answer 24 at 88.2 tokens/s"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "raw", "says"),
+    [
+        ("", False, "the prompt is empty"),
+        (" \n", True, "the prompt is empty"),
+        ("/exit now", False, "/exit as a command"),
+    ],
+)
+def test_prompts_that_are_refused(no_programs: None, prompt: str, raw: bool, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        run.generate(Path("m"), prompt, parse_kv("iso3"), programs(UPSTREAM), raw=raw)
+
+
+def test_text_of_a_repeated_run_comes_once() -> None:
+    pieces: list[str] = []
+    out = run._Text(pieces.append)
+    out.begin()
+    out.take("one ")
+    out.take("tw")
+    out.begin()
+    for piece in ("on", "e two", " three"):
+        out.take(piece)
+    assert pieces == ["one ", "tw", "o", " three"]
+    assert out.text == "one two three"
+
+
+# The server
+
+
+def test_port_is_8080_or_a_free_one() -> None:
+    chosen = serve.choose_port("127.0.0.1", None)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(("127.0.0.1", serve.DEFAULT_PORT))
+        except OSError:
+            assert chosen != serve.DEFAULT_PORT
+            return
+        assert chosen == serve.DEFAULT_PORT
+        other.listen()
+        assert serve.choose_port("127.0.0.1", None) != serve.DEFAULT_PORT
+
+
+def test_port_that_is_taken_is_refused() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UsageError, match="something else listens there"):
+            serve.choose_port("127.0.0.1", other.getsockname()[1])
+
+
+def test_host_that_is_not_ours() -> None:
+    with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1"):
+        serve.choose_port("192.0.2.1", None)
+
+
+def test_follower_hands_on_whole_lines_once(tmp_path: Path) -> None:
+    seen: list[str] = []
+    follower = serve.Follower(tmp_path / "log", seen.append)
+    follower.poll()
+    with (tmp_path / "log").open("wb") as file:
+        for part in (b"one\ntw", b"o\n", b"", b"thr\xc3", b"\xa9e\n"):
+            file.write(part)
+            file.flush()
+            follower.poll()
+    assert seen == ["one\n", "two\n", "thrée\n"]
+
+
+def test_example_can_be_pasted() -> None:
+    text = serve.example("http://127.0.0.1:8080")
+    assert text.startswith("curl http://127.0.0.1:8080/v1/chat/completions ")
+    assert "\\\n" in text and text.count("'") == 4
+
+
+# Command lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (["run", "docs-qwen3-8m"], UsageError, "either by -p or by -f"),
+        (["run", "docs-qwen3-8m", "-p", "x", "-f", __file__], UsageError, "either by -p or by -f"),
+        (
+            ["run", "docs-qwen3-8m", "-p", "x", "--llama-cpp", str(Path(__file__).parent)],
+            UsageError,
+            "no llama-cli",
+        ),
+        (
+            ["serve", "docs-qwen3-8m", "--llama-cpp", str(Path(__file__).parent)],
+            UsageError,
+            "no llama-server",
+        ),
+        (["run", "docs-qwen3-8m", "-p", "x"], GgufrqError, "has not been built yet"),
+        (["serve", "docs-qwen3-8m"], GgufrqError, "has not been built yet"),
+        (["quantize", "docs-qwen3-8m"], GgufrqError, "has not been built yet"),
+        (["demo", "--models", "nothing"], GgufrqError, "there is no model 'nothing'"),
+        (["demo", "--kv", "iso9"], UsageError, "no cache type 'iso9'"),
+    ],
+)
+def test_errors(no_programs: None, arguments: list[str], error: type[GgufrqError], says: str) -> None:
+    result = CliRunner().invoke(cli.cli, arguments)
+    assert isinstance(result.exception, error)
+    assert says in str(result.exception)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["quantize", "run", "serve", "demo"])
+def test_help_fits_in_80_columns(command: str) -> None:
+    result = CliRunner().invoke(cli.cli, [command, "--help"], terminal_width=80)
+    assert result.exit_code == 0
+    assert "Examples:" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
