@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from ggufrq import build, log, proc
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOGS = Path(__file__).resolve().parent / "logs"
+
+# Tests send signals to programs. Where the shell that runs us ignores some (nohup, a background job), so would they.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if os.name == "posix":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Repositories made by tests are no part of one around them, and need an author.
 os.environ["GIT_CEILING_DIRECTORIES"] = os.pathsep.join(["/tmp", str(REPOSITORY.parent)])

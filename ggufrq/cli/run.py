@@ -83,19 +83,23 @@ def run(
         ["ggufrq", "run", model, "-p", "…", *(["--llama-cpp", str(llama_cpp)] if llama_cpp else [])]
     )
     pair = core.settle(parse_kv(kv), programs, fallback=fallback, command=command)
-    answer = core.generate(
-        core.model_file(model),
-        text,
-        pair,
-        programs,
-        tokens=tokens,
-        n_ctx=n_ctx,
-        raw=raw,
-        threads=threads,
-        temperature=temp,
-        seed=seed,
-        on_text=None if as_json else lambda piece: click.echo(piece, nl=False),
-    )
+    try:
+        answer = core.generate(
+            core.model_file(model),
+            text,
+            pair,
+            programs,
+            tokens=tokens,
+            n_ctx=n_ctx,
+            raw=raw,
+            threads=threads,
+            temperature=temp,
+            seed=seed,
+            on_text=None if as_json else lambda piece: click.echo(piece, nl=False),
+        )
+    except KeyboardInterrupt:
+        click.echo("\nstopped", err=True)
+        click.get_current_context().exit(130)
     if as_json:
         click.echo(
             json.dumps(

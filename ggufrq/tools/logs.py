@@ -221,7 +221,7 @@ def failure(text: str, what: str) -> ToolError:
     return ToolError(f"{what}: {lines[0]}") if lines else Incomplete(f"{what}, and its log does not say why")
 
 
-def retried(attempt: Callable[[], Result], attempts: int = 3) -> Result:
+def retried(attempt: Callable[[], Result], attempts: int = 5) -> Result:
     """The result of ``attempt``, made again when it raises Incomplete, ``attempts`` times at most."""
     for _ in range(attempts - 1):
         try:
