@@ -15,7 +15,7 @@ from ggufrq import build, log, proc
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOGS = Path(__file__).resolve().parent / "logs"
 
-# Tests send signals to programs; a shell that runs us in the background may have them ignored for us and them.
+# Tests send signals to programs; a shell that runs us in the background may have them ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if os.name == "posix":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
