@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from ggufrq.build import Build
 from ggufrq.errors import GgufrqError, ToolError, UsageError
 from ggufrq.kv import parse_kv
 from ggufrq.tools import Programs
+from ggufrq.tools.logs import parse_context
 
+LOGS = Path(__file__).parent.parent / "logs" / "tools"
 UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
@@ -107,6 +110,36 @@ def test_text_of_a_repeated_run_comes_once() -> None:
 
 
 # The server
+
+
+def test_text_comes_while_it_is_generated(cache: Path, tmp_path: Path) -> None:
+    """A llama-completion that goes on only when its first words were handed on."""
+    handed_on = tmp_path / "handed on"
+    tool = tmp_path / "llama-completion"
+    tool.write_text(
+        f"#!{sys.executable}\n"
+        "import pathlib, sys, time\n"
+        "print('first words ', end='', flush=True)\n"
+        f"while not pathlib.Path({str(handed_on)!r}).exists():\n"
+        "    time.sleep(0.01)\n"
+        "print('and the rest', flush=True)\n"
+        f"sys.stderr.write(pathlib.Path({str(LOGS / 'completion-ok.err.txt')!r}).read_text())\n"
+    )
+    tool.chmod(0o755)
+    pieces: list[str] = []
+
+    def on_text(piece: str) -> None:
+        pieces.append(piece)
+        handed_on.touch()
+
+    context = parse_context((LOGS / "completion-ok.err.txt").read_text())
+    assert context is not None
+    kinds = "/".join([*context.k_types, *context.v_types])
+    answer = run.generate(
+        tmp_path / "m.gguf", "Hello", parse_kv(kinds), Programs(tmp_path), raw=True, on_text=on_text
+    )
+    assert "".join(pieces).split() == ["first", "words", "and", "the", "rest"]
+    assert len(pieces) > 1 and "".join(pieces) == answer.text
 
 
 def test_port_is_8080_or_a_free_one() -> None:
