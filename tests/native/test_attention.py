@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -84,3 +85,35 @@ def test_other_x86(llama_build: Build, tmp_path: Path, state: str) -> None:
     options = ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}={state}" for name in SIMD)]
     program = build_alone(tmp_path / "build", llama_build.source, *options)
     assert passed(proc.run([program, "200", "4", "512"], timeout=1200).stdout, 200)
+
+
+@pytest.mark.thorough
+def test_all_variants(llama_build: Build, tmp_path: Path) -> None:
+    """One library per CPU level, as distributions build them: all compile, and those that run here agree."""
+    cmake, ninja = toolchain.cmake(), toolchain.ninja()
+    assert cmake is not None
+    assert ninja is not None
+    folder = tmp_path / "build"
+    options = ["GGML_BACKEND_DL=ON", "GGML_CPU_ALL_VARIANTS=ON", "GGML_NATIVE=OFF", "BUILD_SHARED_LIBS=ON"]
+    options += ["GGML_BUILD_TESTS=OFF", "GGML_BUILD_EXAMPLES=OFF", "CMAKE_BUILD_TYPE=Release"]
+    options += [f"CMAKE_MAKE_PROGRAM={ninja.path}"]
+    tree = llama_build.source / "ggml"
+    proc.run([cmake.path, "-G", "Ninja", "-S", tree, "-B", folder, *(f"-D{option}" for option in options)])
+    proc.run([cmake.path, "--build", folder])
+    variants = sorted(folder.rglob("libggml-cpu-*.so"))
+    assert len(variants) > 3
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    base = next(folder.rglob("libggml-base.so"))
+    agreed = []
+    for variant in variants:
+        score = ctypes.CDLL(str(base), mode=ctypes.RTLD_GLOBAL) and ctypes.CDLL(str(variant))
+        if score.ggml_backend_score() == 0:  # this CPU lacks what the variant needs
+            continue
+        out = tmp_path / variant.stem
+        link = [variant, base, f"-Wl,-rpath,{variant.parent}", f"-Wl,-rpath,{base.parent}"]
+        source = [f"-I{tree / 'include'}", SOURCE / "rq_attention.cpp"]
+        proc.run([compiler, "-std=c++17", "-O2", *source, "-o", out, *link])
+        done = proc.run([out, "100", "5", "512"], env={"OMP_WAIT_POLICY": "passive"}, timeout=600)
+        assert passed(done.stdout, 100), variant.name
+        agreed.append(variant.name)
+    assert agreed
