@@ -113,7 +113,12 @@ def derive() -> dict[str, Any]:
     return {
         "block": BLOCK,
         "codes": {
-            str(b): {"bytes": BYTES[b], "centroids": int8_centroids(b), "starts": list(STARTS[b])}
+            str(b): {
+                "bytes": BYTES[b],
+                "centroids": int8_centroids(b),
+                "outermost": float(f"{lloyd_max(2 ** (b - 1))[-1]:.9g}"),
+                "starts": list(STARTS[b]),
+            }
             for b in sorted(BYTES)
         },
         "types": [

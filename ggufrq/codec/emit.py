@@ -50,11 +50,13 @@ def _codebooks(codes: Sequence[tables.Code]) -> list[str]:
 def _encoder(codes: Sequence[tables.Code]) -> list[str]:
     out = [
         "// per code: the smallest magnitude and the steps to the next ones, sums of neighbouring magnitudes",
-        "// (twice the thresholds), starting scales (outermost centroid in 1/129 of the largest magnitude)",
+        "// (twice the thresholds), starting scales (outermost centroid in 1/129 of the largest magnitude),",
+        "// and what the norm of a block is multiplied by where the scale follows from it",
     ]
     for c in codes:
         m = c.magnitudes
         steps = [b - a for a, b in pairwise(m)]
+        out.append(f"#define GGML_RQ{c.bits}_NORM {c.norm!r}")
         out.append(f"#define GGML_RQ{c.bits}_MAG0 {m[0]}")
         out += [f"#define GGML_RQ{c.bits}_STEP{k} {step}" for k, step in enumerate(steps)]
         out.append(_table("uint8_t", f"ggml_rq{c.bits}_mid2", map(str, c.mid2), 16))

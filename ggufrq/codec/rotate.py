@@ -1,9 +1,9 @@
-"""The rotations: orthogonal, symmetric, their own inverse, block-diagonal in steps of 128 values.
+"""The rotations of 128 or 256 values: orthogonal, symmetric, their own inverse.
 
 Families (the block matrix B): planar, 2-D reflections [[c, s], [s, -c]]; iso, 4-D blocks x -> p*x*q with
 pure unit quaternions p and q; rotor, half-turns 2*n*nT - I of 3-D blocks, the last two values pass through.
-Modes: none, the identity; block, B; hadamard, the orthonormal Walsh-Hadamard matrix H of 128 in natural
-order, for every family the same; full, B*H*B.
+Modes: none, the identity; block, B; hadamard, the orthonormal Walsh-Hadamard matrix H of 128 or 256 in
+natural order, for every family the same; full, B*H*B. B of 256 values is that of 128, twice.
 """
 
 from typing import Literal, get_args
@@ -16,19 +16,22 @@ from ggufrq.codec.tables import load, rotation_blocks
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Family = Literal["planar", "iso", "rotor"]
+SIZES = (128, 256)  # values that are rotated together
 Mode = Literal["none", "block", "hadamard", "full"]
 
 
-def _block_matrix(family: Family) -> F64:
-    n = load()["block"]
+def _block_matrix(family: Family, n: int) -> F64:
+    """B for n values: that of 128, repeated."""
     blocks = rotation_blocks(family).astype(np.float64)
     if family == "planar":
         c, s = blocks.T
         blocks = np.stack([c, s, s, -c], -1).reshape(-1, 2, 2)
     out = np.eye(n)
-    for i, b in enumerate(blocks):
-        k = len(b)
-        out[i * k : (i + 1) * k, i * k : (i + 1) * k] = b
+    k = blocks.shape[1]
+    for o in range(0, n, load()["block"]):
+        for i, b in enumerate(blocks):
+            at = slice(o + i * k, o + (i + 1) * k)
+            out[at, at] = b
     return out
 
 
@@ -39,16 +42,17 @@ def _hadamard_signs(n: int) -> F64:
     return h
 
 
-def _full(family: Family) -> F64:
+def _full(family: Family, n: int) -> F64:
     """Sum over the blocks of B*H*B in a fixed order, row by row: each product of two float32 is exact."""
-    n = load()["block"]
-    b = _block_matrix(family)
+    size = load()["block"]
+    b = _block_matrix(family, n)
     h = _hadamard_signs(n)
     k = {"planar": 2, "iso": 4, "rotor": 3}[family]
-    first = np.minimum(np.arange(n) // k * k, n)
-    tail = np.arange(n) >= n // k * k
-    out = np.zeros((n, n))
     rows = np.arange(n)
+    inside = rows % size
+    first = rows - inside + inside // k * k
+    tail = inside >= size // k * k
+    out = np.zeros((n, n))
     for p in range(k):
         for q in range(k):
             i = np.where(tail, rows, first + p)
@@ -65,32 +69,30 @@ def _check(family: str, mode: str, n: int) -> None:
         raise ValueError(f"no rotation family {family!r}; there are {', '.join(get_args(Family))}")
     if mode not in get_args(Mode):
         raise ValueError(f"no rotation mode {mode!r}; there are {', '.join(get_args(Mode))}")
-    if n <= 0 or n % load()["block"]:
-        raise ValueError(f"a rotation needs a positive multiple of {load()['block']} values, not {n}")
+    if n not in SIZES:
+        raise ValueError(f"a rotation is of {' or '.join(map(str, SIZES))} values, not {n}")
 
 
 def rotation_matrix(family: Family, mode: Mode, n: int = 128) -> F32:
-    """The rotation as float32 [n, n], rounded once from double. ValueError if 128 does not divide n."""
+    """The rotation of n values (128 or 256) as float32 [n, n], rounded once from double. ValueError for
+    another n."""
     _check(family, mode, n)
-    size = load()["block"]
     if mode == "none":
-        unit = np.eye(size)
+        unit = np.eye(n)
     elif mode == "block":
-        unit = _block_matrix(family)
+        unit = _block_matrix(family, n)
     else:
-        signs = _hadamard_signs(size) if mode == "hadamard" else _full(family)
-        unit = signs * (1 / np.sqrt(np.float64(size)))
-    out = np.zeros((n, n), np.float32)
-    for o in range(0, n, size):
-        out[o : o + size, o : o + size] = unit
-    return out
+        signs = _hadamard_signs(n) if mode == "hadamard" else _full(family, n)
+        unit = signs * (1 / np.sqrt(np.float64(n)))
+    return unit.astype(np.float32)
 
 
-def rotate(x: npt.ArrayLike, family: Family, mode: Mode) -> F32:
-    """Rotate float32 [..., n] along its last axis; twice is x again. ValueError if 128 does not divide n."""
+def rotate(x: npt.ArrayLike, family: Family, mode: Mode, n: int = 128) -> F32:
+    """Rotate each n values (128 or 256) of float32 [..., m] along the last axis; twice is x again.
+    ValueError for another n, or if n does not divide m."""
     values = np.asarray(x, np.float32)
-    _check(family, mode, values.shape[-1] if values.ndim else 0)
-    size = load()["block"]
-    matrix = rotation_matrix(family, mode, size).astype(np.float64)
-    out = values.reshape(-1, size).astype(np.float64) @ matrix
+    _check(family, mode, n)
+    if values.ndim == 0 or values.shape[-1] == 0 or values.shape[-1] % n:
+        raise ValueError(f"the last dimension must be a multiple of {n}: {values.shape}")
+    out = values.reshape(-1, n).astype(np.float64) @ rotation_matrix(family, mode, n).astype(np.float64)
     return out.astype(np.float32).reshape(values.shape)

@@ -1,6 +1,7 @@
 """Loader of tables.json, THE numbers: centroids, rotations, ids, block sizes."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -13,13 +14,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Code:
-    """A code: `bits` per index, blocks of `block` values in `bytes` bytes."""
+    """A code: `bits` per index, blocks of `block` values in `bytes` bytes.
+
+    `outermost` is the outermost centroid before it was scaled to 127, for a unit Gaussian.
+    """
 
     bits: int
     block: int
     bytes: int
     centroids: tuple[int, ...]
     starts: tuple[int, ...]
+    outermost: float
 
     @property
     def magnitudes(self) -> tuple[int, ...]:
@@ -31,6 +36,11 @@ class Code:
         """Sums of neighbouring positive centroids: twice the decision thresholds."""
         m = self.magnitudes
         return tuple(a + b for a, b in pairwise(m))
+
+    @property
+    def norm(self) -> float:
+        """What the norm of a block is multiplied by to get a scale, in units of 2**-11 per centroid unit."""
+        return 2048 * self.outermost / self.magnitudes[-1] / math.sqrt(self.block)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,14 @@ def code(bits: int) -> Code:
     entry = tables["codes"].get(str(bits))
     if entry is None:
         raise ValueError(f"no code with {bits} bits; there are {', '.join(tables['codes'])}")
-    return Code(bits, tables["block"], entry["bytes"], tuple(entry["centroids"]), tuple(entry["starts"]))
+    return Code(
+        bits,
+        tables["block"],
+        entry["bytes"],
+        tuple(entry["centroids"]),
+        tuple(entry["starts"]),
+        entry["outermost"],
+    )
 
 
 @cache

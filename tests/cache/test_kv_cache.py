@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ggufrq import paths, proc
 from ggufrq.build import Build
+from ggufrq.calibrate import fingerprint
 from ggufrq.convert import convert
+from ggufrq.gguf_header import read_header
+from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]
 
@@ -42,8 +47,16 @@ def driver(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def run(driver: Path, *arguments: str | Path, mode: str | None = None) -> dict[str, Any]:
-    done = proc.run([driver, *arguments], env={**ONE_THREAD, "LLAMA_RQ_MODE": mode}, timeout=600)
+def run(
+    driver: Path,
+    *arguments: str | Path,
+    mode: str | None = None,
+    layers: str | None = None,
+    calib: Path | None = None,
+) -> dict[str, Any]:
+    env = {**ONE_THREAD, "LLAMA_RQ_MODE": mode, "LLAMA_RQ_LAYERS": layers}
+    env["LLAMA_RQ_CALIB"] = None if calib is None else str(calib)
+    done = proc.run([driver, *arguments], env=env, timeout=600)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
@@ -96,6 +109,165 @@ def test_rotation_modes_differ_and_all_are_right(
     assert all(0 < error < 0.05 for error in errors.values()), errors
 
 
+# base types of K and V, types of layers, largest error: rotated q8_0 and f16 layers, layers of ours in an f16
+# cache, upstream's types alone (of which f16 ones are rotated, too), entries that overwrite each other
+LAYERED = [
+    ("iso3", "planar4", "0,-1:q8_0;1:iso4/f16", 0.02),
+    ("f16", "f16", "0-1:iso3/rotor3", 0.02),
+    ("f16", "f16", "0:q8_0/f16", 0.005),
+    ("planar3", "planar3", "0--1:iso2; 0-1,-1: f16", 0.1),
+]
+
+
+@pytest.mark.parametrize("model", [DENSE, HYBRID])
+@pytest.mark.parametrize(("k", "v", "layers", "bound"), LAYERED)
+def test_a_cache_with_types_by_layer_survives_it_too(
+    driver: Path,
+    f16_models: dict[str, Path],
+    tmp_path: Path,
+    model: str,
+    k: str,
+    v: str,
+    layers: str,
+    bound: float,
+) -> None:
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[model], text, k, v, "1", tmp_path / "state.bin")
+    got = run(driver, *arguments, "write", layers=layers)
+    assert 0 < got["plain"] < bound and 0 < got["next"] < bound, got
+    if model == DENSE:
+        assert 0 < got["shifted"] < 2 * bound, got
+    assert max(got["sequences_unified"], got["sequences_streams"], got["copied"]) < bound, got
+    restored = run(driver, *arguments, "read", layers=layers)
+    assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
+    assert run(driver, *arguments, "read") == {"restored": False}
+
+
+def test_layers_of_one_type_are_that_type(driver: Path, f16_models: dict[str, Path], tmp_path: Path) -> None:
+    text = paths.data_dir("texts") / "heldout.txt"
+
+    def results(k: str, layers: str | None) -> dict[str, Any]:
+        return run(driver, f16_models[DENSE], text, k, k, "1", tmp_path / "s", "write", layers=layers)
+
+    assert results("f16", "0-7:iso3") == results("iso3", None)
+    assert results("f16", "-8--1:q8_0") == results("q8_0", None)
+
+
+def means(model: Path, out: Path, *, size: float, rotation: str = "iso/full", **change: Any) -> Path:
+    """A calibration file with random means: attention does not depend on what they are."""
+    import gguf
+
+    layers = {DENSE: range(8), HYBRID: (3, 7)}[model.stem]
+    head_dim = {DENSE: 128, HYBRID: 256}[model.stem]
+    rng = np.random.default_rng(7)
+    writer = gguf.GGUFWriter(out, "kv-calib")
+    writer.add_type(change.get("type", "kv-calib"))
+    writer.add_uint32("rq.calib.version", change.get("version", 1))
+    writer.add_string("rq.calib.model", change.get("of", fingerprint(model)))
+    writer.add_string("rq.calib.k_rotation", f"{rotation}/{head_dim}")
+    for il in list(layers)[change.get("missing", 0) :]:
+        values = size * rng.standard_normal((2, change.get("head_dim", head_dim)))
+        if change.get("nan"):
+            values[1, 5] = np.nan
+        writer.add_tensor(f"blk.{il}.k_mean", values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+@pytest.mark.parametrize("model", [DENSE, HYBRID])
+def test_centering_is_exact(driver: Path, f16_models: dict[str, Path], tmp_path: Path, model: str) -> None:
+    """K in f32 so that nothing but the centering could differ; means ten times as large as K itself."""
+    calib = means(f16_models[model], tmp_path / "calib.gguf", size=10.0)
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[model], text, "f32", "f16", "1", tmp_path / "state.bin")
+    layers = "0:iso3/f16;0--1:f32/f16"  # the first entry chooses the rotation, the second the types
+    got = run(driver, *arguments, "write", layers=layers, calib=calib)
+    assert set(got) >= {"plain", "next", "sequences_unified", "sequences_streams", "copied"}
+    assert ("shifted" in got) == (model == DENSE)
+    assert all(error < 3e-4 for error in got.values()), got
+    restored = run(driver, *arguments, "read", layers=layers, calib=calib)
+    assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
+    other = means(f16_models[model], tmp_path / "other.gguf", size=9.0)
+    for file in (None, other):  # a state is for one calibration
+        assert run(driver, *arguments, "read", layers=layers, calib=file) == {"restored": False}
+
+
+@pytest.mark.parametrize("types", [("iso3", "iso3"), ("planar4", "f16")])
+def test_a_centered_cache_survives_it_too(
+    driver: Path, f16_models: dict[str, Path], tmp_path: Path, types: tuple[str, str]
+) -> None:
+    rotation = types[0][:-1] + "/full"
+    calib = means(f16_models[DENSE], tmp_path / "calib.gguf", size=0.3, rotation=rotation)
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[DENSE], text, *types, "1", tmp_path / "state.bin")
+    got = run(driver, *arguments, "write", calib=calib)
+    assert got["plain"] > 0 and all(error < 0.05 for error in got.values()), got
+    assert run(driver, *arguments, "read", calib=calib)["state"] == pytest.approx(0, abs=1e-7)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"--kv-layers": "8:iso3"}, "there is no layer 8, the model has 8 with a KV cache, 0 to 7"),
+    ({"--kv-layers": "-9:iso3"}, "there is no layer -9"),
+    ({"--kv-layers": "3-1:iso3"}, "the range 3-1 runs backwards"),
+    ({"--kv-layers": "0:iso5"}, "there is no cache type 'iso5'"),
+    ({"--kv-layers": "0:q4_K"}, "there is no cache type 'q4_K'"),
+    ({"--kv-layers": "a:iso3"}, "'a' is no layer and no range of layers"),
+    ({"--kv-layers": "0:iso3;"}, "'' is not LAYERS:TYPE"),
+    ({"--kv-layers": "0:f16/q8_0", "-fa": "off", "-ctv": "f16"}, "requires flash attention: use -fa on"),
+    ({"--kv-calib": "no such file"}, "is missing or damaged"),
+    ({"--kv-calib": {"damaged": True}}, "is missing or damaged"),
+    ({"--kv-calib": {"type": "model"}}, "holds no means of K"),
+    ({"--kv-calib": {"version": 2}}, "is of another version"),
+    ({"--kv-calib": {"of": "0" * 16}}, "is for another model"),
+    ({"--kv-calib": {"rotation": "iso/block"}}, "is for K rotated by iso/block/128, not iso/full/128"),
+    ({"--kv-calib": {"missing": 1}}, "has no blk.0.k_mean of this model's shape"),
+    ({"--kv-calib": {"head_dim": 64}}, "has no blk.0.k_mean of this model's shape"),
+    ({"--kv-calib": {"nan": True}}, "has a value in blk.0.k_mean that is not finite"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REFUSED)
+def test_what_makes_no_sense_is_refused_with_a_sentence(
+    llama_build: Build, f16_models: dict[str, Path], tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    given = {"-ctk": "iso3", "-ctv": "iso3"} | options
+    if isinstance(change := given.get("--kv-calib"), dict):
+        calib = means(f16_models[DENSE], tmp_path / "calib.gguf", size=0.1, **change)
+        if change.get("damaged"):
+            calib.write_bytes(calib.read_bytes()[:-4000])
+        given["--kv-calib"] = str(calib)
+    command = [llama_build.tool("llama-completion"), "-m", f16_models[DENSE], "-no-cnv", "-p", "a", "-n", "1"]
+    done = proc.run(
+        [*command, *(word for pair in given.items() for word in pair)], env=ONE_THREAD, check=False
+    )
+    assert done.rc > 0
+    assert sentence in done.stderr
+
+
+def test_a_calibration_for_types_that_are_not_rotated_is_not_used(
+    llama_build: Build, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    calib = means(f16_models[DENSE], tmp_path / "calib.gguf", size=0.1)
+    command = [llama_build.tool("llama-completion"), "-m", f16_models[DENSE], "-no-cnv", "-p", "a", "-n", "1"]
+    done = proc.run([*command, "-ctk", "q8_0", "--kv-calib", calib], env=ONE_THREAD)
+    assert "is not used: K has none of the rotated types" in done.stderr
+
+
+def test_options_reach_the_tools_that_have_none_by_the_environment(
+    llama_build: Build, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    calib = means(f16_models[DENSE], tmp_path / "calib.gguf", size=0.1)
+    env = {**ONE_THREAD, "LLAMA_RQ_LAYERS": "0:q8_0", "LLAMA_RQ_CALIB": str(calib), "LLAMA_RQ_SCALE": "norm"}
+    command = [llama_build.tool("llama-bench"), "-m", f16_models[DENSE], "-ctk", "iso3", "-fa", "1", "-v"]
+    done = proc.run([*command, "-p", "8", "-n", "0", "-r", "1", "-t", "1"], env=env)
+    assert "K layers: 0 q8_0, 1 iso3" in done.stderr
+    assert f"calibration {calib}: 8 layers" in done.stderr
+    assert "scale = norm" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("k", "v", "mode"), [("iso3", "iso3", "block"), ("rotor3", "iso3", None), ("q8_0", "q8_0", None)]
 )
@@ -107,19 +279,99 @@ def test_a_state_of_another_type_or_rotation_is_refused(
     assert run(driver, f16_models[DENSE], text, k, v, "1", state, "read", mode=mode) == {"restored": False}
 
 
-def test_an_unknown_rotation_mode_is_an_error(llama_build: Build, f16_models: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("variable", "sentence"),
+    [
+        ("LLAMA_RQ_MODE", "unknown rotation mode 'ful', use full, block, hadamard or none"),
+        ("LLAMA_RQ_SCALE", "unknown scale 'ful', use inner, lsq or norm"),
+    ],
+)
+def test_an_unknown_rotation_mode_or_scale_is_an_error(
+    llama_build: Build, f16_models: dict[str, Path], variable: str, sentence: str
+) -> None:
     command = [llama_build.tool("llama-completion"), "-m", f16_models[DENSE], "-ctk", "iso3", "-no-cnv"]
-    environment = {**ONE_THREAD, "LLAMA_RQ_MODE": "ful"}
-    runs = [proc.run([*command, "-p", "a", "-n", "1"], env=environment, check=False) for _ in range(4)]
-    assert all(done.rc > 0 for done in runs)
-    sentence = "unknown rotation mode 'ful', use full, block, hadamard or none"
-    assert any(sentence in done.stdout + done.stderr for done in runs)  # the end of a log may be lost
+    done = proc.run([*command, "-p", "a", "-n", "1"], env={**ONE_THREAD, variable: "ful"}, check=False)
+    assert done.rc > 0
+    assert sentence in done.stderr
 
 
-def test_every_architecture_runs_or_is_refused_with_a_sentence(llama_build: Build, tmp_path: Path) -> None:
-    """Upstream's own generator makes a tiny random model per architecture; none may crash with our types."""
-    proc.run([llama_build.tool("test-llama-archs"), "-o", tmp_path], env=ONE_THREAD, timeout=600)
-    models = sorted(tmp_path.rglob("*.gguf"))
+def test_the_scale_can_be_the_norm(driver: Path, f16_models: dict[str, Path], tmp_path: Path) -> None:
+    text, state = paths.data_dir("texts") / "heldout.txt", tmp_path / "state.bin"
+    arguments = (f16_models[DENSE], text, "iso3", "iso3", "1", state, "write")
+    norm = proc.run([driver, *arguments], env={**ONE_THREAD, "LLAMA_RQ_SCALE": "norm"}, timeout=600)
+    plain: float = json.loads(norm.stdout)["plain"]
+    assert run(driver, *arguments)["plain"] < plain < 0.1
+
+
+@pytest.fixture(scope="session")
+def tiny_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Upstream's own generator makes a tiny random model per architecture."""
+    folder = tmp_path_factory.mktemp("architectures")
+    proc.run([llama_build.tool("test-llama-archs"), "-o", folder], env=ONE_THREAD, timeout=600)
+    return {path.stem: path for path in sorted(folder.rglob("*.gguf"))}
+
+
+def one_token(build: Build, model: Path, **env: str) -> proc.Completed:
+    command = [build.tool("llama-completion"), "-m", model, "-ctk", "iso3", "-ctv", "rotor3", "-lv", "4"]
+    command += ["-p", "1 2 3", "-n", "1", "-no-cnv", "-t", "1"]
+    return proc.run(command, env={**ONE_THREAD, **env}, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["gemma3-dense", "llama4-moe", "falcon-h1-dense", "lfm2-dense"])
+def test_layers_and_means_in_models_with_two_caches(
+    llama_build: Build, tiny_models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """Sliding windows (layers of both caches count together) and recurrent layers (these do not count)."""
+    import gguf
+
+    model = tiny_models[name]
+    plain = one_token(llama_build, model, LLAMA_RQ_LAYERS="0:q8_0;-1:f16")
+    assert plain.rc == 0, plain.stderr[-2000:]
+    context = parse_context(plain.stderr)
+    assert context is not None
+    *others, last = context.layers["K"]  # of which recurrent models may have a single one
+    assert last == "f16" and others[:1] in ([], ["q8_0"])
+    assert len(context.layers["K"]) == sum(cache.layers for cache in context.caches)
+
+    blocks = read_header(model).values
+    arch = blocks["general.architecture"]
+    heads = blocks[f"{arch}.attention.head_count_kv"]
+    calib = tmp_path / "calib.gguf"
+    writer = gguf.GGUFWriter(calib, "kv-calib")
+    writer.add_type("kv-calib")
+    writer.add_uint32("rq.calib.version", 1)
+    writer.add_string("rq.calib.model", fingerprint(model))
+    dim = blocks.get(f"{arch}.attention.key_length", 128)
+    writer.add_string("rq.calib.k_rotation", f"iso/full/{256 if dim % 256 == 0 else 128}")
+    for il in range(blocks[f"{arch}.block_count"]):
+        count = heads if isinstance(heads, int) else heads[il]
+        writer.add_tensor(f"blk.{il}.k_mean", np.ones((max(count, 1), dim), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = one_token(llama_build, model, LLAMA_RQ_CALIB=str(calib))
+    assert done.rc == 0, done.stderr[-2000:]
+    loaded = re.findall(rf"calibration {calib}: (\d+) layers", done.stderr)
+    assert sum(map(int, loaded[-len(context.caches) :])) == len(context.layers["K"])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("gpt-oss-moe", "has attention sinks"), ("gemma2-dense", "caps its attention scores")]
+)
+def test_means_are_refused_where_they_are_not_exact(
+    llama_build: Build, tiny_models: dict[str, Path], name: str, why: str
+) -> None:
+    done = one_token(llama_build, tiny_models[name], LLAMA_RQ_CALIB="any file")
+    assert done.rc > 0
+    assert f"the calibration file any file cannot be used, this model {why}" in done.stderr
+
+
+def test_every_architecture_runs_or_is_refused_with_a_sentence(
+    llama_build: Build, tiny_models: dict[str, Path]
+) -> None:
+    """None may crash with our types."""
+    models = list(tiny_models.values())
     assert len(models) > 100
     refused: dict[str, str] = {}
     for model in models:
@@ -133,15 +385,10 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(llama_build: Buil
             "rotor3",
         ]
         command += ["-p", "1 2 3", "-n", "4", "-no-cnv", "-t", "1"]
-        for _ in range(
-            6
-        ):  # a failing program may lose the end of its log: upstream does not wait for that thread
-            done = proc.run(command, env=ONE_THREAD, check=False, timeout=120)
-            output = done.stdout + done.stderr
-            assert done.rc >= 0, f"{model.name} crashed: {output[-2000:]}"
-            sentences = [line for line in output.splitlines() if "llama_rq: " in line and " use " in line]
-            if done.rc == 0 or sentences:
-                break
+        done = proc.run(command, env=ONE_THREAD, check=False, timeout=120)
+        output = done.stdout + done.stderr
+        assert done.rc >= 0, f"{model.name} crashed: {output[-2000:]}"
+        sentences = [line for line in output.splitlines() if "llama_rq: " in line and " use " in line]
         if done.rc != 0:
             if model.name.startswith("grok"):  # has no flash attention, so upstream refuses any quantized V
                 continue

@@ -19,15 +19,15 @@ SOURCE = Path(__file__).resolve().parent / "attention"
 CROSS = "aarch64-linux-gnu"
 
 
-def build_alone(folder: Path, tree: Path, *options: str) -> Path:
-    """The test program with a static ggml of its own, made by CMake."""
+def build_alone(folder: Path, tree: Path, *options: str, target: str = "rq_attention") -> Path:
+    """The test program with a static ggml of its own, made by CMake; or all of that ggml."""
     cmake, ninja = toolchain.cmake(), toolchain.ninja()
     assert cmake is not None
     assert ninja is not None
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja.path}"]
     paths = ["-S", str(SOURCE), "-B", str(folder), f"-DGGML_TREE={tree / 'ggml'}"]
     proc.run([cmake.path, *generator, *paths, "-DCMAKE_BUILD_TYPE=Release", *options])
-    proc.run([cmake.path, "--build", folder, "--target", "rq_attention"])
+    proc.run([cmake.path, "--build", folder, "--target", target])
     return folder / "rq_attention"
 
 
@@ -90,28 +90,21 @@ def test_other_x86(llama_build: Build, tmp_path: Path, state: str) -> None:
 @pytest.mark.thorough
 def test_all_variants(llama_build: Build, tmp_path: Path) -> None:
     """One library per CPU level, as distributions build them: all compile, and those that run here agree."""
-    cmake, ninja = toolchain.cmake(), toolchain.ninja()
-    assert cmake is not None
-    assert ninja is not None
-    folder = tmp_path / "build"
     options = ["GGML_BACKEND_DL=ON", "GGML_CPU_ALL_VARIANTS=ON", "GGML_NATIVE=OFF", "BUILD_SHARED_LIBS=ON"]
-    options += ["GGML_BUILD_TESTS=OFF", "GGML_BUILD_EXAMPLES=OFF", "CMAKE_BUILD_TYPE=Release"]
-    options += [f"CMAKE_MAKE_PROGRAM={ninja.path}"]
-    tree = llama_build.source / "ggml"
-    proc.run([cmake.path, "-G", "Ninja", "-S", tree, "-B", folder, *(f"-D{option}" for option in options)])
-    proc.run([cmake.path, "--build", folder])
+    tree, folder = llama_build.source, tmp_path / "build"
+    build_alone(folder, tree, *(f"-D{option}" for option in options), target="all")
     variants = sorted(folder.rglob("libggml-cpu-*.so"))
     assert len(variants) > 3
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
     base = next(folder.rglob("libggml-base.so"))
+    ctypes.CDLL(str(base), mode=ctypes.RTLD_GLOBAL)
     agreed = []
     for variant in variants:
-        score = ctypes.CDLL(str(base), mode=ctypes.RTLD_GLOBAL) and ctypes.CDLL(str(variant))
-        if score.ggml_backend_score() == 0:  # this CPU lacks what the variant needs
+        if ctypes.CDLL(str(variant)).ggml_backend_score() == 0:  # this CPU lacks what the variant needs
             continue
         out = tmp_path / variant.stem
         link = [variant, base, f"-Wl,-rpath,{variant.parent}", f"-Wl,-rpath,{base.parent}"]
-        source = [f"-I{tree / 'include'}", SOURCE / "rq_attention.cpp"]
+        source = [f"-I{tree / 'ggml' / 'include'}", SOURCE / "rq_attention.cpp"]
         proc.run([compiler, "-std=c++17", "-O2", *source, "-o", out, *link])
         done = proc.run([out, "100", "5", "512"], env={"OMP_WAIT_POLICY": "passive"}, timeout=600)
         assert passed(done.stdout, 100), variant.name

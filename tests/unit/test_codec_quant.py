@@ -141,7 +141,7 @@ def test_encoding_what_was_decoded_changes_nothing(bits: int) -> None:
 @BITS
 def test_indices_are_nearest_for_the_stored_scale(bits: int) -> None:
     x = np.random.default_rng(6).standard_normal((1024, 128)).astype(np.float32)
-    scale, index = unpack(quantize(x, bits), bits)
+    scale, index = unpack(quantize(x, bits, scale="lsq"), bits)
     grid = scale.astype(np.float64)[:, None, None] * np.array(tables.code(bits).centroids) / 128
     distance = np.abs(x[..., None] - grid)
     chosen = np.take_along_axis(distance, index[..., None].astype(np.int64), -1)[..., 0]
@@ -157,7 +157,7 @@ def test_indices_are_nearest_for_the_stored_scale(bits: int) -> None:
 def test_quality_on_gaussian(bits: int, limit: float, brute_force_factor: float) -> None:
     """Close to what trying 171 scales per block finds."""
     x = np.random.default_rng(7).standard_normal((4096, 128)).astype(np.float32)
-    error = relative_error(x, dequantize(quantize(x, bits), bits))
+    error = relative_error(x, dequantize(quantize(x, bits, scale="lsq"), bits))
     assert error < limit
     c = np.array(tables.code(bits).magnitudes) / 127
     few = np.abs(x[:512]).astype(np.float64)
@@ -168,7 +168,7 @@ def test_quality_on_gaussian(bits: int, limit: float, brute_force_factor: float)
         chosen = c[level]
         scale = (few * chosen).sum(1) / (chosen**2).sum(1)
         best = np.minimum(best, ((few - scale[:, None] * chosen) ** 2).sum(1) / (few**2).sum(1))
-    found = relative_error(x[:512], dequantize(quantize(x[:512], bits), bits))
+    found = relative_error(x[:512], dequantize(quantize(x[:512], bits, scale="lsq"), bits))
     assert best.mean() * 0.999 < found < best.mean() * brute_force_factor
 
 
@@ -212,7 +212,27 @@ def outlier_data(name: str) -> F32:
     ],
 )
 def test_three_bit_table(name: str, mode: Mode, norm_scale: float, ours: float) -> None:
-    """At 3 bits, iso, the norm as scale and ours."""
+    """At 3 bits, iso, the norm and least squares as scale."""
     x = rotate(outlier_data(name), "iso", mode)
     assert norm_scale_error(x) == pytest.approx(norm_scale, rel=0.06)
-    assert relative_error(x, dequantize(quantize(x, 3), 3)) == pytest.approx(ours, rel=0.03)
+    lsq = quantize(x, 3, scale="lsq")
+    assert relative_error(x, dequantize(lsq, 3)) == pytest.approx(ours, rel=0.03)
+
+
+@BITS
+def test_a_block_is_not_shrunk(bits: int) -> None:
+    """The inner product with what is decoded is that with itself; the squared error grows by its square."""
+    x = np.random.default_rng(9).standard_normal((4096, 128)).astype(np.float32)
+    y, lsq = (dequantize(quantize(x, bits, scale=scale), bits) for scale in ("inner", "lsq"))
+    own = (x.astype(np.float64) ** 2).sum(1)
+    # fp16 keeps 11 bits of the scale, and the sums 15 bits of each value
+    np.testing.assert_allclose((x * y.astype(np.float64)).sum(1) / own, 1, atol=1.2e-3)
+    shrunk = 1 - ((x * lsq.astype(np.float64)).sum(1) / own).mean()
+    error = relative_error(x, lsq)
+    assert shrunk == pytest.approx(error, rel=0.05)
+    assert relative_error(x, y) == pytest.approx(error * (1 + error), rel=0.05)
+
+
+def test_the_scale_must_be_known() -> None:
+    with pytest.raises(ValueError, match="no scale 'best'; there are inner, lsq, norm"):
+        quantize(np.zeros(128, np.float32), 3, scale="best")  # type: ignore[arg-type]

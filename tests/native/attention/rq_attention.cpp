@@ -263,6 +263,32 @@ static std::vector<float> attend(const shape & s, const inputs & in, bool as_f32
     return result;
 }
 
+// a NaN or an infinity in one query makes this query's output NaN and touches no other
+static int test_broken_queries() {
+    int failed = 0;
+    for (int i = 0; i < 40; ++i) {
+        shape s = any_shape(300);
+        s.type_k = any_rq();
+        s.dk     = 128*any(1, 2);
+        s.sharp  = 1.0f;
+        s.mask   = 0;
+        s.max_bias = 0.0f;
+        inputs in = make_inputs(s);
+        const auto want = attend(s, in, false, 2);
+        const int row = any(0, s.nq*s.heads*s.ne3 - 1);
+        in.q[(size_t) row*s.dk + any(0, s.dk - 1)] = one_of<float>({ NAN, INFINITY, -INFINITY });
+        const auto got = attend(s, in, false, 2);
+        for (size_t j = 0; j < got.size(); ++j) {
+            if ((int) (j/s.dv) == row ? !std::isnan(got[j]) : !(fabsf(got[j] - want[j]) <= 1e-4f)) {
+                printf("broken query, case %d: row %d, value %zu is %g, was %g\n", i, row, j, got[j], want[j]);
+                ++failed;
+                break;
+            }
+        }
+    }
+    return failed;
+}
+
 int main(int argc, char ** argv) {
     const int cases  = argc > 1 ? atoi(argv[1]) : 300;
     const int seed   = argc > 2 ? atoi(argv[2]) : 1;
@@ -270,7 +296,7 @@ int main(int argc, char ** argv) {
     ggml_cpu_init();
 
     rng.seed(seed);
-    int failed = test_codes();
+    int failed = test_codes() + test_broken_queries();
     double worst = 0.0;
     double worst_threads = 0.0;
     for (int i = 0; i < cases; ++i) {

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 // The encoder works on integers, so that every compiler and backend produces the same bytes: values are scaled by
@@ -147,13 +148,78 @@ static void rq_sums(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRI
     *den = (uint32_t) sd;
 }
 
+enum rq_scale_kind {
+    RQ_SCALE_INNER, // the inner product of a block with what is decoded from it is that with itself
+    RQ_SCALE_LSQ,   // least squares
+    RQ_SCALE_NORM,  // from the norm of the block, as it was published
+};
+
+// LLAMA_RQ_SCALE: the others are there to be compared with
+static enum rq_scale_kind rq_scale_from_env(void) {
+    static int kind = -1; // every thread that comes here first writes the same
+    if (kind < 0) {
+        const char * env = getenv("LLAMA_RQ_SCALE");
+        kind = env && strcmp(env, "norm") == 0 ? RQ_SCALE_NORM : env && strcmp(env, "lsq") == 0 ? RQ_SCALE_LSQ : RQ_SCALE_INNER;
+    }
+    return (enum rq_scale_kind) kind;
+}
+
+static int64_t rq_squares(const int16_t * a) {
+    int64_t sum = 0;
+    for (int j = 0; j < RQ_N; j++) {
+        sum += (int32_t) a[j] * a[j];
+    }
+    return sum;
+}
+
+// in units of 2^-11: one correctly rounded root and one product, the same everywhere
+static uint32_t rq_norm(const int16_t * a, double factor) {
+    return (uint32_t) (sqrt((double) rq_squares(a)) * factor);
+}
+
 typedef void (*rq_choose_t)(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c);
 
-// choose scale and indices of one block; false if the scale is zero in fp16
-// three starts between a clipped and a full range (the error has several local minima), the best of them refined
-// once, the indices chosen again for the scale as it is stored
+// least-squares scale: three starts between a clipped and a full range (the error has several local minima), the best
+// of them refined once
+static inline uint32_t rq_least_squares(const struct rq_block * b, const uint8_t * mid2, int n_mid, const uint8_t * starts, rq_choose_t choose) {
+    int16_t  t[RQ_MAX_MID];
+    int16_t  c[RQ_N];
+    uint32_t num;
+    uint32_t den;
+    uint32_t s = 0;
+    uint64_t best = 0;
+    for (int i = 0; i < 3; i++) {
+        rq_thresholds(((uint32_t) b->amax * starts[i]) >> 3, mid2, n_mid, t);
+        choose(b->a, t, c);
+        rq_sums(b->a, c, &num, &den);
+        const uint32_t r    = rq_ratio(num, den);
+        const uint64_t gain = (uint64_t) r * num;
+        s    = gain > best ? r    : s;
+        best = gain > best ? gain : best;
+    }
+
+    rq_thresholds(s, mid2, n_mid, t);
+    choose(b->a, t, c);
+    rq_sums(b->a, c, &num, &den);
+    return rq_ratio(num, den);
+}
+
+// the scale of the centroids c with which the inner product of the block with what is decoded from it is that with itself
+static uint32_t rq_inner(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRICT c) {
+    uint32_t num;
+    uint32_t den;
+    rq_sums(a, c, &num, &den);
+    return num > 0 ? (uint32_t) (((uint64_t) rq_squares(a) << 11) / num) : 0;
+}
+
+static ggml_half rq_stored(uint32_t s, int e) {
+    const float d = (float) s * rq_exp2(e - 18); // exact: s has at most 24 bits
+    return GGML_FP32_TO_FP16(d < 65504.0f ? d : 65504.0f);
+}
+
+// choose scale and indices of one block, the indices for the least-squares scale (or that of the norm) as fp16; false if the scale is zero in fp16
 static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8_t * GGML_RESTRICT idx, int bits,
-        const uint8_t * mid2, const uint8_t * starts, rq_choose_t choose, rq_choose_t level) {
+        const uint8_t * mid2, const uint8_t * starts, double norm, rq_choose_t choose, rq_choose_t level) {
     const int n_mid = (1 << (bits - 1)) - 1;
     struct rq_block b;
     if (!rq_load(x, &b)) {
@@ -162,33 +228,23 @@ static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8
 
     int16_t  t[RQ_MAX_MID];
     int16_t  c[RQ_N];
-    uint32_t num;
-    uint32_t den;
-    uint32_t s = 0;
-    uint64_t best = 0;
-    for (int i = 0; i < 3; i++) {
-        rq_thresholds(((uint32_t) b.amax * starts[i]) >> 3, mid2, n_mid, t);
-        choose(b.a, t, c);
-        rq_sums(b.a, c, &num, &den);
-        const uint32_t r    = rq_ratio(num, den);
-        const uint64_t gain = (uint64_t) r * num;
-        s    = gain > best ? r    : s;
-        best = gain > best ? gain : best;
-    }
+    const enum rq_scale_kind kind = rq_scale_from_env();
+    uint32_t s = kind == RQ_SCALE_NORM ? rq_norm(b.a, norm) : rq_least_squares(&b, mid2, n_mid, starts, choose);
 
-    rq_thresholds(s, mid2, n_mid, t);
-    choose(b.a, t, c);
-    rq_sums(b.a, c, &num, &den);
-    s = rq_ratio(num, den);
-
-    const float df = (float) s * rq_exp2(b.e - 18); // exact: s has at most 24 bits
-    *d = GGML_FP32_TO_FP16(df < 65504.0f ? df : 65504.0f);
+    *d = rq_stored(s, b.e);
     s  = (uint32_t) (GGML_FP16_TO_FP32(*d) * rq_exp2(18 - b.e));
     if (s == 0) {
         return false;
     }
 
     rq_thresholds(s, mid2, n_mid, t);
+    if (kind == RQ_SCALE_INNER) {
+        choose(b.a, t, c);
+        *d = rq_stored(rq_inner(b.a, c), b.e);
+        if (*d == 0) {
+            return false;
+        }
+    }
     level(b.a, t, c);
     for (int j = 0; j < RQ_N; j++) {
         idx[j] = (uint8_t) ((c[j] ^ b.neg[j]) & ((1 << bits) - 1)); // the complement for negative values
@@ -216,7 +272,7 @@ void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRI
     assert(k % RQ_N == 0);
     uint8_t idx[RQ_N];
     for (int64_t i = 0; i < k/RQ_N; i++) {
-        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 2, ggml_rq2_mid2, ggml_rq2_starts, rq_choose2, rq_level2)) {
+        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 2, ggml_rq2_mid2, ggml_rq2_starts, GGML_RQ2_NORM, rq_choose2, rq_level2)) {
             rq_pack_low(idx, y[i].qs);
         } else {
             memset(&y[i], 0, sizeof(y[i]));
@@ -228,7 +284,7 @@ void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRI
     assert(k % RQ_N == 0);
     uint8_t idx[RQ_N];
     for (int64_t i = 0; i < k/RQ_N; i++) {
-        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 3, ggml_rq3_mid2, ggml_rq3_starts, rq_choose3, rq_level3)) {
+        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 3, ggml_rq3_mid2, ggml_rq3_starts, GGML_RQ3_NORM, rq_choose3, rq_level3)) {
             rq_pack_low (idx, y[i].qs);
             rq_pack_high(idx, y[i].qh);
         } else {
@@ -241,7 +297,7 @@ void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRI
     assert(k % RQ_N == 0);
     uint8_t idx[RQ_N];
     for (int64_t i = 0; i < k/RQ_N; i++) {
-        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 4, ggml_rq4_mid2, ggml_rq4_starts, rq_choose4, rq_level4)) {
+        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 4, ggml_rq4_mid2, ggml_rq4_starts, GGML_RQ4_NORM, rq_choose4, rq_level4)) {
             for (int j = 0; j < 64; j++) {
                 y[i].qs[j] = (uint8_t) (idx[j] | idx[j + 64] << 4);
             }
@@ -343,30 +399,32 @@ size_t quantize_rq4(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, i
 
 static bool rq_valid(int family, int mode, int64_t n) {
     return family >= GGML_RQ_PLANAR && family <= GGML_RQ_ROTOR && mode >= GGML_RQ_NONE && mode <= GGML_RQ_FULL &&
-           n > 0 && n % RQ_N == 0;
+           (n == RQ_N || n == 2*RQ_N);
 }
 
 // width of the block of B that holds row i, its first row in *first and row i of the block in row[]
-static int rq_block_row(int family, int i, int * first, float row[4]) {
+static int rq_block_row(int family, int n, int * first, float row[4]) {
+    const int i = n % RQ_N; // B repeats
+    const int o = n - i;
     switch (family) {
         case GGML_RQ_PLANAR: {
             const float * cs = ggml_rq_planar + 2*(i/2);
-            *first = i & ~1;
+            *first = o + (i & ~1);
             row[0] = cs[i & 1];
             row[1] = i & 1 ? -cs[0] : cs[1];
             return 2;
         }
         case GGML_RQ_ISO:
-            *first = i & ~3;
+            *first = o + (i & ~3);
             memcpy(row, ggml_rq_iso + 4*i, 4*sizeof(float));
             return 4;
         default:
             if (i >= 3*GGML_RQ_N_ROTOR) {
-                *first = i;
+                *first = o + i;
                 row[0] = 1.0f;
                 return 1;
             }
-            *first = i - i % 3;
+            *first = o + i - i % 3;
             memcpy(row, ggml_rq_rotor + 3*i, 3*sizeof(float));
             return 3;
     }
@@ -382,8 +440,8 @@ static double rq_hadamard_sign(int i, int j) {
 }
 
 // element (i, j) in double: products of two floats are exact there, so that contraction to FMA changes nothing
-static float rq_element(int family, int mode, int i, int j) {
-    const double norm = 1.0/sqrt((double) RQ_N);
+static float rq_element(int family, int mode, int n, int i, int j) {
+    const double norm = 1.0/sqrt((double) n);
     if (mode == GGML_RQ_NONE) {
         return i == j ? 1.0f : 0.0f;
     }
@@ -413,15 +471,12 @@ bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst) {
     if (!rq_valid(family, mode, n)) {
         return false;
     }
-    memset(dst, 0, (size_t) (n*n)*sizeof(float));
     // on and above the diagonal, mirrored: symmetric to the last bit
-    for (int i = 0; i < RQ_N; i++) {
-        for (int j = i; j < RQ_N; j++) {
-            const float v = rq_element(family, mode, i, j);
-            for (int64_t o = 0; o < n; o += RQ_N) {
-                dst[(o + i)*n + o + j] = v;
-                dst[(o + j)*n + o + i] = v;
-            }
+    for (int i = 0; i < n; i++) {
+        for (int j = i; j < n; j++) {
+            const float v = rq_element(family, mode, (int) n, i, j);
+            dst[i*n + j] = v;
+            dst[j*n + i] = v;
         }
     }
     return true;
@@ -459,9 +514,9 @@ static void rq_apply_blocks(int family, float * v) {
     }
 }
 
-static void rq_apply_hadamard(float * v) {
-    for (int h = 1; h < RQ_N; h *= 2) {
-        for (int i = 0; i < RQ_N; i += 2*h) {
+static void rq_apply_hadamard(float * v, int n) {
+    for (int h = 1; h < n; h *= 2) {
+        for (int i = 0; i < n; i += 2*h) {
             for (int j = i; j < i + h; j++) {
                 const float a = v[j];
                 const float b = v[j + h];
@@ -470,8 +525,8 @@ static void rq_apply_hadamard(float * v) {
             }
         }
     }
-    const float norm = (float) (1.0/sqrt((double) RQ_N));
-    for (int i = 0; i < RQ_N; i++) {
+    const float norm = (float) (1.0/sqrt((double) n));
+    for (int i = 0; i < n; i++) {
         v[i] *= norm;
     }
 }
@@ -480,19 +535,18 @@ bool ggml_rq_rotate_row(int family, int mode, const float * x, float * y, int64_
     if (!rq_valid(family, mode, n)) {
         return false;
     }
-    for (int64_t o = 0; o < n; o += RQ_N) {
-        float v[RQ_N];
-        memcpy(v, x + o, sizeof(v));
-        if (mode == GGML_RQ_BLOCK || mode == GGML_RQ_FULL) {
-            rq_apply_blocks(family, v);
+    float v[2*RQ_N];
+    memcpy(v, x, (size_t) n*sizeof(float));
+    for (int pass = 0; pass < 2; pass++) {
+        if (mode == GGML_RQ_FULL || (mode == GGML_RQ_BLOCK && pass == 0)) {
+            for (int64_t o = 0; o < n; o += RQ_N) {
+                rq_apply_blocks(family, v + o);
+            }
         }
-        if (mode == GGML_RQ_HADAMARD || mode == GGML_RQ_FULL) {
-            rq_apply_hadamard(v);
+        if (pass == 0 && (mode == GGML_RQ_FULL || mode == GGML_RQ_HADAMARD)) {
+            rq_apply_hadamard(v, (int) n);
         }
-        if (mode == GGML_RQ_FULL) {
-            rq_apply_blocks(family, v);
-        }
-        memcpy(y + o, v, sizeof(v));
     }
+    memcpy(y, v, (size_t) n*sizeof(float));
     return true;
 }

@@ -48,11 +48,11 @@ GGML_API size_t quantize_rq2(const float * GGML_RESTRICT src, void * GGML_RESTRI
 GGML_API size_t quantize_rq3(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
 GGML_API size_t quantize_rq4(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
 
-// fill dst with the n x n row-major rotation, block-diagonal in steps of 128; every rotation is symmetric
-// and its own inverse; false if family, mode or n (not a positive multiple of 128) is not valid
+// fill dst with the n x n row-major rotation of n values; every rotation is symmetric and its own inverse; false if
+// family, mode or n (neither 128 nor 256) is not valid
 GGML_API bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst);
 
-// the same rotation of one row of n values, in O(n) for blocks and O(n log 128) for Hadamard; x == y is allowed
+// the same rotation of one row of n values, in O(n) for blocks and O(n log n) for Hadamard; x == y is allowed
 GGML_API bool ggml_rq_rotate_row(int family, int mode, const float * x, float * y, int64_t n);
 
 #ifdef __cplusplus

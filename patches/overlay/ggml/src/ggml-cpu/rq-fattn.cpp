@@ -28,6 +28,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 static constexpr int RQ_KV        = 64;           // KV rows of a tile
 static constexpr int RQ_NG        = QK_RQ/4;      // dwords of a block
@@ -40,6 +41,8 @@ static constexpr size_t RQ_FETCH_FROM = 8 << 20; // bytes of K and V from which 
 
 // exp(-24) < 2^-34: a tile whose weights all are below this fraction of the largest so far adds less than 2^-28 of it
 static constexpr float RQ_NEGLIGIBLE = 24.0f;
+
+static constexpr float RQ_TINY = 1e-30f; // taken for zero: its reciprocal has to be finite
 
 // unpacking
 
@@ -297,7 +300,7 @@ struct rq_buffers {
     uint8_t * low;
     float   * ps;   // scale of the rounded weights
     float   * row;  // a converted row
-    float   * slope;
+    float   * slope; // of ALiBi
 
     template <typename T> void take(T *& p, size_t n) {
         p = base ? (T *) (base + size) : nullptr;
@@ -353,13 +356,24 @@ static void rq_row_to_f32(ggml_type type, const void * x, float * y, int64_t n) 
 
 // queries
 
-static void rq_quantize_query(const float * x, float scale, int nblk, int8_t * q, float * d, int32_t * bias) {
+// false if the query holds a NaN or an infinity
+static bool rq_quantize_query(const float * x, float scale, int nblk, int8_t * q, float * d, int32_t * bias) {
     for (int b = 0; b < nblk; ++b, x += QK_RQ, q += QK_RQ) {
-        float amax = 0.0f;
+        uint32_t top = 0; // largest magnitude, as bits: they are ordered as the values are, infinity and NaN last
         for (int j = 0; j < QK_RQ; ++j) {
-            amax = std::max(amax, fabsf(x[j]));
+            uint32_t u;
+            memcpy(&u, x + j, sizeof(u));
+            top = std::max(top, u & 0x7fffffff);
         }
-        const float inv = amax > 0.0f ? 127.0f/amax : 0.0f;
+        if (top >= 0x7f800000) {
+            memset(q, 0, (nblk - b)*QK_RQ);
+            std::fill(d + b, d + nblk, 0.0f);
+            std::fill(bias + b, bias + nblk, 0);
+            return false;
+        }
+        float amax;
+        memcpy(&amax, &top, sizeof(amax));
+        const float inv = amax > RQ_TINY ? 127.0f/amax : 0.0f;
         int32_t sum = 0;
         for (int j = 0; j < QK_RQ; ++j) {
             q[j] = (int8_t) (int32_t) (x[j]*inv + (x[j] < 0.0f ? -0.5f : 0.5f));
@@ -368,6 +382,7 @@ static void rq_quantize_query(const float * x, float scale, int nblk, int8_t * q
         d[b]    = amax*(1.0f/127.0f)*scale;
         bias[b] = -RQ_K_BIAS*sum;
     }
+    return true;
 }
 
 static void rq_load_queries(const rq_fattn & f, const rq_buffers & t, int64_t i3, int grp, int64_t row0, int rows, int slot) {
@@ -382,7 +397,9 @@ static void rq_load_queries(const rq_fattn & f, const rq_buffers & t, int64_t i3
 
         t.slope[o] = rq_slope(f, head);
         if (f.unpack_k) {
-            rq_quantize_query(x, f.scale, nblk, t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk);
+            if (!rq_quantize_query(x, f.scale, nblk, t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk)) {
+                t.slope[o] = NAN; // marks the row
+            }
         } else if (f.k_gemm || dot_type == GGML_TYPE_F32) {
             memcpy(t.qx + o*f.DK*sizeof(float), x, f.DK*sizeof(float));
         } else {
@@ -494,6 +511,13 @@ static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s
 
     for (int r = 0; r < rows; ++r) {
         float * p = t.p + r*RQ_KV;
+        const float slope = t.slope[slot*rows + r];
+        if (std::isnan(slope)) { // a broken query: its output is NaN
+            memset(p, 0, RQ_KV*sizeof(float));
+            s.M[r] = 0.0f;
+            s.S[r] = NAN;
+            continue;
+        }
         if (f.softcap != 0.0f) {
             ggml_vec_tanh_f32(n, p, p);
             ggml_vec_scale_f32(n, p, f.softcap);
@@ -504,7 +528,6 @@ static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s
                 ggml_cpu_fp16_to_fp32(m + ic, mf, n);
                 mask = m;
             }
-            const float slope = t.slope[slot*rows + r];
             for (int c = 0; c < n; ++c) {
                 p[c] = mf[c] == -INFINITY ? -INFINITY : p[c] + slope*mf[c];
             }
@@ -537,7 +560,7 @@ static float rq_round_weights(const float * p, const float * step, uint8_t * hig
         w[c] = p[c] > 0.0f ? p[c]*step[c] : 0.0f;
     }
     const float max = rq_max(w);
-    if (!(max > 0.0f)) {
+    if (!(max > RQ_TINY)) {
         memset(high, 0, RQ_KV);
         memset(low,  0, RQ_KV);
         return 0.0f;
@@ -695,9 +718,12 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
     f.sinks = dst->src[4];
     f.dst   = dst;
 
+    // to measure and to debug: leave these types to upstream's attention
+    static const bool off = getenv("GGML_RQ_UPSTREAM_FATTN") != nullptr;
+
     const bool k_rq = ggml_rq_is_type(f.k->type);
     const bool v_rq = ggml_rq_is_type(f.v->type);
-    if (params->use_ref || !(k_rq || v_rq) || f.q->type != GGML_TYPE_F32) {
+    if (off || params->use_ref || !(k_rq || v_rq) || f.q->type != GGML_TYPE_F32) {
         return false;
     }
 

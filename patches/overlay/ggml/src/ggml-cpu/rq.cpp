@@ -194,7 +194,7 @@ void ggml_compute_forward_rq_rotate(const ggml_compute_params * params, ggml_ten
 
     GGML_ASSERT(src0->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32);
     GGML_ASSERT(nb00 == sizeof(float) && nb0 == sizeof(float));
-    GGML_ASSERT(ne00 % QK_RQ == 0);
+    GGML_ASSERT(ne00 == QK_RQ || ne00 == 2*QK_RQ);
 
     const int64_t nr = ne01*ne02*ne03;
     const int64_t dr = (nr + params->nth - 1)/params->nth;

@@ -1,0 +1,34 @@
+#pragma once
+
+// --kv-layers and --kv-calib. They reach libllama through the environment, so that programs without common options, as
+// llama-bench, take the same from there.
+
+#include "arg.h"
+
+#include <cstdlib>
+#include <string>
+
+static void rq_set_env(const char * name, const std::string & value) {
+#if defined(_WIN32)
+    _putenv_s(name, value.c_str());
+#else
+    setenv(name, value.c_str(), 1);
+#endif
+}
+
+static common_arg rq_arg_kv_layers() {
+    return common_arg(
+        {"--kv-layers"}, "SPEC",
+        "KV cache data types of single layers, beside -ctk and -ctv for all others: LAYERS:TYPE or LAYERS:TYPE_K/TYPE_V,\n"
+        "with ';' between them, as in \"0-1,-1:q8_0;5:iso4/iso3\"; layers with a KV cache count from 0, or from the end: -1",
+        [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_LAYERS", value); }
+    ).set_env("LLAMA_RQ_LAYERS");
+}
+
+static common_arg rq_arg_kv_calib() {
+    return common_arg(
+        {"--kv-calib"}, "FILE",
+        "means of K that are subtracted before K is stored, made by `ggufrq calibrate`; for rotated cache types of K",
+        [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_CALIB", value); }
+    ).set_env("LLAMA_RQ_CALIB");
+}
