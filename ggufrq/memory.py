@@ -14,12 +14,25 @@ _KEY = re.compile(r"^blk\.(\d+)\.attn_([kv])\.weight$")
 
 @dataclass(frozen=True)
 class KvShape:
-    """Values of K and of V that one token takes, over all layers that keep any, and how many layers these
-    are."""
+    """Values of K and of V that one token takes, by the layers that keep any."""
 
-    k_values: int
-    v_values: int
-    layers: int
+    k_layers: tuple[int, ...]
+    v_layers: tuple[int, ...]
+
+    @property
+    def k_values(self) -> int:
+        """Values of K over all layers."""
+        return sum(self.k_layers)
+
+    @property
+    def v_values(self) -> int:
+        """Values of V over all layers."""
+        return sum(self.v_layers)
+
+    @property
+    def layers(self) -> int:
+        """How many layers keep any."""
+        return len(self.k_layers)
 
     def bytes_for(self, pair: KvPair, tokens: int) -> int:
         """Bytes of a cache for that many tokens. ValueError when a row does not fill whole blocks."""
@@ -51,4 +64,4 @@ def kv_shape(path: Path) -> KvShape:
             rows[found[2]][int(found[1])] = int(tensor.shape[1])
     if special or not rows["k"] or rows["k"].keys() != rows["v"].keys():
         raise ModelError(f"the shape of the cache of {path.name} cannot be told from its tensors alone")
-    return KvShape(sum(rows["k"].values()), sum(rows["v"].values()), len(rows["k"]))
+    return KvShape(*(tuple(rows[side][layer] for layer in sorted(rows[side])) for side in ("k", "v")))

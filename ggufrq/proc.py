@@ -34,6 +34,15 @@ _DRAIN = 2.0
 #: Lines of output quoted in an error.
 _QUOTED = 6
 
+#: Waits until the program that started it is gone, however it ended, and then ends the group $1, first
+#: politely. Its input is a pipe that nobody writes to and that closes with that program.
+_WATCHDOG = """
+read -r _
+kill -s TERM -- "-$1"
+for _ in 1 2 3 4 5; do kill -s 0 -- "-$1" || exit 0; sleep 1; done
+kill -s KILL -- "-$1"
+"""
+
 _POSIX = os.name == "posix"
 _CREATION_FLAGS: int = 0 if _POSIX else getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
@@ -71,7 +80,7 @@ def run(
     command first, then its output as it comes. ``stdin`` is fed as text; None means no input. ``on_stdout``
     gets text in chunks as it comes, ``on_stderr`` whole lines without their ends; both are called in the
     calling thread. On a time limit, Ctrl-C or any other exception the program's whole group is ended, first
-    politely.
+    politely; on POSIX also when this process is killed.
 
     Raises ToolError when the program is missing or takes longer than ``timeout`` seconds and, with ``check``,
     when it exits with anything but 0; the message quotes its last lines and names the log.
@@ -89,6 +98,7 @@ def run(
             stderr=subprocess.PIPE,
             pass_fds=pass_fds,
         )
+        watchdog = _watch_over(process)
         try:
             if stdin is not None:
                 _thread(_feed, process, stdin)
@@ -97,6 +107,7 @@ def run(
             _end_group(process)
             raise
         finally:
+            _call_off(watchdog)
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     with contextlib.suppress(OSError):
@@ -124,11 +135,15 @@ def failure_message(completed: Completed) -> str:
 
 @dataclass
 class Running:
-    """A program left running in the background, such as a server. A context manager that stops it."""
+    """A program left running in the background, such as a server. A context manager that stops it.
+
+    On POSIX it does not outlive this process, even when that is killed.
+    """
 
     args: list[str]
     process: subprocess.Popen[bytes]
     log: Path | None
+    watchdog: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -149,6 +164,7 @@ class Running:
     def stop(self) -> int:
         """End it and all that it started, politely first; returns its exit status."""
         _end_group(self.process)
+        _call_off(self.watchdog)
         return self.process.returncode
 
     def __enter__(self) -> Running:
@@ -179,7 +195,35 @@ def start(
             stdout=sink if sink is not None else subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
         )
-    return Running(command, process, log)
+    return Running(command, process, log, _watch_over(process))
+
+
+def _watch_over(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes] | None:
+    """A watchdog that ends the group of ``process`` when this process is gone; None where there can be
+    none."""
+    # Not PR_SET_PDEATHSIG: that is Linux alone, acts when the starting thread ends, and takes a preexec_fn.
+    if not _POSIX:
+        return None
+    try:
+        return _spawn(
+            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(process.pid)],
+            cwd=None,
+            env=None,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except ToolError as error:
+        _logger.debug("no watchdog: %s", error)
+        return None
+
+
+def _call_off(watchdog: subprocess.Popen[bytes] | None) -> None:
+    if watchdog is not None:
+        watchdog.kill()
+        watchdog.wait()
+        assert watchdog.stdin is not None
+        watchdog.stdin.close()
 
 
 def _spawn(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq import hub, log, paths, proc
+from ggufrq import hub, kept, log, paths, proc
 from ggufrq.build import find_build, require_build
 from ggufrq.errors import ModelError, ToolError, UsageError
-from ggufrq.kv import KvPair, kv_type, parse_kv
+from ggufrq.kv import Kv, KvPair, KvPlan, as_plan, kv_type
 from ggufrq.quantize import make_family
 from ggufrq.resolve import resolve
 from ggufrq.tools import Programs, cli, completion
-from ggufrq.tools.logs import Context, retried, uses
+from ggufrq.tools.logs import retried
 
 #: What every llama.cpp has, and what LM Studio and Ollama offer.
 FALLBACK = "q8_0"
@@ -27,9 +28,11 @@ _LONGEST_ARGUMENT = 30_000
 class Answer:
     """Text and figures of one generation. Bytes are exact, from llama.cpp's own log, or None where its
     figures are too coarse; ``kv_mib`` is as printed. ``recurrent_mib`` is state that no cache type changes.
+    Types are those of all layers but for the exceptions that ``kv`` names.
     """
 
     text: str
+    kv: str
     type_k: str
     type_v: str
     tokens_held: int
@@ -69,38 +72,55 @@ def model_file(model: str, *, revision: str | None = None) -> Path:
     return make_family(model, ["Q8_0"], find_build() or require_build()).file("Q8_0")
 
 
-def settle(pair: KvPair, programs: Programs, *, fallback: bool, command: str) -> KvPair:
-    """The pair to use with these programs: ``pair``, or with ``fallback`` q8_0 in place of types that they
-    lack.
+def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
+    """The cache to use with these programs: ``kv``, or with ``fallback`` what is left of it with q8_0 in
+    place of types that they lack, and without layers apart or calibration if they cannot do these.
 
-    ``command`` is the command line to repeat, without ``--kv``. Raises UsageError when types are missing.
+    ``command`` is the command line to repeat, without ``--kv`` and ``--kv-calib``. Raises UsageError when
+    something is missing, ToolError when it is missing in our own build.
     """
-    missing = programs.missing_types(pair)
-    if not missing:
-        return pair
+    plan = as_plan(kv)
+    missing = programs.missing_types(plan)
+    lacks = [f"no cache type {' and '.join(missing)}"] if missing else []
+    layers = plan.layered and not programs.has_option("--kv-layers")
+    calib = plan.calib is not None and not programs.has_option("--kv-calib")
+    lacks += ["no option --kv-layers, so that all layers are alike"] * layers
+    lacks += ["no option --kv-calib"] * calib
+    if not lacks:
+        return plan
+    what = f"has {'; '.join(lacks)}"
     if programs.build is not None:
-        raise ToolError(
-            f"the build in {programs.build.root} has no cache type {' and '.join(missing)}",
-            remedy="ggufrq build",
-        )
-    safe = kv_type(FALLBACK)
-    usable = KvPair(*(safe if side.name in missing else side for side in (pair.k, pair.v)))
-    what = f"the llama.cpp in {programs.folder} has no cache type {' and '.join(missing)}"
+        raise ToolError(f"the build in {programs.build.root} {what}", remedy="ggufrq build")
+
+    def known(pair: KvPair) -> KvPair:
+        safe = kv_type(FALLBACK)
+        return KvPair(*(safe if side.name in missing else side for side in (pair.k, pair.v)))
+
+    usable = KvPlan(
+        known(plan.base),
+        () if layers else tuple((ranges, known(pair)) for ranges, pair in plan.overrides),
+        None if calib else plan.calib,
+    )
+    instead = (
+        usable.name
+        if plan.layered
+        else f"{usable.name} ({usable.base.bits:g} bits per value instead of {plan.base.bits:g})"
+    )
+    what = f"the llama.cpp in {programs.folder} {what}"
     if not fallback:
         raise UsageError(
             f"{what}; it has {', '.join(programs.cache_types)}",
-            remedy=f"{command} --kv {usable.name}, or --fallback to do that by itself "
-            f"({usable.bits:g} bits per value instead of {pair.bits:g}); in LM Studio and Ollama: q8_0 for K "
-            "and V, flash attention on",
+            remedy=f"{command} --kv {shlex.quote(usable.name)}, or --fallback to do that by itself: "
+            f"{instead}; in LM Studio and Ollama: q8_0 for K and V, flash attention on",
         )
-    log.say(f"{what}; using {usable.name} ({usable.bits:g} bits per value instead of {pair.bits:g})")
+    log.say(f"{what}; using {instead}")
     return usable
 
 
 def generate(
     model: Path,
     prompt: str,
-    pair: KvPair,
+    kv: Kv,
     programs: Programs,
     *,
     tokens: int = 256,
@@ -112,11 +132,12 @@ def generate(
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Answer ``prompt`` by llama-cli, or with ``raw`` continue it by llama-completion, with K and V as in
-    ``pair``.
+    ``kv``.
 
     ``on_text`` gets the answer in pieces as it comes. Raises ToolError with llama.cpp's own reason when it
-    fails, also when its exit status says otherwise, and when the cache was not kept in the types asked for.
+    fails, also when its exit status says otherwise, and when the cache was not kept as ``kv`` says.
     """
+    plan = as_plan(kv)
     if not prompt.strip():
         raise UsageError("the prompt is empty", remedy='-p "…"')
     if not raw and prompt.startswith(cli.COMMANDS):
@@ -132,7 +153,7 @@ def generate(
         args = tool.arguments(
             model,
             handed,
-            pair,
+            plan,
             tokens=tokens,
             n_ctx=n_ctx,
             threads=threads,
@@ -141,24 +162,33 @@ def generate(
         )
         command = [programs.tool(name), *args]
         try:
-            figures = retried(lambda: _attempt(command, prompt, out, log_path, raw=raw))
+            figures = retried(
+                lambda: _attempt(command, prompt, out, log_path, env=plan.environment(), raw=raw)
+            )
         except ToolError as error:
             raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
-    if not uses(figures.context, pair):
-        kinds = "/".join([",".join(figures.context.k_types), ",".join(figures.context.v_types)])
+    if not kept.as_asked(figures.context, plan):
         raise ToolError(
-            f"llama.cpp kept the cache in {kinds} although {pair.name} was asked for",
+            f"llama.cpp kept {kept.found(figures.context)}, although {plan.name} was asked for",
             remedy=f"see {log_path}",
         )
-    return _answer(out.text, figures, pair, log_path)
+    return _answer(out.text, figures, plan, model, log_path)
 
 
 def _attempt(
-    command: list[str | Path], prompt: str, out: _Text, log_path: Path, *, raw: bool
+    command: list[str | Path],
+    prompt: str,
+    out: _Text,
+    log_path: Path,
+    *,
+    env: proc.Environment,
+    raw: bool,
 ) -> completion.Generation:
     stream = completion.continuation() if raw else cli.Answer(prompt)
     out.begin()
-    done = proc.run(command, log=log_path, check=False, on_stdout=lambda chunk: out.take(stream.feed(chunk)))
+    done = proc.run(
+        command, env=env, log=log_path, check=False, on_stdout=lambda chunk: out.take(stream.feed(chunk))
+    )
     figures = completion.parse_timing(done.stderr)
     out.take(stream.close())
     if done.rc != 0:
@@ -188,17 +218,20 @@ class _Text:
                 self._on_text(fresh)
 
 
-def cache_lines(answer: Answer, pair: KvPair) -> list[str]:
+def cache_lines(answer: Answer, kv: Kv) -> list[str]:
     """What the cache took, and what f16 would have taken."""
+    plan = as_plan(kv)
     size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
-    lines = [f"{pair.name}, {pair.bits:g} bits per value: {size} for {answer.tokens_held:,} tokens"]
-    if pair.name != "f16":
-        if answer.kv_bytes and answer.f16_bytes is not None:
-            lines.append(
-                f"f16 takes {answer.f16_bytes:,} bytes, {answer.f16_bytes / answer.kv_bytes:.2f} times that"
-            )
-        else:
-            lines.append(f"f16 takes {16 / pair.bits:.2f} times that")
+    times = answer.f16_bytes / answer.kv_bytes if answer.kv_bytes and answer.f16_bytes is not None else None
+    if times is None and not plan.layered:
+        times = 16 / plan.base.bits
+    bits = "" if times is None else f", {16 / times:g} bits per value"
+    lines = [f"{plan.name}{bits}: {size} for {answer.tokens_held:,} tokens"]
+    if plan.calib is not None:
+        lines.append(f"means of K subtracted: {plan.calib.name}")
+    if times is not None and plan.name != "f16":
+        f16 = "f16 takes" if answer.f16_bytes is None else f"f16 takes {answer.f16_bytes:,} bytes,"
+        lines.append(f"{f16} {times:.2f} times that")
     if answer.recurrent_mib:
         lines.append(f"and {answer.recurrent_mib:.2f} MiB of recurrent state in f32, whatever the cache type")
     return lines
@@ -210,11 +243,6 @@ def speed_text(answer: Answer) -> str:
         f"prompt {answer.prompt_tokens:,} tokens at {answer.prompt_tps:,.0f} tokens/s, "
         f"answer {answer.tokens:,} at {answer.tps:,.1f} tokens/s"
     )
-
-
-def default_pair() -> KvPair:
-    """What ``--kv`` is when it is not given."""
-    return parse_kv("iso3")
 
 
 @contextmanager
@@ -229,16 +257,16 @@ def _passed(prompt: str) -> Iterator[str | Path]:
         yield path
 
 
-def _answer(text: str, figures: completion.Generation, pair: KvPair, log_path: Path) -> Answer:
-    context: Context = figures.context
-    values = context.kv_values
+def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path, log_path: Path) -> Answer:
+    context = figures.context
     return Answer(
         text=text,
-        type_k=pair.k.name,
-        type_v=pair.v.name,
+        kv=plan.name,
+        type_k=plan.base.k.name,
+        type_v=plan.base.v.name,
         tokens_held=context.tokens,
-        kv_bytes=context.kv_bytes,
-        f16_bytes=None if values is None else 2 * values,
+        kv_bytes=kept.cache_bytes(context, plan, model),
+        f16_bytes=kept.f16_bytes(context, plan, model),
         kv_mib=context.kv_mib,
         recurrent_mib=context.recurrent_mib,
         prompt_tokens=figures.prompt_tokens,
@@ -254,4 +282,8 @@ def _remedy(message: str, log_path: Path) -> str:
         return "a larger context: -c N"
     if "cannot hold this model's" in message:
         return "--kv q8_0"
+    if "calibration" in message:
+        return "ggufrq calibrate with this model and these cache types, or without --kv-calib"
+    if "layers of the KV cache:" in message:
+        return '--kv with layers that the model has, as in "iso3; 0-1,-1:q8_0"'
     return f"see {log_path}"

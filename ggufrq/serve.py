@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq import log, paths, proc
+from ggufrq import kept, log, paths, proc
 from ggufrq.errors import ToolError, UsageError
-from ggufrq.kv import KvPair
+from ggufrq.kv import Kv, as_plan
 from ggufrq.tools import Programs, server
-from ggufrq.tools.logs import Context, error_lines, parse_context, uses
+from ggufrq.tools.logs import Context, error_lines, parse_context
 
 DEFAULT_PORT = 8080
 _POLL = 0.2
@@ -21,12 +21,14 @@ _POLL = 0.2
 
 @dataclass
 class Server:
-    """A server that is ready: its address, its process, its log, and the cache that it keeps."""
+    """A server that is ready: its address, its process, its log, and the cache that it keeps, with its exact
+    bytes where they can be told."""
 
     url: str
     process: proc.Running
     log: Path
     context: Context
+    kv_bytes: int | None
 
 
 def choose_port(host: str, port: int | None) -> int:
@@ -45,7 +47,7 @@ def choose_port(host: str, port: int | None) -> int:
 @contextmanager
 def serving(
     model: Path,
-    pair: KvPair,
+    kv: Kv,
     programs: Programs,
     *,
     host: str = "127.0.0.1",
@@ -55,30 +57,38 @@ def serving(
     threads: int | None = None,
     timeout: float = 600.0,
     extra: tuple[str, ...] = (),
+    env: proc.Environment | None = None,
+    log_path: Path | None = None,
     on_log: Callable[[str], None] | None = None,
 ) -> Iterator[Server]:
-    """A running llama-server, ready for requests; it is stopped at the end, whatever happens.
+    """A running llama-server, ready for requests; it is stopped at the end, whatever happens, even when this
+    process is killed.
 
+    ``env`` is added to its environment; ``log_path`` is written anew, by default a file among the logs.
     ``on_log`` gets its log by pieces while it starts. Raises ToolError with llama.cpp's own reason when it
-    does not come up within ``timeout`` seconds or does not keep the cache in the types asked for.
+    does not come up within ``timeout`` seconds or does not keep the cache as ``kv`` says.
     """
+    plan = as_plan(kv)
     chosen = choose_port(host, port)
-    log_path = paths.logs_dir() / f"llama-server-{chosen}.log"
+    log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
     log_path.unlink(missing_ok=True)
     args = server.arguments(
-        model, pair, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra
+        model, plan, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra
     )
     tool = programs.tool("llama-server")
     url = f"http://{_reachable(host)}:{chosen}"
     log.say(f"starting llama-server; its log is {log_path}")
-    with proc.start([tool, *args], log=log_path) as process:
+    with proc.start([tool, *args], env={**plan.environment(), **(env or {})}, log=log_path) as process:
         follower = Follower(log_path, on_log)
         _wait(process, url, log_path, timeout, follower)
         text = log_path.read_text(encoding="utf-8", errors="replace")
         context = parse_context(text)
-        if context is None or not uses(context, pair):
-            raise ToolError(f"llama-server does not keep its cache in {pair.name}", remedy=f"see {log_path}")
-        yield Server(url, process, log_path, context)
+        if context is None or not kept.as_asked(context, plan):
+            instead = "" if context is None else f", but {kept.found(context)}"
+            raise ToolError(
+                f"llama-server does not keep its cache in {plan.name}{instead}", remedy=f"see {log_path}"
+            )
+        yield Server(url, process, log_path, context, kept.cache_bytes(context, plan, model))
 
 
 class Follower:

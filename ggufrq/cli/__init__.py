@@ -26,6 +26,10 @@ COMMANDS = {
     "quantize": "ggufrq.cli.quantize:quantize",
     "run": "ggufrq.cli.run:run",
     "serve": "ggufrq.cli.serve:serve",
+    "validate": "ggufrq.cli.validate:validate",
+    "claims": "ggufrq.cli.claims:claims",
+    "calibrate": "ggufrq.cli.calibrate:calibrate",
+    "tune": "ggufrq.cli.tune:tune",
     "demo": "ggufrq.cli.demo:demo",
 }
 

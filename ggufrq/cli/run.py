@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import click
 
 from ggufrq import log
 from ggufrq import run as core
+from ggufrq.cli.cache_options import cache_options, settle
 from ggufrq.errors import UsageError
-from ggufrq.kv import parse_kv
 
 
 @click.command()
@@ -25,44 +24,28 @@ from ggufrq.kv import parse_kv
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Read the prompt from a file.",
 )
-@click.option(
-    "--kv",
-    default="iso3",
-    show_default=True,
-    metavar="TYPE[/TYPE]",
-    help="Cache type, or K/V apart: iso3/planar4.",
-)
+@cache_options
 @click.option(
     "-n", "tokens", default=256, show_default=True, help="Longest answer, in tokens (-1: no limit)."
 )
-@click.option(
-    "-c", "n_ctx", default=4096, show_default=True, help="Context, in tokens: what the cache holds."
-)
-@click.option("-t", "threads", type=int, help="Threads.  [default: one per core]")
 @click.option("--temp", type=float, help="Temperature; 0 always takes the likeliest token.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--raw", is_flag=True, help="Continue the text instead of answering as in a chat.")
-@click.option(
-    "--llama-cpp",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="Use the programs of another llama.cpp.",
-)
-@click.option("--fallback", is_flag=True, help="Use q8_0 where that llama.cpp lacks the type.")
 @click.option("--json", "as_json", is_flag=True, help="Print answer and figures as JSON.")
 def run(
     model: str,
     prompt: str | None,
     file: Path | None,
     kv: str,
-    tokens: int,
+    kv_calib: Path | None,
     n_ctx: int,
     threads: int | None,
+    llama_cpp: Path | None,
+    fallback: bool,
+    tokens: int,
     temp: float | None,
     seed: int | None,
     raw: bool,
-    llama_cpp: Path | None,
-    fallback: bool,
     as_json: bool,
 ) -> None:
     """Ask MODEL once and tell what the KV cache took.
@@ -73,21 +56,17 @@ def run(
     \b
     Examples:
       ggufrq run docs-qwen3-8m -p "CREATE TABLE" --raw --kv iso3
-      ggufrq run model.gguf -p "Why is the sky blue?" --kv iso3/planar4
+      ggufrq run model.gguf -p "Why?" --kv "iso3/planar4; 0,-1:q8_0"
     """
     if (prompt is None) == (file is None):
         raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
     text = prompt if prompt is not None else file.read_text(encoding="utf-8") if file else ""
-    programs = core.programs_for(llama_cpp)
-    command = shlex.join(
-        ["ggufrq", "run", model, "-p", "…", *(["--llama-cpp", str(llama_cpp)] if llama_cpp else [])]
-    )
-    pair = core.settle(parse_kv(kv), programs, fallback=fallback, command=command)
+    programs, plan = settle(["ggufrq", "run", model, "-p", "…"], kv, kv_calib, llama_cpp, fallback)
     try:
         answer = core.generate(
             core.model_file(model),
             text,
-            pair,
+            plan,
             programs,
             tokens=tokens,
             n_ctx=n_ctx,
@@ -110,5 +89,5 @@ def run(
     if not answer.text.strip():
         log.say("the model ended its answer at once; one that was not made for chats continues a text: --raw")
     click.echo("" if answer.text.endswith("\n") else "\n", nl=False)
-    click.echo("cache  " + "\n       ".join(core.cache_lines(answer, pair)), err=True)
+    click.echo("cache  " + "\n       ".join(core.cache_lines(answer, plan)), err=True)
     click.echo(f"speed  {core.speed_text(answer)}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,66 +10,52 @@ from types import FrameType
 
 import click
 
-from ggufrq import run as run_core
 from ggufrq import serve as core
-from ggufrq.kv import parse_kv
+from ggufrq.cli.cache_options import cache_options, settle
+from ggufrq.run import model_file
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.argument("model")
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
-@click.option(
-    "--kv",
-    default="iso3",
-    show_default=True,
-    metavar="TYPE[/TYPE]",
-    help="Cache type, or K/V apart: iso3/planar4.",
-)
+@cache_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: 8080 or, if taken, a free one]")
-@click.option("-c", "n_ctx", default=4096, show_default=True, help="Context, in tokens, shared by all slots.")
-@click.option("--parallel", default=1, show_default=True, help="Requests answered at a time.")
-@click.option("-t", "threads", type=int, help="Threads.  [default: one per core]")
+@click.option(
+    "--parallel", default=1, show_default=True, help="Requests answered at a time; they share the context."
+)
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the server's log.")
-@click.option(
-    "--llama-cpp",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="Use the programs of another llama.cpp.",
-)
-@click.option("--fallback", is_flag=True, help="Use q8_0 where that llama.cpp lacks the type.")
 def serve(
     model: str,
     extra: tuple[str, ...],
     kv: str,
-    host: str,
-    port: int | None,
+    kv_calib: Path | None,
     n_ctx: int,
-    parallel: int,
     threads: int | None,
-    timeout: float,
-    verbose: bool,
     llama_cpp: Path | None,
     fallback: bool,
+    host: str,
+    port: int | None,
+    parallel: int,
+    timeout: float,
+    verbose: bool,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API until Ctrl-C. What follows -- goes to llama-server as it is.
 
     \b
     Examples:
       ggufrq serve docs-qwen3-8m --kv iso3
-      ggufrq serve model.gguf --kv iso3/planar4 -- --cache-reuse 256
+      ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
     """
-    programs = run_core.programs_for(llama_cpp)
-    command = shlex.join(["ggufrq", "serve", model, *(["--llama-cpp", str(llama_cpp)] if llama_cpp else [])])
-    pair = run_core.settle(parse_kv(kv), programs, fallback=fallback, command=command)
-    path = run_core.model_file(model)
+    programs, plan = settle(["ggufrq", "serve", model], kv, kv_calib, llama_cpp, fallback)
+    path = model_file(model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None
     with (
         _stopping_cleanly(),
         core.serving(
             path,
-            pair,
+            plan,
             programs,
             host=host,
             port=port,
@@ -82,11 +67,11 @@ def serve(
             on_log=on_log,
         ) as running,
     ):
-        size = running.context.kv_bytes
+        size = running.kv_bytes
         amount = f"{size:,} bytes" if size is not None else f"{running.context.kv_mib:.2f} MiB"
         click.echo(running.url)
         click.echo(
-            f"{path.name} with its KV cache in {pair.name}: {amount} for {running.context.tokens:,} tokens.\n"
+            f"{path.name} with its KV cache in {plan.name}: {amount} for {running.context.tokens:,} tokens.\n"
             f"Ctrl-C stops it. Try:\n{core.example(running.url)}",
             err=True,
         )

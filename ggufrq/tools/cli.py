@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufrq.errors import ToolError
-from ggufrq.kv import KvPair
+from ggufrq.kv import Kv
 from ggufrq.tools import completion
 from ggufrq.tools.logs import explain
 from ggufrq.tools.tail import Tail
@@ -24,7 +24,7 @@ _ERROR = "Error: "
 def arguments(
     model: Path,
     prompt: str | Path,
-    pair: KvPair,
+    kv: Kv,
     *,
     tokens: int,
     n_ctx: int,
@@ -37,7 +37,7 @@ def arguments(
     args = completion.common_arguments(
         model,
         prompt,
-        pair,
+        kv,
         tokens=tokens,
         n_ctx=n_ctx,
         threads=threads,

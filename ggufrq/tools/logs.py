@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ggufrq.errors import ToolError
@@ -25,6 +25,9 @@ _CACHE = re.compile(
 )
 _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers")
 _ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
+_LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
+_CALIBRATION = re.compile(r"llama_rq: calibration (.*): \d+ layers")
+_SCALE = re.compile(r"llama_rq: scale = (\w+)")
 _UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
 _CONTEXT = "constructing llama_context"
 
@@ -95,13 +98,21 @@ class Rotation:
 @dataclass(frozen=True)
 class Context:
     """What the log tells of a context: its caches, the recurrent state in MiB, our rotations by side (K, V),
-    and whether upstream's own Hadamard rotation is on."""
+    and whether upstream's own Hadamard rotation is on.
+
+    ``layers`` has the types of K and of V by layers with a cache, and is empty when all are alike;
+    ``calibration`` is the file whose means are subtracted from K; ``scale`` how our codes find their scale
+    when it is not by least squares.
+    """
 
     caches: tuple[KvCache, ...]
     recurrent_mib: float
     rotations: dict[str, Rotation]
     upstream_rotates_k: bool = False
     upstream_rotates_v: bool = False
+    layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    calibration: str | None = None
+    scale: str | None = None
 
     @property
     def k_types(self) -> set[str]:
@@ -120,7 +131,10 @@ class Context:
 
     @property
     def kv_bytes(self) -> int | None:
-        """Exact bytes of K and V in all caches; None when the printed figures do not determine them."""
+        """Exact bytes of K and V in all caches; None when the printed figures do not determine them, as where
+        layers have types of their own."""
+        if self.layers:
+            return None
         total = 0
         for cache in self.caches:
             k, v = cache.k_bytes, cache.v_bytes
@@ -137,6 +151,8 @@ class Context:
     @property
     def kv_values(self) -> int | None:
         """Values of K and V in all caches, from their exact bytes; None when these are not known."""
+        if self.layers:
+            return None
         total = 0
         for cache in self.caches:
             for size, name in ((cache.k_bytes, cache.type_k), (cache.v_bytes, cache.type_v)):
@@ -187,12 +203,37 @@ def parse_context(text: str) -> Context | None:
     if not caches and not recurrent:
         return None
     upstream = set(_UPSTREAM_ROTATION.findall(part))
-    return Context(caches, recurrent, rotations, "k" in upstream, "v" in upstream)
+    return Context(
+        caches,
+        recurrent,
+        rotations,
+        "k" in upstream,
+        "v" in upstream,
+        layers=_layers(part),
+        calibration=_last_group(_CALIBRATION, part),
+        scale=_last_group(_SCALE, part),
+    )
+
+
+def _layers(text: str) -> dict[str, tuple[str, ...]]:
+    """Types by side and layer. A model with two caches tells each of them in a line of its own."""
+    found: dict[str, dict[int, str]] = {}
+    for side, listed in _LAYERS.findall(text):
+        for entry in listed.split(","):
+            number, _, name = entry.strip().partition(" ")
+            if number.isdigit():
+                found.setdefault(side, {})[int(number)] = name
+    return {side: tuple(types[i] for i in sorted(types)) for side, types in found.items()}
+
+
+def _last_group(pattern: re.Pattern[str], text: str) -> str | None:
+    every = pattern.findall(text)
+    return every[-1] if every else None
 
 
 def uses(context: Context, pair: KvPair) -> bool:
-    """Whether every cache of the context really has the pair's types."""
-    return context.k_types == {pair.k.name} and context.v_types == {pair.v.name}
+    """Whether every cache of the context really has the pair's types, in all layers."""
+    return not context.layers and context.k_types == {pair.k.name} and context.v_types == {pair.v.name}
 
 
 def error_lines(text: str) -> list[str]:
@@ -210,6 +251,7 @@ def error_lines(text: str) -> list[str]:
             continue
         sentence = _FUNCTION.sub("", _MODULE.sub("", body)).strip()
         sentence = re.sub(r"^(?:task id = \d+, )?(?:error|Error|ERROR)(?: loading model)?: ", "", sentence)
+        sentence = sentence.removeprefix("failed to initialize the context: ")
         if sentence:
             (followed if any(words in sentence for words in _FOLLOWING) else causes)[sentence] = None
     return [*causes, *followed]

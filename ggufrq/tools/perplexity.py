@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.errors import ToolError
-from ggufrq.kv import KvPair
+from ggufrq.kv import Kv
 from ggufrq.tools.logs import Context, Incomplete, failure, parse_context
 
 _NUMBER = r"(-?(?:[\d.]+(?:e[+-]?\d+)?|nan|inf))"
@@ -22,6 +22,7 @@ _CHUNK = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
 _ROW = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± ", re.MULTILINE)
 #: Below this number of scored tokens it prints no statistics.
 _LEAST_SCORED = 100
+_TOO_SHORT = "tokens to evaluate perplexity"
 _FAILED = re.compile(r"failed to decode|failed reading log-probs for chunk")
 
 
@@ -39,12 +40,15 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A run against a base run: perplexities, Kullback-Leibler divergence (nats), and how often the likeliest
-    token is the same (a share, 0 to 1)."""
+    """A run against a base run: perplexities, the mean of ln(PPL / base PPL) over tokens, Kullback-Leibler
+    divergence (nats), and how often the likeliest token is the same (a share, 0 to 1). ``err`` are standard
+    errors over the scored tokens."""
 
     ppl: float
     ppl_err: float
     ppl_base: float
+    ln_ratio: float
+    ln_ratio_err: float
     kld_mean: float
     kld_mean_err: float
     kld_max: float
@@ -61,27 +65,26 @@ class Divergence:
 def arguments(
     model: Path,
     text: Path,
-    pair: KvPair,
+    kv: Kv,
     base: Path,
     *,
     n_ctx: int,
     chunks: int,
     divergence: bool,
     threads: int | None = None,
+    together: int | None = None,
 ) -> list[str]:
-    """Arguments of a run over ``chunks`` texts of ``n_ctx`` tokens in one batch; the base run (``divergence``
-    false) writes ``base``, the others are compared with it."""
-    args = ["-m", str(model), "-f", str(text), "-c", str(n_ctx), "-b", str(n_ctx * chunks)]
+    """Arguments of a run over ``chunks`` texts of ``n_ctx`` tokens, all in one batch or only ``together`` of
+    them (its cache and its memory are for so many); the base run (``divergence`` false) writes ``base``, the
+    others are compared with it."""
+    args = ["-m", str(model), "-f", str(text), "-c", str(n_ctx), "-b", str(n_ctx * (together or chunks))]
     args += [
         "--chunks",
         str(chunks),
         "--no-escape",
         "-fa",
         "on",
-        "-ctk",
-        pair.k.name,
-        "-ctv",
-        pair.v.name,
+        *kv.arguments(),
         "-lv",
         "4",
     ]
@@ -120,12 +123,15 @@ def parse_divergence(stdout: str, stderr: str) -> Divergence:
         raise Incomplete(f"llama-perplexity finished {len(rows)} of {chunks} chunks")
     ppl, ppl_err = _pair(stdout, r"Mean PPL\(Q\)")
     ppl_base, _ = _pair(stdout, r"Mean PPL\(base\)")
+    ln_ratio, ln_ratio_err = _pair(stdout, r"Mean ln\(PPL\(Q\)/PPL\(base\)\)")
     mean, mean_err = _pair(stdout, r"Mean +KLD")
     top, top_err = _pair(stdout, "Same top p")
     result = Divergence(
         ppl=ppl,
         ppl_err=ppl_err,
         ppl_base=ppl_base,
+        ln_ratio=ln_ratio,
+        ln_ratio_err=ln_ratio_err,
         kld_mean=mean,
         kld_mean_err=mean_err,
         kld_max=_single(stdout, "Maximum KLD"),
@@ -166,7 +172,9 @@ def _pair(text: str, label: str) -> tuple[float, float]:
     found = re.search(rf"^{label} *: +{_NUMBER} ± +{_NUMBER}", text, re.MULTILINE)
     if found is None:
         raise Incomplete(f"llama-perplexity did not print '{label}'")
-    return float(found[1]), float(found[2])
+    error = float(found[2])
+    # the root of a variance that should be zero and came out below, when a run is compared with itself
+    return float(found[1]), 0.0 if math.isnan(error) else error
 
 
 def _single(text: str, label: str) -> float:
@@ -184,4 +192,7 @@ def _unfinished(stderr: str, stdout: str) -> ToolError:
             f"too few tokens were scored for statistics ({rows} chunks)",
             remedy="a longer text, or more chunks",
         )
-    return failure(stderr, "llama-perplexity gave no result")
+    error = failure(stderr, "llama-perplexity gave no result")
+    if _TOO_SHORT in error.message:
+        error.remedy = "a longer text, or a shorter context"
+    return error

@@ -11,7 +11,7 @@ from pathlib import Path
 from ggufrq import proc
 from ggufrq.build import Build
 from ggufrq.errors import ToolError, UsageError
-from ggufrq.kv import KvPair
+from ggufrq.kv import Kv, as_plan
 
 _ALLOWED = re.compile(r"--cache-type-k\s.*?allowed values:\s*([\w,\s]+?)\s*\(default", re.DOTALL)
 _SUFFIX = ".exe" if os.name == "nt" else ""
@@ -58,20 +58,29 @@ class Programs:
         return path
 
     @cached_property
-    def cache_types(self) -> tuple[str, ...]:
-        """Names of the cache types that these programs list in their own help."""
+    def help_text(self) -> str:
+        """The help that these programs print of their common options."""
         name = "llama-cli" if (self.folder / f"llama-cli{_SUFFIX}").is_file() else "llama-server"
         completed = proc.run([self.tool(name), "--help"], timeout=60, check=False)
         if completed.rc != 0:
             raise ToolError(
                 proc.failure_message(completed), remedy="--llama-cpp with a folder whose programs run"
             )
-        return parse_cache_types(completed.stdout + completed.stderr)
+        return completed.stdout + completed.stderr
 
-    def missing_types(self, pair: KvPair) -> list[str]:
-        """Types of the pair that these programs do not know."""
-        names = dict.fromkeys([pair.k.name, pair.v.name])
+    @cached_property
+    def cache_types(self) -> tuple[str, ...]:
+        """Names of the cache types that these programs list in their own help."""
+        return parse_cache_types(self.help_text)
+
+    def missing_types(self, kv: Kv) -> list[str]:
+        """Types in ``kv`` that these programs do not know."""
+        names = dict.fromkeys(kind.name for pair in as_plan(kv).pairs for kind in (pair.k, pair.v))
         return [name for name in names if name not in self.cache_types]
+
+    def has_option(self, name: str) -> bool:
+        """Whether their help names the option ``name``, as ``--kv-layers``."""
+        return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", self.help_text) is not None
 
 
 def parse_cache_types(text: str) -> tuple[str, ...]:

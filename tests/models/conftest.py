@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from ggufrq.build import Build
+from ggufrq.cli import COMMANDS
 from ggufrq.quantize import Family, make_family
 from ggufrq.tools import Programs
 
@@ -31,7 +32,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, llama_build: Build) -> I
     """Nothing but the build comes from the user's cache: its lookup is done, then the cache moves."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        for name in ("ggufrq.build", "ggufrq.run", "ggufrq.cli.quantize", "ggufrq.cli.demo"):
+        commands = [target.partition(":")[0] for target in COMMANDS.values()]
+        for name in ("ggufrq.build", "ggufrq.run", *commands):
             module = importlib.import_module(name)
             for function in ("require_build", "find_build", "ensure_build"):
                 if hasattr(module, function):

@@ -13,10 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq.build import Build
+from ggufrq.calibrate import calibrate
 from ggufrq.cli.run import run as command
-from ggufrq.errors import ToolError
-from ggufrq.kv import kv_types, parse_kv
+from ggufrq.errors import GgufrqError, ToolError
+from ggufrq.kv import kv_type, kv_types, parse_kv, parse_plan
 from ggufrq.memory import kv_shape
+from ggufrq.paths import data_dir
 from ggufrq.quantize import Family, make_family
 from ggufrq.resolve import embedded_models
 from ggufrq.run import generate
@@ -46,6 +48,37 @@ def test_generation(families: dict[str, Family], programs: Programs, name: str, 
     assert context is not None
     assert context.k_types == {pair.k.name} and context.v_types == {pair.v.name}
     assert set(context.rotations) == {side for side, kind in (("K", pair.k), ("V", pair.v)) if kind.ours}
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+@pytest.mark.parametrize("kv", ["iso3; 0,-1:q8_0/f16", "q8_0; 1:iso3/planar4", "f16/iso4; 0--1:rotor3/f16"])
+def test_layers_apart(families: dict[str, Family], programs: Programs, name: str, kv: str) -> None:
+    plan, model = parse_plan(kv), families[name].file("Q8_0")
+    found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=1024, raw=True, temperature=0)
+    shape = kv_shape(model)
+    assert found.kv_bytes == plan.bytes_for(shape, 1024)
+    assert found.f16_bytes == parse_plan("f16").bytes_for(shape, 1024)
+    assert abs(found.kv_bytes / (1 << 20) - found.kv_mib) < 0.0051, "as llama.cpp's own log has it"
+    context = parse_context(found.log.read_text())
+    assert context is not None
+    pairs = plan.resolve(len(shape.k_layers))
+    assert context.layers == {"K": tuple(p.k.name for p in pairs), "V": tuple(p.v.name for p in pairs)}
+
+
+def test_layer_that_the_model_does_not_have(families: dict[str, Family], programs: Programs) -> None:
+    with pytest.raises(GgufrqError, match=r"layer"):
+        generate(
+            families[HYBRID].file("Q8_0"), PROMPT, parse_plan("iso3; 2:q8_0"), programs, tokens=4, n_ctx=512
+        )
+
+
+def test_variables_of_the_user_change_nothing(
+    families: dict[str, Family], programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RQ_LAYERS", "0:f16")
+    model = families[DENSE].file("Q8_0")
+    found = generate(model, PROMPT, parse_kv("iso3"), programs, tokens=2, n_ctx=512, raw=True)
+    assert found.kv_bytes == kv_shape(model).bytes_for(parse_kv("iso3"), 512)
 
 
 @pytest.mark.parametrize("kv", [name for name, kind in kv_types().items() if kind.ours])
@@ -149,6 +182,35 @@ def test_command(families: dict[str, Family]) -> None:
     assert f"cache  iso3/planar4, 3.625 bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
     assert "bytes, 4.41 times that" in result.stderr
     assert "speed  prompt" in result.stderr
+
+
+def test_command_with_layers_apart(families: dict[str, Family]) -> None:
+    model = str(families[DENSE].file("Q4_K_M"))
+    result = CliRunner().invoke(
+        command, [model, "-p", "Hello", "--kv", "iso3; 0-1,-1:q8_0", "-n", "4", "-c", "512", "--raw"]
+    )
+    assert result.exit_code == 0, result.output
+    plan, shape = parse_plan("iso3; 0-1,-1:q8_0"), kv_shape(Path(model))
+    size, bits = plan.bytes_for(shape, 512), plan.bits(shape)
+    assert (
+        f"cache  iso3; 0-1,-1:q8_0, {bits:g} bits per value: {size:,} bytes for 512 tokens" in result.stderr
+    )
+
+
+def test_calibrated_cache_with_layers_apart(
+    families: dict[str, Family], llama_build: Build, tmp_path: Path
+) -> None:
+    model, means = families[DENSE].file("Q8_0"), tmp_path / "means.gguf"
+    text = data_dir("texts") / "calibration.txt"
+    calibrate(model, text, means, llama_build, k_type=kv_type("iso3"), n_ctx=256, chunks=1, threads=1)
+    arguments = [str(model), "-p", "Hello", "-n", "2", "-c", "512", "--raw", "-t", "1"]
+    calibrated = [*arguments, "--kv", "q8_0; 1:iso3", "--kv-calib", str(means)]
+    result = CliRunner().invoke(command, calibrated)
+    assert result.exit_code == 0, result.output
+    assert "means of K subtracted: means.gguf" in result.stderr
+    result = CliRunner().invoke(command, [*calibrated, "--kv", "planar3"])
+    assert isinstance(result.exception, ToolError) and "calibration" in str(result.exception)
+    assert "calibrate" in str(result.exception.remedy)
 
 
 def test_command_json(families: dict[str, Family]) -> None:

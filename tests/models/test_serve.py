@@ -20,7 +20,7 @@ import requests
 
 from ggufrq.build import Build
 from ggufrq.errors import ToolError, UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.kv import parse_kv, parse_plan
 from ggufrq.memory import kv_shape
 from ggufrq.paths import data_dir
 from ggufrq.quantize import Family
@@ -79,6 +79,13 @@ def test_start_answer_stop(families: dict[str, Family], programs: Programs, name
         assert len(server.parse_requests(running.log.read_text())) == 1
     assert gone(pid)
     assert not server.healthy(f"http://127.0.0.1:{port}")
+
+
+def test_layers_apart(families: dict[str, Family], programs: Programs) -> None:
+    model, plan = families[DENSE].file("Q8_0"), parse_plan("iso3; 0,-1:q8_0/iso4")
+    with serving(model, plan, programs, port=free_port(), n_ctx=1024) as running:
+        assert running.kv_bytes == plan.bytes_for(kv_shape(model), 1024)
+        assert complete(running, text(400))["tokens_predicted"] == 8
 
 
 def test_prompt_cache_is_reused(families: dict[str, Family], programs: Programs) -> None:
@@ -236,6 +243,17 @@ def test_port_that_is_taken(families: dict[str, Family], programs: Programs) -> 
             pass
 
 
+def ggufrq(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_command_stops_cleanly(
@@ -244,14 +262,7 @@ def test_command_stops_cleanly(
     port = free_port()
     model = str(families[DENSE].file("Q4_K_M"))
     arguments = ["serve", model, "--kv", "iso3", "--port", str(port), "-c", "512", "--", "--no-warmup"]
-    with subprocess.Popen(
-        command_line(llama_build, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,
-    ) as process:
+    with ggufrq(command_line(llama_build, *arguments)) as process:
         assert process.stdout is not None and process.stderr is not None
         url = process.stdout.readline().strip()
         assert url == f"http://127.0.0.1:{port}"
@@ -263,4 +274,21 @@ def test_command_stops_cleanly(
         assert process.wait(60) == 0, told
     assert re.search(r"curl http://127\.0\.0\.1:\d+/v1/chat/completions", told)
     assert told.endswith("stopped\n")
+    assert not server.healthy(url)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_server_does_not_outlive_a_killed_command(
+    families: dict[str, Family], llama_build: Build, command_line: Callable[..., list[str]]
+) -> None:
+    port = free_port()
+    arguments = ["serve", str(families[DENSE].file("Q4_K_M")), "--port", str(port), "-c", "512"]
+    with ggufrq(command_line(llama_build, *arguments)) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert server.healthy(url)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while server.healthy(url) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not server.healthy(url)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrq import codec
 from ggufrq.errors import UsageError
-from ggufrq.kv import KvPair, kv_type, kv_types, parse_kv
+from ggufrq.kv import KvPair, KvPlan, as_plan, kv_type, kv_types, parse_kv, parse_plan, parse_plans
 
 NAMES = sorted(kv_types())
 
@@ -43,9 +47,10 @@ def test_parse(text: str, k: str, v: str, bits: float) -> None:
         ("iso3/iso3/iso3", "not a pair", "iso3/planar4"),
     ],
 )
-def test_refuses(text: str, says: str, remedy: str) -> None:
+@pytest.mark.parametrize("parse", [parse_kv, parse_plan])
+def test_refuses(parse: Callable[[str], object], text: str, says: str, remedy: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_kv(text)
+        parse(text)
     assert says in caught.value.message
     assert remedy in str(caught.value.remedy)
 
@@ -106,3 +111,129 @@ def test_ours_are_those_of_the_codec() -> None:
     assert set(ours) == OURS
     for kind in codec.cache_types():
         assert ours[kind.name].bits == kind.bits_per_value == kind.bits + 0.125
+
+
+# Plans
+
+
+@dataclass(frozen=True)
+class Shape:
+    k_layers: tuple[int, ...]
+    v_layers: tuple[int, ...]
+
+
+def names(plan: KvPlan, layers: int) -> list[str]:
+    return [pair.name for pair in plan.resolve(layers)]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "layers"),
+    [
+        ("iso3", "iso3", ["iso3"] * 4),
+        ("iso3/q8_0", "iso3/q8_0", ["iso3/q8_0"] * 4),
+        ("iso3; 0-1,-1:q8_0", "iso3; 0-1,-1:q8_0", ["q8_0", "q8_0", "iso3", "q8_0"]),
+        (" ISO3 ;0 - 1:iso4", None, None),
+        ("ISO3;0-1 , -1 : Q8_0", "iso3; 0-1,-1:q8_0", ["q8_0", "q8_0", "iso3", "q8_0"]),
+        ("iso3; 0-3:iso4; 2:iso2/f16", "iso3; 0-3:iso4; 2:iso2/f16", ["iso4", "iso4", "iso2/f16", "iso4"]),
+        ("iso3; 2:iso2; 0-3:iso4", "iso3; 2:iso2; 0-3:iso4", ["iso4"] * 4),
+        ("q8_0; -2--1:iso3", "q8_0; -2--1:iso3", ["q8_0", "q8_0", "iso3", "iso3"]),
+        ("q8_0; 1--2:iso3", "q8_0; 1--2:iso3", ["q8_0", "iso3", "iso3", "q8_0"]),
+        ("iso3; 2-2:iso4", "iso3; 2:iso4", ["iso3", "iso3", "iso4", "iso3"]),
+    ],
+)
+def test_plans(text: str, name: str | None, layers: list[str] | None) -> None:
+    if name is None or layers is None:
+        with pytest.raises(UsageError):
+            parse_plan(text)
+        return
+    plan = parse_plan(text)
+    assert plan.name == name
+    assert names(plan, 4) == layers
+    assert parse_plan(plan.name) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "remedy"),
+    [
+        ("0-1:q8_0", "'0-1:q8_0' names layers", '"iso3; 0-1:q8_0"'),
+        ("", "not a pair", "--kv iso3"),
+        ("iso3;", "'' is not LAYERS:TYPE", "iso3; 0-1,-1:q8_0"),
+        ("iso3; q8_0", "'q8_0' is not LAYERS:TYPE", "iso3; 0-1,-1:q8_0"),
+        ("iso3; :q8_0", "is not LAYERS:TYPE", "iso3; 0-1,-1:q8_0"),
+        ("iso3; 0:", "is not LAYERS:TYPE", "iso3; 0-1,-1:q8_0"),
+        ("iso3; 0,:q8_0", "'' is no layer", "0-1,5"),
+        ("iso3; first:q8_0", "'first' is no layer", "0-1,5"),
+        ("iso3; 1.5:q8_0", "'1.5' is no layer", "0-1,5"),
+        ("iso3; 3-1:q8_0", "layers 3-1 run backwards", "1-3"),
+        ("iso3; -1--3:q8_0", "layers -1--3 run backwards", "-3--1"),
+        ("iso3; 0:q9", "no cache type 'q9'", "--kv"),
+        ("iso3; 0:q8_0:iso3", "no cache type 'q8_0:iso3'", "--kv"),
+    ],
+)
+def test_plans_that_are_refused(text: str, says: str, remedy: str) -> None:
+    test_refuses(parse_plan, text, says, remedy)
+
+
+@pytest.mark.parametrize("text", ["iso3; 8:q8_0", "iso3; -9:q8_0", "iso3; 6-8:q8_0"])
+def test_layers_that_are_not_there(text: str) -> None:
+    with pytest.raises(UsageError, match=r"the model has 8 with a KV cache, 0 to 7") as caught:
+        parse_plan(text).resolve(8)
+    assert "from 0 to 7" in str(caught.value.remedy)
+
+
+def test_layers_that_run_backwards_in_this_model() -> None:
+    plan = parse_plan("iso3; 3--2:q8_0")
+    assert names(plan, 6) == ["iso3", "iso3", "iso3", "q8_0", "q8_0", "iso3"]
+    with pytest.raises(UsageError, match="of 4, they are 3 to 2"):
+        plan.resolve(4)
+
+
+def test_list_of_plans() -> None:
+    found = parse_plans("f16, iso3; 0, -1:q8_0,planar3/q4_0 ,iso4;1-2,5:f16")
+    assert [plan.name for plan in found] == ["f16", "iso3; 0,-1:q8_0", "planar3/q4_0", "iso4; 1-2,5:f16"]
+
+
+PAIRS = st.sampled_from([parse_kv(name) for name in ("iso3", "iso4/q8_0", "q8_0", "f16/iso2")])
+
+
+@given(st.lists(PAIRS, min_size=1, max_size=12))
+def test_plan_of_layers(pairs: list[KvPair]) -> None:
+    plan = KvPlan.of_layers(pairs)
+    assert plan.resolve(len(pairs)) == tuple(pairs)
+    assert parse_plan(plan.name) == plan
+    assert plan.layered == (len(set(pairs)) > 1)
+    assert set(plan.pairs) == set(pairs)
+
+
+def test_plan_of_layers_is_short() -> None:
+    pairs = [parse_kv(name) for name in ["q8_0", "q8_0", "iso3", "iso3", "iso3", "iso4", "iso3", "q8_0"]]
+    assert KvPlan.of_layers(pairs).name == "iso3; 0-1,7:q8_0; 5:iso4"
+
+
+def test_size_of_a_plan_is_exact_where_layers_differ() -> None:
+    shape = Shape((256, 256, 1024), (256, 512, 1024))
+    plan = parse_plan("iso3; 1:q8_0/iso4; -1:f16")
+    sizes = [(256 + 256) * 50 // 128, 256 * 34 // 32 + 512 * 66 // 128, 2 * 2048]
+    assert plan.bytes_for(shape, 1) == sum(sizes)
+    assert plan.bytes_for(shape, 1000) == 1000 * sum(sizes)
+    assert plan.bits(shape) == 8 * sum(sizes) / (256 * 3 + 512 + 2048)
+    assert as_plan(parse_kv("iso3")).bits(shape) == 3.125
+    with pytest.raises(UsageError, match="there is no layer 3"):
+        parse_plan("iso3; 3:f16").bytes_for(shape, 1)
+    with pytest.raises(ValueError, match="64 values do not fill blocks of 128"):
+        parse_plan("iso3").bytes_for(Shape((64, 64), (64, 64)), 1024)
+
+
+def test_what_llama_cpp_is_told() -> None:
+    plain = parse_plan("iso3/planar4")
+    assert plain.arguments() == ["-ctk", "iso3", "-ctv", "planar4"] == parse_kv("iso3/planar4").arguments()
+    assert plain.environment() == {"LLAMA_RQ_LAYERS": None, "LLAMA_RQ_CALIB": None}
+    assert not plain.layered and plain.ours and not parse_plan("q8_0").ours
+    plan = parse_plan("iso3; 0-1, -1:q8_0; 5:iso4/iso3")
+    assert plan.arguments() == ["-ctk", "iso3", "-ctv", "iso3", "--kv-layers", "0-1,-1:q8_0;5:iso4/iso3"]
+    assert plan.environment()["LLAMA_RQ_LAYERS"] == "0-1,-1:q8_0;5:iso4/iso3"
+    assert parse_plan("q8_0; 0:f16").ours, "layers apart take the patched llama.cpp"
+    with_means = plain.calibrated(Path("m.gguf"))
+    assert with_means.arguments() == [*plain.arguments(), "--kv-calib", "m.gguf"]
+    assert with_means.environment() == {"LLAMA_RQ_LAYERS": None, "LLAMA_RQ_CALIB": "m.gguf"}
+    assert with_means.name == plain.name and with_means.calibrated(None) == plain

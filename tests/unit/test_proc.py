@@ -3,8 +3,11 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,8 +31,8 @@ def alive(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
+def gone(pid: int, within: float = 5) -> bool:
+    deadline = time.monotonic() + within
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not alive(pid)
@@ -196,3 +199,48 @@ def test_start_and_stop(tmp_path: Path) -> None:
 def test_start_of_a_missing_program() -> None:
     with pytest.raises(ToolError, match="is not there"):
         proc.start(["no-such-program-at-all"])
+
+
+@contextmanager
+def started_by(starter: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A Python program that uses ``proc`` and prints process ids."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = f"import os, sys, time; from ggufrq import proc\n{starter}"
+    with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        yield process, list(map(int, process.stdout.readline().split()))
+
+
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(60)"
+
+
+@posix
+@pytest.mark.parametrize("code", ["import time; time.sleep(60)", IGNORES])
+def test_what_was_started_does_not_outlive_a_killed_starter(code: str) -> None:
+    starter = (
+        f"with proc.start([sys.executable, '-c', {code!r}]) as running:\n"
+        "    time.sleep(0.5); print(running.pid, running.watchdog.pid, flush=True); time.sleep(60)"
+    )
+    with started_by(starter) as (process, pids):
+        assert len(pids) == 2 and all(map(alive, pids))
+        process.kill()
+    assert all(gone(pid, within=20) for pid in pids)
+
+
+@posix
+def test_what_is_run_does_not_outlive_a_killed_runner() -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    starter = (
+        f"proc.run([sys.executable, '-c', {code!r}], on_stdout=lambda text: print(text, end='', flush=True))"
+    )
+    with started_by(starter) as (process, pids):
+        assert len(pids) == 1 and alive(pids[0])
+        process.kill()
+    assert gone(pids[0], within=20)
+
+
+@posix
+def test_stopping_leaves_no_watchdog() -> None:
+    with proc.start(python("import time; time.sleep(60)")) as running:
+        assert running.watchdog is not None and alive(running.watchdog.pid)
+    assert gone(running.watchdog.pid)

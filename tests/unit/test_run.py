@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from ggufrq import cli, run, serve
 from ggufrq.build import Build
 from ggufrq.errors import GgufrqError, ToolError, UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.kv import parse_kv, parse_plan
 from ggufrq.tools import Programs
 from ggufrq.tools.logs import parse_context
 
@@ -21,9 +22,14 @@ LOGS = Path(__file__).parent.parent / "logs" / "tools"
 UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
-def programs(types: tuple[str, ...], build: Build | None = None) -> Programs:
+PATCHED = (*UPSTREAM, "iso3", "iso4", "planar4")
+OPTIONS = "--kv-layers SPEC  ...\n--kv-calib FILE  ..."
+
+
+def programs(types: tuple[str, ...], build: Build | None = None, options: str = "") -> Programs:
     found = Programs(Path("/opt/llama.cpp/bin"), build)
     found.__dict__["cache_types"] = types
+    found.__dict__["help_text"] = options
     return found
 
 
@@ -54,14 +60,51 @@ def test_without_fallback() -> None:
     assert "LM Studio and Ollama: q8_0 for K and V, flash attention on" in remedy
 
 
+@pytest.mark.parametrize(
+    ("kv", "types", "options", "used"),
+    [
+        ("iso3; 0,-1:q8_0", PATCHED, OPTIONS, "iso3; 0,-1:q8_0"),
+        ("iso3; 0:rotor2/f16", PATCHED, OPTIONS, "iso3; 0:q8_0/f16"),
+        ("iso3; 0,-1:f16", UPSTREAM, "", "q8_0"),
+        ("iso3; 0,-1:f16", PATCHED, "", "iso3"),
+        ("f16; 0:q8_0", UPSTREAM, "--kv-layers-of-another-kind", "f16"),
+    ],
+)
+def test_fallback_of_layers(
+    kv: str, types: tuple[str, ...], options: str, used: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, others = parse_plan(kv), programs(types, options=options)
+    found = run.settle(plan, others, fallback=True, command="ggufrq run m")
+    assert found.name == used
+    assert ("using " + used in capsys.readouterr().err) == (kv != used)
+    if kv != used:
+        with pytest.raises(UsageError) as caught:
+            run.settle(plan, others, fallback=False, command="ggufrq run m")
+        assert f"ggufrq run m --kv {shlex.quote(used)}, or --fallback" in str(caught.value.remedy)
+        assert ("no option --kv-layers" in caught.value.message) == ("--kv-layers " not in options)
+
+
+def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = parse_plan("iso3").calibrated(Path("means.gguf"))
+    assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
+    with pytest.raises(UsageError, match="has no option --kv-calib"):
+        run.settle(plan, programs(PATCHED), fallback=False, command="ggufrq run m")
+    found = run.settle(plan, programs(PATCHED), fallback=True, command="ggufrq run m")
+    assert found == parse_plan("iso3")
+    assert "no option --kv-calib; using iso3" in capsys.readouterr().err
+
+
 def test_our_own_build_never_falls_back(tmp_path: Path) -> None:
     build = Build("key", tmp_path, tmp_path, tmp_path, {})
     with pytest.raises(ToolError, match="has no cache type iso3"):
         run.settle(parse_kv("iso3"), programs(UPSTREAM, build), fallback=True, command="")
+    with pytest.raises(ToolError, match="has no option --kv-layers") as caught:
+        run.settle(parse_plan("q8_0; 0:f16"), programs(UPSTREAM, build), fallback=True, command="")
+    assert caught.value.remedy == "ggufrq build"
 
 
 ANSWER = run.Answer(
-    "text", "iso3", "iso3", 4096, 6553600, 33554432, 6.25, 0.0, 1200, 4321.5, 24, 88.25, Path("log")
+    "text", "iso3", "iso3", "iso3", 4096, 6553600, 33554432, 6.25, 0.0, 1200, 4321.5, 24, 88.25, Path("log")
 )
 
 
@@ -80,6 +123,14 @@ def test_what_is_said_of_the_cache() -> None:
     assert run.cache_lines(same, parse_kv("f16")) == [
         "f16, 16 bits per value: 33,554,432 bytes for 4,096 tokens"
     ]
+    layered = replace(ANSWER, kv_bytes=10911744)
+    plan = parse_plan("iso3; 0-1,-1:q8_0; 5:iso4/iso3").calibrated(Path("/some/means.gguf"))
+    assert run.cache_lines(layered, plan) == [
+        "iso3; 0-1,-1:q8_0; 5:iso4/iso3, 5.20312 bits per value: 10,911,744 bytes for 4,096 tokens",
+        "means of K subtracted: means.gguf",
+        "f16 takes 33,554,432 bytes, 3.08 times that",
+    ]
+    assert run.cache_lines(rough, parse_plan("iso3; 0:q8_0"))[0] == "iso3; 0:q8_0: 6.25 MiB for 4,096 tokens"
     assert run.speed_text(ANSWER) == "prompt 1,200 tokens at 4,322 tokens/s, answer 24 at 88.2 tokens/s"
 
 
@@ -207,6 +258,13 @@ def test_example_can_be_pasted() -> None:
         ),
         (["run", "docs-qwen3-8m", "-p", "x"], GgufrqError, "has not been built yet"),
         (["serve", "docs-qwen3-8m"], GgufrqError, "has not been built yet"),
+        (["run", "docs-qwen3-8m", "-p", "x", "--kv", "0:q8_0"], UsageError, "names layers"),
+        (["serve", "docs-qwen3-8m", "--kv", "iso3; x:q8_0"], UsageError, "'x' is no layer"),
+        (
+            ["serve", "docs-qwen3-8m", "--kv", "q8_0/iso3", "--kv-calib", __file__],
+            UsageError,
+            "for K in a type of ours, and K is in q8_0",
+        ),
         (["quantize", "docs-qwen3-8m"], GgufrqError, "has not been built yet"),
         (["demo", "--models", "nothing"], GgufrqError, "there is no model 'nothing'"),
         (["demo", "--kv", "iso9"], UsageError, "no cache type 'iso9'"),

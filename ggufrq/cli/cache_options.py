@@ -1,0 +1,67 @@
+"""Options of the commands that keep a cache, ``run`` and ``serve``, and what they come to."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ggufrq import run as core
+from ggufrq.errors import UsageError
+from ggufrq.kv import KvPlan, parse_plan
+from ggufrq.tools import Programs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--kv",
+        default="iso3",
+        show_default=True,
+        metavar="TYPES",
+        help='Cache type; K/V apart: iso3/planar4; some layers apart: "iso3; 0-1,-1:q8_0".',
+    ),
+    click.option(
+        "--kv-calib",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+        help="Subtract the means of K in this file of `ggufrq calibrate`.",
+    ),
+    click.option(
+        "-c", "n_ctx", default=4096, show_default=True, help="Context, in tokens: what the cache holds."
+    ),
+    click.option("-t", "threads", type=int, help="Threads.  [default: one per core]"),
+    click.option(
+        "--llama-cpp",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        metavar="DIR",
+        help="Use the programs of another llama.cpp.",
+    ),
+    click.option("--fallback", is_flag=True, help="Use q8_0 where that llama.cpp lacks the type."),
+)
+
+
+def cache_options(function: Command) -> Command:
+    """Adds the options, in this order, to a command."""
+    return functools.reduce(lambda made, option: option(made), reversed(_OPTIONS), function)
+
+
+def settle(
+    command: list[str], kv: str, kv_calib: Path | None, llama_cpp: Path | None, fallback: bool
+) -> tuple[Programs, KvPlan]:
+    """The programs and the cache that the options mean; ``command`` is the command line to repeat, without
+    them. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
+    plan = parse_plan(kv).calibrated(kv_calib)
+    if kv_calib is not None and not plan.k_ours:
+        raise UsageError(
+            f"a calibration is for K in a type of ours, and K is in {plan.base.k.name}",
+            remedy="without --kv-calib, or --kv iso3",
+        )
+    programs = core.programs_for(llama_cpp)
+    if llama_cpp:
+        command = [*command, "--llama-cpp", str(llama_cpp)]
+    return programs, core.settle(plan, programs, fallback=fallback, command=shlex.join(command))
