@@ -1,0 +1,92 @@
+"""``ggufrq claims``: what was published, beside what is measured here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ggufrq import log, paths
+from ggufrq.build import require_build
+
+
+@click.command()
+@click.argument("model", default="docs-qwen3-8m")
+@click.option("--ctx", type=click.IntRange(256), help="Context of perplexity.  [default: 2048, as published]")
+@click.option("--chunks", type=click.IntRange(1), default=8, show_default=True, help="Texts of that length.")
+@click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Rounds of speed.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Text that the model has not seen.  [default: the held-out text that comes with ggufrq]",
+)
+@click.option(
+    "-t", "--threads", type=click.IntRange(1), help="Threads of llama-bench.  [default: its choice]"
+)
+@click.option("--fresh", is_flag=True, help="Measure anew what is known from an earlier run.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the result to FILE as JSON.",
+)
+def claims(
+    model: str,
+    ctx: int | None,
+    chunks: int,
+    rounds: int,
+    text: Path | None,
+    threads: int | None,
+    fresh: bool,
+    json_file: Path | None,
+) -> None:
+    """Run RotorQuant's published table again on MODEL, and say which of its claims hold.
+
+    Three-bit caches with the rotation and the scale as published, with a Hadamard rotation in place of
+    TurboQuant, and as they are here: perplexity against f16, decode, prefill, compression, parameters, sizes.
+    What is known from an earlier run is not measured again.
+
+    \b
+    Examples:
+      ggufrq claims
+      ggufrq claims model.gguf --json claims.json
+    """
+    from ggufrq import claims as core
+    from ggufrq.progress import progress
+    from ggufrq.report.claims import render
+    from ggufrq.validate.core import look
+    from ggufrq.validate.plan import make_plan
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
+    build = require_build()
+    plan = make_plan(model, text=text)
+    facts = look(plan)
+    published = core.published()
+    longest = facts.n_ctx_train or published["table"]["context"]
+    settings = core.Settings(
+        ctx or min(published["table"]["context"], longest), chunks, rounds=rounds, threads=threads
+    )
+    log_path = paths.logs_dir() / f"claims-{facts.model.name}.log"
+    log_path.unlink(missing_ok=True)
+    with progress("Measuring", core.steps(settings), unit="steps") as bar:
+        begun = 0
+
+        def step(what: str) -> None:
+            nonlocal begun
+            bar.update(begun, what)
+            begun += 1
+
+        result = core.measure(
+            facts.model, build, plan.text, settings, fresh=fresh, log=log_path, on_step=step
+        )
+        bar.update(core.steps(settings))
+    click.echo(render(result))
+    log.say(f"log of all that ran: {log_path}")
+    if json_file is not None:
+        paths.atomic_write(
+            json_file, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+        log.say(f"wrote {json_file}")

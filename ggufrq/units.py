@@ -1,0 +1,8 @@
+"""Sizes as people read them."""
+
+from __future__ import annotations
+
+
+def size_text(size: int) -> str:
+    """Bytes as MB or GB, decimal, as the Hub shows them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggufrq.cases import Case, assignments, parse_case, parse_cases
+from ggufrq.errors import UsageError
+from ggufrq.kv import parse_kv
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "set_variables"),
+    [
+        ("iso3", "iso3", {}),
+        ("iso3/planar4", "iso3/planar4", {}),
+        ("iso3:block", "iso3 block", {"LLAMA_RQ_MODE": "block"}),
+        ("iso3:block:norm", "iso3 block norm", {"LLAMA_RQ_MODE": "block", "LLAMA_RQ_SCALE": "norm"}),
+        ("iso3:norm", "iso3 norm", {"LLAMA_RQ_SCALE": "norm"}),
+        ("iso3:lsq", "iso3 lsq", {"LLAMA_RQ_SCALE": "lsq"}),
+        ("iso3/iso4:full/block", "iso3/iso4 full/block", {"LLAMA_RQ_MODE": "full/block"}),
+        ("q4_0:none", "q4_0 none", {"LLAMA_RQ_MODE": "none", "LLAMA_ATTN_ROT_DISABLE": "1"}),
+        ("iso3; 0-1,-1:q8_0", "iso3; 0-1,-1:q8_0", {"LLAMA_RQ_LAYERS": "0-1,-1:q8_0"}),
+        ("iso3:block;0:q8_0", "iso3 block; 0:q8_0", {"LLAMA_RQ_MODE": "block", "LLAMA_RQ_LAYERS": "0:q8_0"}),
+    ],
+)
+def test_case(text: str, name: str, set_variables: dict[str, str]) -> None:
+    case = parse_case(text)
+    assert case.name == name
+    assert {key: value for key, value in case.environment().items() if value} == set_variables
+    assert parse_case(case.spec) == case
+
+
+def test_environment_unsets_what_the_user_has_set() -> None:
+    assert set(parse_case("iso3").environment()) >= {
+        "LLAMA_RQ_MODE",
+        "LLAMA_RQ_SCALE",
+        "LLAMA_RQ_LAYERS",
+        "LLAMA_RQ_CALIB",
+        "LLAMA_ATTN_ROT_DISABLE",
+    }
+    assert assignments(parse_case("iso3").environment()) == ""
+    assert assignments({"A": "x y", "B": None, "C": "1"}) == "A='x y' C=1 "
+
+
+@pytest.mark.parametrize("text", ["", "iso5", "iso3:block:full", ":block", "iso3+calib", "iso3/iso4/q8_0"])
+def test_no_case(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_case(text)
+
+
+def test_list() -> None:
+    assert [case.name for case in parse_cases("iso3, iso4; 0,-1:q8_0 ,f16,iso3")] == [
+        "iso3",
+        "iso4; 0,-1:q8_0",
+        "f16",
+    ]
+
+
+def test_calibration_is_for_our_types_or_for_those_that_ask(tmp_path: Path) -> None:
+    file = tmp_path / "calib.gguf"
+    file.write_bytes(b"means")
+    assert [case.name for case in parse_cases("iso3,f16", file)] == ["iso3 +calib", "f16"]
+    assert [case.name for case in parse_cases("iso3,iso4+calib,f16", file)] == ["iso3", "iso4 +calib", "f16"]
+    (case,) = parse_cases("iso3:block+calib", file)
+    assert case.spec == "iso3:block+calib"
+    assert case.environment()["LLAMA_RQ_CALIB"] == str(file)
+
+
+def test_results_depend_on_what_the_calibration_says(tmp_path: Path) -> None:
+    file = tmp_path / "calib.gguf"
+    file.write_bytes(b"means")
+    (case,) = parse_cases("iso3", file)
+    before = case.facts()
+    file.write_bytes(b"other means")
+    assert case.facts() != before
+    assert Case(parse_kv("iso3")).facts() == {"k": "iso3", "v": "iso3", "mode": None}

@@ -1,0 +1,95 @@
+"""The command's options, and what it leaves behind when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ggufrq.build import Build
+from ggufrq.cli import validate as cli
+from ggufrq.errors import GgufrqError, ToolError, UsageError
+from ggufrq.report import html, terminal
+from ggufrq.validate import core
+from ggufrq.validate.check import unmeasured
+from ggufrq.validate.plan import Plan
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Plan, dict[str, Any]]]:
+    """Plans that were run, with the options of the run; the result of each has the checks of ``CHECKS``."""
+    ran: list[tuple[Plan, dict[str, Any]]] = []
+
+    def run(plan: Plan, build: Build, **options: Any) -> dict[str, Any]:
+        ran.append((plan, options))
+        options["out"].mkdir(parents=True)
+        return {"again": plan.again, "checks": CHECKS, "cases": []}
+
+    monkeypatch.setattr(core, "validate", run)
+    monkeypatch.setattr(cli, "require_build", lambda: Build("key", tmp_path, tmp_path, tmp_path, {}))
+    monkeypatch.setattr(html, "render", lambda result: "<!doctype html>")
+    monkeypatch.setattr(terminal, "render", lambda result: "the tables")
+    monkeypatch.chdir(tmp_path)
+    CHECKS.clear()
+    return ran
+
+
+CHECKS: list[dict[str, Any]] = []
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.validate, list(arguments))
+
+
+def test_report_lies_in_a_folder_named_after_the_model(
+    done: list[tuple[Plan, dict[str, Any]]], tmp_path: Path
+) -> None:
+    found = invoke(
+        "docs-qwen3-8m", "--kv", "iso3; 0,-1:q8_0, f16", "--ctx", "512, 1024", "--quick", "--fresh"
+    )
+    assert found.exit_code == 0, found.output
+    assert found.stdout == "the tables\n"
+    ((plan, options),) = done
+    assert [case.name for case in plan.cases] == ["f16", "iso3; 0,-1:q8_0"]
+    assert plan.settings.ctx == (512, 1024) and options["fresh"]
+    folder = tmp_path / "validate-docs-qwen3-8m"
+    again = "ggufrq validate docs-qwen3-8m --kv 'iso3; 0,-1:q8_0, f16' --ctx '512, 1024' --quick"
+    assert json.loads((folder / "report.json").read_text())["again"] == again
+    assert (folder / "report.html").read_text() == "<!doctype html>"
+
+
+def test_failed_check_is_an_error_and_the_report_is_written(
+    done: list[tuple[Plan, dict[str, Any]]], tmp_path: Path
+) -> None:
+    CHECKS.append(unmeasured("speed", "llama-bench measured nothing"))
+    found = invoke("docs-qwen3-8m", "-o", str(tmp_path / "out"), "--json", str(tmp_path / "x.json"))
+    assert isinstance(found.exception, ToolError)
+    assert "1 of the checks and cases failed" in found.exception.message
+    assert "llama-bench measured nothing" in found.exception.message
+    assert (tmp_path / "out" / "report.json").read_text() == (tmp_path / "x.json").read_text()
+
+
+@pytest.mark.usefixtures("no_programs")
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["docs-qwen3-8m", "--kv", "iso3:sideways"], UsageError),
+        (["docs-qwen3-8m", "--sections", "looks"], UsageError),
+        (["docs-qwen3-8m", "--kv", "iso3+calib"], UsageError),
+        (["docs-qwen3-8m", "--ctx", "many"], SystemExit),
+        (["docs-qwen3-8m", "--depths", "-1"], SystemExit),
+        (["docs-qwen3-8m", "--json", "not/there.json"], SystemExit),
+        (["docs-qwen3-8m", "--text", "not-there.txt"], SystemExit),
+        (["no-such-model"], GgufrqError),
+    ],
+)
+def test_nonsense_leaves_nothing_behind(
+    arguments: list[str], error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = invoke(*arguments)
+    assert isinstance(found.exception, error) and found.exit_code != 0
+    assert not [path for path in tmp_path.iterdir() if path.name != "cache"]
