@@ -1,0 +1,100 @@
+"""``ggufrq tune``: the best cache types, layer by layer, within a budget."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import click
+
+from ggufrq import log, paths
+from ggufrq.build import require_build
+from ggufrq.demo import weights_of
+from ggufrq.divergence import Scored
+from ggufrq.measure import subject
+from ggufrq.progress import progress
+from ggufrq.resolve import resolve
+from ggufrq.run import model_file
+from ggufrq.tune import core, report
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--budget", default=3.5, show_default=True, help="Bits per value of K and V, at most.")
+@click.option(
+    "--types", default="iso2,iso3,iso4,q8_0", show_default=True, metavar="LIST", help="Types to choose from."
+)
+@click.option("--text", type=_FILE, help="Text to tune on.  [default: the calibration text of ggufrq]")
+@click.option(
+    "--check-text", type=_FILE, help="Another text, to check on.  [default: the held-out text of ggufrq]"
+)
+@click.option("--ctx", "n_ctx", default=2048, show_default=True, help="Tokens of a chunk.")
+@click.option("--chunks", default=4, show_default=True, help="Chunks of each text.")
+@click.option("-t", "threads", type=int, help="Threads.  [default: one per core]")
+@click.option("--kv-calib", type=_FILE, help="Subtract the means of K in this file of `ggufrq calibrate`.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write all figures to FILE as JSON.",
+)
+@click.option("--fresh", is_flag=True, help="Measure anew what is known from an earlier run.")
+def tune(
+    model: str,
+    budget: float,
+    types: str,
+    text: Path | None,
+    check_text: Path | None,
+    n_ctx: int,
+    chunks: int,
+    threads: int | None,
+    kv_calib: Path | None,
+    json_file: Path | None,
+    fresh: bool,
+) -> None:
+    """Find the best types for K and V of every layer of MODEL within a budget, by measurement.
+
+    Prints them as --kv takes them, and what they are worth beside uniform caches, on a text that had no
+    part in the choice. What was measured is kept: a run that was stopped goes on.
+
+    \b
+    Examples:
+      ggufrq tune docs-qwen3-8m --budget 3.5
+      ggufrq tune model.gguf --budget 4 --types iso3,iso4,q8_0 --json tune.json
+    """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
+    texts = paths.data_dir("texts")
+    goal = core.Goal(
+        Fraction(str(budget)),
+        core.parse_types(types),
+        text or texts / "calibration.txt",
+        check_text or texts / "heldout.txt",
+        Scored(n_ctx, chunks, threads=threads),
+        kv_calib,
+    )
+    build = require_build()
+    measured = subject(resolve(model).name, model_file(model), weights_of(model))
+    log_path = paths.logs_dir() / "tune.log"
+    log_path.unlink(missing_ok=True)
+    with progress("Tuning", unit="runs") as bar:
+        result = core.tune(
+            measured,
+            build,
+            goal,
+            fresh=fresh,
+            log=log_path,
+            on_total=lambda total: bar.update(bar.done, total=total),
+            on_row=bar.advance,
+            on_step=lambda what: bar.update(bar.done, what),
+        )
+    click.echo(report.render(result, measured, goal))
+    if json_file is not None:
+        data = json.dumps(report.as_json(result, measured, goal), indent=1, ensure_ascii=False)
+        paths.atomic_write(json_file, data + "\n")
+        log.say(f"wrote {json_file}")
+    log.say(f"log of all that ran: {log_path}")

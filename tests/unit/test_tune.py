@@ -1,0 +1,251 @@
+"""Tuning without a model: the choice is exact, the flow measures what it must, the report says what is so."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufrq import cli
+from ggufrq.build import Build
+from ggufrq.cases import Case
+from ggufrq.divergence import Row, Scored, Subject
+from ggufrq.errors import GgufrqError, UsageError
+from ggufrq.kv import KvPair, KvPlan, kv_type, parse_plan
+from ggufrq.memory import KvShape
+from ggufrq.tune import core, report
+from ggufrq.tune.knapsack import cheapest
+
+OPTIONS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 50)), min_size=1, max_size=3)
+
+
+@given(
+    items=st.lists(OPTIONS, min_size=1, max_size=4),
+    step=st.sampled_from([1, 4]),
+    capacity=st.integers(-1, 60),
+    count=st.integers(1, 5),
+)
+def test_knapsack_finds_what_trying_all_finds(
+    items: list[list[tuple[int, int]]], step: int, capacity: int, count: int
+) -> None:
+    sizes = [[step * size for size, _ in options] for options in items]
+    costs = [[float(cost) for _, cost in options] for options in items]
+    found = cheapest(sizes, costs, capacity, count)
+    every = [
+        sum(costs[i][o] for i, o in enumerate(choice))
+        for choice in itertools.product(*(range(len(options)) for options in items))
+        if sum(sizes[i][o] for i, o in enumerate(choice)) <= capacity
+    ]
+    assert [choice.cost for choice in found] == sorted(every)[:count]
+    assert len({choice.options for choice in found}) == len(found)
+    for choice in found:
+        assert choice.size == sum(sizes[i][o] for i, o in enumerate(choice.options)) <= capacity
+        assert choice.cost == sum(costs[i][o] for i, o in enumerate(choice.options))
+
+
+# A model whose divergence is known: by layer, side and type, and a little more for each pair of coarse ones.
+
+SHAPE = KvShape(k_layers=(256, 256, 256), v_layers=(256, 256, 512))
+COST = {"iso2": 100.0, "iso3": 20.0, "iso4": 4.0, "q8_0": 0.01, "f16": 0.0}
+WEIGHT = {
+    (layer, side): random.Random(f"{layer}{side}").uniform(0.2, 3) for layer in range(3) for side in "KV"
+}
+
+
+def truth(plan: KvPlan) -> float:
+    pairs = plan.resolve(3)
+    singles = [
+        WEIGHT[layer, side] * COST[kind.name]
+        for layer, pair in enumerate(pairs)
+        for side, kind in (("K", pair.k), ("V", pair.v))
+    ]
+    return 1e-5 * (sum(singles) + 1e-4 * sum(singles) ** 2)
+
+
+class World:
+    """Stands for llama-perplexity: knows every cache's divergence, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.truth = truth
+        self.calibrated: set[str] = set()
+
+    def divergences(
+        self,
+        model: Subject,
+        cases: Iterable[Case],
+        build: Build,
+        text: Path,
+        scored: Scored,
+        *,
+        on_row: Callable[[Row, bool], None],
+        **_: Any,
+    ) -> list[Row]:
+        rows = []
+        for case in cases:
+            self.asked.append((text.name, case.plan.name))
+            if case.plan.calib is not None:
+                self.calibrated.add(case.plan.name)
+            kld = self.truth(case.plan) * (1.0 if text.name == "a.txt" else 1.1)
+            rows.append({"kld_mean": kld, "kld_mean_err": 0.01 * kld, "command": f"run {case.plan.name}"})
+            on_row(rows[-1], False)
+        return rows
+
+
+MODEL = Subject("toy", Path("toy.gguf"), "0" * 64, "Q8_0", SHAPE)
+BUILD = Build("key", Path(), Path(), Path(), {})
+
+
+def goal(budget: str = "3.5", types: str = "iso2,iso3,iso4,q8_0") -> core.Goal:
+    return core.Goal(Fraction(budget), core.parse_types(types), Path("a.txt"), Path("b.txt"), Scored(512, 4))
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(core, "divergences", made.divergences)
+    return made
+
+
+def tuned(budget: str = "3.5", types: str = "iso2,iso3,iso4,q8_0") -> core.Result:
+    return core.tune(MODEL, BUILD, goal(budget, types))
+
+
+@pytest.mark.parametrize("budget", ["2.125", "3", "3.5", "4.2", "9"])
+def test_finds_the_best_of_all(world: World, budget: str) -> None:
+    result = tuned(budget)
+    kinds = [kv_type(name) for name in ("iso2", "iso3", "iso4", "q8_0")]
+    sides = list(itertools.product(kinds, repeat=2))
+    every = (
+        KvPlan.of_layers([KvPair(*pair) for pair in pairs]) for pairs in itertools.product(sides, repeat=3)
+    )
+    best = min((plan for plan in every if plan.bits(SHAPE) <= float(budget)), key=truth)
+    assert result.plan.resolve(3) == best.resolve(3)
+    assert result.bits == best.bits(SHAPE) <= float(budget)
+    assert result.bytes_per_token == best.bytes_for(SHAPE, 1)
+
+
+def test_measures_single_changes_against_an_exact_rest(world: World) -> None:
+    result = tuned()
+    assert len(result.singles) == 6 and all(len(types) == 4 for types in result.singles.values())
+    assert ("a.txt", "f16; 2:f16/iso3") in world.asked and ("a.txt", "f16; 0:q8_0/f16") in world.asked
+    kld, error = result.singles[core.Unit(2, "V", 512)]["iso3"]
+    assert kld == truth(parse_plan("f16; 2:f16/iso3")) and 0 < error < kld
+    on_other = [name for text, name in world.asked if text == "b.txt"]
+    assert on_other[0] == result.plan.name and "iso3" in on_other and "iso2/iso4" in on_other
+    assert not any(name.startswith("f16") for name in on_other), "the other text has no part in the choice"
+    assert "iso4/iso3" not in on_other, "pairs over the budget are not asked for"
+
+
+def test_a_uniform_pair_that_is_best_is_the_answer(world: World) -> None:
+    """The sum of single changes may be wrong; what was measured decides."""
+    world.truth = lambda plan: 1e-3 if plan.name == "iso3" else 1e-2
+    assert tuned().plan.name == "iso3"
+
+
+@pytest.mark.parametrize(
+    ("budget", "types", "says"),
+    [
+        ("2", "iso2,iso3", "2 bits per value are fewer than iso2 takes, 2.125"),
+        ("3.5", "iso3", "two types or more"),
+        ("3.5", "iso3,iso3", "two types or more"),
+        ("3.5", "iso3,iso9", "no cache type 'iso9'"),
+    ],
+)
+def test_refuses(world: World, budget: str, types: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        tuned(budget, types)
+    assert not world.asked
+
+
+def test_calibration_goes_where_k_is_ours(world: World) -> None:
+    core.tune(MODEL, BUILD, replace(goal(), calib=Path("means.gguf")))
+    assert {"f16; 0:iso3/f16", "iso3", "iso2/iso4"} <= world.calibrated
+    assert not {"f16; 0:f16/iso3", "f16; 0:q8_0/f16", "q8_0"} & world.calibrated
+
+
+def test_progress_counts_every_measurement(world: World) -> None:
+    totals, rows = [], []
+    core.tune(MODEL, BUILD, goal(), on_total=totals.append, on_row=lambda: rows.append(1))
+    assert totals[-1] == len(rows) == len(world.asked)
+
+
+def test_layers_that_hold_no_values(world: World) -> None:
+    """Some models keep K alone; what is not there is not tuned."""
+    shape = KvShape(k_layers=(256, 256), v_layers=(0, 256))
+    assert [(unit.layer, unit.side) for unit in core.units(shape)] == [(0, "K"), (1, "K"), (1, "V")]
+
+
+# The report
+
+
+def measured(name: str, kld: float, error: float = 0.001) -> core.Measured:
+    plan = parse_plan(name)
+    return core.Measured(plan, plan.bits(SHAPE), kld, error)
+
+
+def test_comparison_with_the_line_and_with_what_is_no_larger() -> None:
+    best = measured("iso3; 0-1:iso4", 0.030)
+    others = [
+        measured("iso2", 0.09),
+        measured("iso3", 0.060),
+        measured("iso4", 0.010),
+        measured("iso2/iso4", 0.0305),
+    ]
+    found = {c.name: c for c in report.compare([best, *others], best)}
+    assert set(found) == {"line iso3 to iso4", "iso2", "iso2/iso4", "iso3"}
+    share = best.bits - 3.125
+    line = found["line iso3 to iso4"]
+    assert math.isclose(line.kld, 0.060 * (1 - share) + 0.010 * share)
+    assert math.isclose(line.kld_err, 0.001 * math.hypot(share, 1 - share))
+    assert found["iso3"].verdict == "better" and found["iso2/iso4"].verdict == "no difference seen"
+    worse = measured("iso3; 0-1:iso4", 0.2)
+    assert {c.verdict for c in report.compare([worse, *others], worse)} == {"worse"}
+
+
+def test_report_can_be_pasted_and_fits(world: World) -> None:
+    result = tuned()
+    text = report.render(result, MODEL, goal())
+    assert f'--kv "{result.plan.name}"' in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert f"{result.checked[0].kld:.6f}" in lines["tuned"]
+    assert lines["iso3"].endswith("better") and "line iso3 to iso4" in lines
+    assert not lines["iso4"].endswith(("better", "worse"))
+    data = json.loads(json.dumps(report.as_json(result, MODEL, goal())))
+    assert data["kv"] == result.plan.name and len(data["singles"]) == 24
+    assert {"calibration", "comparisons", "commands", "checked"} <= set(data)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["docs-qwen3-8m"], "has not been built yet"),
+        (["docs-qwen3-8m", "--types", "iso3"], "two types or more"),
+        (["docs-qwen3-8m", "--types", "iso3,q9"], "no cache type 'q9'"),
+    ],
+)
+def test_errors(no_programs: None, arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(cli.cli, ["tune", *arguments])
+    assert isinstance(result.exception, GgufrqError)
+    assert says in str(result.exception) and result.stdout == ""
+
+
+def test_help_fits_in_80_columns() -> None:
+    result = CliRunner().invoke(cli.cli, ["tune", "--help"], terminal_width=80)
+    assert result.exit_code == 0 and "Examples:" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
