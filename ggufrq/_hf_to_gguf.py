@@ -1,8 +1,9 @@
-"""Runs llama.cpp's own converter: ``_hf_to_gguf.py SOURCE DECLARED ARGUMENTS…``, in a process of its own.
+"""Runs llama.cpp's own converter in a process of its own: ``_hf_to_gguf.py SOURCE DECLARED WHAT ARGUMENTS…``.
 
 SOURCE is the llama.cpp tree. The converter knows byte-pair tokenizers by a hash and refuses unknown ones; for
 those, and only those, the pre-tokenizer DECLARED for the model is written into the GGUF (``-`` when none is
-declared).
+declared). WHAT is ``all``, or ``header`` for a file of the same length that has everything but the weights: a
+hole takes their place, so that sizes can be told of a model that is not converted, or not even downloaded.
 """
 
 import runpy
@@ -27,7 +28,17 @@ class _Lines:
         return getattr(self._inner, name)
 
 
-def main(source: Path, declared: str, arguments: list[str]) -> None:
+def write_hole(self: Any, *, progress: bool = False) -> None:
+    """Stands in for ``GGUFWriter.write_tensors_to_file``: the list of tensors, and a hole for their data."""
+    self.write_ti_data_to_file()
+    for file, tensors in zip(self.fout, self.tensors, strict=True):
+        self.write_padding(file, file.tell())
+        size = sum(self.ggml_pad(tensor.nbytes, self.data_alignment) for tensor in tensors.values())
+        file.truncate(file.tell() + size)
+        file.flush()
+
+
+def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
     """Import the converter's classes, put the declaration in, and run the script."""
     sys.stderr = _Lines(sys.stderr)
     sys.path[0] = str(source)  # not this folder, whose modules would shadow others
@@ -48,10 +59,12 @@ def main(source: Path, declared: str, arguments: list[str]) -> None:
         return name
 
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
+    if what == "header":
+        base.gguf.GGUFWriter.write_tensors_to_file = write_hole
     script = source / "convert_hf_to_gguf.py"
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])

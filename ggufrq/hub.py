@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq import log
+from ggufrq import log, paths
 from ggufrq.errors import ModelError
 
 #: What conversion needs of a repository.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE*")
 #: Not read by llama.cpp's converter, and often large.
 _IGNORED = ("original/*", "onnx/*", "*/*.safetensors", "consolidated*")
+#: More bytes than any header of a safetensors file has.
+_MAX_HEADER = 100_000_000
 _ID = re.compile(r"^([\w][\w.-]*/[\w][\w.-]*?)(?::([\w.-]+))?$")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -37,24 +40,91 @@ def parse_id(text: str) -> tuple[str, str | None] | None:
 
 def fetch_model(repo: str, revision: str | None = None) -> HubModel:
     """Download a model in Hugging Face form into the Hub's own cache. Raises ModelError."""
-    from huggingface_hub import HfApi, snapshot_download
+    sha, _ = _safetensors(repo, revision)
+    log.say(f"fetching {repo} at {sha[:12]}")
+    return HubModel(repo, sha, _snapshot(repo, sha, MODEL_FILES))
+
+
+def fetch_headers(repo: str, revision: str | None = None) -> HubModel:
+    """A model in Hugging Face form with holes in place of its weights, in ggufrq's cache: only the headers of
+    its safetensors files are downloaded, by range requests. Raises ModelError."""
+    sha, names = _safetensors(repo, revision)
+    folder = paths.cache_dir() / "headers" / f"{repo.replace('/', '--')}-{sha}"
+    if folder.is_dir():
+        return HubModel(repo, sha, folder)
+    log.say(f"fetching the headers of {repo} at {sha[:12]}")
+    small = _snapshot(repo, sha, tuple(name for name in MODEL_FILES if name != "*.safetensors"))
+    with paths.atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for path in small.iterdir():
+            if path.is_file() and path.suffix != ".safetensors":
+                shutil.copyfile(path, temporary / path.name)
+        for name in names:
+            with _errors(repo):
+                header, size = _header(repo, name, sha)
+            with (temporary / name).open("wb") as file:
+                file.write(header)
+                file.truncate(size)
+    return HubModel(repo, sha, folder)
+
+
+def _safetensors(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """The commit that a revision stands for, and its safetensors files."""
+    from huggingface_hub import HfApi
 
     with _errors(repo):
         info = HfApi().model_info(repo, revision=revision)
         names = [entry.rfilename for entry in info.siblings or []]
         sha = str(info.sha)
-    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    found = [name for name in found if not name.startswith("consolidated")]
+    if not found:
         ggufs = sum(name.endswith(".gguf") for name in names)
         raise ModelError(
             f"{repo} has no safetensors files" + (f", but {ggufs} GGUF files" if ggufs else ""),
             remedy=f"ggufrq run {repo} …" if ggufs else "a repository of the original model",
         )
-    log.say(f"fetching {repo} at {sha[:12]}")
+    return sha, found
+
+
+def _snapshot(repo: str, sha: str, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+
     with _errors(repo):
-        folder = snapshot_download(
-            repo, revision=sha, allow_patterns=list(MODEL_FILES), ignore_patterns=list(_IGNORED)
+        return Path(
+            snapshot_download(
+                repo, revision=sha, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)
+            )
         )
-    return HubModel(repo, sha, Path(folder))
+
+
+def _header(repo: str, name: str, sha: str) -> tuple[bytes, int]:
+    """The header of a safetensors file, its length before it, and the size of the whole file."""
+    start, size = _range(repo, name, sha, 0, 8)
+    length = int.from_bytes(start, "little")
+    if len(start) != 8 or length > min(_MAX_HEADER, size):
+        raise ModelError(f"{name} of {repo} is not a safetensors file")
+    return start + _range(repo, name, sha, 8, length)[0], size
+
+
+def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[bytes, int]:
+    """``length`` bytes of a file on the Hub from ``start`` on, and the size of the whole file."""
+    import requests
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers = {
+        **build_hf_headers(),
+        "Range": f"bytes={start}-{start + length - 1}",
+        "Accept-Encoding": "identity",
+    }
+    url = hf_hub_url(repo, name, revision=sha)
+    with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
+        answer.raise_for_status()
+        if answer.status_code != 206:
+            raise ModelError(f"the Hub does not send parts of {name}", remedy="without --dry-run")
+        size = int(answer.headers["Content-Range"].rpartition("/")[2])
+        return answer.raw.read(length), size
 
 
 def fetch_gguf(repo: str, label: str | None = None, revision: str | None = None) -> Path:
@@ -63,6 +133,11 @@ def fetch_gguf(repo: str, label: str | None = None, revision: str | None = None)
     ``label`` chooses by the encoding in the name (``Q4_K_M``); without it Q4_K_M is taken, or the only file.
     Raises ModelError that lists the labels when the choice is not clear.
     """
+    return fetch_gguf_at(repo, label, revision)[0]
+
+
+def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = None) -> tuple[Path, str]:
+    """As ``fetch_gguf``, with the commit that the file is of."""
     from huggingface_hub import HfApi, hf_hub_download
 
     with _errors(repo):
@@ -74,8 +149,8 @@ def fetch_gguf(repo: str, label: str | None = None, revision: str | None = None)
         + (f" and {len(chosen) - 1} more shards" if chosen[1:] else "")
     )
     with _errors(repo):
-        paths = [Path(hf_hub_download(repo, name, revision=info.sha)) for name in chosen]
-    return paths[0]
+        files = [Path(hf_hub_download(repo, name, revision=info.sha)) for name in chosen]
+    return files[0], str(info.sha)
 
 
 def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
@@ -115,6 +190,8 @@ def _errors(repo: str) -> Iterator[None]:
         disable_progress_bars()
     try:
         yield
+    except ModelError:
+        raise
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{repo} is open only to those who accepted its terms",

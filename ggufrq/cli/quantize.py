@@ -5,25 +5,35 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ggufrq import quantize as core
 from ggufrq import table
 from ggufrq.build import require_build
+from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
+from ggufrq.errors import UsageError
+from ggufrq.family.split import parse_size
+from ggufrq.recipe import Recipe, load
+from ggufrq.units import size_text
+
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(
-    epilog="Types that lose much without it (Q2_K, Q3_K_M, IQ1 to IQ3) get an importance matrix from the "
-    "calibration text that comes with ggufrq, unless --imatrix gives one."
+    epilog="Types that lose much without it (Q2_K, Q3_K_M, IQ1 to IQ3), and recipes that use them, get an "
+    "importance matrix from the text that comes with ggufrq, unless --imatrix or --calibrate is given."
 )
 @click.argument("model")
+@click.option("--types", metavar="LIST", help="Types to make, with commas.  [default: those of --family]")
 @click.option(
-    "--types",
-    default=",".join(core.DEFAULT_TYPES),
-    show_default=True,
-    metavar="LIST",
-    help="Types to make, with commas between them.",
+    "--family",
+    type=click.Choice(list(core.families())),
+    help="Make a family: " + "; ".join(f"{f.name}: {f.description}" for f in core.families().values()) + ".",
+)
+@click.option(
+    "--recipe", "recipes", multiple=True, metavar="NAME|FILE", help="Make a recipe, shipped or your own."
 )
 @click.option(
     "-o",
@@ -31,28 +41,38 @@ from ggufrq.build import require_build
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the files.  [default: NAME-GGUF here; the cache for an embedded model]",
 )
+@click.option("--dry-run", is_flag=True, help="Only show what would be made, and what it takes.")
+@click.option("--list-tensors", is_flag=True, help="Only list the type of every tensor.")
+@click.option("--imatrix", type=FILE, help="Importance matrix for all types, as llama-imatrix writes it.")
+@click.option("--calibrate", type=FILE, metavar="TEXT", help="Make an importance matrix from this text.")
+@click.option("--split-size", metavar="SIZE", help="Split files that are larger: 5G, 500M.")
+@click.option("--mmproj", is_flag=True, help="Make the vision projector, too.")
 @click.option(
-    "--imatrix",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Importance matrix for all types, as llama-imatrix writes it.",
+    "--mtp",
+    type=click.Choice(core.MTP),
+    default="keep",
+    show_default=True,
+    help="The head for further tokens: in the model, left out, or a file of its own.",
 )
 @click.option(
     "--pre-tokenizer", metavar="NAME", help="Declare the pre-tokenizer that llama.cpp does not know."
 )
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--requantize", is_flag=True, help="Accept a GGUF that is quantized already.")
+@click.option("--no-run", is_flag=True, help="Do not run new files for a few tokens.")
 @click.option("--force", is_flag=True, help="Replace files that ggufrq did not make.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def quantize(
     model: str,
-    types: str,
-    out: Path | None,
-    imatrix: Path | None,
-    pre_tokenizer: str | None,
-    revision: str | None,
-    requantize: bool,
-    force: bool,
+    types: str | None,
+    family: str | None,
+    recipes: tuple[str, ...],
+    dry_run: bool,
+    list_tensors: bool,
+    split_size: str | None,
+    no_run: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Make GGUF files of MODEL: a folder with safetensors, a Hub id, a GGUF file, or an embedded model.
 
@@ -62,26 +82,45 @@ def quantize(
     \b
     Examples:
       ggufrq quantize docs-qwen3-8m
-      ggufrq quantize Qwen/Qwen3-0.6B --types Q4_K_M,Q8_0
-      ggufrq quantize ./my-model --types Q2_K -o ./my-model-GGUF
+      ggufrq quantize Qwen/Qwen3-0.6B --types Q4_K_M,Q8_0 --dry-run
+      ggufrq quantize ./my-model --recipe proposal-c -o ./my-model-GGUF
     """
     build = require_build()
-    family = core.make_family(
+    names = chosen(types, family, recipes)
+    request = core.Request(
         model,
-        core.parse_types(types, build),
-        build,
-        out=out,
-        imatrix=imatrix,
-        pre_tokenizer=pre_tokenizer,
-        revision=revision,
-        requantize=requantize,
-        force=force,
+        core.parse_wants(names, build),
+        split_size=parse_size(split_size) if split_size else None,
+        run=not no_run,
+        **options,
     )
-    if as_json:
-        files = [{**asdict(made), "path": str(made.path)} for made in family.files]
-        click.echo(json.dumps({"base": family.base, "source": family.source, "files": files}, indent=2))
-    else:
-        click.echo(render(family))
+    if dry_run or list_tensors:
+        plan = core.plan_family(request, build)
+        if as_json:
+            click.echo(json.dumps(plan_as_json(plan), indent=2))
+        else:
+            click.echo(render_tensors(plan) if list_tensors else render_plan(plan))
+        refuse_what_does_not_fit(plan)
+        return
+    made = core.make(request, build)
+    click.echo(json.dumps(as_data(made), indent=2) if as_json else render(made))
+
+
+def chosen(types: str | None, family: str | None, recipes: tuple[str, ...]) -> list[str | Recipe]:
+    """All that is asked for; the default family when nothing is. Raises UsageError."""
+    names: list[str | Recipe] = list(core.families()[family].types) if family else []
+    if types is not None:
+        names += [part.strip() for part in types.split(",") if part.strip()]
+        if not types.strip(", "):
+            raise UsageError("--types names no type", remedy=f"--types {','.join(core.DEFAULT_TYPES)}")
+    names += [load(name) for name in recipes]
+    return names or list(core.DEFAULT_TYPES)
+
+
+def as_data(family: core.Family) -> dict[str, Any]:
+    """The family as JSON data."""
+    files = [{**asdict(made), "path": str(made.path)} for made in family.files]
+    return {"base": family.base, "source": family.source, "folder": str(family.folder), "files": files}
 
 
 def render(family: core.Family) -> str:
@@ -96,10 +135,7 @@ def render(family: core.Family) -> str:
 def note(made: core.Made) -> str:
     """What is special about a file."""
     notes = ["imatrix"] if made.imatrix else []
+    notes += [f"{len(made.parts)} parts"] if len(made.parts) > 1 else []
+    notes += [f"{made.fallbacks} larger tensors"] if made.fallbacks else []
     notes += [] if made.fresh else ["kept"]
     return ", ".join(notes)
-
-
-def size_text(size: int) -> str:
-    """Bytes as MB or GB, decimal, as the Hub shows them."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +25,10 @@ from ggufrq import quantize
 from ggufrq.build import Build
 from ggufrq.cli.quantize import quantize as command
 from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.gguf_file import read_gguf
+from ggufrq.family import matrix
+from ggufrq.family.verify import short_run
+from ggufrq.gguf_file import read_gguf, read_model
+from ggufrq.gguf_header import read_header
 from ggufrq.quantize import Family, make_family
 from ggufrq.resolve import embedded_models
 
@@ -60,6 +67,19 @@ def test_a_second_time_nothing_is_made(families: dict[str, Family], llama_build:
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.gguf")} == before
 
 
+@pytest.fixture(scope="module")
+def untouched(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """What a run gives that nobody disturbs, with the build as ``command_line`` passes it on."""
+    folder = tmp_path_factory.mktemp("untouched")
+    build = replace(llama_build, manifest={})
+    return make_family(MODELS[0], ["Q4_K_M", "Q5_K_M", "Q6_K"], build, out=folder)
+
+
+def data_of(path: Path) -> bytes:
+    """The weights of a file, without its metadata."""
+    return path.read_bytes()[read_header(path).data_offset :]
+
+
 @pytest.fixture
 def copy(families: dict[str, Family], tmp_path: Path) -> Path:
     """A folder with the 16-bit file and Q8_0 of the dense model, that a test may spoil."""
@@ -77,11 +97,12 @@ def _cut(path: Path) -> None:
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def _touch(path: Path) -> None:
-    os.utime(path, ns=(1, 1))
+def _spoil_inside(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
-@pytest.mark.parametrize("spoil", [_cut, _touch, Path.unlink])
+@pytest.mark.parametrize("spoil", [_cut, _spoil_inside, Path.unlink])
 def test_a_file_that_changed_is_made_anew(
     copy: Path, llama_build: Build, spoil: Callable[[Path], None]
 ) -> None:
@@ -92,6 +113,23 @@ def test_a_file_that_changed_is_made_anew(
     assert [made.fresh for made in family.files] == [True]
     assert path.stat().st_size == whole
     read_gguf(path)
+    os.utime(path, ns=(1, 1))
+    assert not make_family(MODELS[0], ["Q8_0"], llama_build, out=copy).files[0].fresh
+
+
+def test_what_the_record_and_the_file_say(families: dict[str, Family]) -> None:
+    family = families[MODELS[0]]
+    record = json.loads((family.folder / f"{MODELS[0]}.ggufrq.json").read_text())
+    for made in family.files:
+        entry = record["files"][made.name]
+        (part,) = entry["parts"]
+        assert part["sha256"] == hashlib.sha256(made.path.read_bytes()).hexdigest() == made.sha256[0]
+        assert entry["tokens_run"] >= 1
+        values = read_header(made.path).values
+        assert values["ggufrq.source.name"] == MODELS[0] and values["general.quantized_by"].startswith(
+            "ggufrq "
+        )
+        assert len(values["ggufrq.llama_cpp"]) == 40
 
 
 def test_files_of_others_are_not_replaced(copy: Path, llama_build: Build) -> None:
@@ -108,7 +146,7 @@ def test_files_of_others_are_not_replaced(copy: Path, llama_build: Build) -> Non
 def test_imatrix_only_where_it_is_needed(
     copy: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize, "IMATRIX_CHUNKS", 6)
+    monkeypatch.setattr(matrix, "CHUNKS", 6)
     family = make_family(MODELS[0], ["Q2_K", "Q3_K_M", "IQ2_XXS", "Q8_0"], llama_build, out=copy)
     assert {made.type: made.imatrix for made in family.files} == {
         "Q2_K": True,
@@ -117,20 +155,20 @@ def test_imatrix_only_where_it_is_needed(
         "Q8_0": False,
     }
     assert family.files[-1].fresh is False
-    matrix = copy / f"{MODELS[0]}-imatrix.gguf"
-    made_at = matrix.stat().st_mtime_ns
+    made_matrix = copy / f"{MODELS[0]}-imatrix.gguf"
+    made_at = made_matrix.stat().st_mtime_ns
     assert all(read_gguf(made.path).bits < 4.6 for made in family.files[:3])
     # a given one is used for all types, and makes other files
-    given = make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, imatrix=matrix)
+    given = make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, imatrix=made_matrix)
     assert given.files[0].imatrix and given.files[0].fresh
-    assert matrix.stat().st_mtime_ns == made_at
+    assert made_matrix.stat().st_mtime_ns == made_at
 
 
 def test_from_gguf(families: dict[str, Family], llama_build: Build, tmp_path: Path) -> None:
     source = families[MODELS[0]].folder
     family = make_family(str(source / f"{MODELS[0]}-BF16.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
     assert family.file("Q4_K_M") == tmp_path / f"{MODELS[0]}-Q4_K_M.gguf"
-    assert family.file("Q4_K_M").read_bytes() == families[MODELS[0]].file("Q4_K_M").read_bytes()
+    assert data_of(family.file("Q4_K_M")) == data_of(families[MODELS[0]].file("Q4_K_M"))
     with pytest.raises(ModelError, match=r"quantized already \(Q8_0\)"):
         make_family(str(source / f"{MODELS[0]}-Q8_0.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
     again = make_family(
@@ -146,10 +184,89 @@ def test_full_disk_is_noticed_before_anything_is_made(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=66 << 20))
     before = sorted(path.name for path in copy.iterdir())
     with pytest.raises(
-        GgufrqError, match=r"Q4_K_M, Q6_K of docs-qwen3-8m takes 0\.01 GB, and .* has 0\.07 GB free"
+        GgufrqError, match=r"8m-Q4_K_M.gguf, .*-Q6_K.gguf takes 0\.01 GB, and .* has 0\.07 GB free"
     ):
         make_family(MODELS[0], ["Q4_K_M", "Q6_K"], llama_build, out=copy)
     assert sorted(path.name for path in copy.iterdir()) == before
+
+
+def test_full_disk_is_noticed_before_the_conversion(
+    llama_build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=(64 << 20) + 20_000_000))
+    with pytest.raises(GgufrqError, match=r"BF16\.gguf, .*-Q8_0\.gguf takes 0\.02 GB"):
+        make_family(MODELS[0], ["Q8_0"], llama_build, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_split(copy: Path, llama_build: Build, tmp_path: Path) -> None:
+    whole = copy / f"{MODELS[0]}-Q8_0.gguf"
+    before = read_gguf(whole)
+    family = make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, split_size=3_000_000)
+    (made,) = family.files
+    assert not whole.exists()
+    assert made.parts == tuple(sorted(path.name for path in copy.glob("*-Q8_0-*.gguf")))
+    assert len(made.parts) == 3 and made.path.name == made.parts[0]
+    facts = read_model(made.path)
+    assert (facts.tensor_types, facts.data_bytes) == (before.tensor_types, before.data_bytes)
+    short_run(made.path, llama_build, tmp_path / "log")
+    assert not make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, split_size=3_000_000).files[0].fresh
+    # shards are a source as good as a file in one piece
+    again = make_family(str(made.path), ["Q4_0"], llama_build, out=tmp_path / "again", requantize=True)
+    assert read_gguf(again.file("Q4_0")).tensors == before.tensors
+    (copy / made.parts[1]).write_bytes((copy / made.parts[1]).read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"Q8_0-00002-of-00003\.gguf is damaged"):
+        make_family(str(made.path), ["Q4_0"], llama_build, out=tmp_path / "third", requantize=True)
+    assert not list((tmp_path / "third").glob("*"))
+
+
+def test_the_converted_file_can_be_asked_for(copy: Path, llama_build: Build) -> None:
+    (made,) = make_family(MODELS[0], ["BF16"], llama_build, out=copy).files
+    assert (made.name, made.type, made.fresh) == (f"{MODELS[0]}-BF16.gguf", "BF16", False)
+
+
+def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
+    """A model with a head of random weights: kept, left out, and apart."""
+    model = with_head(embedded_models()[MODELS[1]], tmp_path / "Headed-8M")
+    kept = make_family(str(model), ["Q8_0"], llama_build, out=tmp_path / "kept")
+    dropped = make_family(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mtp="apart")
+    names = {made.name: read_gguf(made.path) for made in dropped.files}
+    assert list(names) == ["Headed-8M-Q8_0.gguf", "mtp-Headed-8M-BF16.gguf"]
+    head = {name for name in read_gguf(kept.file("Q8_0")).tensor_types if "nextn" in name}
+    assert "blk.8.nextn.eh_proj.weight" in head or head
+    assert not head & names["Headed-8M-Q8_0.gguf"].tensor_types.keys()
+    assert head <= names["mtp-Headed-8M-BF16.gguf"].tensor_types.keys()
+    with pytest.raises(ModelError, match="has no vision encoder"):
+        make_family(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
+    with pytest.raises(ModelError, match="has no head for further tokens"):
+        make_family(MODELS[1], ["Q8_0"], llama_build, out=tmp_path / "none", mtp="apart")
+
+
+def with_head(model: Path, folder: Path) -> Path:
+    """A copy of a hybrid model with a head that predicts one more token."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    text["mtp_num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    full = next(name for name in tensors if name.endswith("self_attn.q_proj.weight"))
+    prefix = full.removesuffix("self_attn.q_proj.weight")
+    head = {
+        f"mtp.layers.0.{name.removeprefix(prefix)}": tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    norm = tensors[f"{prefix}input_layernorm.weight"]
+    size = norm.shape[0]
+    head["mtp.fc.weight"] = norm.new_full((size, 2 * size), 0.01)
+    for name in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
+        head[f"mtp.{name}.weight"] = norm.clone()
+    save_file({**tensors, **head}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def test_unknown_type(llama_build: Build) -> None:
@@ -176,7 +293,11 @@ def test_command(copy: Path) -> None:
     "after", ["docs-qwen3-8m-BF16.gguf", "docs-qwen3-8m-Q4_K_M.gguf", ".docs-qwen3-8m-Q5_K_M"]
 )
 def test_killed_and_run_again(
-    llama_build: Build, command_line: Callable[..., list[str]], tmp_path: Path, after: str
+    untouched: Family,
+    llama_build: Build,
+    command_line: Callable[..., list[str]],
+    tmp_path: Path,
+    after: str,
 ) -> None:
     types = ["Q4_K_M", "Q5_K_M", "Q6_K"]
     arguments = ["quantize", MODELS[0], "--types", ",".join(types), "-o", str(tmp_path)]
@@ -193,13 +314,44 @@ def test_killed_and_run_again(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.gguf")}
-    family = make_family(MODELS[0], types, llama_build, out=tmp_path)
+    family = make_family(MODELS[0], types, replace(llama_build, manifest={}), out=tmp_path)
     for made in family.files:
         assert read_gguf(made.path).file_type == made.type
         assert made.fresh == (made.path.name not in kept)
+        assert made.path.read_bytes() == untouched.file(made.type).read_bytes()
     for name, when in kept.items():
         assert (tmp_path / name).stat().st_mtime_ns == when, f"{name} was finished and yet made again"
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process group")
+@pytest.mark.slow
+def test_killed_five_times_at_any_moment(
+    untouched: Family, llama_build: Build, command_line: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Whenever it is killed, the rerun ends with the very same files."""
+    types = ["Q4_K_M", "Q5_K_M", "Q6_K"]
+    arguments = command_line(
+        llama_build, "quantize", MODELS[0], "--types", ",".join(types), "-o", str(tmp_path)
+    )
+    moments = random.Random(time.time_ns())
+    for _ in range(5):
+        process = subprocess.Popen(
+            arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(0.5, 5))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for path in tmp_path.glob("*.gguf"):  # under a final name there is never half a file
+            read_gguf(path)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    for kind in types:
+        made = tmp_path / f"{MODELS[0]}-{kind}.gguf"
+        assert made.read_bytes() == untouched.file(kind).read_bytes()
 
 
 def test_from_the_hub(
@@ -207,27 +359,40 @@ def test_from_the_hub(
 ) -> None:
     folder = embedded_models()[MODELS[1]]
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with fake_hub.fake_hub({"somebody/Docs-8M": {**files, "pytorch_model.bin": b"unwanted"}}) as hub:
-        done = subprocess.run(
-            command_line(llama_build, "quantize", "somebody/Docs-8M", "--types", "Q8_0", "--json"),
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+
+    def run(url: str, *more: str) -> subprocess.CompletedProcess[str]:
+        arguments = ("quantize", "somebody/Docs-8M", "--types", "Q8_0", "--json", *more)
+        return subprocess.run(
+            command_line(llama_build, *arguments),
             cwd=tmp_path,
-            env={
-                **os.environ,
-                "HF_ENDPOINT": hub.url,
-                "HF_HOME": str(tmp_path / "hf"),
-                "HF_HUB_DISABLE_XET": "1",
-                "NO_PROXY": "127.0.0.1",
-                "no_proxy": "127.0.0.1",
-                "PYTHONPATH": os.pathsep.join(sys.path),
-            },
+            env={**environment, "HF_ENDPOINT": url},
             capture_output=True,
             text=True,
             timeout=600,
         )
+
+    with fake_hub.fake_hub({"somebody/Docs-8M": {**files, "pytorch_model.bin": b"unwanted"}}) as hub:
+        plan = run(hub.url, "--dry-run")
+        assert plan.returncode == 0, plan.stderr
+        assert hub.sent < len(files["model.safetensors"]) / 10
+        assert not (tmp_path / "Docs-8M-GGUF").exists()
+        done = run(hub.url)
         assert done.returncode == 0, done.stderr
         assert not any("pytorch" in name for name in hub.fetched)
     told = json.loads(done.stdout)
+    assert json.loads(plan.stdout)["files"][0]["bytes"] == told["files"][0]["bytes"]
     assert told["source"]["repo"] == "somebody/Docs-8M"
     assert told["source"]["revision"] == fake_hub.SHA
-    assert (tmp_path / "Docs-8M-GGUF" / "Docs-8M-Q8_0.gguf").is_file()
+    values = read_header(tmp_path / "Docs-8M-GGUF" / "Docs-8M-Q8_0.gguf").values
+    assert values["ggufrq.source.revision"] == fake_hub.SHA
+    assert (values["general.name"], values["general.basename"]) == ("Docs 8M", "Docs")
+    assert values["general.source.repo_url"] == "https://huggingface.co/somebody/Docs-8M"
     assert "fetching somebody/Docs-8M at 0123456789ab" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ class FakeHub:
     repos: dict[str, dict[str, bytes]]
     status: dict[str, int] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
+    sent: int = 0
     url: str = ""
 
 
@@ -80,7 +82,14 @@ def fake_hub(repos: dict[str, dict[str, bytes]], status: dict[str, int] | None =
             if body:
                 hub.fetched.append(f"{repo}/{name}")
             headers = {"ETag": f'"{_etag(files[name])}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
-            self._send(200, files[name], headers, body)
+            data, status = files[name], 200
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted:
+                start, end = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+                data, status = data[start : end + 1], 206
+            hub.sent += len(data) if body else 0
+            self._send(status, data, headers, body)
 
         def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
             self.send_response(status)

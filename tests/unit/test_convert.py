@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,13 +93,55 @@ def test_out_type(model: Path, config: dict[str, object], kind: str) -> None:
 
 
 def test_shards_of_the_index_count(model: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "c": "more.safetensors"}}
+    index = {"weight_map": {"a.weight": "model.safetensors", "mtp.fc.weight": "more.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"more\.safetensors is missing from"):
+        convert.inspect(model)
+    write_safetensors(model / "more.safetensors", {"other": 4})
+    with pytest.raises(ModelError, match=r"more\.safetensors has no mtp\.fc\.weight, which the index says"):
         convert.inspect(model)
     write_safetensors(model / "more.safetensors", {"mtp.fc.weight": 4})
     found = convert.inspect(model)
     assert found.has_mtp and found.data_bytes == 36
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": []}', "{}"])
+def test_damaged_index(model: Path, text: str) -> None:
+    (model / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index\.json (is damaged|cannot be read)"):
+        convert.inspect(model)
+
+
+@pytest.mark.parametrize("shard", ["model-1.safetensors", "model-2.safetensors", "model-3.safetensors"])
+def test_each_shard_is_looked_at(model: Path, shard: str) -> None:
+    (model / "model.safetensors").unlink()
+    names = [f"model-{i}.safetensors" for i in (1, 2, 3)]
+    for i, name in enumerate(names):
+        write_safetensors(model / name, {f"t{i}": 8})
+    index = {"weight_map": {f"t{i}": name for i, name in enumerate(names)}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert convert.inspect(model).data_bytes == 24
+    _cut(model / shard)
+    with pytest.raises(ModelError, match=f"{shard} is damaged"):
+        convert.inspect(model)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "U8", "shape": [9], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [8], "data_offsets": [0, 8]},
+        {"dtype": "U8", "shape": [8], "data_offsets": [1, 9]},
+        {"dtype": "U8", "shape": [8], "data_offsets": [8, 0]},
+        {"dtype": "U8", "shape": [8]},
+        7,
+    ],
+)
+def test_headers_that_make_no_sense(model: Path, entry: object) -> None:
+    text = json.dumps({"a": entry}).encode()
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ModelError, match="its header makes no sense"):
+        convert.inspect(model)
 
 
 def _cut(path: Path) -> None:
@@ -180,6 +223,35 @@ def test_wrong_declaration_of_a_known_tokenizer(source: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match="knows the pre-tokenizer of m as 'llama-bpe'") as caught:
         convert.convert(model, tmp_path / "out.gguf", source, pre_tokenizer="qwen2")
     assert "--pre-tokenizer llama-bpe" in str(caught.value.remedy)
+
+
+def test_projector_and_head_are_parts_of_their_own(model: Path, source: Path, tmp_path: Path) -> None:
+    (model / "ggufrq.json").write_text('{"pre_tokenizer": "qwen2"}')
+    script = (source / "convert_hf_to_gguf.py").read_text()
+    (source / "convert_hf_to_gguf.py").write_text(script + "out.write_text(' '.join(sys.argv[2:]))\n")
+    out = tmp_path / "out.gguf"
+    for part, says in (("mmproj", "has no vision encoder"), ("mtp", "has no head for further tokens")):
+        with pytest.raises(ModelError, match=says):
+            convert.convert(model, out, source, part=part)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "vision_config": {}}))
+    write_safetensors(model / "model.safetensors", {"a": 4, "mtp.fc.weight": 4})
+    given = convert.convert(model, out, source, part="mmproj").read_text().split()
+    assert given[:2] == ["--outtype", "f16"] and "--mmproj" in given
+    given = convert.convert(model, out, source, part="mtp").read_text().split()
+    assert given[:2] == ["--outtype", "bf16"] and "--mtp" in given
+    assert "--no-mtp" in convert.convert(model, out, source, mtp=False).read_text()
+    assert "mtp" not in convert.convert(model, out, source).read_text()
+
+
+def test_a_model_is_converted_under_its_name(model: Path, source: Path, tmp_path: Path) -> None:
+    (model / "ggufrq.json").write_text('{"pre_tokenizer": "qwen2"}')
+    script = (source / "convert_hf_to_gguf.py").read_text()
+    (source / "convert_hf_to_gguf.py").write_text(script + "out.write_text(folder.name)\n")
+    out = tmp_path / "out.gguf"
+    assert convert.convert(model, out, source).read_text() == "tiny"
+    called = replace(convert.inspect(model), name="Some-Model-1B")
+    assert convert.convert(called, out, source).read_text() == "Some-Model-1B"
 
 
 def test_unknown_name_is_refused(model: Path, source: Path, tmp_path: Path) -> None:

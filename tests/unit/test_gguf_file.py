@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ggufrq.errors import ModelError
-from ggufrq.gguf_file import GgufFacts, read_gguf, verify_quantized
+from ggufrq.gguf_file import GgufFacts, open_with_gguf, read_gguf, read_model, shards, verify_types
+from ggufrq.gguf_header import read_header
 from ggufrq.kv import parse_kv
 from ggufrq.memory import kv_shape
 
@@ -61,21 +62,79 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_gguf(tmp_path / "none.gguf")
 
 
-def facts_of(types: dict[str, int], file_type: str = "Q4_K_M") -> GgufFacts:
-    return GgufFacts(sum(types.values()), types, 10, 10, 10, file_type, "llama", 0)
+def shard(folder: Path, part: int, tensors: dict[str, tuple[int, ...]], total: int, count: int = 2) -> Path:
+    path = folder / f"m-{part:05d}-of-{count:05d}.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint16("split.no", part - 1)
+    writer.add_uint16("split.count", count)
+    writer.add_int32("split.tensors.count", total)
+    for name, shape in tensors.items():
+        writer.add_tensor(name, np.ones(shape, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_shards(tmp_path: Path) -> None:
+    first = shard(tmp_path, 1, {"a": (32, 64)}, 2)
+    with pytest.raises(ModelError, match=r"m-00002-of-00002\.gguf is missing from"):
+        read_model(first)
+    second = shard(tmp_path, 2, {"b": (32, 32)}, 2)
+    assert shards(second) == [first, second]
+    facts = read_model(second)
+    assert (facts.tensors, facts.weights, facts.split) == (2, 32 * 96, 2)
+    assert facts.tensor_types == {"a": "f16", "b": "f16"}
+    assert facts.file_bytes == first.stat().st_size + second.stat().st_size
+    shard(tmp_path, 2, {"a": (32, 32)}, 2)
+    with pytest.raises(ModelError, match="have 1 tensors, but the model has 2"):
+        read_model(first)
+    renamed = first.rename(tmp_path / "m.gguf")
+    with pytest.raises(ModelError, match="is not named so"):
+        read_model(renamed)
 
 
 def test_verify() -> None:
-    good = facts_of({"Q4_K": 8, "Q6_K": 2, "F32": 2})
-    verify_quantized(good, "Q4_K_M", 12)
-    verify_quantized(facts_of({"IQ2_XXS": 2}, "IQ2_XXS"), "IQ2_XXS", 2)
-    with pytest.raises(ModelError, match="12 tensors instead of 13"):
-        verify_quantized(good, "Q4_K_M", 13)
+    facts = GgufFacts(2, {"Q4_K": 1, "F32": 1}, 10, 10, 10, "Q4_K_M", "llama", 0, {"a": "q4_k", "b": "f32"})
+    verify_types(facts, {"a": "q4_k", "b": "f32"}, "Q4_K_M")
+    with pytest.raises(ModelError, match="2 tensors instead of 3"):
+        verify_types(facts, {"a": "q4_k", "b": "f32", "c": "f32"})
+    with pytest.raises(ModelError, match="a of the quantized model is q4_k instead of q6_k"):
+        verify_types(facts, {"a": "q6_k", "b": "f32"})
+    with pytest.raises(ModelError, match="c of the quantized model is missing instead of f32"):
+        verify_types(facts, {"a": "q4_k", "c": "f32"})
     with pytest.raises(ModelError, match="says it is Q4_K_M instead of Q5_K_M"):
-        verify_quantized(good, "Q5_K_M", 12)
-    with pytest.raises(ModelError, match="no tensor of the quantized model is Q4_K; there are F16"):
-        verify_quantized(facts_of({"F16": 12}), "Q4_K_M", 12)
-    verify_quantized(facts_of({"Q5_0": 12}), "Q4_K_M", 12, fallbacks=12)
+        verify_types(facts, {"a": "q4_k", "b": "f32"}, "Q5_K_M")
+
+
+def test_every_byte_of_a_header_may_be_wrong(tmp_path: Path) -> None:
+    """Whatever a header says, there is an answer or one kind of error, and no huge allocation."""
+    path = write(tmp_path / "m.gguf", LAYERS, some__key=7)
+    data = path.read_bytes()
+    end = read_header(path).data_offset
+    refused = 0
+    for at in range(end):
+        for value in (0xFF, data[at] ^ 0x01):
+            path.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+            try:
+                read_gguf(path)
+            except ModelError:
+                refused += 1
+    assert refused > end
+
+
+def test_the_gguf_package_agrees(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", LAYERS, some__key=7)
+    header, reader = read_header(path), gguf.GGUFReader(path)
+    assert [(t.name, list(t.shape)) for t in header.tensors] == [
+        (t.name, t.shape.tolist()) for t in reader.tensors
+    ]
+    assert header.values == {
+        name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
+    }
+    assert header.data_offset == reader.data_offset
+    open_with_gguf(path)
 
 
 def test_shape_of_the_cache(tmp_path: Path) -> None:

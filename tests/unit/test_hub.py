@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ggufrq import hub, proc
+from ggufrq import convert, hub, proc
 from ggufrq.errors import ModelError
 
 _PROGRAM = """
@@ -59,6 +59,7 @@ def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:
         env={
             "HF_ENDPOINT": url,
             "HF_HOME": str(home),
+            "GGUFRQ_CACHE": str(home / "ggufrq"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": None,
@@ -88,6 +89,32 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
         again = call(server.url, tmp_path, "fetch_model", "user/model", fake.SHA)
         assert again["path"] == found["path"]
         assert server.fetched == fetched  # nothing is fetched twice
+
+
+def test_headers_alone(tmp_path: Path) -> None:
+    def shard(name: str) -> bytes:
+        header = json.dumps({name: {"dtype": "U8", "shape": [10**6], "data_offsets": [0, 10**6]}}).encode()
+        return len(header).to_bytes(8, "little") + header + b"x" * 10**6
+
+    shards = {f"model-0000{i}-of-00002.safetensors": shard(f"t{i}") for i in (1, 2)}
+    with fake.fake_hub({"user/model": {**MODEL, **shards}}) as server:
+        found = call(server.url, tmp_path, "fetch_headers", "user/model")
+        assert found["revision"] == fake.SHA
+        assert server.sent < 2000
+        sent = server.sent
+        assert call(server.url, tmp_path, "fetch_headers", "user/model") == found
+        assert server.sent == sent
+    folder = Path(found["path"])
+    assert set(found["files"]) == {"config.json", "merges.txt", "tokenizer.json", *shards}
+    assert convert.inspect(folder).data_bytes == 2 * 10**6
+    for name, data in shards.items():
+        assert (folder / name).read_bytes() == data.rstrip(b"x") + bytes(10**6)
+
+
+def test_headers_that_are_none(tmp_path: Path) -> None:
+    with fake.fake_hub({"user/model": MODEL}) as server:
+        found = call(server.url, tmp_path, "fetch_headers", "user/model")
+    assert "model-00001-of-00002.safetensors of user/model is not a safetensors file" in found["error"]
 
 
 def test_gguf_by_label(tmp_path: Path) -> None:

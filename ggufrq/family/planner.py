@@ -1,0 +1,183 @@
+"""Works out the plan of a request from the source, the folder's record, and llama-quantize's dry runs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ggufrq import __version__, convert, paths
+from ggufrq.build import Build
+from ggufrq.errors import ModelError, UsageError
+from ggufrq.family import matrix as matrices
+from ggufrq.family import quantizer, source
+from ggufrq.family.plan import Conversion, Output, Plan, Request, Want, needs_imatrix
+from ggufrq.family.quantizer import Job
+from ggufrq.family.record import Record
+from ggufrq.family.source import Source
+from ggufrq.gguf_file import read_model
+from ggufrq.recipe import dump
+from ggufrq.resolve import Model
+from ggufrq.tensors import Inventory, inventory
+from ggufrq.tools.quantize import LONGEST_VALUE
+from ggufrq.trees import file_hash
+
+
+class Planner:
+    """Plans of one request over one folder."""
+
+    def __init__(self, request: Request, model: Model, folder: Path, build: Build, record: Record) -> None:
+        self.request = request
+        self.model = model
+        self.base = model.name
+        self.folder = folder
+        self.build = build
+        self.record = record
+        self.log = paths.logs_dir() / f"quantize-{self.base}.log"
+        self.options = source.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
+
+    def find(self, *, weights: bool = True) -> Source:
+        """The source, fetched if need be; without ``weights`` only what a plan takes."""
+        found = source.find(self.model, self.request.revision, self.options, weights=weights)
+        if found.hf is None and (self.request.mmproj or self.request.mtp == "apart"):
+            raise UsageError(
+                f"{self.model.name} is a GGUF file; projector and head are made of the original model",
+                remedy="name the folder with safetensors, or the Hub id",
+            )
+        return found
+
+    def preview(self) -> Plan:
+        """The plan without anything being written, downloaded or converted but headers."""
+        found = self.find(weights=False)
+        with ExitStack() as stack:
+            gguf = self.converted(found) or stack.enter_context(self.header(found))
+            return self.plan(found, gguf)
+
+    def plan(self, found: Source, gguf: Path) -> Plan:
+        """The plan for a source that is there as GGUF, if only as a header. Raises ModelError or
+        UsageError."""
+        facts = read_model(gguf)
+        if facts.is_quantized and not self.request.requantize:
+            raise ModelError(
+                f"{gguf.name} is quantized already ({facts.file_type}); doing it once more loses quality",
+                remedy="start from the F16 or BF16 file or the original model, or add --requantize",
+            )
+        model = inventory(gguf, self.build, log=self.log)
+        if self.request.imatrix is not None:
+            matrices.check(self.request.imatrix, model)
+        outputs = tuple(
+            self._output(want, found, gguf, model)
+            for want in self.request.wants
+            if want.recipe is not None or want.label != found.kind
+        )
+        conversions = self.conversions(found, facts.file_bytes)
+        return Plan(
+            self.base, self.folder, found.identity, model, conversions, outputs, self.request.split_size
+        )
+
+    def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
+        """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
+        if found.hf is None:
+            return ()
+        parts = ["model"]
+        parts += ["mmproj"] if self.request.mmproj else []
+        parts += ["mtp"] if self.request.mtp == "apart" else []
+        made = []
+        for part in parts:
+            convert.require_part(found.hf, part)
+            kind = convert.part_type(found.hf, part).upper()
+            name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
+            key = {"source": found.key, "part": part}
+            kept = self.record.kept(name, key) is not None
+            made.append(Conversion(name, part, kind, key, size if part == "model" else 0, kept))
+        return tuple(made)
+
+    def converted(self, found: Source) -> Path | None:
+        """The model as GGUF, when it is one or was converted before."""
+        if found.gguf is not None:
+            return found.gguf
+        model = self.conversions(found)[0]
+        return self.folder / model.name if model.kept else None
+
+    @contextmanager
+    def header(self, found: Source) -> Iterator[Path]:
+        """The model as GGUF without its weights, for as long as the context lasts."""
+        with source.header(found, self.build, self.options, self.log) as path:
+            yield path
+
+    @property
+    def matrix(self) -> Path:
+        """Where an importance matrix goes that is made."""
+        return self.folder / f"{self.base}-imatrix.gguf"
+
+    @property
+    def text(self) -> Path:
+        """What an importance matrix is made from."""
+        return self.request.calibrate or matrices.default_text()
+
+    def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
+        wanted: Mapping[str, str] = {}
+        types: Mapping[str, str] | None = None
+        kind, name = want.label, f"{self.base}-{want.label}.gguf"
+        if want.recipe is not None:
+            wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
+            kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
+            name = f"{self.base}-{want.label}-{kind}.gguf"
+        matrix = self._matrix_for(types if types is not None else kind)
+        made_from = {
+            "source": found.key,
+            "imatrix": self._matrix_key(matrix, found),
+            "recipe": dump(want.recipe) if want.recipe is not None else "",
+            "split": str(self.request.split_size or ""),
+        }
+        metadata = self._metadata(want, found, matrix)
+        requantize = self.request.requantize
+        with self._present(matrix, model) as there:
+            job = Job(gguf, kind, types, there, metadata, requantize)
+            forecast = quantizer.forecast(job, self.build, log=self.log)
+        job = Job(gguf, kind, types, matrix, metadata, requantize)
+        kept = self.record.kept(name, made_from) is not None
+        return Output(want, name, job, forecast, made_from, wanted, kept)
+
+    def _metadata(self, want: Want, found: Source, matrix: Path | None) -> dict[str, str]:
+        """What the new file says of its making."""
+        values = {
+            "general.quantized_by": f"ggufrq {__version__}",
+            **found.metadata,
+            "ggufrq.llama_cpp": str(self.build.manifest.get("llama_cpp", {}).get("commit", "")),
+            "ggufrq.patch_set": str(self.build.manifest.get("patch_set", "")),
+            "ggufrq.recipe": want.recipe.name if want.recipe is not None else "",
+        }
+        if matrix is not None:  # of one that is still to be made the length alone is known
+            values["ggufrq.imatrix.sha256"] = file_hash(matrix) if matrix.is_file() else "0" * 64
+        return {key: _shortened(value) for key, value in values.items() if value}
+
+    def _matrix_for(self, types: Mapping[str, str] | str) -> Path | None:
+        """The matrix for a file of these types, which may still have to be made."""
+        if self.request.imatrix is not None:
+            return self.request.imatrix
+        return self.matrix if self.request.calibrate is not None or needs_imatrix(types) else None
+
+    def _matrix_key(self, matrix: Path | None, found: Source) -> str:
+        """What tells files by their matrix: the content of a given one, or how one is made."""
+        if matrix is None:
+            return ""
+        if self.request.imatrix is not None:
+            return file_hash(matrix)
+        return json.dumps(matrices.made_from(found.key, self.text), sort_keys=True)
+
+    @contextmanager
+    def _present(self, matrix: Path | None, model: Inventory) -> Iterator[Path | None]:
+        """The matrix, or a stand-in for one that is still to be made."""
+        if matrix is None or matrix.is_file():
+            yield matrix
+            return
+        with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
+            yield matrices.stand_in(Path(folder) / matrix.name, self.text, model)
+
+
+def _shortened(value: str) -> str:
+    """A value that llama-quantize takes: at most so many bytes."""
+    return value.encode()[:LONGEST_VALUE].decode(errors="ignore")

@@ -1,0 +1,180 @@
+"""One run over the folder of a family: each file is made, checked, entered in the record, and named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ggufrq import convert, log
+from ggufrq.errors import GgufrqError
+from ggufrq.family import matrix as matrices
+from ggufrq.family import quantizer, split, verify
+from ggufrq.family.plan import Conversion, Family, Made, Output, Plan
+from ggufrq.family.planner import Planner
+from ggufrq.family.record import require_free
+from ggufrq.family.source import Source
+from ggufrq.gguf_file import GgufFacts, read_gguf
+from ggufrq.progress import progress
+
+
+class Work:
+    """Makes what a planner plans. The caller holds the folder's lock."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self.request = planner.request
+        self.record = planner.record
+        self.folder = planner.folder
+        self.build = planner.build
+        self.log = planner.log
+        self._fresh: set[str] = set()
+
+    def make(self) -> Family:
+        """Make what is not there yet."""
+        self.record.clean()
+        found = self.planner.find()
+        self.record.data["source"] = found.identity
+        self.record.data["llama_cpp"] = self.build.manifest.get("llama_cpp", {}).get("commit", "")
+        gguf = self.planner.converted(found)
+        if gguf is None:
+            self._require_room(found)
+            model = self.planner.conversions(found)[0]
+            self._convert(model, found)
+            gguf = self.folder / model.name
+        plan = self.planner.plan(found, gguf)
+        names = [output.name for output in plan.outputs if not output.kept]
+        self.record.refuse_foreign(names, force=self.request.force)
+        if names:
+            require_free(self.folder, plan.disk_needed, ", ".join(names))
+        parts = [self._convert(part, found) for part in plan.conversions if part.part != "model"]
+        if self._make_matrix(plan, found):
+            plan = self.planner.plan(found, gguf)  # whose files name the matrix that is there now
+        outputs = {output.want.label: output for output in plan.outputs}
+        files = [
+            self._quantize(outputs[want.label])
+            if want.label in outputs
+            else self._convert(plan.conversions[0], found)
+            for want in self.request.wants
+        ]
+        self.record.clean()  # a program of a run that was killed may have gone on for a while
+        return Family(plan.base, self.folder, found.identity, (*files, *parts))
+
+    def _require_room(self, found: Source) -> None:
+        """Refuse a run that would fill the disk before it starts. With room for every file in 16 bits that
+        is plain; else the sizes are worked out."""
+        assert found.hf is not None
+        bound = int(1.05 * found.hf.data_bytes) * (2 + len(self.request.wants))
+        try:
+            require_free(self.folder, bound, self.planner.base)
+        except GgufrqError:
+            with self.planner.header(found) as header:
+                plan = self.planner.plan(found, header)
+            names = [part.name for part in plan.conversions if not part.kept]
+            names += [output.name for output in plan.outputs if not output.kept]
+            require_free(self.folder, plan.disk_needed, ", ".join(names))
+
+    def _make_matrix(self, plan: Plan, found: Source) -> bool:
+        """Make the importance matrix if a file needs one that is not there; whether it was made."""
+        path = self.planner.matrix
+        if not any(output.job.imatrix == path and not output.kept for output in plan.outputs):
+            return False
+        key = matrices.made_from(found.key, self.planner.text)
+        if self.record.kept(path.name, key) is not None:
+            return False
+        self.record.refuse_foreign([path.name], force=self.request.force)
+        with self.record.making(path.name) as temporary:
+            matrices.make(plan.outputs[0].job.source, self.planner.text, temporary, self.build, self.log)
+            matrices.check(temporary, plan.model)
+            self.record.finish(path.name, [(temporary, path.name)], key, {"type": "imatrix"})
+        return True
+
+    def _quantize(self, output: Output) -> Made:
+        entry = self.record.kept(output.name, output.made_from)
+        if entry is not None:
+            return self._as_made(output.name, entry)
+        types = output.forecast.types
+        with (
+            progress(output.name.removesuffix(".gguf"), len(types), unit="tensors") as bar,
+            self.record.making(output.name) as temporary,
+            self.record.making(output.name) as shards,
+        ):
+            facts = quantizer.make(
+                output.job,
+                temporary,
+                self.build,
+                types,
+                log=self.log,
+                on_tensor=lambda done: bar.update(max(bar.done, done - 1)),
+            )
+            bar.update(len(types), "check")
+            ran = verify.check_file(temporary, facts, self.build, self.log, run=self.request.run)
+            parts = [(temporary, output.name)]
+            if self.request.split_size is not None:
+                parts = split.split(
+                    temporary, output.name, self.request.split_size, shards, self.build, types, self.log
+                )
+                self.record.refuse_foreign([name for _, name in parts], force=self.request.force)
+            recipe = output.want.recipe
+            more = {
+                "type": output.job.type_name,
+                "recipe": recipe.name if recipe is not None else "",
+                "imatrix": output.job.metadata.get("ggufrq.imatrix.sha256", ""),
+                "fallbacks": max(len(output.fallbacks), output.forecast.fallbacks),
+                "tokens_run": ran,
+            }
+            entry = self.record.finish(output.name, parts, output.made_from, {**more, **_told(facts)})
+        if entry["fallbacks"]:
+            log.say(
+                f"{output.name}: {entry['fallbacks']} tensors have rows that the type asked for cannot hold; "
+                "they got a larger one"
+            )
+        self._fresh.add(output.name)
+        return self._as_made(output.name, entry)
+
+    def _convert(self, part: Conversion, found: Source) -> Made:
+        assert found.hf is not None
+        entry = self.record.kept(part.name, part.made_from)
+        if entry is not None:
+            return self._as_made(part.name, entry)
+        self.record.refuse_foreign([part.name], force=self.request.force)
+        what = part.type if part.part == "model" else part.part
+        with progress(f"Converting to {what}", 100, unit="%") as bar:
+            with self.record.making(part.name) as temporary:
+                convert.convert_to(
+                    temporary,
+                    found.hf,
+                    self.build.source,
+                    pre_tokenizer=self.request.pre_tokenizer,
+                    part=part.part,
+                    mtp=self.planner.options.mtp,
+                    log=self.log,
+                    on_percent=lambda percent: bar.update(percent),
+                )
+                entry = self.record.finish(
+                    part.name,
+                    [(temporary, part.name)],
+                    part.made_from,
+                    {"type": what, **_told(read_gguf(temporary))},
+                )
+            bar.update(100)
+        self._fresh.add(part.name)
+        return self._as_made(part.name, entry)
+
+    def _as_made(self, name: str, entry: dict[str, Any]) -> Made:
+        parts = [part["name"] for part in entry["parts"]]
+        return Made(
+            name=name,
+            type=entry["type"],
+            path=self.folder / parts[0],
+            bytes=sum(part["bytes"] for part in entry["parts"]),
+            bits=entry["bits"],
+            imatrix=bool(entry.get("imatrix")),
+            fresh=name in self._fresh,
+            fallbacks=entry.get("fallbacks", 0),
+            recipe=entry.get("recipe", ""),
+            sha256=tuple(part["sha256"] for part in entry["parts"]),
+            parts=tuple(parts),
+        )
+
+
+def _told(facts: GgufFacts) -> dict[str, Any]:
+    return {"bits": facts.bits, "tensors": facts.tensors, "types": facts.types}
