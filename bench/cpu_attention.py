@@ -34,6 +34,7 @@ from ggufrq.kv import parse_kv
 TYPES = ["f16", "q8_0", "q4_0", "iso2", "iso3", "iso4"]
 SLOW, SLOW_DEPTH = {"q8_0", "q4_0"}, 4096  # filling a deep cache of these takes hours
 PAIRS = ["iso3/f16", "f16/iso3", "iso3/q8_0", "q8_0/planar3", "iso4/iso3"]
+PAIRS_DEPTH = 2048  # upstream fills a cache of these pairs slowly
 UPSTREAM = {"GGML_RQ_UPSTREAM_FATTN": "1"}
 OP = re.compile(r"type_K=(\w+),type_V=(\w+),permute=\[0,2,1,3\].*?([\d.]+) us/run")
 
@@ -182,7 +183,7 @@ def main() -> None:
         if args.only in (None, "bench"):
             bench(folder / "llama-bench", model, args.rounds, args.types, args.depths, args.threads)
         if args.only in (None, "pairs"):
-            pairs(folder / "llama-bench", model, args.rounds, 4096, args.threads)
+            pairs(folder / "llama-bench", model, args.rounds, PAIRS_DEPTH, args.threads)
     if args.only in (None, "ops"):
         ops(folder / "test-backend-ops", args.rounds, args.types, args.kv)
 
