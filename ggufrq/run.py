@@ -19,7 +19,7 @@ from ggufrq.resolve import resolve
 from ggufrq.tools import Programs, cli, completion
 from ggufrq.tools.logs import retried
 
-#: What every llama.cpp has, and what LM Studio and Ollama offer.
+#: What every llama.cpp has, and what LM Studio and Ollama offer; see ``ggufrq.fallback``.
 FALLBACK = "q8_0"
 _LONGEST_ARGUMENT = 30_000
 
@@ -111,7 +111,7 @@ def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPla
         raise UsageError(
             f"{what}; it has {', '.join(programs.cache_types)}",
             remedy=f"{command} --kv {shlex.quote(usable.name)}, or --fallback to do that by itself: "
-            f"{instead}; in LM Studio and Ollama: q8_0 for K and V, flash attention on",
+            f"{instead}; for LM Studio, Ollama and others: ggufrq fallback RUNTIME MODEL",
         )
     log.say(f"{what}; using {instead}")
     return usable

@@ -26,6 +26,7 @@ COMMANDS = {
     "quantize": "ggufrq.cli.quantize:quantize",
     "run": "ggufrq.cli.run:run",
     "serve": "ggufrq.cli.serve:serve",
+    "fallback": "ggufrq.cli.fallback:fallback",
     "validate": "ggufrq.cli.validate:validate",
     "claims": "ggufrq.cli.claims:claims",
     "calibrate": "ggufrq.cli.calibrate:calibrate",

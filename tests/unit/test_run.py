@@ -57,7 +57,7 @@ def test_without_fallback() -> None:
     remedy = str(caught.value.remedy)
     assert "ggufrq run m -p … --kv q8_0, or --fallback" in remedy
     assert "8.5 bits per value instead of 3.625" in remedy
-    assert "LM Studio and Ollama: q8_0 for K and V, flash attention on" in remedy
+    assert "LM Studio, Ollama and others: ggufrq fallback RUNTIME MODEL" in remedy
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""Settings for runtimes without our types: the data, the files, the figures."""
+
+from __future__ import annotations
+
+import configparser
+import datetime
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ggufrq import fallback
+from ggufrq.cli.fallback import fallback as command
+from ggufrq.errors import UsageError
+from ggufrq.kv import kv_types
+from ggufrq.runtimes import runtime, runtimes
+
+LLAMA_CPP = set(kv_types()) - {name for name, kind in kv_types().items() if kind.ours}
+
+
+def model(folder: Path, name: str = "Small-1B-Q8_0.gguf", *, head: int = 128, source: str = "") -> Path:
+    """A model of two layers with two KV heads, made for 65,536 tokens."""
+    import gguf
+
+    folder.mkdir(exist_ok=True)
+    writer = gguf.GGUFWriter(folder / name, "llama")
+    writer.add_context_length(65536)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    if source:
+        writer.add_string("ggufrq.source.repo", source)
+    for layer in range(2):
+        for side in "kv":
+            writer.add_tensor(f"blk.{layer}.attn_{side}.weight", np.zeros((2 * head, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / name
+
+
+@pytest.mark.parametrize("name", list(runtimes()))
+def test_data(name: str) -> None:
+    found = runtime(name)
+    assert found.sources and all(source.startswith("https://") for source in found.sources)
+    assert datetime.date(2026, 11, 1) <= found.checked <= datetime.datetime.now().date()
+    assert found.version and found.flash_attention and found.steps
+    assert not any(found.takes(kind) for kind in kv_types() if kind not in LLAMA_CPP)
+    if name != "vllm":
+        assert found.use == "q8_0" and set(found.types) <= LLAMA_CPP
+    assert found.file is None or found.file.verified
+
+
+def test_unknown_runtime() -> None:
+    with pytest.raises(UsageError, match="nothing is known of a runtime 'tgi'") as caught:
+        runtime("tgi")
+    assert "lmstudio, ollama" in str(caught.value.remedy)
+
+
+def test_lmstudio(tmp_path: Path) -> None:
+    advice = fallback.advise(runtime("lmstudio"), model(tmp_path), 8192)
+    (file,) = advice.files
+    assert file.name == "Small-1B-Q8_0.gguf.json"
+    fields = {entry["key"]: entry["value"] for entry in json.loads(file.text)["load"]["fields"]}
+    assert fields == {
+        "llm.load.contextLength": 8192,
+        "llm.load.llama.flashAttention": True,
+        "llm.load.llama.kCacheQuantizationType": {"checked": True, "value": "q8_0"},
+        "llm.load.llama.vCacheQuantizationType": {"checked": True, "value": "q8_0"},
+    }
+
+
+def test_ollama(tmp_path: Path) -> None:
+    path = model(tmp_path / "with blanks")
+    advice = fallback.advise(runtime("ollama"), path, 8192)
+    assert {file.name: file.text for file in advice.files} == {
+        "Modelfile": f"FROM {path}\nPARAMETER num_ctx 8192\n",
+        "ollama.env": "OLLAMA_FLASH_ATTENTION=1\nOLLAMA_KV_CACHE_TYPE=q8_0\n",
+    }
+    assert advice.steps[1] == "ollama create Small-1B -f Modelfile"
+
+
+def test_koboldcpp(tmp_path: Path) -> None:
+    path = model(tmp_path, 'a "name" of \\ mine.gguf')
+    advice = fallback.advise(runtime("koboldcpp"), path, 8192)
+    assert json.loads(advice.files[0].text) == {
+        "model_param": str(path),
+        "contextsize": 8192,
+        "quantkv": "q8_0",
+        "noflashattention": False,
+    }
+    assert shlex.split(advice.steps[0]) == ["koboldcpp", "--config", advice.files[0].name]
+
+
+def test_jan_gets_lines_to_add(tmp_path: Path) -> None:
+    (file,) = fallback.advise(runtime("jan"), model(tmp_path), 8192).files
+    assert file.add
+    assert yaml.safe_load(file.text) == {
+        "ctx_size": 8192,
+        "flash_attn": "on",
+        "cache_type_k": "q8_0",
+        "cache_type_v": "q8_0",
+    }
+
+
+@pytest.mark.parametrize("source", ["", "Qwen/Qwen3-0.6B"])
+def test_vllm(tmp_path: Path, source: str) -> None:
+    path = model(tmp_path, source=source)
+    (file,) = fallback.advise(runtime("vllm"), path, 8192).files
+    expected: dict[str, Any] = {"model": str(path), "kv-cache-dtype": "fp8", "max-model-len": 8192}
+    assert yaml.safe_load(file.text) == expected | ({"tokenizer": source} if source else {})
+
+
+def test_llama_cpp(tmp_path: Path) -> None:
+    path = model(tmp_path / "with blanks")
+    advice = fallback.advise(runtime("llama.cpp"), path)
+    parser = configparser.ConfigParser()
+    parser.read_string("[top]\n" + advice.files[0].text)
+    assert dict(parser["Small-1B"]) == {
+        "model": str(path),
+        "ctx-size": "32768",
+        "flash-attn": "on",
+        "cache-type-k": "q8_0",
+        "cache-type-v": "q8_0",
+    }
+    assert shlex.split(advice.steps[2])[1:3] == ["-m", str(path)]
+
+
+def test_names_that_a_file_cannot_hold(tmp_path: Path) -> None:
+    path = model(tmp_path / "number #1")
+    with pytest.raises(UsageError, match="cannot be written in an ini file"):
+        fallback.advise(runtime("llama.cpp"), path)
+    assert fallback.advise(runtime("koboldcpp"), path).files
+
+
+def test_how_much_longer_a_context(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    advice = fallback.advise(runtime("ollama"), path, 8192)
+    values = 2 * 2 * 2 * 128  # layers, sides, heads of 128
+    assert advice.kv_bytes == 8192 * values * 34 // 32
+    assert advice.ours_context == int(8192 * 8.5 / 3.125) and advice.times == 8.5 / 3.125
+    assert fallback.advise(runtime("vllm"), path, 8192).times == 8 / 3.125
+    small = fallback.advise(runtime("ollama"), model(tmp_path, "b.gguf", head=64), 8192)
+    assert small.kv_bytes == 8192 * values // 2 * 34 // 32
+    assert small.times is None and small.ours_context is None
+
+
+def test_command(tmp_path: Path) -> None:
+    path, out = model(tmp_path), tmp_path / "out"
+    shown = CliRunner().invoke(command, ["ollama", str(path), "-c", "8192"])
+    assert shown.exit_code == 0, shown.output
+    for part in (
+        "Ollama takes f16, q8_0, q4_0, K and V alike",
+        "looked up on 2026-",
+        "8,192 tokens in 8.9 MB; iso3 would hold 22,282 in the same memory (2.72 times)",
+        "environment      OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE=q8_0",
+        "    PARAMETER num_ctx 8192",
+        "https://github.com/ollama/ollama/",
+    ):
+        assert part in shown.output
+    told = CliRunner().invoke(command, ["ollama", str(path), "-c", "8192", "-o", str(out), "--json"])
+    data = json.loads(told.stdout)
+    assert data["written"] == [str(out / "Modelfile"), str(out / "ollama.env")]
+    assert (out / "Modelfile").read_text() == data["files"][0]["text"]
+    assert (data["use"], data["ours_context"], data["checked"][:4]) == ("q8_0", 22282, "2026")
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    (tmp_path / "Modelfile").write_text("FROM mine\n")
+    result = CliRunner().invoke(command, ["ollama", str(path), "-o", str(tmp_path)])
+    assert isinstance(result.exception, UsageError) and "Modelfile is there and differs" in str(
+        result.exception
+    )
+    assert (tmp_path / "Modelfile").read_text() == "FROM mine\n"
+    assert not (tmp_path / "ollama.env").exists()
