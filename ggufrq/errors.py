@@ -59,3 +59,9 @@ class ModelError(GgufrqError):
     """A model is missing, damaged, or not fit for what was asked."""
 
     exit_code = 7
+
+
+class HubError(GgufrqError):
+    """The Hub refused something, or cannot be reached."""
+
+    exit_code = 8

@@ -31,6 +31,7 @@ COMMANDS = {
     "claims": "ggufrq.cli.claims:claims",
     "calibrate": "ggufrq.cli.calibrate:calibrate",
     "tune": "ggufrq.cli.tune:tune",
+    "publish": "ggufrq.cli.publish:publish",
     "demo": "ggufrq.cli.demo:demo",
 }
 
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit status.
 
-    0 success, 2 usage, 3 to 7 as in ``errors``, 130 after Ctrl-C, 128 + n after another signal.
+    0 success, 2 usage, 3 to 8 as in ``errors``, 130 after Ctrl-C, 128 + n after another signal.
     """
     debug = "--debug" in arguments
     _forward_signals()

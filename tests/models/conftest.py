@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import hubs
 import pytest
 
 from ggufrq.build import Build
@@ -56,13 +56,7 @@ def programs(llama_build: Build) -> Programs:
 
 @pytest.fixture(scope="session")
 def fake_hub() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "unit" / "fake_hub.py"
-    spec = importlib.util.spec_from_file_location("fake_hub", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_hub"] = module
-    spec.loader.exec_module(module)
-    return module
+    return hubs.fake()
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import hubs
 import pytest
 
 from ggufrq import convert, hub, proc
@@ -40,16 +39,7 @@ MODEL = {
 }
 
 
-def _fake() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fake_hub", Path(__file__).with_name("fake_hub.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_hub"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fake = _fake()
+fake = hubs.fake()
 
 
 def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""``ggufrq publish``: a family to the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ggufrq import publish as core
+from ggufrq import table
+from ggufrq.units import size_text
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("repo")
+@click.option("--public", is_flag=True, help="Let everybody see the repository.  [default: private]")
+@click.option("--collection", metavar="TITLE", help="Put the repository into this collection of its owner.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave out files with such names; more than once."
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("--json", "as_json", is_flag=True, help="Print what changed as JSON.")
+def publish(
+    folder: Path,
+    repo: str,
+    public: bool,
+    collection: str | None,
+    exclude: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upload the family in DIR to REPO (user/name) on the Hub, and verify what arrived by size and hash.
+
+    Only files that the manifest of `ggufrq quantize` vouches for are sent, with README.md, LICENSE and the
+    manifest. What the repository has already is not sent again: the same command goes on after it was
+    stopped, and a second one sends nothing. The token is that of `hf auth login`, or HF_TOKEN.
+
+    \b
+    Examples:
+      ggufrq publish Qwen3-0.6B-GGUF me/Qwen3-0.6B-GGUF --exclude '*-BF16.gguf' --dry-run
+      ggufrq publish Qwen3-0.6B-GGUF me/Qwen3-0.6B-GGUF --public --collection "Qwen3 with iso3"
+    """
+    if dry_run:
+        plan = core.plan(folder, repo, public=public, collection=collection, exclude=exclude)
+        click.echo(json.dumps(plan.as_data(), indent=2) if as_json else render(plan))
+        return
+    done = core.publish(folder, repo, public=public, collection=collection, exclude=exclude)
+    if as_json:
+        data = {**done.plan.as_data(), "verified": list(done.verified), "collection_url": done.collection_url}
+        click.echo(json.dumps(data, indent=2))
+        return
+    click.echo(render(done.plan))
+    click.echo(f"verified {len(done.verified)} files by size and hash: {done.plan.url}")
+    if done.collection_url:
+        click.echo(f"collected in {done.collection_url}")
+
+
+def render(plan: core.Plan) -> str:
+    """A plan as plain text: a line per file, then what else changes."""
+    rows = [("send", file.name, size_text(file.bytes)) for file in plan.send]
+    rows += [("there", file.name, size_text(file.bytes)) for file in plan.there]
+    rows += [("left", name, "") for name in plan.kept]
+    lines = [table.render(("", plan.repo, "size"), rows, "llr")]
+    state = "new" if plan.is_new else "there"
+    seen = "private" if plan.private else "public"
+    if plan.make_public and not plan.is_new:
+        seen += " from now on"
+    lines.append(f"repository: {state}, {seen}")
+    if plan.collection is not None:
+        made = "new; " if plan.collection_is_new else ""
+        lines.append(f"collection '{plan.collection}': {made}{'to add' if plan.collects else 'has it'}")
+    total = sum(file.bytes for file in plan.send)
+    lines.append(f"to send: {len(plan.send)} files, {size_text(total)}" if plan.changes else "nothing to do")
+    return "\n".join(lines)
