@@ -1,10 +1,9 @@
 """The settings that serve best where our cache types are missing: for LM Studio, Ollama and others.
 
-What each runtime takes is data, see ``ggufrq.runtimes``. Templates there name ``$model`` (the file's absolute
-path), ``$model_quoted`` (for a shell), ``$name``, ``$short`` (names of the file and of the model, the latter
-fit for any program),
-``$context``, ``$source`` (the Hub id of the original model) and ``$file`` (the settings file). A line that
-names something that is not known is left out.
+What each runtime takes is data, see ``ggufrq.runtimes``. Templates there name ``$model`` (the path of the
+file), ``$model_quoted`` (for a shell), ``$name``, ``$short`` (names of the file and of the model, the latter
+fit for any program), ``$context``, ``$source`` (the Hub id of the original model) and ``$file`` (the settings
+file). A line that names something that is not known is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 from ggufrq import paths
 from ggufrq.errors import ModelError, UsageError
-from ggufrq.gguf_file import shards
+from ggufrq.gguf_file import read_model, shards
 from ggufrq.gguf_header import read_header
 from ggufrq.kv import KvPair, kv_type
 from ggufrq.memory import KvShape, kv_shape
@@ -91,10 +90,11 @@ class Advice:
         }
 
 
-def advise(runtime: Runtime, model: Path, context: int | None = None) -> Advice:
+def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: str | None = None) -> Advice:
     """The settings of a runtime for a GGUF file and a context of so many tokens (by default the model's own,
-    at most 32,768). Raises ModelError, and UsageError when the path cannot be written in the runtime's
-    file."""
+    at most 32,768). ``place`` is how they name the file, its absolute path by default. Raises ModelError
+    for a damaged one, and UsageError when the path cannot be written in the runtime's file."""
+    read_model(model)
     values = read_header(model).values
     arch = values.get("general.architecture", "")
     trained = values.get(f"{arch}.context_length")
@@ -106,7 +106,7 @@ def advise(runtime: Runtime, model: Path, context: int | None = None) -> Advice:
     if fits(values, OURS):
         times = runtime.bits_per_value / kv_type(OURS).bits
         ours = None if shape is None or taken is None else int(taken / shape.bytes_for(_pair(OURS), 1))
-    path = str(model.absolute())
+    path = place or str(model.absolute())
     known: dict[str, Any] = {
         "model": path,
         "model_quoted": shlex.quote(path),

@@ -1,16 +1,17 @@
 """What other runtimes take of cache types, and how they are set: data with sources and the date of a look.
 
 A file per runtime. ``types`` are the cache types that it takes, ``apart`` whether K and V may differ,
-``use`` the one that serves best there (``bits`` per value when it is none of llama.cpp's), ``steps`` and
-``file.text`` templates (see ``ggufrq.fallback``). ``file.verified`` says how the form of the file was
-checked; without it no file is made. ``file.add`` marks lines that go into a file that the runtime makes.
+``use`` the one that serves best there (``bits`` per value when it is none of llama.cpp's), ``aliases`` its
+own names of llama.cpp's types, ``steps`` and ``file.text`` templates (see ``ggufrq.fallback``).
+``file.verified`` says how the form of the file was checked; without it no file is made. ``file.add`` marks
+lines that go into a file that the runtime makes.
 """
 
 from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ class Runtime:
     steps: tuple[str, ...]
     notes: tuple[str, ...] = ()
     bits: float = 0.0
+    aliases: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     file: FileForm | None = None
 
@@ -62,8 +64,13 @@ class Runtime:
         return self.bits or kv_type(self.use).bits
 
     def takes(self, name: str) -> bool:
-        """Whether it takes a cache type of this name."""
-        return name in self.types
+        """Whether it takes llama.cpp's cache type of this name, or the same under another."""
+        return self.aliases.get(name, name) in self.types
+
+    def types_beside(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The types that it takes, but for those that llama.cpp calls so."""
+        others = {self.aliases.get(name, name) for name in names}
+        return tuple(name for name in self.types if name not in others)
 
 
 @cache

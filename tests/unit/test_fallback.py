@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from ggufrq import fallback
 from ggufrq.cli.fallback import fallback as command
-from ggufrq.errors import UsageError
+from ggufrq.errors import ModelError, UsageError
 from ggufrq.kv import kv_types
 from ggufrq.runtimes import runtime, runtimes
 
@@ -148,6 +148,13 @@ def test_how_much_longer_a_context(tmp_path: Path) -> None:
     small = fallback.advise(runtime("ollama"), model(tmp_path, "b.gguf", head=64), 8192)
     assert small.kv_bytes == 8192 * values // 2 * 34 // 32
     assert small.times is None and small.ours_context is None
+
+
+def test_a_damaged_model(tmp_path: Path) -> None:
+    path = model(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="is damaged"):
+        fallback.advise(runtime("ollama"), path)
 
 
 def test_command(tmp_path: Path) -> None:

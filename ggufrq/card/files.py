@@ -1,0 +1,181 @@
+"""Sections of a card on its files: the table, its siblings, the model, how it was made, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ggufrq.card.facts import CardFile, Facts
+from ggufrq.card.markdown import code, section, table
+from ggufrq.kv import KvPair, KvType, kv_types
+from ggufrq.report import numbers
+from ggufrq.units import size_text
+from ggufrq.weight_quality import Row
+
+#: Memory that machines and cards come with, in GB.
+_CLASSES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
+#: Of a class of memory so much is left for the compute buffers, which differ by backend.
+_SPARE = 0.15
+_SHORTEST = 8192
+_COLUMNS = ("f16", "q8_0", "q4_0", "iso4", "iso3", "iso2")
+
+
+def files(facts: Facts, rows: Mapping[str, Row], repo: str | None) -> str:
+    """Filename, type, size, split, and what each is good for."""
+    head = ("Filename", "Quant type", "File Size", "Split", "Description")
+    best = min(rows.values(), key=lambda row: float(row["kld_mean"]), default=None)
+    lines = []
+    for file in facts.files:
+        name = file.name if len(file.parts) == 1 else file.parts[0]
+        link = f"[{name}](https://huggingface.co/{repo}/blob/main/{name})" if repo else code(name)
+        split = f"{len(file.parts)} parts" if len(file.parts) > 1 else "no"
+        lines.append((link, file.type, size_text(file.bytes), split, _description(facts, file, best)))
+    note = (
+        f"The memory is the smallest usual size in which the weights and {_tokens(facts):,} tokens of "
+        f"{facts.cache_type} cache leave {100 * _SPARE:.0f} % for compute buffers, which differ by backend."
+    )
+    return section("Files", table(head, lines, "llrll"), note if facts.shape is not None else "")
+
+
+def siblings(facts: Facts, others: Sequence[tuple[str, Facts]], repo: str | None) -> str:
+    """The repositories of a family, this one in bold."""
+    if not others:
+        return ""
+    lines = []
+    for name, family in [(repo or facts.base, facts), *others]:
+        here = family is facts
+        sizes = [file.bytes for file in family.models]
+        span = size_text(min(sizes)) + (f" to {size_text(max(sizes))}" if len(sizes) > 1 else "")
+        types = ", ".join(file.recipe or file.type for file in reversed(family.models))
+        link = f"**{name}**" if here else f"[{name}](https://huggingface.co/{name})"
+        lines.append((link, _count(family.parameters), types, span))
+    lines.sort(key=lambda line: line[0].strip("*[").lower())
+    return section("The family", table(("Repository", "Parameters", "Types", "Size"), lines, "lrlr"))
+
+
+def model(facts: Facts) -> str:
+    """What the metadata of the files says of the model."""
+    layers, shape = facts.number("block_count"), facts.shape
+    heads, kv_heads = facts.number("attention.head_count"), facts.number("attention.head_count_kv")
+    lengths = [facts.number(f"attention.{side}_length") for side in ("key", "value")]
+    said = [
+        ("Architecture", facts.arch),
+        ("Parameters", f"{facts.parameters:,}"),
+        (
+            "Layers",
+            f"{layers:,}" + (f", {shape.layers:,} with a KV cache" if shape else "") if layers else "",
+        ),
+        ("Heads", f"{heads} of queries, {kv_heads} of K and V" if heads and kv_heads else ""),
+        ("Values of a head", " and ".join(map(str, dict.fromkeys(n for n in lengths if n)))),
+        ("Context", f"{facts.n_ctx:,} tokens" if facts.n_ctx else ""),
+        ("Vocabulary", f"{len(facts.values.get('tokenizer.ggml.tokens') or ()):,} tokens"),
+        (
+            "Chat template",
+            ("yes, with thinking on and off" if facts.thinks else "yes") if facts.template else "no",
+        ),
+        ("License", str(facts.values.get("general.license") or "")),
+    ]
+    return section("Model", table(("", ""), [line for line in said if line[1]], "ll"))
+
+
+def making(facts: Facts) -> str:
+    """Source, recipe, importance matrix, and what made the files."""
+    source, values = facts.source, facts.values
+    revision = f" at {code(str(source['revision']))}" if source.get("revision") else ""
+    if source.get("repo"):
+        origin = f"[{source['repo']}](https://huggingface.co/{source['repo']}){revision}"
+        origin += f", {code(str(source['file']))}" if source.get("file") else ""
+    else:
+        origin = code(str(source.get("file") or source.get("folder") or facts.base))
+        origin += f", id {code(str(source['id'])[:16])}" if source.get("id") else ""
+    recipes = sorted({file.recipe for file in facts.models if file.recipe})
+    plain = sorted({file.type for file in facts.models if not file.recipe})
+    commit, patches = str(values.get("ggufrq.llama_cpp", "")), str(values.get("ggufrq.patch_set", ""))
+    said = [
+        ("Source", origin),
+        ("Made by", code(str(values.get("general.quantized_by", "ggufrq")))),
+        ("llama.cpp", code(commit)),
+        ("Patch set", code(patches)),
+        ("Recipes", ", ".join(map(code, recipes)) if recipes else "none; llama-quantize chooses the types"),
+        ("Types of llama-quantize", ", ".join(map(code, plain))),
+        ("Importance matrix", _matrix(facts)),
+    ]
+    note = f"Every file, its sha256 and what it was made from stand in {code(facts.base + '.ggufrq.json')}."
+    return section("How it was made", table(("", ""), [line for line in said if line[1]], "ll"), note)
+
+
+def memory(facts: Facts, recurrent_mib: float) -> str:
+    """What the cache takes by context and type, from the shape of the model's own tensors."""
+    title = "Memory of the KV cache"
+    if facts.shape is None:
+        return section(title, "Cannot be told from the tensors of this model.")
+    kinds = [kind for name in _COLUMNS if facts.takes(kind := kv_types()[name])]
+    head = ("Context", *(f"{kind.name} ({kind.bits:g} bits)" for kind in kinds))
+    contexts = _contexts(facts)
+    lines = [(f"{n:,}", *(numbers.size(_bytes(facts, kind, n)) for kind in kinds)) for n in contexts]
+    notes = (
+        "planar and rotor take as much as iso with the same number. "
+        if facts.takes(kv_types()["iso3"])
+        else ""
+    )
+    notes += "Bits are those of a value with its share of the scale; the weights come on top."
+    if recurrent_mib:
+        notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
+    if facts.cache_type == "q8_0":
+        notes += " The heads of this model do not fill the blocks of 128 values of the rotated types."
+    return section(title, table(head, lines, "r" * len(head)), notes)
+
+
+def _description(facts: Facts, file: CardFile, best: Row | None) -> str:
+    if file.kind != "model":
+        return {"mmproj": "vision projector", "mtp": "head that predicts further tokens"}[file.kind]
+    said = [f"{file.bits:.2f} bits per weight"]
+    said += [f"recipe {file.recipe}"] if file.recipe else []
+    said += ["importance matrix"] if file.imatrix else []
+    if file.is_reference:
+        said.append("what the others are measured against")
+    elif best is not None and len(facts.models) > 1 and best["file"] == file.name:
+        said.append("nearest to the original of those measured")
+    if facts.shape is not None:
+        cache = _bytes(facts, kv_types()[facts.cache_type], _tokens(facts))
+        need = (file.bytes + cache) / (1 - _SPARE) / 1e9
+        fitting = next((size for size in _CLASSES if size >= need), None)
+        said.append(f"for {fitting} GB of memory" if fitting else "for more than 1 TB of memory")
+    return ", ".join(said)
+
+
+def _count(parameters: int) -> str:
+    """Parameters as they are named: ``7.35 M``, ``27 B``."""
+    return f"{parameters / 1e9:.3g} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"
+
+
+def _matrix(facts: Facts) -> str:
+    used = [file for file in facts.models if file.imatrix]
+    if not used:
+        return "none"
+    values = facts.values
+    of = next((f for f in used if f is facts.smallest), None)
+    text = values.get("quantize.imatrix.dataset") if of else None
+    chunks = values.get("quantize.imatrix.chunks_count") if of else None
+    said = code(str(facts.matrix["name"])) if facts.matrix else f"sha256 {code(used[0].imatrix[:16])}"
+    said += f", made from {code(str(text))}" if text else ""
+    said += f", {chunks} chunks of 512 tokens" if chunks else ""
+    return f"{said}; for {', '.join(file.recipe or file.type for file in reversed(used))}"
+
+
+def _contexts(facts: Facts) -> list[int]:
+    """8K, and twice as much each time, to the model's own context."""
+    longest = facts.n_ctx or _SHORTEST
+    found, tokens = [], _SHORTEST
+    while tokens < longest:
+        found.append(tokens)
+        tokens *= 2
+    return [*found, longest]
+
+
+def _tokens(facts: Facts) -> int:
+    return min(_SHORTEST, facts.n_ctx or _SHORTEST)
+
+
+def _bytes(facts: Facts, kind: KvType, tokens: int) -> int:
+    assert facts.shape is not None
+    return facts.shape.bytes_for(KvPair(kind, kind), tokens)

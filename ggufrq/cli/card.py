@@ -1,0 +1,69 @@
+"""``ggufrq card``: the model card of a family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufrq import card as core
+from ggufrq import log, paths
+from ggufrq.build import require_build
+from ggufrq.card.core import parse_sibling
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--repo", metavar="USER/NAME", help="Where it will be published: for links and quantized_by.")
+@click.option("--base-model", metavar="USER/NAME", help="The original model.  [default: what the files say]")
+@click.option("--license", metavar="ID", help="Its licence.  [default: what the files say]")
+@click.option("--quantized-by", metavar="NAME", help="Who made the files.  [default: that of --repo]")
+@click.option(
+    "--sibling", "siblings", multiple=True, metavar="DIR=USER/NAME", help="Another repository of the family."
+)
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A report.json of `ggufrq validate`.  [default: those in folders of DIR]",
+)
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave out files with such names; more than once."
+)
+@click.option("--measure", is_flag=True, help="Measure weights and caches first; what is known is kept.")
+@click.option("--quick", is_flag=True, help="With --measure: rough figures from short runs.")
+@click.option("--no-run", is_flag=True, help="Do not run the quickstarts; they are labelled so.")
+@click.option("--force", is_flag=True, help="Replace a README.md that ggufrq did not write.")
+@click.option("--dry-run", is_flag=True, help="Print the card instead of writing it.")
+@click.option("--json", "as_json", is_flag=True, help="Print what the card says as JSON.")
+def card(
+    folder: Path, siblings: tuple[str, ...], no_run: bool, dry_run: bool, as_json: bool, **wishes: Any
+) -> None:
+    """Write README.md, the model card, for the family in DIR that `ggufrq quantize` made.
+
+    From metadata, from measurements (`ggufrq validate`, or --measure), and from commands that are run on the
+    smallest file before they are printed. Where nothing was measured it says so. Your own text between the
+    marks in the card is kept when it is written anew, and so are keys that you add to its head.
+
+    \b
+    Examples:
+      ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --license apache-2.0
+      ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --measure --quick
+    """
+    made = core.make(
+        folder,
+        require_build(),
+        core.Wishes(siblings=tuple(map(parse_sibling, siblings)), run=not no_run, **wishes),
+    )
+    if not dry_run:
+        paths.atomic_write(made.path, made.text)
+        log.say(f"wrote {made.path}")
+    if as_json:
+        click.echo(json.dumps(made.as_data(), indent=2, ensure_ascii=False, default=str))
+    elif dry_run:
+        click.echo(made.text, nl=False)
+    if made.not_measured:
+        log.say(f"{made.not_measured} cells say 'not measured'; --measure fills them")

@@ -1,0 +1,356 @@
+"""Model cards: figures from metadata and measurements, what is kept of an earlier card, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ggufrq import card, paths
+from ggufrq.build import Build
+from ggufrq.card import head
+from ggufrq.card.core import parse_sibling
+from ggufrq.errors import GgufrqError, ModelError, UsageError
+from ggufrq.family.record import Record
+from ggufrq.weight_quality import WeightQuality
+
+NAME = "Small-1B"
+LOGS = Path(__file__).resolve().parent.parent / "logs"
+TEMPLATE = "{%- if enable_thinking %}<think>{%- endif %}{{ messages }}"
+DRY = card.Wishes(run=False)
+
+
+def gguf_file(path: Path, *, head_dim: int = 128, source: bool = False, template: str = "") -> None:
+    """A model of two layers with two KV heads, made for 65,536 tokens."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_name("Small | 1B")
+    writer.add_context_length(65536)
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_string("ggufrq.llama_cpp", "a" * 40)
+    writer.add_string("ggufrq.patch_set", "b" * 64)
+    if source:
+        writer.add_license("apache-2.0")
+        writer.add_languages(["en", "de"])
+    if template:
+        writer.add_string("tokenizer.chat_template", template)
+    for layer in range(2):
+        for side in "kv":
+            shape = (2 * head_dim, 64)
+            writer.add_tensor(f"blk.{layer}.attn_{side}.weight", np.zeros(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def family(folder: Path, types: dict[str, str] | None = None, **model: Any) -> Path:
+    """A folder with a file of each type (by name of recipe or type), and its manifest."""
+    folder.mkdir(parents=True)
+    record = Record(folder, NAME)
+    source = model.get("source", False)
+    record.data["source"] = (
+        {"repo": "org/Small-1B", "revision": "c" * 40} if source else {"folder": NAME, "id": "d" * 64}
+    )
+    for label, kind in (types or {"Q8_0": "Q8_0", "Q4_K_M": "Q4_K_M"}).items():
+        name = f"{NAME}-{label}.gguf"
+        recipe = "" if label == kind else label
+        with record.making(name) as temporary:
+            gguf_file(temporary, **model)
+            size = temporary.stat().st_size
+            with temporary.open("ab") as file:
+                file.write(bytes(1000 if kind == "Q8_0" else 0))
+            facts = {"type": kind, "recipe": recipe, "bits": 8 * size / 1e6, "imatrix": ""}
+            record.finish(name, [(temporary, name)], {}, facts)
+    return folder
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    manifest = {"llama_cpp": {"commit": "a" * 40}, "patch_set": "b" * 64}
+    return Build("key", tmp_path, tmp_path, tmp_path, manifest)
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """The tables of a card by the heading before them, as cells; each row must have as many as its head."""
+    found: dict[str, list[list[str]]] = {}
+    title = ""
+    for line in text.splitlines():
+        title = line.removeprefix("## ") if line.startswith("## ") else title
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            rows = found.setdefault(title, [])
+            if rows and set("".join(cells)) <= set("-: "):
+                continue
+            rows.append(cells)
+    for rows in found.values():
+        assert len({len(row) for row in rows if row[0] != "Cache"}) <= 2
+    return found
+
+
+def head_of(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return found
+
+
+def test_what_metadata_says(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f", source=True, template=TEMPLATE)
+    made = card.make(folder, build, card.Wishes(repo="me/Small-1B-GGUF", run=False))
+    assert head_of(made.text) == {
+        "base_model": "org/Small-1B",
+        "base_model_relation": "quantized",
+        "quantized_by": "me",
+        "license": "apache-2.0",
+        "language": ["en", "de"],
+        "library_name": "gguf",
+        "pipeline_tag": "text-generation",
+        "tags": ["gguf", "llama.cpp", "quantized", "kv-cache"],
+    }
+    found = tables(made.text)
+    rows = {row[1]: row for row in found["Files"][1:]}
+    assert found["Files"][0] == ["Filename", "Quant type", "File Size", "Split", "Description"]
+    assert rows["Q8_0"][0] == (
+        "[Small-1B-Q8_0.gguf](https://huggingface.co/me/Small-1B-GGUF/blob/main/Small-1B-Q8_0.gguf)"
+    )
+    assert rows["Q8_0"][3] == "no" and "for 1 GB of memory" in rows["Q8_0"][4]
+    facts = dict((row[0], row[1]) for row in found["Model"])
+    assert facts["Layers"] == "2, 2 with a KV cache" and facts["Context"] == "65,536 tokens"
+    assert facts["Heads"] == "4 of queries, 2 of K and V" and facts["Values of a head"] == "128"
+    assert facts["Chat template"] == "yes, with thinking on and off"
+    how = dict((row[0], row[1]) for row in found["How it was made"])
+    assert how["Source"] == f"[org/Small-1B](https://huggingface.co/org/Small-1B) at `{'c' * 40}`"
+    assert how["Patch set"] == f"`{'b' * 64}`" and how["Importance matrix"] == "none"
+    assert "--reasoning on" in made.text and "--reasoning off" in made.text
+    assert str(tmp_path) not in made.text
+
+
+def test_memory(tmp_path: Path, build: Build) -> None:
+    made = card.make(family(tmp_path / "f"), build, DRY)
+    rows = tables(made.text)["Memory of the KV cache"]
+    assert rows[0][1:3] == ["f16 (16 bits)", "q8_0 (8.5 bits)"]
+    assert [row[0] for row in rows[1:]] == ["8,192", "16,384", "32,768", "65,536"]
+    values = 2 * 2 * 2 * 128 * 65536  # sides, layers, heads, tokens
+    assert rows[-1][1] == f"{values * 2 / 2**20:.0f} MiB"
+    assert rows[-1][rows[0].index("iso3 (3.125 bits)")] == f"{values * 50 / 128 / 2**20:.1f} MiB"
+
+
+def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
+    made = card.make(family(tmp_path / "f"), build, DRY)
+    found = tables(made.text)
+    assert all(row[2:] == ["not measured"] * 4 for row in found["What the weights cost"][1:])
+    caches = [row for row in found["What the KV cache costs"] if row[0] != "Cache"]
+    assert {row[0] for row in caches} == {"q8_0", "q4_0", "iso4", "iso3"}
+    assert all(cell == "not measured" for row in caches for cell in row[2:])
+    assert made.not_measured > 30 and "was not measured on these files" in made.text
+    assert "run on" not in made.text.split("## Who takes")[0]
+    assert made.text.endswith("without running a command; where nothing was measured, it says so.\n")
+    assert made.text.count("(not run)") == 4 and made.text.count("(not run here)") == 2
+
+
+def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
+    made = card.make(family(tmp_path / "f", head_dim=64), build, DRY)
+    assert "iso3" not in made.text.split("## Who takes")[0].split("## Quickstart")[1]
+    assert "do not fill the blocks of 128 values" in made.text
+    assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text
+
+
+def result_for(folder: Path, label: str = "Q4_K_M") -> dict[str, Any]:
+    """A real result of ``ggufrq validate``, as if it were of a file of this family."""
+    result: dict[str, Any] = json.loads((LOGS / "report" / "result.json").read_text())
+    entry = Record(folder, NAME).files[f"{NAME}-{label}.gguf"]
+    result["subject"] |= {"sha256": entry["parts"][0]["sha256"], "file": f"{NAME}-{label}.gguf"}
+    result["again"] = "ggufrq validate /home/me/models/Small-1B-Q4_K_M.gguf --kv 'iso3; 0:q8_0/f16'"
+    return result
+
+
+def test_validated_caches(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    result = result_for(folder)
+    (folder / "validate-Small").mkdir()
+    (folder / "validate-Small" / "report.json").write_text(json.dumps(result))
+    made = card.make(folder, build, DRY)
+    rows = tables(made.text)["What the KV cache costs"]
+    q4_0 = next(row for row in rows if row[:2] == ["q4_0", "4.5"])
+    assert q4_0[2:] == ["1,024", "9.644", "0.00460 ± 0.00021", "0.0638", "95.8 ± 0.6"]
+    speed = next(row for row in rows if row[:2] == ["q4_0", "512"])
+    assert speed[2:4] == ["316 ± 23", "0.188 ± 0.017×"]
+    assert "was measured, see below" in made.text
+    assert "`ggufrq validate Small-1B-Q4_K_M.gguf --kv 'iso3; 0:q8_0/f16'`" in made.text
+    assert "AMD EPYC, 2 cores" in made.text and "/home/me" not in made.text
+    assert "| q4_0 | 4.5 | not measured" not in made.text
+
+
+def test_results_of_other_files(tmp_path: Path, build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = family(tmp_path / "f")
+    other = result_for(folder)
+    other["subject"]["sha256"] = "0" * 64
+    (folder / "validate-Small").mkdir()
+    (folder / "validate-Small" / "report.json").write_text(json.dumps(other))
+    assert "was not measured" in card.make(folder, build, DRY).text
+    assert "is left out: it is no report on a file of this family" in capsys.readouterr().err
+    given = tmp_path / "report.json"
+    given.write_text(json.dumps(other))
+    wishes = card.Wishes(run=False, reports=(given,))
+    with pytest.raises(ModelError, match="is no report on a file of this family"):
+        card.make(folder, build, wishes)
+    failed = result_for(folder)
+    failed["checks"][0]["ok"] = False
+    given.write_text(json.dumps(failed))
+    with pytest.raises(ModelError, match="its run failed"):
+        card.make(folder, build, wishes)
+
+
+def test_measured_weights(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f", {"BF16": "BF16", "Q8_0": "Q8_0", "mine": "Q4_K_M"})
+    file = folder / f"{NAME}-mine.gguf"
+    with WeightQuality(folder / f"{NAME}-BF16.gguf", build) as quality:
+        row = {
+            "file": "another name",
+            "ppl": 13.25,
+            "ppl_base": 13.17,
+            "kld_mean": 0.0123,
+            "kld_mean_err": 0.0004,
+            "kld_p999": 0.45,
+            "same_top": 0.961,
+            "meta": {**quality.facts, "llama_cpp": "a" * 40, "text_name": "heldout.txt"},
+        }
+        paths.atomic_write(quality._path(file), json.dumps(row))
+    made = card.make(folder, build, card.Wishes(run=False, exclude=("*-BF16.gguf",)))
+    found = tables(made.text)
+    rows = {row[0]: row for row in found["What the weights cost"][1:]}
+    assert rows[f"`{file.name}`"][2:] == ["13.25", "0.0123 ± 0.0004", "0.450", "96.1"]
+    assert rows[f"`{NAME}-Q8_0.gguf`"][2:] == ["not measured"] * 4
+    assert "Against BF16 (PPL 13.17)" in made.text and "8 texts of 512 tokens" in made.text
+    assert "BF16.gguf" not in "".join(row[0] for row in found["Files"])
+    (mine,) = [row for row in found["Files"] if "mine" in row[0]]
+    assert "recipe mine" in mine[4] and "nearest to the original" in mine[4]
+
+
+def test_importance_matrix(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    record = Record(folder, NAME)
+    with record.making(f"{NAME}-imatrix.gguf") as temporary:
+        temporary.write_bytes(b"GGUF")
+        record.finish(f"{NAME}-imatrix.gguf", [(temporary, f"{NAME}-imatrix.gguf")], {}, {"type": "imatrix"})
+    record.files[f"{NAME}-Q4_K_M.gguf"]["imatrix"] = "e" * 64
+    record.save()
+    found = tables(card.make(folder, build, DRY).text)
+    how = dict((row[0], row[1]) for row in found["How it was made"])
+    assert how["Importance matrix"] == f"`{NAME}-imatrix.gguf`; for Q4_K_M"
+    assert [row[4].count("importance matrix") for row in found["Files"][1:]] == [1, 0]
+
+
+def test_siblings(tmp_path: Path, build: Build) -> None:
+    folder, other = family(tmp_path / "a"), family(tmp_path / "b", {"IQ4_XS": "IQ4_XS"})
+    sibling = parse_sibling(f"{other}=me/Other-GGUF")
+    made = card.make(folder, build, card.Wishes(repo="me/Small-GGUF", siblings=(sibling,), run=False))
+    rows = tables(made.text)["The family"]
+    assert [row[0] for row in rows[1:]] == [
+        "[me/Other-GGUF](https://huggingface.co/me/Other-GGUF)",
+        "**me/Small-GGUF**",
+    ]
+    assert rows[1][2] == "IQ4_XS" and rows[2][2] == "Q4_K_M, Q8_0"
+    for wrong in ("me/Other", f"{other}=name", f"{tmp_path}/none=me/x"):
+        with pytest.raises(UsageError, match="is not DIR=user/name"):
+            parse_sibling(wrong)
+
+
+def test_split_file(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f", {"Q8_0": "Q8_0"})
+    record = Record(folder, NAME)
+    entry = record.files[f"{NAME}-Q8_0.gguf"]
+    first = entry["parts"][0]
+    names = [f"{NAME}-Q8_0-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for name in names:
+        (folder / name).write_bytes((folder / first["name"]).read_bytes())
+    entry["parts"] = [{**first, "name": name} for name in names]
+    record.save()
+    made = card.make(folder, build, DRY)
+    (row,) = tables(made.text)["Files"][1:]
+    assert row[0] == f"`{names[0]}`" and row[3] == "2 parts"
+    assert made.facts.parameters == 2 * 2 * 256 * 64
+    (folder / names[1]).unlink()
+    with pytest.raises(ModelError, match=f"lacks files of its manifest: {names[1]}"):
+        card.make(folder, build, DRY)
+
+
+def test_own_text_is_kept(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    first = card.make(folder, build, DRY)
+    own = "# Mine\n\nWith | bars and\n\n```\ncode\n```"
+    text = first.text.replace(head.BEGIN, f"{head.BEGIN}\n{own}")
+    text = text.replace("library_name: gguf\n", "library_name: gguf\nwidget:\n- text: Hello\n", 1)
+    text = text.replace("---\n", "---\nlicense: mit\nbase_model: org/Base\n", 1)
+    text = text.replace("## Files", "## Files\n\nthis is lost")
+    first.path.write_text(text)
+    second = card.make(folder, build, DRY)
+    assert own in second.text and "this is lost" not in second.text
+    data = head_of(second.text)
+    assert data["license"] == "mit" and data["base_model"] == "org/Base"
+    assert data["base_model_relation"] == "quantized" and data["widget"] == [{"text": "Hello"}]
+    second.path.write_text(second.text)
+    assert card.make(folder, build, DRY).text == second.text, "writing it anew changes nothing"
+    given = card.make(folder, build, card.Wishes(run=False, license="apache-2.0"))
+    assert head_of(given.text)["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("# My own card\n", "was not written by ggufrq"),
+        (f"{head.BEGIN}\nmine\n", "do not match"),
+        (f"{head.END}\nmine\n{head.BEGIN}\n", "do not match"),
+        (f"{head.BEGIN}\n{head.END}\n{head.BEGIN}\n{head.END}\n", "do not match"),
+        (f"---\na: [\n---\n{head.BEGIN}\n{head.END}\n", "no YAML"),
+    ],
+)
+def test_cards_that_are_not_replaced(tmp_path: Path, build: Build, text: str, says: str) -> None:
+    folder = family(tmp_path / "f")
+    (folder / "README.md").write_text(text)
+    with pytest.raises(UsageError, match=says):
+        card.make(folder, build, DRY)
+    assert (folder / "README.md").read_text() == text
+
+
+def test_force(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# My own card\n")
+    made = card.make(folder, build, card.Wishes(run=False, force=True))
+    assert head_of(made.text)["license"] == "mit" and "My own card" not in made.text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / f"{NAME}.ggufrq.json").unlink(), "has no manifests"),
+        (lambda folder: (folder / f"{NAME}.ggufrq.json").write_text("{}"), "damaged"),
+        (lambda folder: (folder / "Two.ggufrq.json").write_text("{}"), "has 2 manifests"),
+        (lambda folder: (folder / f"{NAME}-Q8_0.gguf").unlink(), "lacks files"),
+        (lambda folder: (folder / f"{NAME}-Q8_0.gguf").write_bytes(b"GGUF"), "is not what the manifest says"),
+    ],
+)
+def test_folders_that_are_no_family(tmp_path: Path, build: Build, spoil: Any, says: str) -> None:
+    folder = family(tmp_path / "f")
+    spoil(folder)
+    with pytest.raises(GgufrqError, match=says):
+        card.make(folder, build, DRY)
+
+
+def test_who_takes_what(tmp_path: Path, build: Build) -> None:
+    rows = tables(card.make(family(tmp_path / "f"), build, DRY).text)["Who takes which cache type"]
+    by_name = {row[0]: row for row in rows[1:]}
+    assert by_name["Ollama"][1:6] == ["yes", "yes", "yes", "", "no"]
+    assert by_name["vLLM"][1:4] == ["yes", "no", "no"]
+    ours = next(row for name, row in by_name.items() if "patch set bbbbbbbb" in name)
+    assert ours[5] == "yes, all 9"
+    assert all(re.match(r"\[?20\d\d-\d\d-\d\d", row[7]) for row in rows[1:])
