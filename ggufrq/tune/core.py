@@ -27,9 +27,9 @@ from ggufrq.build import Build
 from ggufrq.cases import Case
 from ggufrq.divergence import Row, Scored, Subject, divergences
 from ggufrq.errors import ModelError, UsageError
+from ggufrq.knapsack import Choice, cheapest
 from ggufrq.kv import KvPair, KvPlan, KvType, LayerRange, kv_type
 from ggufrq.memory import KvShape
-from ggufrq.tune.knapsack import Choice, cheapest
 
 #: How many of the cheapest assignments by the model are measured as they are.
 _BEST = 4

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ggufrq import cli
 from ggufrq.build import Build
@@ -25,34 +23,6 @@ from ggufrq.errors import GgufrqError, UsageError
 from ggufrq.kv import KvPair, KvPlan, kv_type, parse_plan
 from ggufrq.memory import KvShape
 from ggufrq.tune import core, report
-from ggufrq.tune.knapsack import cheapest
-
-OPTIONS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 50)), min_size=1, max_size=3)
-
-
-@given(
-    items=st.lists(OPTIONS, min_size=1, max_size=4),
-    step=st.sampled_from([1, 4]),
-    capacity=st.integers(-1, 60),
-    count=st.integers(1, 5),
-)
-def test_knapsack_finds_what_trying_all_finds(
-    items: list[list[tuple[int, int]]], step: int, capacity: int, count: int
-) -> None:
-    sizes = [[step * size for size, _ in options] for options in items]
-    costs = [[float(cost) for _, cost in options] for options in items]
-    found = cheapest(sizes, costs, capacity, count)
-    every = [
-        sum(costs[i][o] for i, o in enumerate(choice))
-        for choice in itertools.product(*(range(len(options)) for options in items))
-        if sum(sizes[i][o] for i, o in enumerate(choice)) <= capacity
-    ]
-    assert [choice.cost for choice in found] == sorted(every)[:count]
-    assert len({choice.options for choice in found}) == len(found)
-    for choice in found:
-        assert choice.size == sum(sizes[i][o] for i, o in enumerate(choice.options)) <= capacity
-        assert choice.cost == sum(costs[i][o] for i, o in enumerate(choice.options))
-
 
 # A model whose divergence is known: by layer, side and type, and a little more for each pair of coarse ones.
 
