@@ -16,7 +16,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,9 @@ kill -s KILL -- "-$1"
 
 _POSIX = os.name == "posix"
 _CREATION_FLAGS: int = 0 if _POSIX else getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+
+#: When it is set, what ``run`` waits for in this thread is ended.
+_stop: ContextVar[threading.Event | None] = ContextVar("_stop", default=None)
 
 Arguments = Sequence[str | os.PathLike[str]]
 Environment = Mapping[str, str | None]
@@ -120,6 +124,17 @@ def run(
     if check and completed.rc != 0:
         raise ToolError(failure_message(completed), remedy=f"see {log}" if log else None)
     return completed
+
+
+@contextlib.contextmanager
+def stoppable(stop: threading.Event) -> Iterator[None]:
+    """For a thread that no signal reaches: setting ``stop`` ends the program that this thread runs, and its
+    ``run`` raises ToolError."""
+    token = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
 
 
 def failure_message(completed: Completed) -> str:
@@ -312,6 +327,7 @@ def _pump(
     """Move output from the pipes to the log, the callbacks and the result until both pipes and program have
     ended.
     """
+    stop = _stop.get()
     items: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
     assert process.stdout is not None and process.stderr is not None
     _thread(_read, "out", process.stdout, items)
@@ -322,6 +338,8 @@ def _pump(
     opened = {"out", "err"}
     ended_at: float | None = None
     while opened:
+        if stop is not None and stop.is_set():
+            raise ToolError(f"{Path(command[0]).name} was stopped")
         now = time.monotonic()
         if timeout is not None and now - started > timeout:
             name = Path(command[0]).name
