@@ -8,7 +8,6 @@ goes on.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,14 +18,15 @@ from typing import Any
 from ggufrq import paths, proc
 from ggufrq.build import Build
 from ggufrq.errors import ModelError, ToolError
-from ggufrq.gguf_file import GgufFacts, read_model, shards
+from ggufrq.gguf_file import read_model, shards
 from ggufrq.gguf_header import read_header
 from ggufrq.kv import KvPair, kv_type
+from ggufrq.store import Kept
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Result, retried
 from ggufrq.trees import file_hash
 
-_VERSION = 1
+_VERSION = 2
 #: Bytes of logits that one batch may hold; the base file takes half as much per token.
 _BATCH_BYTES = 1 << 30
 #: The base file keeps log-probabilities in 16 bits, so that a perplexity from it differs a little.
@@ -91,8 +91,7 @@ class WeightQuality:
         self.text = text or paths.data_dir("texts") / "heldout.txt"
         self.settings = settings or Settings()
         self.log = log or paths.logs_dir() / "weight-quality.log"
-        self.folder = paths.cache_dir() / "weight-quality"
-        self.folder.mkdir(exist_ok=True)
+        self.results = Kept(paths.cache_dir() / "weight-quality")
         self.facts = {
             "version": _VERSION,
             "reference": content_hash(reference),
@@ -101,7 +100,7 @@ class WeightQuality:
             "settings": asdict(self.settings),
             "cores": os.cpu_count(),
         }
-        self.base = self.folder / f"base-{os.getpid()}-{self._key('')[:12]}.bin"
+        self.base = self.results.path({**self.facts, "base": os.getpid()}).with_suffix(".bin")
         self.ppl_base: float | None = None
         self._hashes: dict[tuple[Path, int, int], str] = {}
 
@@ -119,11 +118,8 @@ class WeightQuality:
 
     def kept(self, file: Path) -> Row | None:
         """The row of an earlier run over a file with this content, None when there is none."""
-        try:
-            row = json.loads(self._path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return {**row, "file": file.name} if isinstance(row, dict) else None
+        row = self.results.get(self._facts(file))
+        return None if row is None else {**row, "file": file.name}
 
     def row(self, file: Path) -> Row:
         """Measure a file, or give what is kept: ``bytes``, ``bits`` per weight, ``ppl``, ``ppl_err``,
@@ -131,23 +127,23 @@ class WeightQuality:
         kept = self.kept(file)
         if kept is not None:
             return kept
+        row = {"sha256": self._hash(file), **self.measure(file)}
+        self.results.put(self._facts(file), row)
+        return {**row, "file": file.name}
+
+    def measure(self, file: Path, *, log: Path | None = None) -> Row:
+        """As ``row``, measured in any case, and kept nowhere; ``log`` when not that of all."""
         facts = read_model(file)
-        self._make_base()
-        found = self._run(file, divergence=True, parse=perplexity.parse_divergence)
+        self.make_base()
+        found = self._run(file, divergence=True, parse=perplexity.parse_divergence, log=log)
         assert self.ppl_base is not None
         if abs(found.ppl_base / self.ppl_base - 1) > _ROUNDING:
             raise ToolError(
                 f"the run in 16 bits had perplexity {self.ppl_base}, but {file.name} was compared with "
                 f"{found.ppl_base}"
             )
-        row = self._row(file, facts, found)
-        paths.atomic_write(self._path(file), json.dumps(row, indent=1) + "\n")
-        return row
-
-    def _row(self, file: Path, facts: GgufFacts, found: perplexity.Divergence) -> Row:
         return {
             "file": file.name,
-            "sha256": self._hash(file),
             "bytes": facts.file_bytes,
             "bits": facts.bits,
             "file_type": facts.file_type,
@@ -167,15 +163,17 @@ class WeightQuality:
             },
         }
 
-    def _make_base(self) -> None:
+    def make_base(self) -> None:
+        """Run the reference, if that has not been done: before several files are measured at once."""
         if self.ppl_base is None:
             result = self._run(self.reference, divergence=False, parse=perplexity.parse_perplexity)
             self.ppl_base = result.ppl
 
-    def _run(self, model: Path, *, divergence: bool, parse: Callable[[str, str], Result]) -> Result:
+    def arguments(self, model: Path, *, divergence: bool) -> list[str]:
+        """What llama-perplexity is run with on a file; on the reference without ``divergence``."""
         s = self.settings
         kind = kv_type("f16")
-        args = perplexity.arguments(
+        return perplexity.arguments(
             model,
             self.text,
             KvPair(kind, kind),
@@ -184,11 +182,22 @@ class WeightQuality:
             chunks=s.chunks,
             divergence=divergence,
             threads=self.threads,
+            together=self._together(model),
         )
-        args += ["-b", str(s.n_ctx * self._together(model))]
+
+    def _run(
+        self,
+        model: Path,
+        *,
+        divergence: bool,
+        parse: Callable[[str, str], Result],
+        log: Path | None = None,
+    ) -> Result:
+        log = log or self.log
+        args = self.arguments(model, divergence=divergence)
 
         def attempt() -> Result:
-            done = proc.run([self.build.tool("llama-perplexity"), *args], log=self.log, check=False)
+            done = proc.run([self.build.tool("llama-perplexity"), *args], log=log, check=False)
             if done.rc != 0:
                 raise ToolError(proc.failure_message(done), remedy=f"see {self.log}")
             return parse(done.stdout, done.stderr)
@@ -209,12 +218,8 @@ class WeightQuality:
             self._hashes[key] = content_hash(file)
         return self._hashes[key]
 
-    def _key(self, file_hash: str) -> str:
-        facts = json.dumps({**self.facts, "file": file_hash}, sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()[:32]
-
-    def _path(self, file: Path) -> Path:
-        return self.folder / f"{self._key(self._hash(file))}.json"
+    def _facts(self, file: Path) -> Row:
+        return {**self.facts, "file": self._hash(file)}
 
 
 def content_hash(model: Path) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ggufrq import card, paths
+from ggufrq import card
 from ggufrq.build import Build
 from ggufrq.card import head
 from ggufrq.card.core import parse_sibling
@@ -224,7 +224,7 @@ def test_measured_weights(tmp_path: Path, build: Build) -> None:
             "same_top": 0.961,
             "meta": {**quality.facts, "llama_cpp": "a" * 40, "text_name": "heldout.txt"},
         }
-        paths.atomic_write(quality._path(file), json.dumps(row))
+        quality.results.put(quality._facts(file), row)
     made = card.make(folder, build, card.Wishes(run=False, exclude=("*-BF16.gguf",)))
     found = tables(made.text)
     rows = {row[0]: row for row in found["What the weights cost"][1:]}
