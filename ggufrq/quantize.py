@@ -24,6 +24,7 @@ from ggufrq.family.plan import Family, Made, Plan, Request, Want, needs_imatrix
 from ggufrq.family.planner import Planner
 from ggufrq.family.record import Record
 from ggufrq.family.work import Work
+from ggufrq.family.workshop import Workshop
 from ggufrq.recipe import Recipe
 from ggufrq.resolve import embedded_folder, resolve
 from ggufrq.tools import quantize as quantize_tool
@@ -47,6 +48,7 @@ __all__ = [
     "parse_types",
     "parse_wants",
     "plan_family",
+    "workshop",
 ]
 
 #: What happens with the head that predicts further tokens: part of the model, left out, or a file of its own.
@@ -158,6 +160,16 @@ def make(request: Request, build: Build) -> Family:
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         return Work(_planner(request, build)).make()
+
+
+@contextmanager
+def workshop(request: Request, build: Build) -> Iterator[Workshop]:
+    """The model of a request as GGUF, converted if need be, and what may be made of it, with its folder
+    locked for as long as the context lasts. What ``request`` wants is not made."""
+    folder = _planner(request, build).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        yield Workshop(Work(_planner(request, build)))
 
 
 def plan_family(request: Request, build: Build) -> Plan:

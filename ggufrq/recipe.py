@@ -1,6 +1,7 @@
 """Recipes: which type each class of tensors gets, as TOML data, and what that means for a model's tensors.
 
     name = "mine"
+    imatrix = true     # its types are made with an importance matrix even if none needs one; may be left out
     [classes]          # class -> type; each must match a tensor
     token_embd = "q8_0"
     [where-present]    # class -> type; for classes that not every architecture has
@@ -34,7 +35,7 @@ else:
     import tomli as tomllib
 
 _SECTIONS = ("classes", "where-present", "tensors")
-_KEYS = {"name", "description", *_SECTIONS}
+_KEYS = {"name", "description", "imatrix", *_SECTIONS}
 _NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _TENSOR = re.compile(r"^(?:blk\.\d+\.)?(.+)\.weight$")
 
@@ -42,13 +43,15 @@ _TENSOR = re.compile(r"^(?:blk\.\d+\.)?(.+)\.weight$")
 @dataclass(frozen=True)
 class Recipe:
     """``classes`` (each must match), ``where_present`` (may match nothing) and ``tensors`` (names or
-    patterns, which go first) map to types, names of ggml in lower case."""
+    patterns, which go first) map to types, names of ggml in lower case. ``imatrix`` asks for an importance
+    matrix even where no type needs it."""
 
     name: str
     description: str = ""
     classes: Mapping[str, str] = field(default_factory=dict)
     where_present: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
+    imatrix: bool = False
 
     def wanted(self, model: Inventory) -> dict[str, str]:
         """Type that the rules ask for, by name, for each tensor that is quantized.
@@ -157,12 +160,18 @@ def parse(data: dict[str, Any], name: str, where: str = "the recipe") -> Recipe:
         )
     if not any(sections.values()):
         raise UsageError(f"{where} has no rules")
-    return Recipe(name, str(data.get("description", "")), *sections.values())
+    imatrix = data.get("imatrix", False)
+    if not isinstance(imatrix, bool):
+        raise UsageError(f"{where}: imatrix is true or false, not {imatrix!r}")
+    classes, where_present, named = (sections[section] for section in _SECTIONS)
+    return Recipe(name, str(data.get("description", "")), classes, where_present, named, imatrix)
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML text that ``load`` reads."""
     lines = [f"name = {json.dumps(recipe.name)}", f"description = {json.dumps(recipe.description)}"]
+    if recipe.imatrix:
+        lines.append("imatrix = true")
     for section, rules in zip(_SECTIONS, (recipe.classes, recipe.where_present, recipe.tensors), strict=True):
         if rules:
             lines += [

@@ -125,7 +125,9 @@ class Planner:
             wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
             kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
             name = f"{self.base}-{want.label}-{kind}.gguf"
-        matrix = self._matrix_for(types if types is not None else kind)
+        matrix = self._matrix_for(
+            types if types is not None else kind, asked=want.recipe is not None and want.recipe.imatrix
+        )
         made_from = {
             "source": found.key,
             "imatrix": self._matrix_key(matrix, found),
@@ -154,11 +156,11 @@ class Planner:
             values["ggufrq.imatrix.sha256"] = file_hash(matrix) if matrix.is_file() else "0" * 64
         return {key: _shortened(value) for key, value in values.items() if value}
 
-    def _matrix_for(self, types: Mapping[str, str] | str) -> Path | None:
-        """The matrix for a file of these types, which may still have to be made."""
+    def _matrix_for(self, types: Mapping[str, str] | str, *, asked: bool) -> Path | None:
+        """The matrix for a file of these types, which may still have to be made; ``asked`` by its recipe."""
         if self.request.imatrix is not None:
             return self.request.imatrix
-        return self.matrix if self.request.calibrate is not None or needs_imatrix(types) else None
+        return self.matrix if asked or self.request.calibrate is not None or needs_imatrix(types) else None
 
     def _matrix_key(self, matrix: Path | None, found: Source) -> str:
         """What tells files by their matrix: the content of a given one, or how one is made."""

@@ -12,16 +12,18 @@ from ggufrq.errors import ToolError, UsageError
 from ggufrq.gguf_file import read_model, verify_types
 from ggufrq.tools.logs import explain
 
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?) *(M|G)B?$", re.IGNORECASE)
-_UNITS = {"M": 10**6, "G": 10**9}
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?) *([KMG]?)B?$", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def parse_size(text: str) -> int:
-    """``5G``, ``1.5GB`` or ``500M`` in bytes, decimal as the Hub counts. Raises UsageError."""
+    """``5G``, ``1.5GB``, ``500M`` or plain bytes, decimal as the Hub counts. Raises UsageError."""
     found = _SIZE.match(text.strip())
     size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
     if size < _UNITS["M"]:
-        raise UsageError(f"'{text}' is no size of a file", remedy="--split-size 5G, or 500M")
+        raise UsageError(
+            f"'{text}' is no size of a file", remedy="5G, 1.5GB, 500M, or bytes; 1M at the least"
+        )
     return size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ggufrq import convert, log
@@ -28,8 +29,8 @@ class Work:
         self.log = planner.log
         self._fresh: set[str] = set()
 
-    def make(self) -> Family:
-        """Make what is not there yet."""
+    def source(self) -> tuple[Source, Path]:
+        """The source, and the model as GGUF, converted if need be."""
         self.record.clean()
         found = self.planner.find()
         self.record.data["source"] = found.identity
@@ -40,13 +41,18 @@ class Work:
             model = self.planner.conversions(found)[0]
             self._convert(model, found)
             gguf = self.folder / model.name
+        return found, gguf
+
+    def make(self) -> Family:
+        """Make what is not there yet."""
+        found, gguf = self.source()
         plan = self.planner.plan(found, gguf)
         names = [output.name for output in plan.outputs if not output.kept]
         self.record.refuse_foreign(names, force=self.request.force)
         if names:
             require_free(self.folder, plan.disk_needed, ", ".join(names))
         parts = [self._convert(part, found) for part in plan.conversions if part.part != "model"]
-        if self._make_matrix(plan, found):
+        if self.make_matrix(plan, found):
             plan = self.planner.plan(found, gguf)  # whose files name the matrix that is there now
         outputs = {output.want.label: output for output in plan.outputs}
         files = [
@@ -72,7 +78,7 @@ class Work:
             names += [output.name for output in plan.outputs if not output.kept]
             require_free(self.folder, plan.disk_needed, ", ".join(names))
 
-    def _make_matrix(self, plan: Plan, found: Source) -> bool:
+    def make_matrix(self, plan: Plan, found: Source) -> bool:
         """Make the importance matrix if a file needs one that is not there; whether it was made."""
         path = self.planner.matrix
         if not any(output.job.imatrix == path and not output.kept for output in plan.outputs):

@@ -57,12 +57,21 @@ def test_who_needs_a_matrix() -> None:
     assert needs_imatrix({"a": "q8_0", "b": "q3_k"})
 
 
-@pytest.mark.parametrize(("text", "size"), [("5G", 5 * 10**9), ("1.5GB", 15 * 10**8), (" 500m ", 5 * 10**8)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("5G", 5 * 10**9),
+        ("1.5GB", 15 * 10**8),
+        (" 500m ", 5 * 10**8),
+        ("6048640", 6048640),
+        ("2000kb", 2 * 10**6),
+    ],
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "G", "-1G", "0G", "5T", "0.5M"])
+@pytest.mark.parametrize("text", ["", "5", "999999", "G", "-1G", "0G", "5T", "0.5M"])
 def test_no_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="is no size of a file"):
         parse_size(text)
