@@ -31,6 +31,7 @@ COMMANDS = {
     "claims": "ggufrq.cli.claims:claims",
     "calibrate": "ggufrq.cli.calibrate:calibrate",
     "tune": "ggufrq.cli.tune:tune",
+    "sensitivity": "ggufrq.cli.sensitivity:sensitivity",
     "card": "ggufrq.cli.card:card",
     "publish": "ggufrq.cli.publish:publish",
     "demo": "ggufrq.cli.demo:demo",

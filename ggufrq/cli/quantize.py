@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from ggufrq import quantize as core
 from ggufrq import table
 from ggufrq.build import require_build
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
+from ggufrq.cli.sensitivity import parse_budget, solved
 from ggufrq.errors import UsageError
 from ggufrq.family.split import parse_size
 from ggufrq.recipe import Recipe, load
 from ggufrq.units import size_text
 
+#: The recipe that is made for the model at hand.
+SENSITIVITY = "sensitivity"
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -33,8 +37,14 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Make a family: " + "; ".join(f"{f.name}: {f.description}" for f in core.families().values()) + ".",
 )
 @click.option(
-    "--recipe", "recipes", multiple=True, metavar="NAME|FILE", help="Make a recipe, shipped or your own."
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="Make a recipe, shipped or your own; `sensitivity` finds the best one by measurement.",
 )
+@click.option("--size", metavar="SIZE", help="Budget of --recipe sensitivity: bytes of the file, as 15GB.")
+@click.option("--bpw", metavar="BITS", help="Budget of --recipe sensitivity: bits per weight.")
 @click.option(
     "-o",
     "--out",
@@ -69,6 +79,8 @@ def quantize(
     recipes: tuple[str, ...],
     dry_run: bool,
     list_tensors: bool,
+    size: str | None,
+    bpw: str | None,
     split_size: str | None,
     no_run: bool,
     as_json: bool,
@@ -86,14 +98,21 @@ def quantize(
       ggufrq quantize ./my-model --recipe proposal-c -o ./my-model-GGUF
     """
     build = require_build()
-    names = chosen(types, family, recipes)
+    budget = parse_budget(size, bpw)
     request = core.Request(
-        model,
-        core.parse_wants(names, build),
-        split_size=parse_size(split_size) if split_size else None,
-        run=not no_run,
-        **options,
+        model, (), split_size=parse_size(split_size) if split_size else None, run=not no_run, **options
     )
+    recipes_found: list[str | Recipe] = list(recipes)
+    if SENSITIVITY in recipes:
+        if dry_run or list_tensors:
+            raise UsageError(
+                "the recipe sensitivity takes measurements; there is no dry run of it",
+                remedy=f"`ggufrq sensitivity {model} --bpw 5` first, then its recipe by --recipe FILE",
+            )
+        recipes_found[recipes.index(SENSITIVITY)] = solved(request, build, budget)
+    elif budget is not None:
+        raise UsageError("--size and --bpw are the budget of --recipe sensitivity")
+    request = replace(request, wants=core.parse_wants(chosen(types, family, recipes_found), build))
     if dry_run or list_tensors:
         plan = core.plan_family(request, build)
         if as_json:
@@ -106,14 +125,14 @@ def quantize(
     click.echo(json.dumps(as_data(made), indent=2) if as_json else render(made))
 
 
-def chosen(types: str | None, family: str | None, recipes: tuple[str, ...]) -> list[str | Recipe]:
+def chosen(types: str | None, family: str | None, recipes: Sequence[str | Recipe]) -> list[str | Recipe]:
     """All that is asked for; the default family when nothing is. Raises UsageError."""
     names: list[str | Recipe] = list(core.families()[family].types) if family else []
     if types is not None:
         names += [part.strip() for part in types.split(",") if part.strip()]
         if not types.strip(", "):
             raise UsageError("--types names no type", remedy=f"--types {','.join(core.DEFAULT_TYPES)}")
-    names += [load(name) for name in recipes]
+    names += [load(name) if isinstance(name, str) else name for name in recipes]
     return names or list(core.DEFAULT_TYPES)
 
 

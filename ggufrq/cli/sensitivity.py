@@ -1,0 +1,184 @@
+"""``ggufrq sensitivity``: what quantizing each part of a model costs, and the best recipe under a budget."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufrq import log, paths
+from ggufrq.build import Build, require_build
+from ggufrq.errors import UsageError
+from ggufrq.family.plan import Request
+from ggufrq.family.split import parse_size
+from ggufrq.progress import progress
+from ggufrq.recipe import Recipe, dump
+from ggufrq.sensitivity import core, report
+from ggufrq.sensitivity.solve import Budget
+from ggufrq.sensitivity.trials import LOG
+from ggufrq.sensitivity.units import BY, DEFAULT_TYPES, parse_types
+from ggufrq.weight_quality import Settings
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--size", metavar="SIZE", help="Bytes of the file, at most: 15GB, 500M, or a plain number.")
+@click.option("--bpw", metavar="BITS", help="Bits per weight, at most.")
+@click.option(
+    "--by",
+    type=click.Choice(BY),
+    default=BY[0],
+    show_default=True,
+    help="Choose a type for each class of tensors, each class in each range of layers, or each tensor.",
+)
+@click.option(
+    "--ranges",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Ranges of layers for --by layer.",
+)
+@click.option(
+    "--types",
+    metavar="LIST",
+    help=f"Types to choose from.  [default: {','.join(DEFAULT_TYPES)} and the model's own]",
+)
+@click.option("--imatrix", type=_FILE, help="Importance matrix, as llama-imatrix writes it.")
+@click.option("--calibrate", type=_FILE, metavar="TEXT", help="Make an importance matrix from this text.")
+@click.option("--text", type=_FILE, help="Text to choose on.  [default: the calibration text of ggufrq]")
+@click.option(
+    "--check-text", type=_FILE, help="Another text, to check on.  [default: the held-out text of ggufrq]"
+)
+@click.option(
+    "--ctx", "n_ctx", type=click.IntRange(min=16), default=512, show_default=True, help="Tokens of a chunk."
+)
+@click.option(
+    "--chunks", type=click.IntRange(min=1), default=16, show_default=True, help="Chunks of each text."
+)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Measurements at once.  [default: one per core; 1 for large models]",
+)
+@click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the converted model and the matrix, as of quantize -o.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the recipe to FILE.  [default: MODEL-sensitivity-BUDGET.toml here]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def sensitivity(
+    model: str,
+    size: str | None,
+    bpw: str | None,
+    types: str | None,
+    n_ctx: int,
+    chunks: int,
+    folder: Path | None,
+    out: Path | None,
+    as_json: bool,
+    imatrix: Path | None,
+    calibrate: Path | None,
+    revision: str | None,
+    **options: Any,
+) -> None:
+    """Measure what quantizing each part of MODEL costs, and find the best recipe under a budget.
+
+    One part is quantized at a time. With --size or --bpw the recipe with the least loss is found, written
+    for `ggufrq quantize --recipe FILE`, and checked on a text that had no part in the choice. What was
+    measured is kept: a run that was stopped goes on, and another budget takes a few new measurements.
+
+    \b
+    Examples:
+      ggufrq sensitivity docs-qwen3-8m --bpw 5
+      ggufrq sensitivity ./my-model --size 15GB --by layer
+    """
+    goal = core.Goal(
+        budget=parse_budget(size, bpw),
+        types=parse_types(types) if types is not None else None,
+        settings=Settings(n_ctx, chunks),
+        **options,
+    )
+    if out is not None and not out.absolute().parent.is_dir():
+        raise click.BadParameter(f"{out.parent} is not there", param_hint="--out")
+    build = require_build()
+    request = Request(model, (), folder, imatrix=imatrix, calibrate=calibrate, revision=revision)
+    result = analyse(request, build, goal)
+    if as_json:
+        click.echo(json.dumps(report.as_json(result, goal, build), indent=1, ensure_ascii=False))
+    else:
+        click.echo(f"{report.render(result, goal)}\n\n{report.reproduction(result, build)}")
+    if result.found is not None:
+        path = out or Path(f"{result.base}-{result.found.recipe.name}.toml")
+        paths.atomic_write(path, dump(result.found.recipe))
+        command = ["ggufrq", "quantize", model, "--recipe", str(path)]
+        command += ["-o", str(folder)] if folder is not None else []
+        command += ["--imatrix", str(imatrix)] if imatrix is not None else []
+        command += ["--calibrate", str(calibrate)] if calibrate is not None else []
+        command += ["--revision", revision] if revision is not None else []
+        click.echo(f"\nwrote {path}; make the file by\n  {shlex.join(command)}", err=as_json)
+
+
+def solved(request: Request, build: Build, budget: Budget | None) -> Recipe:
+    """The recipe ``sensitivity`` for the model of a request, by measurement. Raises UsageError without a
+    budget, and as ``core.analyse``."""
+    if budget is None:
+        raise UsageError(
+            "the recipe sensitivity is made for a budget",
+            remedy="--recipe sensitivity --bpw 5, or --size 15GB",
+        )
+    found = analyse(request, build, core.Goal(budget)).found
+    assert found is not None
+    measured = found.checked[0].measured
+    log.say(f"{found.recipe.name}: mean KLD {measured.kld:.5f} ± {measured.kld_err:.5f}")
+    return found.recipe
+
+
+def parse_budget(size: str | None, bpw: str | None) -> Budget | None:
+    """The budget that the options name, None without one. Raises UsageError."""
+    if size is not None and bpw is not None:
+        raise UsageError("a budget is a size or bits per weight, not both", remedy="--size or --bpw")
+    if size is not None:
+        return Budget(size=parse_size(size))
+    if bpw is None:
+        return None
+    try:
+        bits = Fraction(bpw)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"'{bpw}' is no number of bits", remedy="--bpw 5.25") from None
+    if not 0 < bits <= 32:
+        raise UsageError(f"{bpw} bits per weight are out of range", remedy="--bpw 5.25")
+    return Budget(bpw=bits)
+
+
+def analyse(request: Request, build: Build, goal: core.Goal) -> core.Result:
+    """``core.analyse``, with its progress shown."""
+    log_path = paths.logs_dir() / LOG
+    log_path.unlink(missing_ok=True)
+    bar = progress("Measuring", unit="runs")
+    with ExitStack() as stack:
+
+        def on_total(total: int) -> None:
+            if bar.total is None:  # only now: converting and the matrix have bars of their own
+                stack.enter_context(bar)
+            bar.update(bar.done, total=total)
+
+        steps = core.Steps(on_total, bar.advance, lambda what: bar.update(bar.done, what))
+        result = core.analyse(request, build, goal, steps)
+    log.say(f"log of all that ran: {log_path}")
+    return result

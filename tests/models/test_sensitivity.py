@@ -1,0 +1,120 @@
+"""Sensitivity with the real build: few types, a short text; the recipe makes a file of the promised size."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ggufrq import parallel, paths
+from ggufrq.build import Build
+from ggufrq.cli.quantize import quantize as quantize_command
+from ggufrq.cli.sensitivity import sensitivity as command
+from ggufrq.errors import ModelError
+from ggufrq.family.plan import Request
+from ggufrq.gguf_file import read_gguf
+from ggufrq.quantize import Family, make_family
+from ggufrq.recipe import load
+from ggufrq.sensitivity import core, trials
+from ggufrq.sensitivity.solve import Budget
+from ggufrq.weight_quality import Settings, WeightQuality
+
+NAME = "docs-qwen3-8m"
+SHORT = Settings(n_ctx=256, chunks=2)
+
+
+def source(families: dict[str, Family]) -> Path:
+    return families[NAME].folder / f"{NAME}-BF16.gguf"
+
+
+def goal(budget: Budget | None) -> core.Goal:
+    return core.Goal(budget, ("q4_k", "q8_0"), settings=SHORT)
+
+
+def test_recipe_becomes_the_file_that_was_measured(
+    families: dict[str, Family], llama_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(size=6_000_123)
+    request = Request(str(source(families)), (), tmp_path)
+    result = core.analyse(request, llama_build, goal(budget))
+    assert [len(singles) for singles in result.singles.values()] == [2] * 8 and result.matrix is None
+    for four, eight in result.singles.values():
+        assert 0 < eight.kld < four.kld < four.kld_p999
+    found = result.found
+    assert found is not None and found.bytes <= 6_000_123
+    assert found.tuned[0].measured.kld == min(one.measured.kld for one in found.tuned)
+
+    family = make_family(str(source(families)), [found.recipe], llama_build, out=tmp_path)
+    (file,) = family.files
+    assert file.bytes == file.path.stat().st_size == found.bytes
+    facts = read_gguf(file.path)
+    assert facts.tensor_types.items() >= found.checked[0].types.items()
+    with WeightQuality(source(families), llama_build, settings=SHORT, threads=1) as quality:
+        row = quality.row(file.path)
+    assert row["kld_mean"] == pytest.approx(found.checked[0].measured.kld, abs=2e-6)
+
+    monkeypatch.setattr(parallel, "each", None)  # nothing is measured twice
+    again = core.analyse(request, llama_build, goal(budget)).found
+    assert again is not None and again.recipe == found.recipe and again.checked == found.checked
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_commands(families: dict[str, Family], tmp_path: Path) -> None:
+    few = ["--types", "q4_k,q8_0", "--ctx", "256", "--chunks", "2"]
+    out = tmp_path / "mine.toml"
+    arguments = [str(source(families)), "--bpw", "6", *few, "--folder", str(tmp_path), "-o", str(out)]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    assert "ffn_down" in done.stdout and f"--recipe {out}" in done.stdout
+    assert load(out).name == "sensitivity-6bpw"
+    made = CliRunner().invoke(
+        quantize_command, [str(source(families)), "--recipe", str(out), "-o", str(tmp_path), "--dry-run"]
+    )
+    assert made.exit_code == 0 and f"{NAME}-sensitivity-6bpw-" in made.stdout
+
+
+def test_a_quantized_model_is_refused(
+    families: dict[str, Family], llama_build: Build, tmp_path: Path
+) -> None:
+    request = Request(str(families[NAME].file("Q8_0")), (), tmp_path)
+    with pytest.raises(ModelError, match="is quantized already"):
+        core.analyse(request, llama_build, goal(Budget(bpw=Fraction(6))))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process group")
+def test_killed_and_run_again(
+    families: dict[str, Family],
+    llama_build: Build,
+    tmp_path: Path,
+    command_line: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GGUFRQ_CACHE", str(tmp_path / "cache"))
+    few = ["--types", "q5_k,q8_0", "--ctx", "256", "--chunks", "2", "-j", "1", "--folder", str(tmp_path)]
+    arguments = ["sensitivity", str(source(families)), *few]
+    kept = paths.cache_dir() / "measurements"
+    process = subprocess.Popen(
+        command_line(llama_build, *arguments), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(kept.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path.name for path in kept.glob("*.json")}
+    assert 2 <= len(before) < 16
+
+    taken = []
+    take = trials.Trials._take
+    monkeypatch.setattr(trials.Trials, "_take", lambda self, types: (taken.append(types), take(self, types)))
+    asked = core.Goal(None, ("q5_k", "q8_0"), settings=SHORT, jobs=1)
+    core.analyse(Request(str(source(families)), (), tmp_path), llama_build, asked)
+    assert len(taken) == 16 - len(before)
+    assert not list(tmp_path.glob(".*")), "what was half-made is gone"
