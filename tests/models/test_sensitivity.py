@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,10 +19,10 @@ from ggufrq.build import Build
 from ggufrq.cli.quantize import quantize as quantize_command
 from ggufrq.cli.sensitivity import sensitivity as command
 from ggufrq.errors import ModelError
-from ggufrq.family.plan import Request
+from ggufrq.family.plan import Request, Want
 from ggufrq.gguf_file import read_gguf
-from ggufrq.quantize import Family, make_family
-from ggufrq.recipe import load
+from ggufrq.quantize import Family, make_family, plan_family
+from ggufrq.recipe import Recipe, load
 from ggufrq.sensitivity import core, trials
 from ggufrq.sensitivity.solve import Budget
 from ggufrq.weight_quality import Settings, WeightQuality
@@ -78,6 +79,20 @@ def test_commands(families: dict[str, Family], tmp_path: Path) -> None:
         quantize_command, [str(source(families)), "--recipe", str(out), "-o", str(tmp_path), "--dry-run"]
     )
     assert made.exit_code == 0 and f"{NAME}-sensitivity-6bpw-" in made.stdout
+
+
+def test_a_recipe_may_ask_for_a_matrix(
+    families: dict[str, Family], llama_build: Build, tmp_path: Path
+) -> None:
+    """Where no type needs one; the plan then counts what the file says of it."""
+    types = {"token_embd": "q8_0", "ffn_*": "q5_k", "attn_*": "q6_k"}
+    plain = Recipe("r", tensors={f"*{name}.weight": kind for name, kind in types.items()})
+    wants = (Want("r", plain), Want("s", replace(plain, name="s", imatrix=True)))
+    plan = plan_family(Request(str(source(families)), wants, tmp_path), llama_build)
+    without, asked = plan.outputs
+    assert without.job.imatrix is None and asked.job.imatrix == tmp_path / f"{NAME}-imatrix.gguf"
+    assert asked.forecast.file_bytes > without.forecast.file_bytes
+    assert asked.forecast.types == without.forecast.types
 
 
 def test_a_quantized_model_is_refused(

@@ -178,6 +178,7 @@ def test_rows_that_do_not_fill_blocks_get_what_llama_cpp_takes() -> None:
         ("[classes]\nffn_upp = 'q8_0'", "no class 'ffn_upp'"),
         ("[classes]\nffn_up = 'q9_0'", "no tensor type 'q9_0'"),
         ("[classes]\nffn_up = 'q8_0'\n[where-present]\nffn_up = 'q4_0'", "'ffn_up' has two rules"),
+        ("imatrix = 1\n[classes]\nffn_up = 'q8_0'", "imatrix is true or false"),
         ("name = 'a/b'\n[classes]\nffn_up = 'q8_0'", "letters, digits"),
     ],
 )
