@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq.errors import UsageError
-from ggufrq.kv import Kv, KvPair, KvPlan, as_plan, parse_kv, parse_plan
+from ggufrq.kv import MAX_RECENT, Kv, KvPair, KvPlan, as_plan, parse_kv, parse_plan
 from ggufrq.store import file_sha256
 
 #: Chooses the rotation of the patched llama.cpp.
@@ -20,7 +20,10 @@ SCALE_VARIABLE = "LLAMA_RQ_SCALE"
 SCALES = ("lsq", "norm")
 #: What ``MODE_VARIABLE`` may be, also K/V apart: ``full/block``.
 MODES = ("full", "block", "hadamard", "none")
-_CASE = re.compile(r"(?P<types>[^:;+]+)(?P<marks>(?::[^:;+]+)*)(?P<calib>\+calib)?\s*(?P<layers>;.*)?")
+_CASE = re.compile(
+    r"(?P<types>[^:;+]+)(?P<marks>(?::[^:;+]+)*)(?P<calib>\+calib)?(?:\+recent(?P<recent>\d{1,5}))?"
+    r"\s*(?P<layers>;.*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,14 @@ class Case:
             facts["calib"] = file_sha256(self.plan.calib)
         if self.plan.layered:
             facts["layers"] = self.plan.name
+        if self.plan.recent:
+            facts["recent"] = self.plan.recent
         return facts
 
     def _words(self) -> list[str]:
         calib = "+calib" if self.plan.calib is not None else None
-        return [word for word in (self.pair.name, self.mode, self.scale, calib) if word]
+        recent = f"+recent{self.plan.recent}" if self.plan.recent else None
+        return [word for word in (self.pair.name, self.mode, self.scale, calib, recent) if word]
 
     def _layers(self) -> str:
         return self.plan.name[len(self.pair.name) :] if self.plan.layered else ""
@@ -87,7 +93,8 @@ class Case:
 
 def parse_case(text: str, calib: Path | None = None) -> Case:
     """``iso3``, ``iso3/planar4``; with a rotation mode and a scale ``iso3:block``, ``iso3:block:norm``; with
-    layers that differ ``iso3; 0-1:q8_0``; with the calibration file ``calib`` ``iso3+calib``.
+    layers that differ ``iso3; 0-1:q8_0``; with the calibration file ``calib`` ``iso3+calib``; with the newest
+    32 tokens in f16 ``iso3+recent32``.
 
     Raises UsageError.
     """
@@ -104,19 +111,28 @@ def parse_case(text: str, calib: Path | None = None) -> Case:
     kv: Kv = parse_plan(pair.name + found["layers"]) if found["layers"] else pair
     if found["calib"]:
         kv = as_plan(kv).calibrated(calib)
+    if found["recent"] and int(found["recent"]):
+        kv = as_plan(kv).with_recent(int(found["recent"]))
+        if kv.recent > MAX_RECENT or not kv.rotated:
+            raise UsageError(
+                f"'{text}': the newest {MAX_RECENT:,} tokens at most are kept, beside a type of ours",
+                remedy="iso3+recent32",
+            )
     return Case(kv, marks[0] if marks else None, scale)
 
 
-def parse_cases(text: str, calib: Path | None = None) -> list[Case]:
+def parse_cases(text: str, calib: Path | None = None, recent: int = 0) -> list[Case]:
     """Cases with commas between, as ``iso3,iso4; 0,-1:q8_0,f16``; each once.
 
     A calibration file is for the cases that are written with ``+calib``, or when none is, for all of our
-    types. Raises UsageError.
+    types; ``recent`` newest tokens likewise. Raises UsageError.
     """
     parts = [part for part in re.split(r",\s*(?![\s\d-])", text) if part.strip()]
     cases = [parse_case(part, calib) for part in parts]
     if calib is not None and not any(case.plan.calib for case in cases):
         cases = [replace(case, kv=case.plan.calibrated(calib)) if case.ours else case for case in cases]
+    if recent and not any(case.plan.recent for case in cases):
+        cases = [replace(c, kv=c.plan.with_recent(recent)) if c.plan.rotated else c for c in cases]
     return list(dict.fromkeys(cases))
 
 

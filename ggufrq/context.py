@@ -42,9 +42,16 @@ def check_context(
         raise CacheError(f"llama.cpp reports a cache of {context.tokens} tokens instead of {tokens}")
     size = kept.cache_bytes(context, case.plan, model)
     if shape is not None:
-        plan = case.plan
+        plan, cache = case.plan, context.caches[0]
         expected = plan.bytes_for(shape, tokens) if plan.layered else shape.bytes_for(plan.base, tokens)
         printed = abs(expected / _MIB - context.kv_mib) <= _ROUNDING * len(context.caches)
+        recent = plan.recent_bytes(shape, cache.cells, cache.sequences, cache.streams)
+        if context.recent_bytes != recent:
+            raise CacheError(
+                f"the newest tokens of {case.name} take {recent} bytes; "
+                f"llama.cpp reports {context.recent_bytes}"
+            )
+        expected += recent
         if size != expected and not (size is None and printed):  # small sizes are printed too coarsely
             reported = f"{size} bytes" if size is not None else f"{context.kv_mib} MiB"
             raise CacheError(

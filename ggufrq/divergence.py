@@ -212,7 +212,7 @@ def bits_of(case: Case, shape: KvShape | None, size: int | None, tokens: int) ->
     """Bits per value of a cache of ``size`` bytes; those of the types when the model's shape is not known."""
     if shape is not None and size is not None:
         return shape.bits_for(size, tokens)
-    return None if case.plan.layered else case.pair.bits
+    return None if case.plan.layered or case.plan.recent else case.pair.bits
 
 
 def divergences(

@@ -15,8 +15,11 @@ _ROUNDING = 0.00501
 
 
 def as_asked(context: Context, kv: Kv) -> bool:
-    """Whether every layer has the types that ``kv`` gives it, and K the calibration that it names."""
+    """Whether every layer has the types that ``kv`` gives it, K the calibration that it names, and as many of
+    the newest tokens are in f16."""
     plan = as_plan(kv)
+    if context.recent != plan.recent:
+        return False
     if (context.calibration is not None) != (plan.calib is not None):
         return False
     if not plan.layered:
@@ -32,19 +35,19 @@ def found(context: Context) -> str:
         layers = context.layers.get(side)
         sides.append(f"{side} in {', '.join(layers) + ' by layers' if layers else ', '.join(sorted(types))}")
     calibrated = "" if context.calibration is None else f", calibrated by {context.calibration}"
-    return " and ".join(sides) + calibrated
+    recent = "" if context.recent == 0 else f", the newest {context.recent} tokens in f16"
+    return " and ".join(sides) + calibrated + recent
 
 
 def cache_bytes(context: Context, kv: Kv, model: Path) -> int | None:
-    """Exact bytes of K and V, None where they cannot be told.
+    """Exact bytes of K and V, with the newest tokens in f16, None where they cannot be told.
 
     With layers apart they are computed from the model's own rows; see ``layered_bytes``.
     """
     plan = as_plan(kv)
-    if not plan.layered:
-        return context.kv_bytes
-    shape = _shape(model)
-    return None if shape is None else layered_bytes(context, kv, shape)
+    shape = _shape(model) if plan.layered else None
+    size = context.kv_bytes if shape is None else layered_bytes(context, kv, shape)
+    return None if size is None else size + context.recent_bytes
 
 
 def layered_bytes(context: Context, kv: Kv, shape: KvShape) -> int | None:

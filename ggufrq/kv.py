@@ -120,9 +120,12 @@ def parse_kv(text: str) -> KvPair:
     return KvPair(kv_type(parts[0]), kv_type(parts[-1]))
 
 
-#: What ``--kv-layers`` and ``--kv-calib`` say, for tools that lack these options (llama-bench).
+#: What ``--kv-layers``, ``--kv-calib`` and ``--kv-recent`` say, for tools that lack them (llama-bench).
 LAYERS_VARIABLE = "LLAMA_RQ_LAYERS"
 CALIBRATION_VARIABLE = "LLAMA_RQ_CALIB"
+RECENT_VARIABLE = "LLAMA_RQ_RECENT"
+#: How many of the newest tokens llama.cpp keeps in f16 at most.
+MAX_RECENT = 4096
 
 _LAYERS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
 
@@ -171,11 +174,13 @@ class LayerRange:
 @dataclass(frozen=True)
 class KvPlan:
     """The types of K and V layer by layer: a pair for all, and pairs for some, of which the last one wins;
-    and the file with the means of K that are subtracted, if any."""
+    the file with the means of K that are subtracted, if any; and how many of its newest tokens a query sees
+    in f16."""
 
     base: KvPair
     overrides: tuple[tuple[tuple[LayerRange, ...], KvPair], ...] = ()
     calib: Path | None = None
+    recent: int = 0
 
     @classmethod
     def of_layers(cls, pairs: Sequence[KvPair]) -> KvPlan:
@@ -190,6 +195,10 @@ class KvPlan:
     def calibrated(self, file: Path | None) -> KvPlan:
         """The same with this calibration file, or with none."""
         return replace(self, calib=file)
+
+    def with_recent(self, tokens: int) -> KvPlan:
+        """The same with so many of the newest tokens in f16, too."""
+        return replace(self, recent=tokens)
 
     @property
     def name(self) -> str:
@@ -208,8 +217,14 @@ class KvPlan:
 
     @property
     def ours(self) -> bool:
-        """Whether it takes the patched llama.cpp: for a type of ours, layers named apart, or calibration."""
-        return self.layered or self.base.ours or self.calib is not None
+        """Whether it takes the patched llama.cpp: for a type of ours, layers named apart, calibration, or the
+        newest tokens."""
+        return self.layered or self.base.ours or self.calib is not None or self.recent > 0
+
+    @property
+    def rotated(self) -> bool:
+        """Whether K or V is in a type of ours in some layer: only then the newest tokens are kept in f16."""
+        return any(pair.ours for pair in self.pairs)
 
     @property
     def k_ours(self) -> bool:
@@ -227,8 +242,8 @@ class KvPlan:
         return tuple(pairs)
 
     def bytes_for(self, shape: LayerShape, tokens: int) -> int:
-        """Exact bytes of a cache for so many tokens. ValueError when a row of a layer does not fill whole
-        blocks of its type; UsageError as ``resolve``."""
+        """Exact bytes of a cache for so many tokens, without ``recent_bytes``. ValueError when a row of a
+        layer does not fill whole blocks of its type; UsageError as ``resolve``."""
         per_token = sum(
             pair.bytes_for(k, v)
             for pair, k, v in zip(
@@ -237,8 +252,14 @@ class KvPlan:
         )
         return per_token * tokens
 
+    def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
+        """Bytes that the newest tokens of so many sequences take in f16, in a cache of ``cells`` tokens in
+        each of ``streams`` streams: a row for each, and one more for each stream."""
+        rows = min(cells, self.recent * sequences // streams) + 1 if self.recent else 0
+        return 2 * rows * streams * (sum(shape.k_layers) + sum(shape.v_layers))
+
     def bits(self, shape: LayerShape) -> float:
-        """Bits per value over all of K and V. Raises as ``bytes_for``."""
+        """Bits per value over all of K and V, without ``recent_bytes``. Raises as ``bytes_for``."""
         return 8 * self.bytes_for(shape, 1) / (sum(shape.k_layers) + sum(shape.v_layers))
 
     def arguments(self) -> list[str]:
@@ -246,7 +267,9 @@ class KvPlan:
         args = self.base.arguments()
         if self.layered:
             args += ["--kv-layers", self._spec()]
-        return [*args, "--kv-calib", str(self.calib)] if self.calib is not None else args
+        if self.calib is not None:
+            args += ["--kv-calib", str(self.calib)]
+        return [*args, "--kv-recent", str(self.recent)] if self.recent else args
 
     def environment(self) -> dict[str, str | None]:
         """Variables that say to any tool what ``arguments`` says beside the types of the base; None unsets
@@ -254,6 +277,7 @@ class KvPlan:
         return {
             LAYERS_VARIABLE: self._spec() if self.layered else None,
             CALIBRATION_VARIABLE: None if self.calib is None else str(self.calib),
+            RECENT_VARIABLE: str(self.recent) if self.recent else None,
         }
 
     def _entries(self) -> list[str]:

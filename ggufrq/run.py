@@ -74,10 +74,11 @@ def model_file(model: str, *, revision: str | None = None) -> Path:
 
 def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
     """The cache to use with these programs: ``kv``, or with ``fallback`` what is left of it with q8_0 in
-    place of types that they lack, and without layers apart or calibration if they cannot do these.
+    place of types that they lack, and without layers apart, calibration or newest tokens if they cannot do
+    these.
 
-    ``command`` is the command line to repeat, without ``--kv`` and ``--kv-calib``. Raises UsageError when
-    something is missing, ToolError when it is missing in our own build.
+    ``command`` is the command line to repeat, without ``--kv``, ``--kv-calib`` and ``--kv-recent``. Raises
+    UsageError when something is missing, ToolError when it is missing in our own build.
     """
     plan = as_plan(kv)
     missing = programs.missing_types(plan)
@@ -86,6 +87,8 @@ def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPla
     calib = plan.calib is not None and not programs.has_option("--kv-calib")
     lacks += ["no option --kv-layers, so that all layers are alike"] * layers
     lacks += ["no option --kv-calib"] * calib
+    recent = plan.recent > 0 and not programs.has_option("--kv-recent")
+    lacks += ["no option --kv-recent"] * recent
     if not lacks:
         return plan
     what = f"has {'; '.join(lacks)}"
@@ -101,6 +104,8 @@ def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPla
         () if layers else tuple((ranges, known(pair)) for ranges, pair in plan.overrides),
         None if calib else plan.calib,
     )
+    if not recent and usable.rotated:
+        usable = usable.with_recent(plan.recent)
     instead = (
         usable.name
         if plan.layered
@@ -223,12 +228,14 @@ def cache_lines(answer: Answer, kv: Kv) -> list[str]:
     plan = as_plan(kv)
     size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
     times = answer.f16_bytes / answer.kv_bytes if answer.kv_bytes and answer.f16_bytes is not None else None
-    if times is None and not plan.layered:
+    if times is None and not plan.layered and not plan.recent:
         times = 16 / plan.base.bits
     bits = "" if times is None else f", {16 / times:g} bits per value"
     lines = [f"{plan.name}{bits}: {size} for {answer.tokens_held:,} tokens"]
     if plan.calib is not None:
         lines.append(f"means of K subtracted: {plan.calib.name}")
+    if plan.recent:
+        lines.append(f"the newest {plan.recent:,} tokens in f16, which is counted above")
     if times is not None and plan.name != "f16":
         f16 = "f16 takes" if answer.f16_bytes is None else f"f16 takes {answer.f16_bytes:,} bytes,"
         lines.append(f"{f16} {times:.2f} times that")

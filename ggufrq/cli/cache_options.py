@@ -12,7 +12,7 @@ import click
 
 from ggufrq import run as core
 from ggufrq.errors import UsageError
-from ggufrq.kv import KvPlan, parse_plan
+from ggufrq.kv import MAX_RECENT, KvPlan, parse_plan
 from ggufrq.tools import Programs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -30,6 +30,14 @@ _OPTIONS = (
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         metavar="FILE",
         help="Subtract the means of K in this file of `ggufrq calibrate`.",
+    ),
+    click.option(
+        "--kv-recent",
+        type=click.IntRange(0, MAX_RECENT),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Let each query see its newest N tokens in f16.",
     ),
     click.option(
         "-c", "n_ctx", default=4096, show_default=True, help="Context, in tokens: what the cache holds."
@@ -51,15 +59,25 @@ def cache_options(function: Command) -> Command:
 
 
 def settle(
-    command: list[str], kv: str, kv_calib: Path | None, llama_cpp: Path | None, fallback: bool
+    command: list[str],
+    kv: str,
+    kv_calib: Path | None,
+    kv_recent: int,
+    llama_cpp: Path | None,
+    fallback: bool,
 ) -> tuple[Programs, KvPlan]:
     """The programs and the cache that the options mean; ``command`` is the command line to repeat, without
     them. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
-    plan = parse_plan(kv).calibrated(kv_calib)
+    plan = parse_plan(kv).calibrated(kv_calib).with_recent(kv_recent)
     if kv_calib is not None and not plan.k_ours:
         raise UsageError(
             f"a calibration is for K in a type of ours, and K is in {plan.base.k.name}",
             remedy="without --kv-calib, or --kv iso3",
+        )
+    if kv_recent and not plan.rotated:
+        raise UsageError(
+            f"the newest tokens are kept in f16 beside a type of ours, and K and V are in {plan.base.name}",
+            remedy="without --kv-recent, or --kv iso3",
         )
     programs = core.programs_for(llama_cpp)
     if llama_cpp:

@@ -38,6 +38,7 @@ def run(
     file: Path | None,
     kv: str,
     kv_calib: Path | None,
+    kv_recent: int,
     n_ctx: int,
     threads: int | None,
     llama_cpp: Path | None,
@@ -61,7 +62,7 @@ def run(
     if (prompt is None) == (file is None):
         raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
     text = prompt if prompt is not None else file.read_text(encoding="utf-8") if file else ""
-    programs, plan = settle(["ggufrq", "run", model, "-p", "…"], kv, kv_calib, llama_cpp, fallback)
+    programs, plan = settle(["ggufrq", "run", model, "-p", "…"], kv, kv_calib, kv_recent, llama_cpp, fallback)
     try:
         answer = core.generate(
             core.model_file(model),

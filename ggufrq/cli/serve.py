@@ -31,6 +31,7 @@ def serve(
     extra: tuple[str, ...],
     kv: str,
     kv_calib: Path | None,
+    kv_recent: int,
     n_ctx: int,
     threads: int | None,
     llama_cpp: Path | None,
@@ -48,7 +49,7 @@ def serve(
       ggufrq serve docs-qwen3-8m --kv iso3
       ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
     """
-    programs, plan = settle(["ggufrq", "serve", model], kv, kv_calib, llama_cpp, fallback)
+    programs, plan = settle(["ggufrq", "serve", model], kv, kv_calib, kv_recent, llama_cpp, fallback)
     path = model_file(model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None
     with (

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from ggufrq import log, paths
 from ggufrq.build import require_build
 from ggufrq.errors import ToolError
+from ggufrq.kv import MAX_RECENT
 from ggufrq.resolve import resolve
 from ggufrq.validate.assemble import failed
 from ggufrq.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
@@ -32,6 +33,13 @@ from ggufrq.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
     help="Calibration for the caches of our types, or only for those written with +calib (iso3+calib).",
+)
+@click.option(
+    "--kv-recent",
+    type=click.IntRange(0, MAX_RECENT),
+    default=0,
+    metavar="N",
+    help="Newest tokens in f16, for the caches of our types, or only for those written so (iso3+recent32).",
 )
 @click.option(
     "--ctx",
@@ -69,6 +77,7 @@ def validate(
     kv: str | None,
     against: str,
     kv_calib: Path | None,
+    kv_recent: int,
     ctx: str | None,
     chunks: int | None,
     depths: str | None,
@@ -103,6 +112,7 @@ def validate(
         depths=_numbers(depths, "--depths"),
         sections=_words(sections),
         calib=kv_calib,
+        recent=kv_recent,
         text=text,
         seed=seed,
         threads=threads,

@@ -27,6 +27,7 @@ _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+)
 _ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
 _CALIBRATION = re.compile(r"llama_rq: calibration (.*): \d+ layers")
+_RECENT = re.compile(r"llama_rq: the newest (\d+) tokens in f16: (\d+) rows, (\d+) bytes")
 _SCALE = re.compile(r"llama_rq: scale = (\w+)")
 _UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
 _CONTEXT = "constructing llama_context"
@@ -102,7 +103,8 @@ class Context:
 
     ``layers`` has the types of K and of V by layers with a cache, and is empty when all are alike;
     ``calibration`` is the file whose means are subtracted from K; ``scale`` how our codes find their scale
-    when it is not by least squares.
+    when it is not by least squares; ``recent`` how many of the newest tokens are kept in f16 beside, and
+    ``recent_bytes`` what these take over all caches.
     """
 
     caches: tuple[KvCache, ...]
@@ -113,6 +115,8 @@ class Context:
     layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     calibration: str | None = None
     scale: str | None = None
+    recent: int = 0
+    recent_bytes: int = 0
 
     @property
     def k_types(self) -> set[str]:
@@ -131,8 +135,8 @@ class Context:
 
     @property
     def kv_bytes(self) -> int | None:
-        """Exact bytes of K and V in all caches; None when the printed figures do not determine them, as where
-        layers have types of their own."""
+        """Exact bytes of K and V in all caches, without ``recent_bytes``; None when the printed figures do
+        not determine them, as where layers have types of their own."""
         if self.layers:
             return None
         total = 0
@@ -203,6 +207,7 @@ def parse_context(text: str) -> Context | None:
     if not caches and not recurrent:
         return None
     upstream = set(_UPSTREAM_ROTATION.findall(part))
+    recent = [(int(tokens), int(size)) for tokens, _, size in _RECENT.findall(part)]
     return Context(
         caches,
         recurrent,
@@ -212,6 +217,8 @@ def parse_context(text: str) -> Context | None:
         layers=_layers(part),
         calibration=_last_group(_CALIBRATION, part),
         scale=_last_group(_SCALE, part),
+        recent=min((tokens for tokens, _ in recent), default=0) if len(recent) == len(caches) else 0,
+        recent_bytes=sum(size for _, size in recent),
     )
 
 

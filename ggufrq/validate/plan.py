@@ -101,6 +101,7 @@ def make_plan(
     depths: Sequence[int] | None = None,
     sections: Sequence[str] | None = None,
     calib: Path | None = None,
+    recent: int = 0,
     text: Path | None = None,
     seed: int | None = None,
     threads: int | None = None,
@@ -109,7 +110,7 @@ def make_plan(
 ) -> Plan:
     """The plan for the options of the command. Raises UsageError."""
     base = _known(parse_case(against, calib))
-    others = [_known(case) for case in parse_cases(kv or DEFAULT_CASES, calib) if case != base]
+    others = [_known(case) for case in parse_cases(kv or DEFAULT_CASES, calib, recent) if case != base]
     chosen = tuple(section for section in SECTIONS if section in (sections or SECTIONS))
     for section in sections or ():
         if section not in SECTIONS:

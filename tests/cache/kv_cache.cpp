@@ -4,30 +4,13 @@
 //
 //   kv_cache MODEL TEXT TYPE_K TYPE_V FLASH_ATTN STATE_FILE write|read
 //
-// LLAMA_RQ_LAYERS and LLAMA_RQ_CALIB hold for all but the f16 cache.
+// LLAMA_RQ_LAYERS, LLAMA_RQ_CALIB and LLAMA_RQ_RECENT hold for all but the f16 cache.
 
-#include "ggml.h"
-#include "llama.h"
+#include "kv_driver.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <fstream>
-#include <iterator>
-#include <string>
-#include <vector>
 
 using logits_t = std::vector<float>;
-
-static llama_model * model;
-static std::vector<llama_token> text;
-
-[[noreturn]] static void die(const char * what) {
-    fprintf(stderr, "kv_cache: %s\n", what);
-    exit(1);
-}
 
 struct session {
     llama_context * ctx;
@@ -107,7 +90,7 @@ static result steps(session & s) {
 }
 
 static result reference_steps(bool flash_attn) {
-    const char * names[] = { "LLAMA_RQ_LAYERS", "LLAMA_RQ_CALIB" };
+    const char * names[] = { "LLAMA_RQ_LAYERS", "LLAMA_RQ_CALIB", "LLAMA_RQ_RECENT" };
     std::vector<std::string> values;
     for (const char * name : names) {
         const char * value = getenv(name);
@@ -121,16 +104,6 @@ static result reference_steps(bool flash_attn) {
     return steps(reference);
 }
 
-static ggml_type type_from_name(const char * name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const char * other = ggml_type_name((ggml_type) i);
-        if (other && strcmp(name, other) == 0) {
-            return (ggml_type) i;
-        }
-    }
-    die("unknown type");
-}
-
 int main(int argc, char ** argv) {
     if (argc != 8) {
         die("usage: kv_cache MODEL TEXT TYPE_K TYPE_V FLASH_ATTN STATE_FILE write|read");
@@ -141,24 +114,7 @@ int main(int argc, char ** argv) {
     const std::string state_file = argv[6];
     const bool        write      = strcmp(argv[7], "write") == 0;
 
-    llama_log_set([](ggml_log_level level, const char * line, void *) {
-        if (level == GGML_LOG_LEVEL_ERROR) {
-            fputs(line, stderr);
-        }
-    }, nullptr);
-
-    model = llama_model_load_from_file(argv[1], llama_model_default_params());
-    if (!model) {
-        die("no model");
-    }
-
-    std::ifstream file(argv[2], std::ios::binary);
-    const std::string prose((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    text.resize(4096);
-    const int n = llama_tokenize(llama_model_get_vocab(model), prose.data(), (int) std::min<size_t>(prose.size(), 6000), text.data(), (int) text.size(), true, false);
-    if (n < 800) {
-        die("the text is too short");
-    }
+    load_model_and_text(argv[1], argv[2]);
 
     session s(type_k, type_v, flash_attn, true);
 

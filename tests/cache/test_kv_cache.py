@@ -3,63 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kv_drivers import DENSE, HYBRID, ONE_THREAD, run
 
 from ggufrq import paths, proc
 from ggufrq.build import Build
 from ggufrq.calibrate import fingerprint
-from ggufrq.convert import convert
 from ggufrq.gguf_header import read_header
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]
-
-HERE = Path(__file__).resolve().parent
-HYBRID, DENSE = "docs-qwen3.5-8m", "docs-qwen3-8m"
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="session")
-def f16_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both embedded models as f16 GGUF files."""
-    folder = tmp_path_factory.mktemp("f16 models")
-    return {
-        name: convert(paths.data_dir("models") / name, folder / f"{name}.gguf", llama_build.source)
-        for name in (HYBRID, DENSE)
-    }
-
-
-@pytest.fixture(scope="session")
-def driver(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """kv_cache.cpp, compiled against the build."""
-    out = tmp_path_factory.mktemp("driver") / "kv_cache"
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    include = [f"-I{llama_build.source / folder}" for folder in ("include", "ggml/include")]
-    link = [f"-L{llama_build.bin}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{llama_build.bin}"]
-    proc.run([compiler, "-std=c++17", "-O1", *include, HERE / "kv_cache.cpp", "-o", out, *link])
-    return out
-
-
-def run(
-    driver: Path,
-    *arguments: str | Path,
-    mode: str | None = None,
-    layers: str | None = None,
-    calib: Path | None = None,
-) -> dict[str, Any]:
-    env = {**ONE_THREAD, "LLAMA_RQ_MODE": mode, "LLAMA_RQ_LAYERS": layers}
-    env["LLAMA_RQ_CALIB"] = None if calib is None else str(calib)
-    done = proc.run([driver, *arguments], env=env, timeout=600)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
 
 # type of K and V, flash attention, largest error against f16: the embedded models lose less than half of it
 PAIRS = [
@@ -301,14 +259,6 @@ def test_the_scale_can_be_the_norm(driver: Path, f16_models: dict[str, Path], tm
     norm = proc.run([driver, *arguments], env={**ONE_THREAD, "LLAMA_RQ_SCALE": "norm"}, timeout=600)
     plain: float = json.loads(norm.stdout)["plain"]
     assert run(driver, *arguments)["plain"] < plain < 0.1
-
-
-@pytest.fixture(scope="session")
-def tiny_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Upstream's own generator makes a tiny random model per architecture."""
-    folder = tmp_path_factory.mktemp("architectures")
-    proc.run([llama_build.tool("test-llama-archs"), "-o", folder], env=ONE_THREAD, timeout=600)
-    return {path.stem: path for path in sorted(folder.rglob("*.gguf"))}
 
 
 def one_token(build: Build, model: Path, **env: str) -> proc.Completed:

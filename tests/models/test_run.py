@@ -65,6 +65,22 @@ def test_layers_apart(families: dict[str, Family], programs: Programs, name: str
     assert context.layers == {"K": tuple(p.k.name for p in pairs), "V": tuple(p.v.name for p in pairs)}
 
 
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+@pytest.mark.parametrize("kv", ["iso3", "iso3/f16; 0:q8_0"])
+def test_the_newest_tokens_in_f16(
+    families: dict[str, Family], programs: Programs, name: str, kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_RQ_RECENT", "7")  # the option counts
+    plan, model = parse_plan(kv).with_recent(32), families[name].file("Q8_0")
+    found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=1024, raw=True, temperature=0)
+    shape = kv_shape(model)
+    context = parse_context(found.log.read_text())
+    assert context is not None
+    assert context.recent == 32
+    assert context.recent_bytes == plan.recent_bytes(shape, 1024)
+    assert found.kv_bytes == plan.bytes_for(shape, 1024) + plan.recent_bytes(shape, 1024)
+
+
 def test_layer_that_the_model_does_not_have(families: dict[str, Family], programs: Programs) -> None:
     with pytest.raises(GgufrqError, match=r"layer"):
         generate(

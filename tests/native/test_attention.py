@@ -38,9 +38,9 @@ def passed(output: str, cases: int) -> bool:
 def test_against_upstream(llama_build: Build, tmp_path: Path) -> None:
     out = tmp_path / "rq_attention"
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    include = f"-I{llama_build.source / 'ggml' / 'include'}"
+    include = [f"-I{llama_build.source / 'ggml' / folder}" for folder in ("include", "src")]
     link = [f"-L{llama_build.bin}", "-lggml-cpu", "-lggml-base", f"-Wl,-rpath,{llama_build.bin}"]
-    proc.run([compiler, "-std=c++17", "-O2", include, SOURCE / "rq_attention.cpp", "-o", out, *link])
+    proc.run([compiler, "-std=c++17", "-O2", *include, SOURCE / "rq_attention.cpp", "-o", out, *link])
     assert passed(proc.run([out, "400", "1"], env={"OMP_WAIT_POLICY": "passive"}, timeout=300).stdout, 400)
 
 
@@ -104,7 +104,8 @@ def test_all_variants(llama_build: Build, tmp_path: Path) -> None:
             continue
         out = tmp_path / variant.stem
         link = [variant, base, f"-Wl,-rpath,{variant.parent}", f"-Wl,-rpath,{base.parent}"]
-        source = [f"-I{tree / 'ggml' / 'include'}", SOURCE / "rq_attention.cpp"]
+        include = [f"-I{tree / 'ggml' / folder}" for folder in ("include", "src")]
+        source = [*include, SOURCE / "rq_attention.cpp"]
         proc.run([compiler, "-std=c++17", "-O2", *source, "-o", out, *link])
         done = proc.run([out, "100", "5", "512"], env={"OMP_WAIT_POLICY": "passive"}, timeout=600)
         assert passed(done.stdout, 100), variant.name

@@ -75,3 +75,22 @@ def test_results_depend_on_what_the_calibration_says(tmp_path: Path) -> None:
     file.write_bytes(b"other means")
     assert case.facts() != before
     assert Case(parse_kv("iso3")).facts() == {"k": "iso3", "v": "iso3", "mode": None}
+
+
+def test_the_newest_tokens_are_for_our_types_or_for_those_that_ask() -> None:
+    (case,) = parse_cases("iso3:block:norm+recent32; 0:q8_0")
+    assert (case.plan.recent, case.scale, case.plan.layered) == (32, "norm", True)
+    assert case.name == "iso3 block norm +recent32; 0:q8_0"
+    assert case.spec == "iso3:block:norm+recent32; 0:q8_0" and parse_cases(case.spec) == [case]
+    assert case.facts() != parse_cases("iso3:block:norm; 0:q8_0")[0].facts()
+    assert case.environment()["LLAMA_RQ_RECENT"] == "32"
+    names = [case.name for case in parse_cases("iso3,f16,q8_0/iso4", recent=16)]
+    assert names == ["iso3 +recent16", "f16", "q8_0/iso4 +recent16"]
+    assert [case.plan.recent for case in parse_cases("iso3,iso3+recent8", recent=16)] == [0, 8]
+    assert [case.plan.recent for case in parse_cases("iso3+recent0,iso3")] == [0]
+
+
+@pytest.mark.parametrize("text", ["iso3+recent", "iso3+recent4097", "q8_0+recent32", "iso3+recent32:block"])
+def test_newest_tokens_that_cannot_be(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_cases(text)

@@ -82,3 +82,15 @@ def test_models_whose_shape_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> N
     plan = parse_plan("iso3; 0:q8_0")
     assert kept.cache_bytes(context(plan.name), plan, Path("m.gguf")) is None
     assert kept.f16_bytes(context(plan.name), plan, Path("m.gguf")) is None
+
+
+def test_the_newest_tokens_are_asked_for_or_not() -> None:
+    without, with_them = context("iso3"), replace(context("iso3"), recent=32, recent_bytes=1000)
+    plan = parse_plan("iso3")
+    assert kept.as_asked(with_them, plan.with_recent(32)) and not kept.as_asked(with_them, plan)
+    assert kept.as_asked(without, plan) and not kept.as_asked(without, plan.with_recent(32))
+    assert not kept.as_asked(with_them, plan.with_recent(16))
+    assert "the newest 32 tokens in f16" in kept.found(with_them)
+    size = kept.cache_bytes(without, plan, Path("m"))
+    assert size is not None
+    assert kept.cache_bytes(with_them, plan.with_recent(32), Path("m")) == size + 1000

@@ -227,7 +227,7 @@ def test_size_of_a_plan_is_exact_where_layers_differ() -> None:
 def test_what_llama_cpp_is_told() -> None:
     plain = parse_plan("iso3/planar4")
     assert plain.arguments() == ["-ctk", "iso3", "-ctv", "planar4"] == parse_kv("iso3/planar4").arguments()
-    assert plain.environment() == {"LLAMA_RQ_LAYERS": None, "LLAMA_RQ_CALIB": None}
+    assert plain.environment() == dict.fromkeys(["LLAMA_RQ_LAYERS", "LLAMA_RQ_CALIB", "LLAMA_RQ_RECENT"])
     assert not plain.layered and plain.ours and not parse_plan("q8_0").ours
     plan = parse_plan("iso3; 0-1, -1:q8_0; 5:iso4/iso3")
     assert plan.arguments() == ["-ctk", "iso3", "-ctv", "iso3", "--kv-layers", "0-1,-1:q8_0;5:iso4/iso3"]
@@ -235,5 +235,27 @@ def test_what_llama_cpp_is_told() -> None:
     assert parse_plan("q8_0; 0:f16").ours, "layers apart take the patched llama.cpp"
     with_means = plain.calibrated(Path("m.gguf"))
     assert with_means.arguments() == [*plain.arguments(), "--kv-calib", "m.gguf"]
-    assert with_means.environment() == {"LLAMA_RQ_LAYERS": None, "LLAMA_RQ_CALIB": "m.gguf"}
+    assert with_means.environment() == {**plain.environment(), "LLAMA_RQ_CALIB": "m.gguf"}
     assert with_means.name == plain.name and with_means.calibrated(None) == plain
+
+
+def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None:
+    @dataclass
+    class Shape:
+        k_layers: tuple[int, ...] = (256, 256)
+        v_layers: tuple[int, ...] = (256, 256)
+
+    plain = parse_plan("iso3; 0:q8_0")
+    plan = plain.with_recent(32)
+    assert plan.arguments() == [*plain.arguments(), "--kv-recent", "32"]
+    assert plan.environment() == {**plain.environment(), "LLAMA_RQ_RECENT": "32"}
+    assert plain.environment()["LLAMA_RQ_RECENT"] is None
+    assert plan.name == plain.name and plan.with_recent(0) == plain
+    token = 2 * 1024  # f16
+    assert plain.recent_bytes(Shape(), 4096) == 0
+    assert plan.recent_bytes(Shape(), 4096) == 33 * token
+    assert plan.recent_bytes(Shape(), 4096, sequences=4) == 129 * token
+    assert plan.recent_bytes(Shape(), 4096, sequences=4, streams=4) == 4 * 33 * token
+    assert plan.recent_bytes(Shape(), 16) == 17 * token
+    assert parse_plan("q8_0").with_recent(8).ours and not parse_plan("q8_0").rotated
+    assert parse_plan("q8_0; 1:f16/iso3").rotated

@@ -23,7 +23,7 @@ UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_
 
 
 PATCHED = (*UPSTREAM, "iso3", "iso4", "planar4")
-OPTIONS = "--kv-layers SPEC  ...\n--kv-calib FILE  ..."
+OPTIONS = "--kv-layers SPEC  ...\n--kv-calib FILE  ...\n--kv-recent N  ..."
 
 
 def programs(types: tuple[str, ...], build: Build | None = None, options: str = "") -> Programs:
@@ -94,6 +94,18 @@ def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no option --kv-calib; using iso3" in capsys.readouterr().err
 
 
+def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = parse_plan("iso3").with_recent(32)
+    assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
+    with pytest.raises(UsageError, match="has no option --kv-recent"):
+        run.settle(plan, programs(PATCHED), fallback=False, command="ggufrq run m")
+    assert run.settle(plan, programs(PATCHED), fallback=True, command="ggufrq run m") == parse_plan("iso3")
+    # a type that is not there takes them with it
+    found = run.settle(plan, programs(UPSTREAM, options=OPTIONS), fallback=True, command="ggufrq run m")
+    assert found == parse_plan("q8_0")
+    capsys.readouterr()
+
+
 def test_our_own_build_never_falls_back(tmp_path: Path) -> None:
     build = Build("key", tmp_path, tmp_path, tmp_path, {})
     with pytest.raises(ToolError, match="has no cache type iso3"):
@@ -129,6 +141,12 @@ def test_what_is_said_of_the_cache() -> None:
         "iso3; 0-1,-1:q8_0; 5:iso4/iso3, 5.20312 bits per value: 10,911,744 bytes for 4,096 tokens",
         "means of K subtracted: means.gguf",
         "f16 takes 33,554,432 bytes, 3.08 times that",
+    ]
+    recent = replace(ANSWER, kv_bytes=6969344)
+    assert run.cache_lines(recent, parse_plan("iso3").with_recent(50)) == [
+        "iso3, 3.32324 bits per value: 6,969,344 bytes for 4,096 tokens",
+        "the newest 50 tokens in f16, which is counted above",
+        "f16 takes 33,554,432 bytes, 4.81 times that",
     ]
     assert run.cache_lines(rough, parse_plan("iso3; 0:q8_0"))[0] == "iso3; 0:q8_0: 6.25 MiB for 4,096 tokens"
     assert run.speed_text(ANSWER) == "prompt 1,200 tokens at 4,322 tokens/s, answer 24 at 88.2 tokens/s"
@@ -264,6 +282,11 @@ def test_example_can_be_pasted() -> None:
             ["serve", "docs-qwen3-8m", "--kv", "q8_0/iso3", "--kv-calib", __file__],
             UsageError,
             "for K in a type of ours, and K is in q8_0",
+        ),
+        (
+            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "q8_0", "--kv-recent", "8"],
+            UsageError,
+            "beside a type of ours, and K and V are in q8_0",
         ),
         (["quantize", "docs-qwen3-8m"], GgufrqError, "has not been built yet"),
         (["demo", "--models", "nothing"], GgufrqError, "there is no model 'nothing'"),

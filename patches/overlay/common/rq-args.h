@@ -1,6 +1,6 @@
 #pragma once
 
-// --kv-layers and --kv-calib. They reach libllama through the environment, so that programs without common options, as
+// --kv-layers, --kv-calib and --kv-recent. They reach libllama through the environment, so that programs without common options, as
 // llama-bench, take the same from there.
 
 #include "arg.h"
@@ -31,4 +31,12 @@ static common_arg rq_arg_kv_calib() {
         "means of K that are subtracted before K is stored, made by `ggufrq calibrate`; for rotated cache types of K",
         [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_CALIB", value); }
     ).set_env("LLAMA_RQ_CALIB");
+}
+
+static common_arg rq_arg_kv_recent() {
+    return common_arg(
+        {"--kv-recent"}, "N",
+        "each query sees the newest N tokens of its sequence in f16, beside a cache of rotated types (default: 0)",
+        [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_RECENT", value); }
+    ).set_env("LLAMA_RQ_RECENT");
 }

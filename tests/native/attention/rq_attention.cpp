@@ -1,8 +1,9 @@
 // The CPU kernels of the rotated cache types in a build of ggml: quantization against the reference, dot products
 // against f64, and attention against upstream's own on f32 copies of the same data, over random shapes, strides,
-// masks and options. Usage: rq_attention [cases] [seed] [max KV rows]
+// masks and options, with and without recent rows. Usage: rq_attention [cases] [seed] [max KV rows]
 
 #include "ggml-cpu.h"
+#include "ggml-rq-types.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -109,12 +110,15 @@ struct shape {
     bool mask_heads, sinks, by_row; // by_row: all heads of a token side by side, as in the KV cache
     int  slack;     // rows of the cache beyond the view
     float max_bias, softcap, sharp;
+    int  held;      // recent rows beside those of the queries' own batch, 0: none of either
+    int  recent() const { return held > 0 ? held + nq : 0; }
 };
 
 static shape any_shape(int max_kv) {
     shape s;
     s.type_k = maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
-    s.type_v = !is_rq(s.type_k) || maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
+    s.held   = maybe(50) ? one_of({ 1, 7, 32, 63, 150 }) : 0;
+    s.type_v = (!is_rq(s.type_k) && !(s.held > 0 && maybe(30))) || maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
     s.dk = is_rq(s.type_k) ? 128*one_of({ 1, 1, 1, 2, 3, 4 }) : 32*any(1, 8);
     s.dv = is_rq(s.type_v) ? 128*one_of({ 1, 1, 1, 2, 3, 4 }) : 32*any(1, 8);
     const int group = one_of({ 1, 1, 2, 3, 4, 5, 8 });
@@ -178,6 +182,8 @@ static ggml_tensor * view_cache(ggml_context * ctx, const shape & s, ggml_type t
 
 struct inputs {
     cache k, v;
+    cache k_recent, v_recent; // f16 [d, heads, recent rows, ne3]; the f32 copy serves for the batch's own, too
+    std::vector<ggml_fp16_t> recent_mask; // [recent rows, nq, 1, ne3]
     std::vector<float> q, sinks;
     std::vector<ggml_fp16_t> mask;
     int mask_ne2, mask_ne3;
@@ -210,6 +216,39 @@ static inputs make_inputs(const shape & s) {
             }
         }
     }
+    const int  n_recent = s.recent();
+    const int  reach    = any(1, n_recent + 1);
+    std::vector<bool> unseen(n_recent*s.ne3, true);
+    for (int i = 0; i < s.ne3; ++i) {
+        const bool none = maybe(10); // a row that sees no recent row
+        const bool band = maybe(50); // the newest up to the query, as the cache has them, or any
+        for (int r = 0; r < s.nq; ++r) {
+            for (int c = 0; c < n_recent; ++c) {
+                const int  past   = s.held + r - c;
+                const bool hidden = (none && r == s.nq/2) || (band ? past < 0 || past >= reach : maybe(70));
+                in.recent_mask.push_back(hidden ? inf : ggml_fp32_to_fp16(s.max_bias > 0.0f ? -(float) std::abs(past)/16.0f : 0.0f));
+                unseen[i*n_recent + c] = unseen[i*n_recent + c] && hidden;
+            }
+        }
+    }
+    if (n_recent > 0 && s.mask && maybe(20)) { // queries that see recent rows alone
+        std::fill(in.mask.begin(), in.mask.begin() + (ptrdiff_t) s.kv*any(1, s.nq), inf);
+    }
+    for (int pass = 0; n_recent > 0 && pass < 2; ++pass) {
+        const int heads = pass == 0 ? s.heads_k : s.heads_v;
+        const int64_t d = pass == 0 ? s.dk : s.dv;
+        std::vector<bool> poison(heads*n_recent*s.ne3);
+        for (size_t r = 0; r < poison.size(); ++r) {
+            poison[r] = unseen[r/heads];
+        }
+        cache & c = pass == 0 ? in.k_recent : in.v_recent;
+        c = make_cache(GGML_TYPE_F16, d*heads*n_recent*s.ne3, d, 1.0f, std::vector<bool>(poison.size(), false));
+        for (size_t r = 0; r < poison.size(); ++r) {
+            if (poison[r]) {
+                memset(c.data.data() + r*d*sizeof(ggml_fp16_t), 0xff, d*sizeof(ggml_fp16_t)); // NaN
+            }
+        }
+    }
     for (int pass = 0; pass < 2; ++pass) {
         const int heads = pass == 0 ? s.heads_k : s.heads_v;
         const int64_t d = pass == 0 ? s.dk : s.dv;
@@ -224,9 +263,68 @@ static inputs make_inputs(const shape & s) {
     return in;
 }
 
-static std::vector<float> attend(const shape & s, const inputs & in, bool as_f32, int threads) {
+// rows [from, from + n) of recent [d, heads, rows, ne3] as a source of the op; slack: a row behind them, as a cache has it
+static ggml_tensor * recent_rows(ggml_context * ctx, const shape & s, const cache & c, ggml_type type, int64_t d, int64_t heads, int64_t from, int64_t n, int64_t slack) {
+    ggml_tensor * t = ggml_new_tensor_4d(ctx, type, d, heads, n + slack, s.ne3);
+    memset(t->data, 0xff, ggml_nbytes(t));
+    const size_t size = ggml_type_size(type)*d*heads;
+    for (int64_t i = 0; i < s.ne3; ++i) {
+        const size_t o = (i*s.recent() + from)*d*heads;
+        const char * x = type == GGML_TYPE_F32 ? (const char *) (c.f32.data() + o) : (const char *) c.data.data() + o*sizeof(ggml_fp16_t);
+        memcpy((char *) t->data + i*t->nb[3], x, size*n);
+    }
+    return ggml_permute(ctx, ggml_view_4d(ctx, t, d, heads, n, s.ne3, t->nb[1], t->nb[2], t->nb[3], 0), 0, 2, 1, 3);
+}
+
+// the same as s and in, with the recent rows behind those of K and V
+static void append_recent(shape & s, inputs & in) {
+    const int n_recent = s.recent();
+    const auto join = [&](const cache & c, const cache & recent, int64_t d, int64_t heads) {
+        const int64_t rows = s.kv + s.slack;
+        cache res;
+        for (int i = 0; i < s.ne3; ++i) {
+            for (int64_t r = 0; r < s.kv + n_recent; ++r) {
+                for (int64_t h = 0; h < heads; ++h) {
+                    const float * x = r >= s.kv ? recent.f32.data() + ((i*n_recent + r - s.kv)*heads + h)*d
+                                    : c.f32.data() + (s.by_row ? ((i*rows + r)*heads + h)*d : ((i*heads + h)*rows + r)*d);
+                    res.f32.insert(res.f32.end(), x, x + d);
+                }
+            }
+        }
+        return res;
+    };
+    in.k = join(in.k, in.k_recent, s.dk, s.heads_k);
+    in.v = join(in.v, in.v_recent, s.dv, s.heads_v);
+
+    std::vector<ggml_fp16_t> mask;
+    for (int i = 0; i < s.ne3; ++i) {
+        for (int h = 0; h < in.mask_ne2; ++h) {
+            for (int r = 0; r < s.nq; ++r) {
+                const size_t from = (((size_t) (i % in.mask_ne3)*in.mask_ne2 + h)*s.nq + r)*s.kv;
+                for (int c = 0; c < s.kv; ++c) {
+                    mask.push_back(s.mask ? in.mask[from + c] : 0);
+                }
+                const auto * m = in.recent_mask.data() + ((size_t) i*s.nq + r)*n_recent;
+                mask.insert(mask.end(), m, m + n_recent);
+            }
+        }
+    }
+    in.mask     = mask;
+    in.mask_ne3 = s.ne3;
+    s.kv       += n_recent;
+    s.mask      = 1;
+    s.by_row    = true;
+    s.slack     = 0;
+    s.held      = 0;
+}
+
+static std::vector<float> attend(shape s, inputs in, bool as_f32, int threads) {
+    if (as_f32 && s.held > 0) {
+        append_recent(s, in);
+    }
     const size_t bytes = (in.k.f32.size() + in.v.f32.size() + in.q.size() + (size_t) s.dv*s.nq*s.heads*s.ne3)*sizeof(float) +
-                         in.mask.size()*2 + (1 << 16);
+                         (in.k_recent.f32.size() + in.v_recent.f32.size())*2*sizeof(float) + (s.dk + s.dv)*s.heads*s.ne3*sizeof(float) +
+                         in.mask.size()*2 + in.recent_mask.size()*2 + (1 << 16);
     ggml_context * ctx = ggml_init({ bytes, nullptr, false });
 
     ggml_tensor * q = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, s.dk, s.heads, s.nq, s.ne3);
@@ -246,6 +344,16 @@ static std::vector<float> attend(const shape & s, const inputs & in, bool as_f32
         ggml_tensor * sinks = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, s.heads);
         memcpy(sinks->data, in.sinks.data(), ggml_nbytes(sinks));
         ggml_flash_attn_ext_add_sinks(out, sinks);
+    }
+
+    if (s.held > 0) {
+        ggml_tensor * mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, s.recent(), s.nq, 1, s.ne3);
+        memcpy(mask->data, in.recent_mask.data(), ggml_nbytes(mask));
+        ggml_rq_flash_attn_ext_add_recent(out,
+                recent_rows(ctx, s, in.k_recent, GGML_TYPE_F16, s.dk, s.heads_k, 0, s.held, 1),
+                recent_rows(ctx, s, in.v_recent, GGML_TYPE_F16, s.dv, s.heads_v, 0, s.held, 1), mask,
+                recent_rows(ctx, s, in.k_recent, GGML_TYPE_F32, s.dk, s.heads_k, s.held, s.nq, 0),
+                recent_rows(ctx, s, in.v_recent, GGML_TYPE_F32, s.dv, s.heads_v, s.held, s.nq, 0));
     }
 
     ggml_cgraph * graph = ggml_new_graph_custom(ctx, 64, false);
@@ -272,6 +380,7 @@ static int test_broken_queries() {
         s.dk     = 128*any(1, 2);
         s.sharp  = 1.0f;
         s.mask   = 0;
+        s.held   = 0;
         s.max_bias = 0.0f;
         inputs in = make_inputs(s);
         const auto want = attend(s, in, false, 2);
@@ -314,8 +423,8 @@ int main(int argc, char ** argv) {
         worst_threads = std::max(worst_threads, et);
         if (!(e <= limit) || !(et <= 1e-6)) {
             printf("case %d of seed %d: nmse %.3g, between thread counts %.3g: %s/%s d %d/%d heads %d/%d/%d nq %d kv %d ne3 %d/%d "
-                   "mask %d sinks %d bias %g cap %g sharp %g rows %d slack %d\n", i, seed, e, et, ggml_type_name(s.type_k), ggml_type_name(s.type_v),
-                   s.dk, s.dv, s.heads, s.heads_k, s.heads_v, s.nq, s.kv, s.ne3, s.ne3_k, s.mask, s.sinks, s.max_bias, s.softcap, s.sharp, s.by_row, s.slack);
+                   "mask %d sinks %d bias %g cap %g sharp %g rows %d slack %d held %d\n", i, seed, e, et, ggml_type_name(s.type_k), ggml_type_name(s.type_v),
+                   s.dk, s.dv, s.heads, s.heads_k, s.heads_v, s.nq, s.kv, s.ne3, s.ne3_k, s.mask, s.sinks, s.max_bias, s.softcap, s.sharp, s.by_row, s.slack, s.held);
             ++failed;
         }
     }

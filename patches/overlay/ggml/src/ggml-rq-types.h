@@ -36,6 +36,34 @@ static inline enum ggml_rq_mode ggml_rq_hint_mode(int32_t hint) {
     return (enum ggml_rq_mode) (hint & 0xff);
 }
 
+// Sources of a FLASH_ATTN_EXT with recent rows, beyond upstream's five. Keys and values that were kept in f16
+// [head_dim, n_held, n_head_kv, ne3] and those of this batch in f32 [head_dim, n_new, n_head_kv, ne3] are attended to as
+// further KV rows, where the mask, f16 [n_held + n_new, n_queries, 1, ne3], lets them be seen; the op's own mask hides
+// the rows that they stand for. A backend that does not know them must refuse the op (supports_op).
+enum ggml_rq_recent_src {
+    GGML_RQ_RECENT_K     = 5,
+    GGML_RQ_RECENT_V     = 6,
+    GGML_RQ_RECENT_MASK  = 7,
+    GGML_RQ_RECENT_K_NEW = 8,
+    GGML_RQ_RECENT_V_NEW = 9,
+};
+
+static inline void ggml_rq_flash_attn_ext_add_recent(struct ggml_tensor * a, struct ggml_tensor * k, struct ggml_tensor * v,
+        struct ggml_tensor * mask, struct ggml_tensor * k_new, struct ggml_tensor * v_new) {
+    GGML_ASSERT(a->op == GGML_OP_FLASH_ATTN_EXT);
+    GGML_ASSERT(k->type == GGML_TYPE_F16 && v->type == GGML_TYPE_F16 && k_new->type == GGML_TYPE_F32 && v_new->type == GGML_TYPE_F32);
+    GGML_ASSERT(k->ne[0] == a->src[1]->ne[0] && k_new->ne[0] == k->ne[0] && v->ne[0] == a->src[2]->ne[0] && v_new->ne[0] == v->ne[0]);
+    GGML_ASSERT(k->ne[1] == v->ne[1] && k_new->ne[1] == v_new->ne[1]);
+    GGML_ASSERT(k->ne[2] == a->src[1]->ne[2] && k_new->ne[2] == k->ne[2] && v->ne[2] == a->src[2]->ne[2] && v_new->ne[2] == v->ne[2]);
+    GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->ne[0] == k->ne[1] + k_new->ne[1] && mask->ne[1] == a->src[0]->ne[1] && mask->ne[2] == 1);
+
+    a->src[GGML_RQ_RECENT_K]     = k;
+    a->src[GGML_RQ_RECENT_V]     = v;
+    a->src[GGML_RQ_RECENT_MASK]  = mask;
+    a->src[GGML_RQ_RECENT_K_NEW] = k_new;
+    a->src[GGML_RQ_RECENT_V_NEW] = v_new;
+}
+
 #define GGML_RQ_TRAITS(TYPE, NAME, BITS) \
     [GGML_TYPE_##TYPE] = { \
         .type_name      = NAME, \

@@ -9,6 +9,9 @@
 //
 // Few queries: every work item is a range of the KV rows, for all heads, and partial results are reduced at the end.
 // Many queries: every work item is a tile of rows of one head group, over the whole KV range.
+//
+// The op may have recent rows (ggml_rq_flash_attn_ext_add_recent), which count as one more tile of the KV range: those
+// that some query of the work item sees are gathered, converted to f32 and share its online softmax.
 
 // GCC 12 takes the undefined operands inside its AVX-512 intrinsics for ours (GCC bug 105593)
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
@@ -36,6 +39,7 @@ static constexpr int RQ_NV        = QK_RQ/RQ_W;   // vectors of 32 bits per elem
 static constexpr int RQ_P_MAX     = 127*128 + 127; // largest weight in two planes of 7 bits
 static constexpr int RQ_SPLIT_MAX = 32;           // rows per head group up to which the KV range is split
 static constexpr int RQ_GEMM_MIN  = 8;            // rows from which a K of another type is worth transposing
+static constexpr int RQ_GEMM_ROWS = 32;           // query rows that meet a transposed tile of recent rows at a time
 
 static constexpr size_t RQ_FETCH_FROM = 8 << 20; // bytes of K and V from which rows are fetched ahead: no L2 holds them
 
@@ -262,6 +266,10 @@ struct rq_fattn {
 
     bool k_gemm;    // K of another type is converted and transposed, otherwise vec_dot as upstream
 
+    const ggml_tensor * recent_k[2]; // recent rows, null without: those that were kept, then those of this batch
+    const ggml_tensor * recent_v[2];
+    const ggml_tensor * recent_mask; // over all of them
+
     void (*unpack_k)(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step); // null: another type
     void (*unpack_v)(const uint8_t * const rows[4], uint8_t * out);                     // null: another type
 };
@@ -276,8 +284,7 @@ static float rq_slope(const rq_fattn & f, int head) {
 }
 
 // row r of a head group: query r/group, head r%group
-static const ggml_fp16_t * rq_mask_row(const rq_fattn & f, int64_t i3, int head, int64_t i1) {
-    const ggml_tensor * m = f.mask;
+static const ggml_fp16_t * rq_mask_row(const ggml_tensor * m, int64_t i3, int head, int64_t i1) {
     return (const ggml_fp16_t *) ((const char *) m->data + i1*m->nb[1] + (head % m->ne[2])*m->nb[2] + (i3 % m->ne[3])*m->nb[3]);
 }
 
@@ -291,15 +298,16 @@ struct rq_buffers {
     int32_t * qb;
     char    * qx;   // queries, for a K of another type
     uint8_t * kt;
-    float   * kf;   // K of another type, transposed
+    float   * kf;   // K of another type, or recent K, transposed
     float   * step; // scales of K, then of V
     uint8_t * vt;
-    float   * vf;   // V of another type
+    float   * vf;   // V of another type, or recent V
     float   * p;    // scores, then weights
     uint8_t * high;
     uint8_t * low;
     float   * ps;   // scale of the rounded weights
     float   * row;  // a converted row
+    float   * qr;   // queries that meet recent rows
     float   * slope; // of ALiBi
 
     template <typename T> void take(T *& p, size_t n) {
@@ -310,20 +318,22 @@ struct rq_buffers {
     // rows: of one head group, n: head groups that are in work at the same time
     rq_buffers(const rq_fattn & f, int rows, int n, char * base) : base(base) {
         const size_t nk = f.unpack_k ? f.DK/QK_RQ : 0;
+        const bool recent = f.recent_mask != nullptr;
         take(q8,    nk*QK_RQ*rows*n);
         take(qd,    nk*rows*n);
         take(qb,    nk*rows*n);
         take(qx,    f.unpack_k ? 0 : (size_t) f.DK*sizeof(float)*rows*n);
         take(kt,    nk*QK_RQ*RQ_KV);
-        take(kf,    f.k_gemm ? (size_t) f.DK*RQ_KV : 0);
+        take(kf,    f.k_gemm || recent ? (size_t) f.DK*RQ_KV : 0);
         take(step,  RQ_KV*(nk + 1));
         take(vt,    f.unpack_v ? QK_RQ*RQ_KV : 0);
-        take(vf,    f.unpack_v ? 0 : (size_t) f.DV*RQ_KV);
+        take(vf,    f.unpack_v && !recent ? 0 : (size_t) f.DV*RQ_KV);
         take(p,     (size_t) rows*RQ_KV);
         take(high,  f.unpack_v ? rows*RQ_KV : 0);
         take(low,   f.unpack_v ? rows*RQ_KV : 0);
         take(ps,    rows);
-        take(row,   f.k_gemm ? f.DK : 0);
+        take(row,   f.k_gemm || recent ? f.DK : 0);
+        take(qr,    recent ? (size_t) f.DK*std::min(rows, RQ_GEMM_ROWS) : 0);
         take(slope, rows*n);
     }
 };
@@ -474,7 +484,7 @@ static bool rq_tile_masked(const rq_fattn & f, int64_t i3, int grp, int64_t row0
     const int heads = f.mask->ne[2] == 1 ? 1 : f.group; // distinct masks per query
     for (int64_t i1 = (row0 + rows - 1)/f.group; i1 >= row0/f.group; --i1) {
         for (int h = 0; h < heads; ++h) {
-            const ggml_fp16_t * m = rq_mask_row(f, i3, grp*f.group + h, i1) + ic;
+            const ggml_fp16_t * m = rq_mask_row(f.mask, i3, grp*f.group + h, i1) + ic;
             for (int c = 0; c < n; ++c) {
                 if (m[c] != 0xfc00) {
                     return false;
@@ -502,9 +512,10 @@ static float rq_max(const float * x) {
     return r;
 }
 
-// online softmax of a tile: t.p becomes weights relative to the maximum so far; false if all of them are negligible
+// online softmax of a tile: t.p becomes weights relative to the maximum so far; false if all of them are negligible.
+// Column c of the tile has its mask in column ic + c of tmask, or with cols in column cols[c].
 static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s, int64_t i3, int grp,
-        int64_t row0, int rows, int64_t ic, int n, int slot) {
+        int64_t row0, int rows, const ggml_tensor * tmask, int64_t ic, const int32_t * cols, int n, int slot) {
     bool any = false;
     const ggml_fp16_t * mask = nullptr;
     float mf[RQ_KV];
@@ -522,10 +533,14 @@ static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s
             ggml_vec_tanh_f32(n, p, p);
             ggml_vec_scale_f32(n, p, f.softcap);
         }
-        if (f.mask) {
-            const ggml_fp16_t * m = rq_mask_row(f, i3, grp*f.group + (int) ((row0 + r) % f.group), (row0 + r)/f.group);
+        if (tmask) {
+            const ggml_fp16_t * m = rq_mask_row(tmask, i3, grp*f.group + (int) ((row0 + r) % f.group), (row0 + r)/f.group);
             if (m != mask) {
-                ggml_cpu_fp16_to_fp32(m + ic, mf, n);
+                ggml_fp16_t mc[RQ_KV];
+                for (int c = 0; cols && c < n; ++c) {
+                    mc[c] = m[cols[c]];
+                }
+                ggml_cpu_fp16_to_fp32(cols ? mc : m + ic, mf, n);
                 mask = m;
             }
             for (int c = 0; c < n; ++c) {
@@ -643,9 +658,112 @@ static inline void rq_prefetch(const char * p, size_t nb, int n, size_t row) {
 #endif
 }
 
-// rows row0.. of head groups grp0.. against the KV rows ic0 to ic1; states[i]: of head group grp0 + i
+// recent row c of a head as f32: those of this batch are rounded to f16, too, so that batches of any size see the same
+static void rq_recent_row(const ggml_tensor * const src[2], int64_t c, int head, int64_t i3, float * y) {
+    const bool          held = c < src[0]->ne[1];
+    const ggml_tensor * t    = src[held ? 0 : 1];
+    const char *        x    = (const char *) t->data + (held ? c : c - src[0]->ne[1])*t->nb[1] + head*t->nb[2] + i3*t->nb[3];
+
+    if (held) {
+        ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) x, y, t->ne[0]);
+        return;
+    }
+    ggml_fp16_t h[QK_RQ];
+    for (int64_t j = 0; j < t->ne[0]; j += QK_RQ) {
+        const int64_t n = std::min<int64_t>(QK_RQ, t->ne[0] - j);
+        ggml_cpu_fp32_to_fp16((const float *) x + j, h, n);
+        ggml_cpu_fp16_to_fp32(h, y + j, n);
+    }
+}
+
+// rows row0.. of head groups grp0.. against n recent rows
+static void rq_attend_recent(const rq_fattn & f, const rq_buffers & t, char * states, int64_t i3, int grp0, int n_grp,
+        int64_t row0, int rows, const int32_t * cols, int n) {
+    const int rk2 = f.q->ne[2]/f.recent_k[0]->ne[2];
+    const int rv2 = f.q->ne[2]/f.recent_v[0]->ne[2];
+
+    for (int i = 0; i < n_grp; ++i) {
+        const int grp = grp0 + i;
+        const rq_state s(f, rows, states + i*rq_state::size(f, rows));
+        const auto query = [&](int r) {
+            const int64_t row = row0 + r;
+            return (const float *) ((const char *) f.q->data + row/f.group*f.q->nb[1] + (grp*f.group + row % f.group)*f.q->nb[2] + i3*f.q->nb[3]);
+        };
+
+        const bool gemm = rows >= RQ_GEMM_MIN;
+        for (int c = 0; c < n; ++c) {
+            rq_recent_row(f.recent_k, cols[c], grp*f.group/rk2, i3, t.row);
+            for (int j = 0; gemm && j < f.DK; ++j) {
+                t.kf[j*RQ_KV + c] = t.row[j];
+            }
+            for (int r = 0; !gemm && r < rows; ++r) {
+                ggml_vec_dot_f32(f.DK, t.p + r*RQ_KV + c, 0, t.row, 0, query(r), 0, 1);
+            }
+        }
+        if (gemm) {
+            for (int j = 0; n < RQ_KV && j < f.DK; ++j) {
+                memset(t.kf + j*RQ_KV + n, 0, (RQ_KV - n)*sizeof(float));
+            }
+            memset(t.p, 0, (size_t) rows*RQ_KV*sizeof(float));
+            for (int r0 = 0; r0 < rows; r0 += RQ_GEMM_ROWS) {
+                const int nr = std::min(RQ_GEMM_ROWS, rows - r0);
+                for (int r = 0; r < nr; ++r) {
+                    memcpy(t.qr + (size_t) r*f.DK, query(r0 + r), f.DK*sizeof(float));
+                }
+                simd_gemm(t.p + r0*RQ_KV, t.qr, t.kf, nr, f.DK, RQ_KV);
+            }
+        }
+        for (int r = 0; r < rows; ++r) {
+            ggml_vec_scale_f32(n, t.p + r*RQ_KV, f.scale);
+        }
+
+        if (!rq_tile_softmax(f, t, s, i3, grp, row0, rows, f.recent_mask, 0, cols, n, i)) {
+            continue;
+        }
+        for (int c = 0; c < n; ++c) {
+            rq_recent_row(f.recent_v, cols[c], grp*f.group/rv2, i3, t.vf + (size_t) c*f.DV);
+        }
+        for (int r = 1; r < rows; ++r) { // side by side, without the padding
+            memmove(t.p + (size_t) r*n, t.p + (size_t) r*RQ_KV, n*sizeof(float));
+        }
+        simd_gemm(s.out, t.p, t.vf, rows, n, f.DV);
+    }
+}
+
+// rows row0.. of head groups grp0.. against those recent rows that any of their queries sees
+static void rq_attend_all_recent(const rq_fattn & f, const rq_buffers & t, char * states, int64_t i3, int grp0, int n_grp,
+        int64_t row0, int rows) {
+    const int64_t n_recent = f.recent_mask->ne[0];
+
+    int32_t cols[RQ_KV];
+    int n_cols = 0;
+    for (int64_t c0 = 0; c0 < n_recent; c0 += RQ_KV) {
+        const int n = (int) std::min<int64_t>(RQ_KV, n_recent - c0);
+        uint16_t seen[RQ_KV] = { 0 };
+        for (int64_t i1 = row0/f.group; i1 <= (row0 + rows - 1)/f.group; ++i1) {
+            const ggml_fp16_t * m = rq_mask_row(f.recent_mask, i3, 0, i1) + c0;
+            for (int c = 0; c < n; ++c) {
+                seen[c] |= m[c] ^ 0xfc00;
+            }
+        }
+        for (int c = 0; c < n; ++c) {
+            if (seen[c]) {
+                cols[n_cols++] = (int32_t) (c0 + c);
+            }
+            if (n_cols == RQ_KV) {
+                rq_attend_recent(f, t, states, i3, grp0, n_grp, row0, rows, cols, n_cols);
+                n_cols = 0;
+            }
+        }
+    }
+    if (n_cols > 0) {
+        rq_attend_recent(f, t, states, i3, grp0, n_grp, row0, rows, cols, n_cols);
+    }
+}
+
+// rows row0.. of head groups grp0.. against the KV rows ic0 to ic1, and the recent rows; states[i]: of head group grp0 + i
 static void rq_attend(const rq_fattn & f, const rq_buffers & t, char * states, int64_t i3, int grp0, int n_grp,
-        int64_t row0, int rows, int64_t ic0, int64_t ic1) {
+        int64_t row0, int rows, int64_t ic0, int64_t ic1, bool recent) {
     const size_t state_size = rq_state::size(f, rows);
     const int rk2 = f.q->ne[2]/f.k->ne[2];
     const int rv2 = f.q->ne[2]/f.v->ne[2];
@@ -680,10 +798,13 @@ static void rq_attend(const rq_fattn & f, const rq_buffers & t, char * states, i
                 rq_prefetch(v + n*f.v->nb[1], f.v->nb[1], next, v_row);
             }
             rq_tile_scores(f, t, k, n, rows, i);
-            if (rq_tile_softmax(f, t, s, i3, grp, row0, rows, ic, n, i)) {
+            if (rq_tile_softmax(f, t, s, i3, grp, row0, rows, f.mask, ic, nullptr, n, i)) {
                 rq_tile_values(f, t, s, v, n, rows);
             }
         }
+    }
+    if (recent) {
+        rq_attend_all_recent(f, t, states, i3, grp0, n_grp, row0, rows);
     }
 }
 
@@ -709,6 +830,15 @@ static int rq_gcd(int a, int b) {
     return b == 0 ? a : rq_gcd(b, a % b);
 }
 
+size_t ggml_rq_flash_attn_ext_work_size(const ggml_tensor * dst) {
+    if (!dst->src[GGML_RQ_RECENT_MASK]) {
+        return 0;
+    }
+    const size_t DK = dst->src[1]->ne[0];
+    const size_t DV = dst->src[2]->ne[0];
+    return sizeof(float)*(RQ_KV*(DK + DV) + (1 + RQ_GEMM_ROWS)*DK) + 4*64; // kf, vf, row, qr
+}
+
 bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
     rq_fattn f;
     f.q     = dst->src[0];
@@ -723,7 +853,14 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
 
     const bool k_rq = ggml_rq_is_type(f.k->type);
     const bool v_rq = ggml_rq_is_type(f.v->type);
-    if (off || params->use_ref || !(k_rq || v_rq) || f.q->type != GGML_TYPE_F32) {
+    f.recent_mask = dst->src[GGML_RQ_RECENT_MASK];
+    if (f.recent_mask) { // which nobody else knows of
+        GGML_ASSERT(f.q->type == GGML_TYPE_F32);
+        for (int i = 0; i < 2; ++i) {
+            f.recent_k[i] = dst->src[i == 0 ? GGML_RQ_RECENT_K : GGML_RQ_RECENT_K_NEW];
+            f.recent_v[i] = dst->src[i == 0 ? GGML_RQ_RECENT_V : GGML_RQ_RECENT_V_NEW];
+        }
+    } else if (off || params->use_ref || !(k_rq || v_rq) || f.q->type != GGML_TYPE_F32) {
         return false;
     }
 
@@ -763,8 +900,8 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
     char * const wdata = (char *) GGML_PAD((uintptr_t) params->wdata, 64);
     const size_t wsize = params->wsize - (size_t) (wdata - (char *) params->wdata);
 
-    // KV split: one scratch per thread, then the states of all chunks
-    const int64_t n_tiles = (f.n_kv + RQ_KV - 1)/RQ_KV;
+    // KV split: one scratch per thread, then the states of all chunks; all recent rows count as the last tile
+    const int64_t n_tiles = (f.n_kv + RQ_KV - 1)/RQ_KV + (f.recent_mask ? 1 : 0);
     int64_t n_chunks = 0;
     size_t scratch = 0;
     if (n_rows <= RQ_SPLIT_MAX) {
@@ -807,7 +944,7 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
             const int64_t ic = item % n_chunks;
             const rq_buffers t(f, (int) n_rows, f.n_groups, own);
             rq_attend(f, t, states + item*f.n_groups*state_size, i3, 0, f.n_groups, 0, (int) n_rows,
-                    n_tiles*ic/n_chunks*RQ_KV, std::min(n_tiles*(ic + 1)/n_chunks*RQ_KV, f.n_kv));
+                    n_tiles*ic/n_chunks*RQ_KV, std::min(n_tiles*(ic + 1)/n_chunks*RQ_KV, f.n_kv), f.recent_mask && ic == n_chunks - 1);
             continue;
         }
         // the last queries of a causal mask have the most to do: first
@@ -818,7 +955,7 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
         const int     rows = (int) std::min<int64_t>(tile, n_rows - row0);
         const rq_buffers t(f, rows, 1, own);
         char * const state = own + t.size;
-        rq_attend(f, t, state, i3, grp, 1, row0, rows, 0, f.n_kv);
+        rq_attend(f, t, state, i3, grp, 1, row0, rows, 0, f.n_kv, f.recent_mask != nullptr);
         const rq_state s(f, rows, state);
         for (int r = 0; r < rows; ++r) {
             rq_finish(f, i3, grp, row0 + r, s.M[r], s.S[r], s.out + (size_t) r*f.DV);

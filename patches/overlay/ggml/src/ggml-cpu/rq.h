@@ -31,8 +31,12 @@ void ggml_vec_dot_rq4_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void
 // a MUL_MAT that carries ggml_rq_hint(): dst = rotation of the rows of src1 (F32), src0 is not read
 void ggml_compute_forward_rq_rotate(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
-// FLASH_ATTN_EXT with a K or V of ours; false, on every thread alike, if the op is not for it: upstream's goes on
+// FLASH_ATTN_EXT with a K or V of ours or with recent rows; false, on every thread alike, if the op is not for it:
+// upstream's goes on
 bool ggml_compute_forward_rq_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+// bytes that recent rows take per thread, beyond what upstream plans for the op
+size_t ggml_rq_flash_attn_ext_work_size(const struct ggml_tensor * dst);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,342 @@
+#include "llama-rq-recent.h"
+#include "llama-rq.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "../ggml/src/ggml-rq-types.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+static constexpr uint32_t LLAMA_RQ_RECENT_MAX = 4096;
+
+uint32_t llama_rq_recent_tokens() {
+    const char * env = getenv("LLAMA_RQ_RECENT");
+    if (!env || !*env) {
+        return 0;
+    }
+
+    const size_t n_digits = strspn(env, "0123456789");
+    if (env[n_digits] || n_digits > 5 || atoi(env) > (int) LLAMA_RQ_RECENT_MAX) {
+        throw std::runtime_error(std::string("LLAMA_RQ_RECENT: '") + env + "' is no number of tokens, use 0 to " + std::to_string(LLAMA_RQ_RECENT_MAX));
+    }
+    return atoi(env);
+}
+
+// why the newest tokens cannot be held; empty when they can
+static std::string llama_rq_recent_refused(const llama_model & model, const llama_hparams & hparams, const llama_rq_cache & rq,
+        bool flash_attn, bool offload, const std::function<bool(int32_t il)> & filter) {
+    if (!rq.k && !rq.v) {
+        return "neither K nor V has one of the rotated types";
+    }
+    if (!flash_attn) {
+        return "that takes flash attention, use -fa on";
+    }
+    if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0) {
+        return "this model's attention is of another kind";
+    }
+    for (uint32_t il = 0; offload && il < hparams.n_layer_all; ++il) {
+        auto * dev = model.dev_layer(il);
+        if (hparams.has_kv(il) && (!filter || filter(il)) && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+            return "layer " + std::to_string(il) + " is on " + ggml_backend_dev_name(dev) + ", only the CPU can attend to them";
+        }
+    }
+    return "";
+}
+
+std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model, const llama_hparams & hparams,
+        std::shared_ptr<const llama_rq_cache> rq, const llama_kv_cells_vec & cells, bool flash_attn, bool offload,
+        const std::function<bool(int32_t il)> & filter, const char * name_tag, uint32_t kv_size, uint32_t n_seq_max) {
+    const uint32_t n_tokens = llama_rq_recent_tokens();
+    if (n_tokens == 0 || *name_tag) { // a second cache beside the one for K and V keeps what an indexer needs
+        return nullptr;
+    }
+
+    const std::string why = llama_rq_recent_refused(model, hparams, *rq, flash_attn, offload, filter);
+    if (!why.empty()) {
+        LLAMA_LOG_WARN("llama_rq: the newest %u tokens are not held in f16: %s\n", n_tokens, why.c_str());
+        return nullptr;
+    }
+
+    const uint32_t n_rows = std::min(kv_size, n_tokens*n_seq_max/(uint32_t) cells.size());
+    return std::make_shared<llama_rq_recent>(std::move(rq), cells, n_tokens, n_rows, n_seq_max);
+}
+
+void llama_rq_recent::add_layer(ggml_context * ctx, const ggml_tensor * k, const ggml_tensor * v) {
+    layers[k] = {
+        ggml_new_tensor_3d(ctx, GGML_TYPE_F16, k->ne[0], n_rows + 1, k->ne[2]),
+        ggml_new_tensor_3d(ctx, GGML_TYPE_F16, v->ne[0], n_rows + 1, v->ne[2]),
+    };
+    ggml_format_name(layers[k].k, "%s (recent)", k->name);
+    ggml_format_name(layers[k].v, "%s (recent)", v->name);
+}
+
+void llama_rq_recent::log_size() const {
+    size_t size = 0;
+    for (const auto & [_, rows] : layers) {
+        size += ggml_nbytes(rows.k) + ggml_nbytes(rows.v);
+    }
+    LLAMA_LOG_INFO("llama_rq: the newest %u tokens in f16: %u rows, %zu bytes\n", n_tokens, (n_rows + 1)*(uint32_t) tables.size(), size);
+}
+
+void llama_rq_recent::written(const llama_kv_cache::slot_info & sinfo) {
+    for (size_t s = 0; s < sinfo.n_stream(); ++s) {
+        const auto & idxs = sinfo.idxs[s];
+        for (auto & r : tables[sinfo.strm[s]]) {
+            if (std::find(idxs.begin(), idxs.end(), (uint32_t) r.cell) != idxs.end()) {
+                r = {};
+            }
+        }
+    }
+    ubatch_cells = sinfo;
+}
+
+void llama_rq_recent::forget(uint32_t strm) {
+    tables[strm].clear();
+}
+
+void llama_rq_recent::forget() {
+    for (auto & table : tables) {
+        table.clear();
+    }
+}
+
+bool llama_rq_recent::is_held(uint32_t strm, const row & r) const {
+    return r.cell >= 0 && !cells[strm].is_empty(r.cell) && cells[strm].pos_get(r.cell) == r.pos;
+}
+
+void llama_rq_recent::hold(uint32_t strm, const std::vector<uint32_t> & idxs, int64_t * dst) {
+    const auto & used = cells[strm];
+
+    std::vector<std::pair<llama_seq_id, llama_pos>> newest;
+    for (llama_seq_id seq = 0; seq < (llama_seq_id) n_seq_max; ++seq) {
+        if (used.seq_pos_max(seq) >= 0) {
+            newest.emplace_back(seq, used.seq_pos_max(seq));
+        }
+    }
+
+    // how far a cell is behind the newest token, in the sequence in which it is least so
+    const auto age = [&](uint32_t cell) {
+        llama_pos res = std::numeric_limits<llama_pos>::max();
+        for (const auto & [seq, pos] : newest) {
+            if (used.seq_has(cell, seq)) {
+                res = std::min(res, pos - used.pos_get(cell));
+            }
+        }
+        return res;
+    };
+
+    auto & table = tables[strm];
+    table.resize(n_rows);
+
+    std::vector<uint32_t> unused;
+    std::vector<std::pair<llama_pos, uint32_t>> held; // age, row
+    for (uint32_t i = 0; i < n_rows; ++i) {
+        if (is_held(strm, table[i])) {
+            held.emplace_back(age(table[i].cell), i);
+        } else {
+            unused.push_back(i);
+        }
+    }
+    std::sort(held.begin(), held.end());
+
+    std::vector<std::pair<llama_pos, uint32_t>> tokens; // age, index
+    for (uint32_t i = 0; i < idxs.size(); ++i) {
+        tokens.emplace_back(age(idxs[i]), i);
+    }
+    std::sort(tokens.begin(), tokens.end());
+
+    for (const auto & [token_age, i] : tokens) {
+        uint32_t to = n_rows;
+        if (!unused.empty()) {
+            to = unused.back();
+            unused.pop_back();
+        } else if (!held.empty() && held.back().first > token_age) {
+            to = held.back().second;
+            held.pop_back();
+        }
+        if (to < n_rows) {
+            table[to] = { (int32_t) idxs[i], used.pos_get(idxs[i]) };
+        }
+        dst[i] = (int64_t) strm*(n_rows + 1) + to;
+    }
+}
+
+// The mask of the recent rows and where those of this ubatch go. It is set after the mask of the cache, from which it
+// takes what it lets be seen: so it follows all that decides there, causality, windows, sequences and ALiBi.
+class llm_graph_input_rq_recent : public llm_graph_input_i {
+public:
+    llm_graph_input_rq_recent(llama_rq_recent & recent, ggml_context * ctx, ggml_tensor * kq_mask) : recent(recent), kq_mask(kq_mask) {
+        mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, recent.n_rows + kq_mask->ne[1], kq_mask->ne[1], 1, kq_mask->ne[3]);
+        ggml_set_input(mask);
+        ggml_set_name(mask, "attn_inp_recent_mask");
+
+        idxs = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, kq_mask->ne[1]*kq_mask->ne[3]);
+        ggml_set_input(idxs);
+        ggml_set_name(idxs, "attn_inp_recent_idxs");
+    }
+
+    void set_input(const llama_ubatch * ubatch) override;
+
+    // the shapes follow from that of the mask of the cache, which upstream compares
+    bool can_reuse(const llm_graph_params &) override { return true; }
+
+    void prepare(const llm_graph_context & graph, const ggml_tensor * k, ggml_tensor * k_cur, ggml_tensor * v_cur, int il);
+    void attend (const llm_graph_context & graph, ggml_tensor * attn);
+
+    llama_rq_recent & recent;
+
+    ggml_tensor * kq_mask; // F16 [n_kv, n_tokens/n_stream, 1, n_stream], of the cache
+
+private:
+    ggml_tensor * mask; // F16 [n_rows + n_tokens/n_stream, n_tokens/n_stream, 1, n_stream]
+    ggml_tensor * idxs; // I64 [n_tokens]
+
+    // the layer that attends next
+    const ggml_tensor * k_cache = nullptr;
+
+    // K and V of this ubatch, by the layer's K in the cache, and whether they have gone to their rows
+    struct stored {
+        ggml_tensor * k;
+        ggml_tensor * v;
+        bool written;
+    };
+    std::unordered_map<const ggml_tensor *, stored> fresh;
+
+    uint32_t stream0 = 0;
+};
+
+void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer) && ggml_backend_buffer_is_host(idxs->buffer));
+    GGML_ASSERT(kq_mask->type == GGML_TYPE_F16);
+
+    const auto & sinfo = recent.ubatch_cells;
+
+    const int64_t n_kv  = kq_mask->ne[0];
+    const int64_t n_tps = kq_mask->ne[1];
+    const int64_t n     = mask->ne[0];
+    GGML_ASSERT((int64_t) sinfo.n_stream() == kq_mask->ne[3] && (int64_t) sinfo.size() == n_tps && n_tps*kq_mask->ne[3] == ubatch->n_tokens);
+
+    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
+    std::fill((ggml_fp16_t *) mask->data, (ggml_fp16_t *) mask->data + ggml_nelements(mask), hidden);
+
+    for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
+        struct column {
+            uint32_t  i; // of the mask
+            uint32_t  cell;
+            llama_pos pos;
+        };
+        std::vector<column> columns;
+        const auto & table = recent.tables[sinfo.strm[s]];
+        for (uint32_t i = 0; i < table.size(); ++i) {
+            if (recent.is_held(sinfo.strm[s], table[i])) {
+                columns.push_back({ i, (uint32_t) table[i].cell, table[i].pos });
+            }
+        }
+        for (uint32_t i = 0; i < n_tps; ++i) {
+            columns.push_back({ recent.n_rows + i, sinfo.idxs[s][i], ubatch->pos[s*n_tps + i] });
+        }
+
+        for (int64_t i = s*n_tps; i < (s + 1)*n_tps; ++i) {
+            ggml_fp16_t * cache = (ggml_fp16_t *) kq_mask->data + i*n_kv;
+            ggml_fp16_t * rows  = (ggml_fp16_t *) mask->data    + i*n;
+            for (const auto & c : columns) {
+                const llama_pos past = ubatch->pos[i] - c.pos;
+                if (past >= 0 && past < (llama_pos) recent.n_tokens) {
+                    rows[c.i]     = cache[c.cell];
+                    cache[c.cell] = hidden;
+                }
+            }
+        }
+
+        recent.hold(sinfo.strm[s], sinfo.idxs[s], (int64_t *) idxs->data + s*n_tps);
+    }
+}
+
+void llm_graph_input_rq_recent::prepare(const llm_graph_context & graph, const ggml_tensor * k, ggml_tensor * k_cur, ggml_tensor * v_cur, int il) {
+    k_cache = k->view_src;
+    stream0 = k->view_offs/k->nb[3];
+
+    if (k_cur) {
+        GGML_ASSERT(v_cur);
+        fresh[k_cache] = { recent.rq->center(graph.ctx0, k_cur, il), v_cur, false };
+    }
+    GGML_ASSERT(fresh.count(k_cache) && recent.layers.count(k_cache));
+}
+
+void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_tensor * attn) {
+    if (!k_cache) {
+        return;
+    }
+    auto & cur = fresh.at(k_cache);
+    const auto & held = recent.layers.at(k_cache);
+    k_cache = nullptr;
+
+    ggml_context * ctx = graph.ctx0;
+
+    const int64_t n_tps    = kq_mask->ne[1];
+    const int64_t n_stream = kq_mask->ne[3];
+
+    // rows of the streams of this ubatch [n_embd_head, n_rows, n_head, n_stream]
+    const auto view_held = [&](ggml_tensor * t, const ggml_tensor * like) {
+        t = ggml_view_4d(ctx, t, like->ne[0], like->ne[1], recent.n_rows, n_stream,
+                ggml_row_size(t->type, like->ne[0]), t->nb[1], t->nb[2], stream0*t->nb[2]);
+        return ggml_permute(ctx, t, 0, 2, 1, 3);
+    };
+    // the same of a tensor [n_embd_head, n_head, n_tokens]
+    const auto view_cur = [&](ggml_tensor * t) {
+        t = ggml_view_4d(ctx, t, t->ne[0], t->ne[1], n_tps, n_stream, t->nb[1], t->nb[2], t->nb[2]*n_tps, 0);
+        return ggml_permute(ctx, t, 0, 2, 1, 3);
+    };
+    ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), mask, view_cur(cur.k), view_cur(cur.v));
+    ggml_backend_sched_set_tensor_backend(graph.sched, attn, graph.backend_cpu); // whatever others say of it
+    ggml_build_forward_expand(graph.gf, attn);
+
+    // after the attention, which reads the rows that are overwritten
+    const auto store = [&](ggml_tensor * rows, ggml_tensor * t) {
+        GGML_ASSERT(ggml_row_size(t->type, t->ne[0]) == t->nb[1]);
+        rows = ggml_reshape_2d(ctx, rows, rows->ne[0], rows->ne[1]*rows->ne[2]);
+        t    = ggml_view_2d(ctx, t, t->ne[0]*t->ne[1], t->ne[2], t->nb[2], 0);
+        ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, rows, t, idxs));
+    };
+    if (!cur.written) {
+        store(held.k, cur.k);
+        store(held.v, cur.v);
+        cur.written = true;
+    }
+}
+
+static llm_graph_input_rq_recent * llama_rq_find_recent(const llm_graph_context & graph, const ggml_tensor * kq_mask) {
+    for (const auto & input : graph.res->inputs) {
+        auto * found = dynamic_cast<llm_graph_input_rq_recent *>(input.get());
+        if (found && found->kq_mask == kq_mask) {
+            return found;
+        }
+    }
+    return nullptr;
+}
+
+void llama_rq_recent_prepare(const llm_graph_context & graph, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask,
+        const ggml_tensor * k, ggml_tensor * k_cur, ggml_tensor * v_cur, const ggml_tensor * kq_b, int il) {
+    llama_rq_recent * recent = mctx->get_recent();
+    if (!recent || !graph.cparams.flash_attn || graph.cparams.training || kq_b) {
+        return;
+    }
+    auto * input = llama_rq_find_recent(graph, kq_mask);
+    if (!input) {
+        input = new llm_graph_input_rq_recent(*recent, graph.ctx0, kq_mask);
+        graph.res->add_input(llm_graph_input_ptr(input));
+    }
+    input->prepare(graph, k, k_cur, v_cur, il);
+}
+
+void llama_rq_recent_attend(const llm_graph_context & graph, const ggml_tensor * kq_mask, ggml_tensor * attn) {
+    if (auto * input = llama_rq_find_recent(graph, kq_mask)) {
+        input->attend(graph, attn);
+    }
+}

@@ -1,0 +1,56 @@
+#pragma once
+
+// What the programs of this folder have in common: a model, its text, and how they end when something is not there.
+
+#include "ggml.h"
+#include "llama.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+static llama_model * model;
+static std::vector<llama_token> text;
+
+[[noreturn]] static void die(const char * what) {
+    fprintf(stderr, "error: %s\n", what);
+    exit(1);
+}
+
+static ggml_type type_from_name(const char * name) {
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const char * other = ggml_type_name((ggml_type) i);
+        if (other && strcmp(name, other) == 0) {
+            return (ggml_type) i;
+        }
+    }
+    die("unknown type");
+}
+
+// at least 800 tokens; of llama.cpp's log only the errors are printed
+static void load_model_and_text(const char * model_path, const char * text_path) {
+    llama_log_set([](ggml_log_level level, const char * line, void *) {
+        if (level == GGML_LOG_LEVEL_ERROR) {
+            fputs(line, stderr);
+        }
+    }, nullptr);
+
+    model = llama_model_load_from_file(model_path, llama_model_default_params());
+    if (!model) {
+        die("no model");
+    }
+
+    std::ifstream file(text_path, std::ios::binary);
+    const std::string prose((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    text.resize(4096);
+    const int n = llama_tokenize(llama_model_get_vocab(model), prose.data(), (int) std::min<size_t>(prose.size(), 6000), text.data(), (int) text.size(), true, false);
+    if (n < 800) {
+        die("the text is too short");
+    }
+    text.resize(n);
+}
