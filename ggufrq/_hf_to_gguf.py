@@ -2,8 +2,9 @@
 
 SOURCE is the llama.cpp tree. The converter knows byte-pair tokenizers by a hash and refuses unknown ones; for
 those, and only those, the pre-tokenizer DECLARED for the model is written into the GGUF (``-`` when none is
-declared). WHAT is ``all``, or ``header`` for a file of the same length that has everything but the weights: a
-hole takes their place, so that sizes can be told of a model that is not converted, or not even downloaded.
+declared, ``*`` when it does not matter). WHAT is ``all``, or ``header`` for a file of the same length that
+has everything but the weights: a hole takes their place, so that sizes can be told of a model that is not
+converted, or not even downloaded.
 """
 
 import runpy
@@ -53,8 +54,8 @@ def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
         except NotImplementedError:
             if declared == "-":
                 sys.exit(MARK + "unknown pre-tokenizer")
-            return declared
-        if declared not in ("-", name):
+            return "default" if declared == "*" else declared
+        if declared not in ("-", "*", name):
             sys.exit(MARK + f"known pre-tokenizer {name}")
         return name
 

@@ -228,15 +228,21 @@ def _computed(claims: Mapping[str, Any], rows: Mapping[str, Result]) -> list[Res
     exact = _claim("rotation parameters, times fewer", fewer["times"], Difference(times, 0.0), EXACTLY, how)
     exact["verdict"] = HOLDS if round(times) == round(fewer["times"]) else FAILS
     found.append(exact)
-    sizes = claims["sizes"]
-    for it in sizes["caches"]:
-        size = kv_type(it["type"]).bytes_for(sizes["kv_values"]) * it["tokens"] / 1e9
-        how = f"{sizes['kv_values']:,} values x {it['tokens']:,} tokens in {it['type']}"
+    return [*found, *sizes(claims)]
+
+
+def sizes(claims: Mapping[str, Any]) -> list[Result]:
+    """The published sizes of files and of a cache, which arithmetic alone decides."""
+    found = []
+    told = claims["sizes"]
+    for it in told["caches"]:
+        size = kv_type(it["type"]).bytes_for(told["kv_values"]) * it["tokens"] / 1e9
+        how = f"{told['kv_values']:,} values x {it['tokens']:,} tokens in {it['type']}"
         found.append(_size(f"Qwen3.5-27B: {it['what']}, GB", it["gigabytes"], size, size, how))
-    for it in sizes["files"]:
-        low, high = (sizes["weights"] * _bits(it[end]) / 8e9 for end in ("lowest", "highest"))
+    for it in told["files"]:
+        low, high = (told["weights"] * _bits(it[end]) / 8e9 for end in ("lowest", "highest"))
         kinds = it["lowest"] if it["lowest"] == it["highest"] else f"{it['lowest']} to {it['highest']}"
-        how = f"{sizes['weights'] / 1e9:g} G weights in {kinds}"
+        how = f"{told['weights'] / 1e9:g} G weights in {kinds}"
         found.append(_size(f"Qwen3.5-27B: {it['what']}, GB", it["gigabytes"], low, high, how))
     return found
 

@@ -22,6 +22,9 @@ from ggufrq.errors import ModelError
 DECLARATION = "ggufrq.json"
 NEEDED_MODULES = "torch transformers sentencepiece safetensors"
 
+#: In place of the name of a pre-tokenizer, where only headers are wanted: whichever it is.
+ANY_TOKENIZER = "*"
+
 #: What a conversion makes: the model, its vision projector, or the head that predicts further tokens.
 PARTS = ("model", "mmproj", "mtp")
 
@@ -209,7 +212,7 @@ def convert_to(
     folder = model.folder
     require_part(model, part)
     declared = pre_tokenizer or declared_pre_tokenizer(folder)
-    if declared is not None and declared not in known_pre_tokenizers(source):
+    if declared not in (None, ANY_TOKENIZER) and declared not in known_pre_tokenizers(source):
         raise ModelError(
             f"llama.cpp has no pre-tokenizer '{declared}'",
             remedy=f'the names are in {source / "src" / "llama-vocab.cpp"}: tokenizer_pre == "…"',

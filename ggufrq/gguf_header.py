@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,8 +58,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """``values`` is the metadata, ``value_bytes`` what each entry takes in the header, key included;
-    ``data_offset`` is where the data of the tensors begins."""
+    """``values`` is the metadata, ``kinds`` the number of the type of each entry and, for arrays, of what is
+    in them; ``value_bytes`` what each entry takes in the header, key included; ``data_offset`` is where the
+    data of the tensors begins."""
 
     version: int
     values: dict[str, Any]
@@ -67,6 +68,7 @@ class Header:
     tensors: tuple[TensorInfo, ...]
     alignment: int
     data_offset: int
+    kinds: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
 def read_header(path: Path) -> Header:
@@ -90,10 +92,13 @@ def parse_header(file: BinaryIO, size: int, name: str) -> Header:
     reader.require(24 * n_tensors + 13 * n_values)
     values: dict[str, Any] = {}
     value_bytes: dict[str, int] = {}
+    kinds: dict[str, tuple[int, int | None]] = {}
     for _ in range(n_values):
         start = reader.position
         key = reader.string(_MAX_NAME)
-        values[key] = reader.value(reader.number("<I"))
+        kind = reader.number("<I")
+        values[key], inner = reader.value(kind)
+        kinds[key] = (kind, inner)
         value_bytes[key] = reader.position - start
     tensors = tuple(reader.tensor() for _ in range(n_tensors))
     if len({tensor.name for tensor in tensors}) != n_tensors or len(values) != n_values:
@@ -101,7 +106,7 @@ def parse_header(file: BinaryIO, size: int, name: str) -> Header:
     alignment = values.get("general.alignment", _ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
         raise reader.damaged(f"its alignment is {alignment}")
-    return Header(version, values, value_bytes, tensors, alignment, pad(reader.position, alignment))
+    return Header(version, values, value_bytes, tensors, alignment, pad(reader.position, alignment), kinds)
 
 
 def pad(size: int, alignment: int = _ALIGNMENT) -> int:
@@ -142,22 +147,23 @@ class _Reader:
             raise self.damaged("a name in its header is too long")
         return self.take(length).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> tuple[Any, int | None]:
+        """A value, and the type of what is in it when it is an array."""
         if kind in _FIXED:
-            return self.number(_FIXED[kind])
+            return self.number(_FIXED[kind]), None
         if kind == _STRING:
-            return self.string()
+            return self.string(), None
         if kind != _ARRAY:
             raise self.damaged(f"its header has a value of the unknown type {kind}")
         inner, count = self.number("<I"), self.number("<Q")
         if inner in _FIXED:
             code = _FIXED[inner]
             self.require(count * struct.calcsize(code))
-            return struct.unpack(f"<{count}{code[1]}", self.take(count * struct.calcsize(code)))
+            return struct.unpack(f"<{count}{code[1]}", self.take(count * struct.calcsize(code))), inner
         if inner != _STRING:
             raise self.damaged(f"its header has an array of the unknown type {inner}")
         self.require(8 * count)
-        return tuple(self.string() for _ in range(count))
+        return tuple(self.string() for _ in range(count)), inner
 
     def tensor(self) -> TensorInfo:
         name = self.string(_MAX_NAME)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from ggufrq import log, paths
 from ggufrq.errors import ModelError
+from ggufrq.gguf_header import Header, parse_header
 
 #: What conversion needs of a repository.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE*")
@@ -68,16 +71,69 @@ def fetch_headers(repo: str, revision: str | None = None) -> HubModel:
     return HubModel(repo, sha, folder)
 
 
-def _safetensors(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """The commit that a revision stands for, and its safetensors files."""
+def has_safetensors(repo: str, revision: str | None = None) -> bool:
+    """Whether a repository has a model in Hugging Face form. Raises ModelError."""
+    return any(_is_weights(name) for name in _files(repo, revision)[1])
+
+
+def fetch_gguf_headers(
+    repo: str, label: str | None = None, revision: str | None = None
+) -> tuple[list[str], str, tuple[Header, ...]]:
+    """The headers of one GGUF model, of all its shards when it is split, by range requests: names of its
+    files, their commit, and the headers. ``label`` as in ``fetch_gguf``. Raises ModelError."""
+    sha, names = _files(repo, revision)
+    chosen = choose_gguf(repo, names, label)
+    log.say(f"fetching the header of {chosen[0]} of {repo} at {sha[:12]}")
+    with _errors(repo):
+        headers = []
+        for name in chosen:
+            file = _RangeFile(repo, name, sha)
+            headers.append(parse_header(cast(BinaryIO, file), file.size, f"{repo}/{name}"))
+    return chosen, sha, tuple(headers)
+
+
+class _RangeFile:
+    """A file on the Hub that is read from its beginning, in blocks that are fetched when they are needed."""
+
+    _BLOCK = 4 << 20
+
+    def __init__(self, repo: str, name: str, sha: str) -> None:
+        self._of = (repo, name, sha)
+        self._asked = 0
+        self._block = io.BytesIO()
+        self._ask(0)
+
+    def read(self, length: int) -> bytes:
+        """The next ``length`` bytes, fewer at the end of the file."""
+        data = self._block.read(length)
+        if len(data) < length and self._asked < self.size:
+            self._ask(length - len(data))
+            data += self._block.read(length - len(data))
+        return data
+
+    def _ask(self, length: int) -> None:
+        data, self.size = _range(*self._of, self._asked, max(length, self._BLOCK))
+        self._asked += len(data)
+        self._block = io.BytesIO(data)
+
+
+def _files(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """The commit that a revision stands for, and the names of its files."""
     from huggingface_hub import HfApi
 
     with _errors(repo):
         info = HfApi().model_info(repo, revision=revision)
-        names = [entry.rfilename for entry in info.siblings or []]
-        sha = str(info.sha)
-    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    found = [name for name in found if not name.startswith("consolidated")]
+        return str(info.sha), sorted(entry.rfilename for entry in info.siblings or [])
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name and not name.startswith("consolidated")
+
+
+def _safetensors(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """The commit that a revision stands for, and its safetensors files."""
+    sha, names = _files(repo, revision)
+    found = [name for name in names if _is_weights(name)]
     if not found:
         ggufs = sum(name.endswith(".gguf") for name in names)
         raise ModelError(
@@ -138,19 +194,17 @@ def fetch_gguf(repo: str, label: str | None = None, revision: str | None = None)
 
 def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = None) -> tuple[Path, str]:
     """As ``fetch_gguf``, with the commit that the file is of."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    with _errors(repo):
-        info = HfApi().model_info(repo, revision=revision)
-        names = sorted(entry.rfilename for entry in info.siblings or [])
+    sha, names = _files(repo, revision)
     chosen = choose_gguf(repo, names, label)
     log.say(
-        f"fetching {chosen[0]} of {repo} at {str(info.sha)[:12]}"
+        f"fetching {chosen[0]} of {repo} at {sha[:12]}"
         + (f" and {len(chosen) - 1} more shards" if chosen[1:] else "")
     )
     with _errors(repo):
-        files = [Path(hf_hub_download(repo, name, revision=info.sha)) for name in chosen]
-    return files[0], str(info.sha)
+        files = [Path(hf_hub_download(repo, name, revision=sha)) for name in chosen]
+    return files[0], sha
 
 
 def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:

@@ -27,6 +27,7 @@ TARGETS = (
     "llama-imatrix",
     "llama-server",
     "llama-gguf-split",
+    "llama-fit-params",
     "ggml-rpc-server",
 )
 TEST_TARGETS = (

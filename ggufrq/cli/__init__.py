@@ -32,6 +32,7 @@ COMMANDS = {
     "calibrate": "ggufrq.cli.calibrate:calibrate",
     "tune": "ggufrq.cli.tune:tune",
     "sensitivity": "ggufrq.cli.sensitivity:sensitivity",
+    "memory": "ggufrq.cli.memory:memory",
     "card": "ggufrq.cli.card:card",
     "publish": "ggufrq.cli.publish:publish",
     "demo": "ggufrq.cli.demo:demo",

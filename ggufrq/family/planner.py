@@ -104,7 +104,7 @@ class Planner:
     @contextmanager
     def header(self, found: Source) -> Iterator[Path]:
         """The model as GGUF without its weights, for as long as the context lasts."""
-        with source.header(found, self.build, self.options, self.log) as path:
+        with source.header(found, self.build.source, self.options, self.log) as path:
             yield path
 
     @property

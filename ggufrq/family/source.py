@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggufrq import convert, hub
-from ggufrq.build import Build
 from ggufrq.convert import HfModel
 from ggufrq.gguf_file import shards
 from ggufrq.resolve import Model
@@ -82,15 +81,15 @@ def find(model: Model, revision: str | None, options: Options, *, weights: bool 
 
 
 @contextmanager
-def header(source: Source, build: Build, options: Options, log: Path) -> Iterator[Path]:
+def header(source: Source, tree: Path, options: Options, log: Path) -> Iterator[Path]:
     """A GGUF with everything but the weights of a model that is not converted yet, for as long as the context
-    lasts: a second or two, and no space on disk."""
+    lasts: a second or two, and no space on disk. The converter is that of the llama.cpp ``tree``."""
     assert source.hf is not None
     with TemporaryDirectory(prefix="ggufrq-") as folder:
         yield convert.convert(
             source.hf,
             Path(folder) / "header.gguf",
-            build.source,
+            tree,
             pre_tokenizer=options.pre_tokenizer,
             mtp=options.mtp,
             header_only=True,

@@ -33,6 +33,7 @@ def gguf_file(path: Path, *, head_dim: int = 128, source: bool = False, template
     writer.add_name("Small | 1B")
     writer.add_context_length(65536)
     writer.add_block_count(2)
+    writer.add_embedding_length(64)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_key_length(head_dim)

@@ -30,6 +30,10 @@ def model(folder: Path, name: str = "Small-1B-Q8_0.gguf", *, head: int = 128, so
     folder.mkdir(exist_ok=True)
     writer = gguf.GGUFWriter(folder / name, "llama")
     writer.add_context_length(65536)
+    writer.add_block_count(2)
+    writer.add_embedding_length(32)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
     writer.add_key_length(head)
     writer.add_value_length(head)
     if source:

@@ -9,8 +9,6 @@ import pytest
 from ggufrq.errors import ModelError
 from ggufrq.gguf_file import GgufFacts, open_with_gguf, read_gguf, read_model, shards, verify_types
 from ggufrq.gguf_header import read_header
-from ggufrq.kv import parse_kv
-from ggufrq.memory import kv_shape
 
 
 def write(path: Path, tensors: dict[str, tuple[int, ...]], **fields: int) -> Path:
@@ -135,28 +133,3 @@ def test_the_gguf_package_agrees(tmp_path: Path) -> None:
     }
     assert header.data_offset == reader.data_offset
     open_with_gguf(path)
-
-
-def test_shape_of_the_cache(tmp_path: Path) -> None:
-    shape = kv_shape(write(tmp_path / "m.gguf", {"output.weight": (8, 8), **LAYERS}))
-    assert (shape.k_values, shape.v_values, shape.layers) == (512, 512, 2)
-    assert shape.bytes_for(parse_kv("iso3"), 1024) == 1024 * 1024 * 50 // 128
-    assert shape.bits_for(shape.bytes_for(parse_kv("iso3"), 1024), 1024) == 3.125
-    assert shape.bits_for(shape.bytes_for(parse_kv("iso2/rotor4"), 4096), 4096) == 3.125
-
-
-@pytest.mark.parametrize(
-    ("tensors", "fields"),
-    [
-        ({"output.weight": (8, 8)}, {}),
-        ({"blk.0.attn_k.weight": (8, 8)}, {}),
-        (LAYERS, {"llama__attention__sliding_window": 4096}),
-        (LAYERS, {"llama__attention__kv_lora_rank": 512}),
-        (LAYERS, {"llama__nextn_predict_layers": 1}),
-    ],
-)
-def test_shapes_that_are_not_simple(
-    tmp_path: Path, tensors: dict[str, tuple[int, ...]], fields: dict[str, int]
-) -> None:
-    with pytest.raises(ModelError, match="cannot be told"):
-        kv_shape(write(tmp_path / "m.gguf", tensors, **fields))

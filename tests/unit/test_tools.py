@@ -10,7 +10,7 @@ import pytest
 
 from ggufrq.errors import ToolError, UsageError
 from ggufrq.kv import parse_kv
-from ggufrq.tools import bench, cli, completion, imatrix, perplexity, programs, quantize, server
+from ggufrq.tools import bench, cli, completion, fit_params, imatrix, perplexity, programs, quantize, server
 from ggufrq.tools.logs import Incomplete, error_lines, exact_bytes, explain, parse_context, retried, uses
 from ggufrq.tools.tail import Tail
 
@@ -480,3 +480,15 @@ def test_arguments_name_the_types_and_flash_attention() -> None:
     assert made[1][2:4] == ["-f", "p.txt"] and "-no-cnv" in made[1]
     assert made[2][-2:] == ["--cache-reuse", "256"]
     assert "--kl-divergence" in made[3] and made[3][made[3].index("-b") + 1] == "128"
+
+
+# llama-fit-params
+
+
+def test_a_dry_run() -> None:
+    log = saved("fit-params.err")
+    assert fit_params.compute_bytes(log) == round(13.02 * 1024 * 1024)
+    context = parse_context(log)
+    assert context is not None and context.kv_mib == 1.56 and context.recurrent_mib == 0.41
+    with pytest.raises(ToolError, match="failed to open GGUF file"):
+        fit_params.compute_bytes(saved("fit-params-nomodel.err"))

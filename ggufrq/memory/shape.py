@@ -1,15 +1,14 @@
-"""What the KV cache of a model takes, computed from the model itself."""
+"""Values of K and V by layer, for models whose cache holds every token in every layer that has one."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.errors import ModelError
+from ggufrq.gguf_header import read_header
 from ggufrq.kv import KvPair
-
-_KEY = re.compile(r"^blk\.(\d+)\.attn_([kv])\.weight$")
+from ggufrq.memory.model import memory_shape
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,12 @@ class KvShape:
 
 
 def kv_shape(path: Path) -> KvShape:
-    """The shape of a GGUF model's cache, from the rows of its K and V projections.
+    """The shape of a GGUF model's cache, from its metadata.
 
-    Raises ModelError for models whose cache is not simply that: projections fused or compressed, sliding
-    windows, or layers that predict several tokens.
+    Raises ModelError for models whose cache is not simply K and V of every token: compressed, with sliding
+    windows, or none.
     """
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    special = [
-        key
-        for key in reader.fields
-        if key.endswith((".attention.sliding_window", ".attention.kv_lora_rank", ".nextn_predict_layers"))
-    ]
-    rows: dict[str, dict[int, int]] = {"k": {}, "v": {}}
-    for tensor in reader.tensors:
-        found = _KEY.match(tensor.name)
-        if found:
-            rows[found[2]][int(found[1])] = int(tensor.shape[1])
-    if special or not rows["k"] or rows["k"].keys() != rows["v"].keys():
-        raise ModelError(f"the shape of the cache of {path.name} cannot be told from its tensors alone")
-    return KvShape(*(tuple(rows[side][layer] for layer in sorted(rows[side])) for side in ("k", "v")))
+    shape = memory_shape([read_header(path)])
+    if shape.window or shape.mla or not shape.cached:
+        raise ModelError(f"the cache of {path.name} is not simply K and V of every token")
+    return KvShape(tuple(layer.k for layer in shape.cached), tuple(layer.v for layer in shape.cached))

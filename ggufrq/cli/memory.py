@@ -1,0 +1,86 @@
+"""``ggufrq memory``: what a model takes, by cache type and context, from its metadata."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+
+import click
+
+from ggufrq import units
+from ggufrq.build import find_build
+from ggufrq.kv import parse_plans
+
+
+@click.command(
+    epilog="Compute buffers are what llama.cpp itself says in a dry run without weights, or, where it is not "
+    "built, an estimate. MODEL may be a Hub id: only headers are downloaded."
+)
+@click.argument("model")
+@click.option(
+    "--ctx", metavar="LIST", help="Contexts, as 8K,32K,262K.  [default: 8K, 32K, 128K and the model's own]"
+)
+@click.option(
+    "--kv",
+    default="f16,q8_0,q4_0,iso4,iso3,iso2",
+    show_default=True,
+    metavar="LIST",
+    help='Cache types, K/V apart or by layer: "f16,iso3/planar4,iso3; 0,-1:q8_0".',
+)
+@click.option("--fits", metavar="SIZE", help="The largest context for each type in 24GB, or 24GiB.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Sequences that share the context, as -np of llama-server.",
+)
+@click.option("--weights", metavar="TYPE", help="Weights in a type or recipe of `ggufrq quantize`.")
+@click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--why", is_flag=True, help="Say how the figures come about, and which published ones are wrong."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def memory(
+    model: str,
+    ctx: str | None,
+    kv: str,
+    fits: str | None,
+    parallel: int,
+    weights: str | None,
+    revision: str | None,
+    why: bool,
+    as_json: bool,
+) -> None:
+    """Show what MODEL takes of memory: weights, KV cache, recurrent state and compute buffers.
+
+    \b
+    Examples:
+      ggufrq memory docs-qwen3.5-8m
+      ggufrq memory Qwen/Qwen3-8B --weights Q4_K_M --kv q8_0,iso3 --fits 24GB
+      ggufrq memory model.gguf --ctx 32K,128K --kv "f16,iso3/planar4,iso3; 0,-1:q8_0"
+    """
+    from ggufrq.memory import metadata
+    from ggufrq.memory.compute import DryRun
+    from ggufrq.memory.estimate import Memory
+    from ggufrq.memory.model import memory_shape
+    from ggufrq.memory.report import Report
+    from ggufrq.memory.weights import weight_bytes
+    from ggufrq.resolve import resolve
+
+    plans = parse_plans(kv)
+    contexts = [units.parse_tokens(part) for part in ctx.split(",")] if ctx else None
+    budget = units.parse_memory(fits) if fits else None
+    build = find_build()
+    found = metadata.read(resolve(model), build, revision)
+    shape = memory_shape(found.headers)
+    size = weight_bytes(model, weights, revision) if weights else shape.weight_bytes
+    with ExitStack() as stack:
+        dry = stack.enter_context(DryRun(found.headers, build)).buffers if build else None
+        report = Report(found.name, Memory(shape, size, dry), plans, parallel, weights)
+        click.echo(
+            json.dumps(report.as_data(contexts, budget), indent=2)
+            if as_json
+            else report.render(contexts, budget, why=why)
+        )

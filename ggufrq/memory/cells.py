@@ -1,0 +1,93 @@
+"""The caches of a context as llama.cpp lays them out: cells, bytes, recurrent state, and what cannot be.
+
+Follows ``llama_context`` (padding of the context), ``llama_kv_cache_iswa`` (cells of a window) and
+``llama_memory_recurrent`` in llama.cpp's src, with flash attention on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggufrq.errors import UsageError
+from ggufrq.gguf_header import pad
+from ggufrq.kv import KvPair, KvPlan, KvType, parse_kv
+from ggufrq.memory.model import Layer, MemoryShape
+
+#: Contexts, and caches of windows, are padded to multiples of so many cells.
+CELLS = 256
+#: Tokens of a batch and of the part that is computed at a time, llama.cpp's own choice.
+BATCH, UBATCH = 2048, 512
+_F32 = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A context of ``ctx`` tokens for ``parallel`` sequences together, as ``-c`` and ``-np`` of
+    llama-server."""
+
+    ctx: int
+    parallel: int = 1
+
+    @property
+    def cells(self) -> int:
+        """Cells for each sequence."""
+        return pad(pad(self.ctx, CELLS) // self.parallel, CELLS)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed at a time, at most."""
+        return min(self.ctx, BATCH, UBATCH)
+
+    def window_cells(self, window: int) -> int:
+        """Cells for each sequence where layers see so many tokens only."""
+        return pad(min(self.cells, window + self.tokens), CELLS)
+
+
+def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: Settings) -> tuple[int, int]:
+    """Bytes of K and of V in all caches. ``why_not`` must have nothing against the plan."""
+    k = v = 0
+    pairs = plan.resolve(len(shape.cached))
+    for layer, pair in zip(shape.cached, pairs, strict=True):
+        cells = settings.window_cells(shape.window) if layer.window else settings.cells
+        k += pair.k.bytes_for(layer.k) * cells * settings.parallel
+        v += pair.v.bytes_for(layer.v) * cells * settings.parallel
+    return k, v
+
+
+def state_bytes(shape: MemoryShape, settings: Settings) -> int:
+    """Bytes of the recurrent state, which is kept in 32 bits whatever the cache type is."""
+    return shape.state * _F32 * settings.parallel
+
+
+def output_bytes(shape: MemoryShape, settings: Settings) -> int:
+    """Bytes of the buffer for logits, one token of each sequence."""
+    return shape.vocabulary * _F32 * settings.parallel
+
+
+def why_not(shape: MemoryShape, plan: KvPlan) -> str | None:
+    """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does."""
+    try:
+        pairs = plan.resolve(len(shape.cached)) if shape.cached else ()
+    except UsageError as error:
+        return error.message
+    if shape.mla and plan.layered:
+        return "K and V are one here (MLA): layers cannot have types of their own"
+    if shape.mla and plan.base.k != plan.base.v:
+        return "K and V are one here (MLA): they cannot have different types"
+    for layer, pair in zip(shape.cached, pairs, strict=True):
+        for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
+            if head % kind.block:
+                why = f"{kind.name} takes blocks of {kind.block} values, which heads of {side} with {head}"
+                return f"{why} do not fill; {_instead(shape.cached)} can be used"
+    return None
+
+
+def _instead(layers: Sequence[Layer]) -> str:
+    """The smallest usual types that any of the layers can keep."""
+
+    def fits(kind: KvType) -> bool:
+        return not any(layer.head_k % kind.block or layer.head_v % kind.block for layer in layers)
+
+    found: list[KvPair] = [pair for pair in map(parse_kv, ("q8_0", "q4_0")) if fits(pair.k)]
+    return " or ".join(pair.name for pair in found) or "f16"

@@ -1,0 +1,110 @@
+"""What a model takes with a cache type and a context, and the largest context that a memory holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ggufrq.errors import ToolError
+from ggufrq.kv import KvPlan
+from ggufrq.memory import compute
+from ggufrq.memory.cells import CELLS, Settings, kv_bytes, output_bytes, state_bytes, why_not
+from ggufrq.memory.compute import Buffers
+from ggufrq.memory.model import MemoryShape
+
+_logger = logging.getLogger(__name__)
+
+BuffersOf = Callable[[KvPlan, Settings], Buffers]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a model takes with a cache of these types and a context of so many tokens, or ``why_not``.
+
+    ``compute`` and ``output`` are where the logits of one token of each sequence are asked for (llama-server,
+    llama-cli); ``batch_extra`` comes on top where those of whole batches are (llama-completion, -perplexity).
+    """
+
+    kv: str
+    ctx: int
+    weights: int
+    k: int = 0
+    v: int = 0
+    state: int = 0
+    compute: int = 0
+    output: int = 0
+    batch_extra: int = 0
+    exact: bool = True
+    why_not: str | None = None
+
+    @property
+    def total(self) -> int:
+        """All of it, without ``batch_extra``."""
+        return self.weights + self.k + self.v + self.state + self.compute + self.output
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest context for a cache type: what it takes, or None when not even the smallest fits;
+    ``native`` when the model's own context is what limits it."""
+
+    kv: str
+    estimate: Estimate | None
+    native: bool = False
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimates for a model. ``dry`` says what llama.cpp computes in, where there is a build; what it cannot
+    say, and all without it, is estimated."""
+
+    shape: MemoryShape
+    weights: int
+    dry: BuffersOf | None = None
+
+    def estimate(self, plan: KvPlan, settings: Settings) -> Estimate:
+        """What the model takes."""
+        why = why_not(self.shape, plan)
+        if why is not None:
+            return Estimate(plan.name, settings.ctx, self.weights, why_not=why)
+        k, v = kv_bytes(self.shape, plan, settings)
+        buffers = self._buffers(plan, settings)
+        return Estimate(
+            kv=plan.name,
+            ctx=settings.ctx,
+            weights=self.weights,
+            k=k,
+            v=v,
+            state=state_bytes(self.shape, settings),
+            compute=buffers.served,
+            output=output_bytes(self.shape, settings),
+            batch_extra=buffers.batch - buffers.served,
+            exact=buffers.exact,
+        )
+
+    def fit(self, plan: KvPlan, budget: int, parallel: int = 1) -> Fit:
+        """The largest context for these types within ``budget`` bytes, no longer than the model's own."""
+        step = CELLS * parallel
+        most = max(1, self.shape.native * parallel // step)
+        smallest = self.estimate(plan, Settings(step, parallel))
+        if smallest.why_not is not None or smallest.total > budget:
+            return Fit(plan.name, None, why_not=smallest.why_not)
+        best, low, high = smallest, 1, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            found = self.estimate(plan, Settings(step * middle, parallel))
+            if found.total <= budget:
+                best, low = found, middle
+            else:
+                high = middle - 1
+        return Fit(plan.name, best, native=low == most)
+
+    def _buffers(self, plan: KvPlan, settings: Settings) -> Buffers:
+        if self.dry is not None:
+            try:
+                return self.dry(plan, settings)
+            except ToolError as error:
+                _logger.debug("estimated, because %s", error.message)
+        return compute.estimate(self.shape, plan, settings)

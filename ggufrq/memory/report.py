@@ -1,0 +1,176 @@
+"""Estimates as a table and as data."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ggufrq import table
+from ggufrq.kv import KvPlan
+from ggufrq.memory.cells import Settings, state_bytes
+from ggufrq.memory.estimate import Estimate, Fit, Memory
+from ggufrq.memory.told import published
+from ggufrq.units import mib_text, size_text
+
+#: Contexts that are shown where they are no longer than the model's own.
+CONTEXTS = (8 << 10, 32 << 10, 128 << 10)
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told of a model: its name, its memory, the cache types, sequences, and the type of its weights
+    when another one than the file's was asked for."""
+
+    name: str
+    memory: Memory
+    plans: Sequence[KvPlan]
+    parallel: int = 1
+    weights: str | None = None
+
+    def contexts(self, given: Sequence[int] | None) -> list[int]:
+        """The contexts to show: those given, or the usual ones and the model's own."""
+        if given is not None:
+            return list(given)
+        native = self.memory.shape.native
+        return [*(ctx for ctx in CONTEXTS if ctx < native), native]
+
+    def rows(self, contexts: Sequence[int] | None) -> list[Estimate]:
+        """An estimate for each type and context."""
+        return [
+            self.memory.estimate(plan, Settings(ctx, self.parallel))
+            for plan in self.plans
+            for ctx in self.contexts(contexts)
+        ]
+
+    def fits(self, budget: int) -> list[Fit]:
+        """The largest context for each type."""
+        return [self.memory.fit(plan, budget, self.parallel) for plan in self.plans]
+
+    def as_data(self, contexts: Sequence[int] | None, budget: int | None) -> dict[str, Any]:
+        """Everything as JSON data, sizes in bytes."""
+        shape = self.memory.shape
+        data: dict[str, Any] = {
+            "model": self.name,
+            "architecture": shape.architecture,
+            "native_ctx": shape.native,
+            "parallel": self.parallel,
+            "weights": self.memory.weights,
+            "layers": [asdict(layer) for layer in shape.layers],
+            "window": shape.window,
+        }
+        if budget is None or contexts is not None:
+            data["rows"] = [_row_data(row) for row in self.rows(contexts)]
+        if budget is not None:
+            data["budget"] = budget
+            data["fits"] = [
+                {
+                    "kv": fit.kv,
+                    "ctx": fit.estimate.ctx if fit.estimate else None,
+                    "native": fit.native,
+                    "why_not": fit.why_not,
+                    "estimate": _row_data(fit.estimate) if fit.estimate else None,
+                }
+                for fit in self.fits(budget)
+            ]
+        data["published"] = published(shape)
+        return data
+
+    def render(self, contexts: Sequence[int] | None, budget: int | None, *, why: bool = False) -> str:
+        """The tables as plain text, with what must be known to read them."""
+        parts = ["\n".join(self._head())]
+        rows: list[Estimate] = []
+        if budget is None or contexts is not None:
+            rows = self.rows(contexts)
+            parts.append(self._table(rows))
+        if budget is not None:
+            fits = self.fits(budget)
+            parts.append(self._fits(fits, budget))
+            rows += [fit.estimate for fit in fits if fit.estimate is not None]
+        parts.append("\n".join(self._notes(rows)))
+        if why:
+            parts.append("\n".join(self._why()))
+        return "\n\n".join(part for part in parts if part)
+
+    def _head(self) -> list[str]:
+        shape = self.memory.shape
+        kind = f" in {self.weights}" if self.weights else ""
+        lines = [
+            self.name,
+            f"weights{kind} {mib_text(self.memory.weights)} MiB ({size_text(self.memory.weights)})",
+        ]
+        said = [f"{len(shape.cached)} of {len(shape.layers)} layers keep K{'' if shape.mla else ' and V'}"]
+        windows = sum(layer.window for layer in shape.layers)
+        if windows:
+            said.append(f"{windows} of them of the last {shape.window:,} tokens")
+        if shape.state:
+            state = mib_text(state_bytes(shape, Settings(1)))
+            said.append(f"recurrent state {state} MiB per sequence")
+        return [*lines, "; ".join(said) + f"; own context {shape.native:,} tokens"]
+
+    def _table(self, rows: Sequence[Estimate]) -> str:
+        head = ["kv", "ctx", "K and V", "state", "compute", "total, MiB", "GB", ""]
+        body = []
+        for row in rows:
+            native = self.memory.shape.native * self.parallel
+            note = "beyond the model's own" if row.ctx > native else ""
+            if row.why_not is not None:
+                body.append([row.kv, f"{row.ctx:,}", *["-"] * 5, ""])
+                continue
+            sizes = [row.k + row.v, row.state, row.compute + row.output]
+            cells = [mib_text(size) if size else "0" for size in sizes]
+            cells[-1] = cells[-1] if row.exact else f"~{cells[-1]}"
+            total = [mib_text(row.total), f"{row.total / 1e9:.2f}"]
+            body.append([row.kv, f"{row.ctx:,}", *cells, *total, note])
+        return table.render(head, body, "lrrrrrrl")
+
+    def _fits(self, fits: Sequence[Fit], budget: int) -> str:
+        head = ["kv", "largest ctx", "K and V", "compute", "total, MiB", ""]
+        body = []
+        for fit in fits:
+            row = fit.estimate
+            if row is None:
+                note = fit.why_not or "does not fit"
+                body.append([fit.kv, "-", "-", "-", "-", note])
+                continue
+            note = "the model's own context" if fit.native else ""
+            cells = [row.k + row.v, row.compute + row.output, row.total]
+            body.append([fit.kv, f"{row.ctx:,}", *(mib_text(size) for size in cells), note])
+        return f"in {mib_text(budget)} MiB ({size_text(budget)}):\n{table.render(head, body, 'lrrrrl')}"
+
+    def _notes(self, rows: Sequence[Estimate]) -> list[str]:
+        reasons = dict.fromkeys(f"{row.kv}: {row.why_not}" for row in rows if row.why_not is not None)
+        lines = list(reasons)
+        good = [row for row in rows if row.why_not is None]
+        if good:
+            how = "from a dry run of llama.cpp" if all(row.exact for row in good) else "estimated (~)"
+            note = f"compute: {how}, on the CPU with flash attention, as llama-server and llama-cli take it"
+            extra = max(row.batch_extra for row in good)
+            if extra:
+                more = f"keep the logits of whole batches, up to {mib_text(extra)} MiB more"
+                note += f"; llama-completion and llama-perplexity {more}"
+            lines += textwrap.wrap(note, _WIDTH)
+        return lines
+
+    def _why(self) -> list[str]:
+        shape = self.memory.shape
+        lines = ["how K and V come about:"]
+        kinds: dict[tuple[int, int, bool], int] = {}
+        for layer in shape.cached:
+            key = (layer.k, layer.v, layer.window)
+            kinds[key] = kinds.get(key, 0) + 1
+        for (k, v, window), count in kinds.items():
+            where = f", of the last {shape.window:,} tokens" if window else ""
+            lines.append(f"  {count} layers x ({k:,} values of K + {v:,} of V) per token{where}")
+        state = {(layer.r, layer.s) for layer in shape.layers if layer.r or layer.s}
+        for r, s in sorted(state):
+            count = sum((layer.r, layer.s) == (r, s) for layer in shape.layers)
+            lines.append(f"  {count} layers x ({r:,} + {s:,} values of state in f32) per sequence")
+        told = published(shape)
+        return [*lines, "published, and wrong:", *(f"  {line}" for line in told)] if told else lines
+
+
+def _row_data(row: Estimate) -> dict[str, Any]:
+    return {**asdict(row), "total": row.total if row.why_not is None else None}

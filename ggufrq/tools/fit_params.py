@@ -1,0 +1,29 @@
+"""llama-fit-params: loads a model without its weights and says what a context would allocate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ggufrq.errors import ToolError
+from ggufrq.kv import KvPlan
+from ggufrq.tools.logs import explain
+
+_COMPUTE = re.compile(r"sched_reserve: +\S+ compute buffer size = +([\d.]+) MiB")
+_RESERVING = "sched_reserve: reserving"
+_MIB = 1 << 20
+
+
+def arguments(model: Path, plan: KvPlan, *, n_ctx: int, parallel: int = 1) -> list[str]:
+    """Arguments that print what a context of ``n_ctx`` tokens for so many sequences takes."""
+    args = ["-m", str(model), "-c", str(n_ctx), "-np", str(parallel), "-fa", "on", *plan.arguments()]
+    return [*args, "-fitp", "on", "-lv", "5", "--log-colors", "off"]
+
+
+def compute_bytes(log: str) -> int:
+    """Bytes of the compute buffers of the last context that a log tells of, over all backends, to a hundredth
+    of a MiB. Raises ToolError when it tells of none."""
+    found = _COMPUTE.findall(log[max(0, log.rfind(_RESERVING)) :])
+    if not found:
+        raise ToolError(f"llama.cpp does not say what it computes in: {explain(log, 'no compute buffer')}")
+    return round(sum(map(float, found)) * _MIB)

@@ -1,0 +1,379 @@
+"""What a model takes of memory, from metadata alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import hubs
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from ggufrq import proc, units
+from ggufrq.cli import cli
+from ggufrq.cli import memory as command
+from ggufrq.errors import ModelError, UsageError
+from ggufrq.gguf_header import read_header
+from ggufrq.kv import parse_kv, parse_plan
+from ggufrq.memory import kv_shape
+from ggufrq.memory.cells import Settings, kv_bytes, state_bytes, why_not
+from ggufrq.memory.compute import Buffers, estimate
+from ggufrq.memory.estimate import Memory
+from ggufrq.memory.model import MemoryShape, memory_shape
+from ggufrq.memory.told import published
+
+fake = hubs.fake()
+
+MIB = 1 << 20
+QWEN35_27B: dict[str, Any] = {
+    "block_count": 64,
+    "context_length": 262144,
+    "embedding_length": 5120,
+    "feed_forward_length": 17408,
+    "attention.head_count": 24,
+    "attention.head_count_kv": 4,
+    "attention.key_length": 256,
+    "attention.value_length": 256,
+    "full_attention_interval": 4,
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 6144,
+    "ssm.state_size": 128,
+    "ssm.group_count": 16,
+    "vocab_size": 248320,
+}
+#: MiB of K and V at 8K, 32K, 128K and 262K by the arithmetic of the type's bits per value.
+QWEN35_27B_TABLE = {
+    "f16": (512, 2048, 8192, 16384),
+    "q8_0": (272, 1088, 4352, 8704),
+    "q4_0": (144, 576, 2304, 4608),
+    "iso4": (132, 528, 2112, 4224),
+    "iso3": (100, 400, 1600, 3200),
+    "iso2": (68, 272, 1088, 2176),
+}
+DENSE: dict[str, Any] = {
+    "block_count": 4,
+    "context_length": 8192,
+    "embedding_length": 512,
+    "feed_forward_length": 1024,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "vocab_size": 1000,
+}
+
+
+def model(path: Path, architecture: str, values: dict[str, Any], **more: Any) -> Path:
+    """A GGUF of this architecture with these values, one tensor of weights, and nothing else."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (values | more).items():
+        name = f"{architecture}.{key.replace('__', '.')}"
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        else:
+            writer.add_uint32(name, value)
+    writer.add_tensor("token_embd.weight", np.zeros((10, 64), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def shape_of(tmp_path: Path, architecture: str, values: dict[str, Any], **more: Any) -> MemoryShape:
+    return memory_shape([read_header(model(tmp_path / "m.gguf", architecture, values, **more))])
+
+
+def values(shape: MemoryShape) -> list[tuple[int, int]]:
+    return [(layer.k, layer.v) for layer in shape.layers]
+
+
+def test_numbers_of_tokens_and_sizes() -> None:
+    texts = ("8K", "32k", "128K", "131K", "262K", "256K", "1M", "1000", "40K")
+    assert [units.parse_tokens(text) for text in texts] == [
+        8192,
+        32768,
+        131072,
+        131072,
+        262144,
+        262144,
+        1 << 20,
+        1000,
+        40960,
+    ]
+    assert units.parse_memory("24GB") == 24 * 10**9
+    assert units.parse_memory("1.5 GiB") == 3 << 29
+    for wrong in ("", "0", "8X", "-1", "1.5K"):
+        with pytest.raises(UsageError):
+            units.parse_tokens(wrong)
+    for wrong in ("24", "GB", "0GB"):
+        with pytest.raises(UsageError):
+            units.parse_memory(wrong)
+
+
+def test_the_table_of_qwen35_27b(tmp_path: Path) -> None:
+    shape = shape_of(tmp_path, "qwen35", QWEN35_27B)
+    for name, row in QWEN35_27B_TABLE.items():
+        for ctx, mib in zip(("8K", "32K", "128K", "262K"), row, strict=True):
+            settings = Settings(units.parse_tokens(ctx))
+            assert sum(kv_bytes(shape, parse_plan(name), settings)) == mib * MIB
+    assert round(state_bytes(shape, Settings(8192)) / MIB, 1) == 149.6
+    assert state_bytes(shape, Settings(8192, parallel=4)) == 4 * state_bytes(shape, Settings(8192))
+    assert values(shape)[:4] == [(0, 0), (0, 0), (0, 0), (1024, 1024)]
+    told = "\n".join(published(shape))
+    for claim in ("10.3", "16 times", "110 GB", "57 GB", "30 GB", "23 GB"):
+        assert claim in told
+    assert "it is 17.2 GB" in told and "it is 28.6 GB" in told
+    assert len(published(shape_of(tmp_path, "qwen3", DENSE))) == 2  # of the types alone
+
+
+def test_a_head_for_further_tokens_is_no_part_of_the_context(tmp_path: Path) -> None:
+    with_head = QWEN35_27B | {"block_count": 65, "nextn_predict_layers": 1}
+    assert values(shape_of(tmp_path, "qwen35", with_head)) == values(shape_of(tmp_path, "qwen35", QWEN35_27B))
+
+
+def test_dense_models(tmp_path: Path) -> None:
+    shape = shape_of(tmp_path, "llama", DENSE)
+    assert values(shape) == [(256, 256)] * 4
+    assert (shape.native, shape.vocabulary, shape.weight_bytes) == (8192, 1000, 2 * 640)
+    assert values(shape_of(tmp_path, "llama", DENSE, attention__head_count_kv=[1, 2, 4, 0])) == [
+        (128, 128),
+        (256, 256),
+        (512, 512),
+        (0, 0),
+    ]
+    plan = parse_plan("iso3; 0,-1:q8_0/f16")
+    k, v = kv_bytes(shape, plan, Settings(1000))  # padded to 1,024 cells
+    assert k == 1024 * (2 * 256 * 50 // 128 + 2 * 256 * 34 // 32)
+    assert v == 1024 * (2 * 256 * 50 // 128 + 2 * 256 * 2)
+    assert sum(kv_bytes(shape, parse_plan("f16"), Settings(1000, parallel=3))) == 3 * 512 * 4 * 1024
+
+
+def test_compressed_models_keep_one_row_of_k(tmp_path: Path) -> None:
+    mla = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": 576,
+        "attention.value_length": 512,
+        "attention.key_length_mla": 192,
+        "attention.value_length_mla": 128,
+    }
+    shape = shape_of(tmp_path, "deepseek2", DENSE | mla)
+    assert values(shape) == [(576, 0)] * 4
+    assert kv_bytes(shape, parse_plan("q8_0"), Settings(4096)) == (4 * 4096 * 576 * 34 // 32, 0)
+    assert "blocks of 128" in str(why_not(shape, parse_plan("iso3")))
+    assert "cannot have different types" in str(why_not(shape, parse_plan("q8_0/f16")))
+    assert "types of their own" in str(why_not(shape, parse_plan("f16; 0:q8_0")))
+    assert why_not(shape, parse_plan("q4_0")) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "windows"),
+    [
+        ("gemma2", {}, [True, False, True, False]),
+        ("gemma3", {"attention__sliding_window": 1024}, [True, True, True, True]),
+        ("gemma3", {}, [False] * 4),
+        ("gpt-oss", {"attention__sliding_window": 128}, [True, False, True, False]),
+        ("cohere2moe", {"attention__sliding_window": 128}, [False, True, True, True]),
+        ("llama4", {}, [True, True, True, False]),
+        ("llama4", {"attention__sliding_window": 0}, [False] * 4),
+        ("exaone4", {"attention__sliding_window": 128}, [False] * 4),
+        (
+            "gemma4",
+            {"attention__sliding_window": 128, "attention__sliding_window_pattern": [1, 0, 0, 1]},
+            [True, False, False, True],
+        ),
+        ("llama", {"attention__sliding_window": 128}, [False] * 4),
+    ],
+)
+def test_windows(tmp_path: Path, architecture: str, more: dict[str, Any], windows: list[bool]) -> None:
+    shape = shape_of(tmp_path, architecture, DENSE, **more)
+    assert [layer.window for layer in shape.layers] == windows
+
+
+def test_cells_of_a_window(tmp_path: Path) -> None:
+    shape = shape_of(
+        tmp_path,
+        "gpt-oss",
+        DENSE | {"attention.key_length_swa": 256},
+        attention__sliding_window=128,
+    )
+    assert [layer.k for layer in shape.layers] == [512, 256, 512, 256]
+    k, _ = kv_bytes(shape, parse_plan("f16"), Settings(8192))
+    assert k == 2 * (2 * 512 * 768 + 2 * 256 * 8192)  # 128 + 512 tokens, padded to 256
+    k, _ = kv_bytes(shape, parse_plan("f16"), Settings(512))
+    assert k == 2 * (2 * 512 * 512 + 2 * 256 * 512)
+
+
+def test_later_layers_share_the_cache_of_earlier_ones(tmp_path: Path) -> None:
+    more = {"attention__sliding_window": 128, "attention__sliding_window_pattern": [1, 0, 1, 0]}
+    shape = shape_of(tmp_path, "gemma4", DENSE, **more, attention__shared_kv_layers=2)
+    assert values(shape) == [(256, 256)] * 2 + [(0, 0)] * 2
+
+
+SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 512, "ssm.state_size": 16, "ssm.group_count": 2}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "kept", "state"),
+    [
+        ("mamba", {}, 0, 4 * (3 * (512 + 64) + 16 * 512)),
+        ("jamba", {"attention__head_count_kv": [0, 0, 2, 0]}, 1, 3 * (3 * (512 + 64) + 16 * 512)),
+        ("falcon-h1", {}, 4, 4 * (3 * (512 + 64) + 16 * 512)),
+        (
+            "nemotron_h",
+            {"attention__head_count_kv": [0, 2, 0, 0], "feed_forward_length": [0, 0, 64, 0]},
+            1,
+            2 * (3 * (512 + 64) + 16 * 512),
+        ),
+        ("kimi-linear", {"kda__head_dim": 64, "attention__head_count_kv": [0, 0, 0, 4]}, 1,
+         3 * (3 * 3 * 4 * 64 + 64 * 64 * 4)),
+        ("rwkv7", {"wkv__head_size": 64}, 0, 4 * (2 * 512 + 64 * 512)),
+    ],
+)  # fmt: skip
+def test_recurrent_models(
+    tmp_path: Path, architecture: str, more: dict[str, Any], kept: int, state: int
+) -> None:
+    shape = shape_of(tmp_path, architecture, DENSE | SSM, **more)
+    assert (len(shape.cached), shape.state) == (kept, state)
+
+
+def test_models_that_are_not_computed(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="deepseek32 is not computed: it keeps an index"):
+        shape_of(tmp_path, "deepseek32", DENSE)
+    with pytest.raises(ModelError, match=r"no llama\.block_count"):
+        shape_of(tmp_path, "llama", {})
+    with pytest.raises(ModelError, match="which layers have a window"):
+        shape_of(tmp_path, "gemma4", DENSE, attention__sliding_window=128)
+    assert shape_of(tmp_path, "bert", DENSE).cached == ()
+
+
+def test_types_that_heads_cannot_hold(tmp_path: Path) -> None:
+    narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 64, "attention.value_length": 64})
+    assert why_not(narrow, parse_plan("iso3")) == (
+        "iso3 takes blocks of 128 values, which heads of K with 64 do not fill; q8_0 or q4_0 can be used"
+    )
+    assert "heads of V" in str(why_not(narrow, parse_plan("f16/iso3")))
+    odd = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 80, "attention.value_length": 80})
+    assert str(why_not(odd, parse_plan("q8_0"))).endswith("f16 can be used")
+    assert "there is no layer 4" in str(why_not(narrow, parse_plan("f16; 4:q8_0")))
+
+
+def test_the_largest_context(tmp_path: Path) -> None:
+    shape = shape_of(tmp_path, "llama", DENSE)
+    memory = Memory(shape, 10 * MIB)
+    plan = parse_plan("f16")
+    need = memory.estimate(plan, Settings(2048)).total
+    fit = memory.fit(plan, need)
+    assert fit.estimate is not None and (fit.estimate.ctx, fit.native) == (2048, False)
+    fit = memory.fit(plan, need - 1)
+    assert fit.estimate is not None and fit.estimate.ctx == 2048 - 256
+    fit = memory.fit(plan, 1 << 40)
+    assert fit.estimate is not None and (fit.estimate.ctx, fit.native) == (8192, True)
+    fit = memory.fit(plan, 1 << 40, parallel=3)
+    assert fit.estimate is not None and fit.estimate.ctx == 3 * 8192
+    assert memory.fit(plan, 10 * MIB).estimate is None
+    narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 64})
+    assert "blocks of 128" in str(Memory(narrow, 0).fit(parse_plan("iso3"), 1 << 40).why_not)
+
+
+def test_the_estimate_of_compute_buffers_has_masks_and_logits(tmp_path: Path) -> None:
+    shape = shape_of(tmp_path, "llama", DENSE)
+    plan = parse_plan("f16")
+    small, large = estimate(shape, plan, Settings(2048)), estimate(shape, plan, Settings(4096))
+    assert large.served - small.served == 2048 * 512 * 2
+    assert estimate(shape, plan, Settings(4096, parallel=2)).served == small.served
+    words = shape_of(tmp_path, "llama", DENSE | {"vocab_size": 100_000})
+    assert estimate(words, plan, Settings(2048)).batch == 512 * 4 * (100_000 + 2 * 512)
+    assert not small.exact
+
+
+def test_the_simple_shape(tmp_path: Path) -> None:
+    shape = kv_shape(model(tmp_path / "m.gguf", "llama", DENSE))
+    assert (shape.k_layers, shape.k_values, shape.v_values, shape.layers) == ((256,) * 4, 1024, 1024, 4)
+    assert shape.bytes_for(parse_kv("iso3"), 1024) == 2048 * 1024 * 50 // 128
+    assert shape.bits_for(shape.bytes_for(parse_kv("iso3"), 1024), 1024) == 3.125
+    assert shape.bits_for(shape.bytes_for(parse_kv("iso2/rotor4"), 4096), 4096) == 3.125
+    assert kv_shape(model(tmp_path / "m.gguf", "qwen35", QWEN35_27B)).v_layers == (1024,) * 16
+    for architecture, more in (
+        ("gemma2", {}),
+        ("bert", {}),
+        ("deepseek2", {"attention__key_length_mla": 192}),
+    ):
+        with pytest.raises(ModelError, match="not simply K and V"):
+            kv_shape(model(tmp_path / "m.gguf", architecture, DENSE, **more))
+
+
+@pytest.fixture
+def no_build(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(command, "find_build", lambda: None)
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(cli, ["memory", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.usefixtures("no_build", "no_programs")
+def test_the_command_without_a_build(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf", "qwen35", QWEN35_27B)
+    data = json.loads(run(str(path), "--ctx", "8K,262K", "--kv", "f16,iso3", "--json"))
+    assert [(row["kv"], row["ctx"], (row["k"] + row["v"]) // MIB) for row in data["rows"]] == [
+        ("f16", 8192, 512),
+        ("f16", 262144, 16384),
+        ("iso3", 8192, 100),
+        ("iso3", 262144, 3200),
+    ]
+    assert not any(row["exact"] for row in data["rows"])
+    assert all(row["total"] > row["k"] + row["v"] + row["state"] + data["weights"] for row in data["rows"])
+    text = run(str(path), "--why", "--kv", "f16,iso3", "--ctx", "262K,512K")
+    assert "recurrent state 149.6 MiB per sequence" in text
+    assert "16,384" in text and "estimated (~)" in text and "beyond the model's own" in text
+    assert "110 GB: it is 17.2 GB" in text
+    assert "16 layers x (1,024 values of K + 1,024 of V)" in text
+    text = run(str(path), "--fits", "6GB", "--kv", "f16,iso3")
+    assert "the model's own context" in text and "in 5,722 MiB (6.00 GB)" in text
+
+
+@pytest.mark.usefixtures("no_build", "no_programs")
+def test_sentences_stand_for_numbers_that_there_are_not(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.gguf", "llama", DENSE | {"attention.key_length": 64})
+    text = run(str(path), "--kv", "q8_0,iso3", "--ctx", "4K")
+    assert "iso3: iso3 takes blocks of 128 values" in text
+    data = json.loads(run(str(path), "--kv", "iso3", "--ctx", "4K", "--json", "--fits", "1GB"))
+    assert data["rows"][0]["total"] is None and data["fits"][0]["ctx"] is None
+
+
+def test_of_a_model_on_the_hub_only_the_header_is_fetched(tmp_path: Path) -> None:
+    """In a process of its own: the endpoint is read on import."""
+    whole = model(tmp_path / "m.gguf", "qwen35", QWEN35_27B).read_bytes() + bytes(40 * MIB)
+    with fake.fake_hub({"me/it-GGUF": {"it-Q8_0.gguf": whole, "README.md": b""}}) as hub:
+        env = hubs.environment(hub.url, tmp_path / "hf", token=None)
+        for name in ("me/it-GGUF", "me/it-GGUF:Q8_0"):
+            hub.sent = 0
+            command = [sys.executable, "-m", "ggufrq", "memory", name]
+            done = proc.run([*command, "--ctx", "8K", "--kv", "iso3", "--json"], env=env, timeout=120)
+            data = json.loads(done.stdout)
+            assert data["model"] == f"it-Q8_0.gguf of me/it-GGUF at {fake.SHA[:12]}"
+            assert data["rows"][0]["k"] == 50 * MIB
+            assert hub.sent < 5 * MIB
+
+
+def test_what_llama_cpp_cannot_say_is_estimated(tmp_path: Path) -> None:
+    from ggufrq.errors import ToolError
+
+    shape = shape_of(tmp_path, "llama", DENSE)
+
+    def refuse(*_: object) -> Buffers:
+        raise ToolError("no")
+
+    assert not Memory(shape, 0, refuse).estimate(parse_plan("f16"), Settings(512)).exact
+    dry = Memory(shape, 0, lambda *_: Buffers(5, 9, exact=True)).estimate(parse_plan("f16"), Settings(512))
+    assert (dry.compute, dry.batch_extra, dry.exact) == (5, 4, True)
+
+
+def test_all_shards_count(tmp_path: Path) -> None:
+    header = read_header(model(tmp_path / "m.gguf", "llama", DENSE))
+    assert memory_shape([header, header]).weight_bytes == 2 * memory_shape([header]).weight_bytes
