@@ -116,8 +116,8 @@ def make_family(
     build: Build,
     *,
     out: Path | None = None,
-    imatrix: Path | None = None,
-    calibrate: Path | None = None,
+    imatrix: Path | Sequence[Path] = (),
+    calibrate: Path | Sequence[Path] = (),
     split_size: int | None = None,
     mmproj: bool = False,
     mtp: str = "keep",
@@ -129,19 +129,19 @@ def make_family(
 ) -> Family:
     """Quantize ``model`` (see ``resolve``) to each of ``types`` (see ``parse_wants``) in the folder ``out``.
 
-    Files that are already there and whole are kept. ``imatrix`` is used for all types, or one made from the
-    text ``calibrate``; without either, the types that need it get one made from the text that comes with
-    ggufrq. Files larger than ``split_size`` bytes are split. ``mmproj`` makes the vision projector, too;
-    ``mtp`` is one of ``MTP``. ``force`` replaces files that ggufrq did not make; without ``run`` new files
-    are not run for a few tokens. Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is
-    too small.
+    Files that are already there and whole are kept. The importance matrices ``imatrix``, merged when there
+    are several, are used for all types, or one made from the texts ``calibrate``; without either, the types
+    that need it get one made from the mix that comes with ggufrq. The matrix is kept beside the files. Files
+    larger than ``split_size`` bytes are split. ``mmproj`` makes the vision projector, too; ``mtp`` is one of
+    ``MTP``. ``force`` replaces files that ggufrq did not make; without ``run`` new files are not run for a
+    few tokens. Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
     """
     request = Request(
         model,
         parse_wants(types, build),
         out,
-        imatrix,
-        calibrate,
+        (imatrix,) if isinstance(imatrix, Path) else tuple(imatrix),
+        (calibrate,) if isinstance(calibrate, Path) else tuple(calibrate),
         split_size,
         mmproj,
         mtp,
@@ -180,10 +180,11 @@ def plan_family(request: Request, build: Build) -> Plan:
 
 def _planner(request: Request, build: Build) -> Planner:
     chosen = resolve(request.model)
-    for path, what in ((request.imatrix, "importance matrix"), (request.calibrate, "text")):
-        if path is not None and not path.is_file():
-            raise UsageError(f"there is no {what} {path}")
-    if request.imatrix is not None and request.calibrate is not None:
+    for files, what in ((request.imatrix, "importance matrix"), (request.calibrate, "text")):
+        for path in files:
+            if not path.is_file():
+                raise UsageError(f"there is no {what} {path}")
+    if request.imatrix and request.calibrate:
         raise UsageError("an importance matrix is either given or made", remedy="--imatrix or --calibrate")
     if request.mtp not in MTP:
         raise UsageError(f"--mtp is {', '.join(MTP)}; not '{request.mtp}'")

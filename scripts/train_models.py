@@ -1003,6 +1003,10 @@ does all of it.
 
 Nobody named here has endorsed these excerpts or the models.
 
+`mix/` is what importance matrices are made from, beside pages of `calibration.txt`: `prose.txt` and
+`chat.jsonl` (conversations, some with tool calls) were written for ggufrq, `code.txt` is a snapshot of
+ggufrq's own sources. All three are under ggufrq's licence, MIT.
+
 | Debian package | version | licence | copyright | project |
 |---|---|---|---|---|
 {rows}

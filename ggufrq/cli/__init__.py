@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": "ggufrq.cli.doctor:doctor",
     "where": "ggufrq.cli.where:where",
     "quantize": "ggufrq.cli.quantize:quantize",
+    "imatrix": "ggufrq.cli.imatrix:imatrix",
     "run": "ggufrq.cli.run:run",
     "serve": "ggufrq.cli.serve:serve",
     "fallback": "ggufrq.cli.fallback:fallback",

@@ -27,7 +27,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command(
     epilog="Types that lose much without it (Q2_K, Q3_K_M, IQ1 to IQ3), and recipes that use them, get an "
-    "importance matrix from the text that comes with ggufrq, unless --imatrix or --calibrate is given."
+    "importance matrix from the mix that comes with ggufrq, unless --imatrix or --calibrate is given."
 )
 @click.argument("model")
 @click.option("--types", metavar="LIST", help="Types to make, with commas.  [default: those of --family]")
@@ -53,8 +53,16 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be made, and what it takes.")
 @click.option("--list-tensors", is_flag=True, help="Only list the type of every tensor.")
-@click.option("--imatrix", type=FILE, help="Importance matrix for all types, as llama-imatrix writes it.")
-@click.option("--calibrate", type=FILE, metavar="TEXT", help="Make an importance matrix from this text.")
+@click.option(
+    "--imatrix", type=FILE, multiple=True, help="Importance matrix for all types; several are merged."
+)
+@click.option(
+    "--calibrate",
+    type=FILE,
+    multiple=True,
+    metavar="TEXT",
+    help="Make an importance matrix from this text; several add up.",
+)
 @click.option("--split-size", metavar="SIZE", help="Split files that are larger: 5G, 500M.")
 @click.option("--mmproj", is_flag=True, help="Make the vision projector, too.")
 @click.option(

@@ -117,7 +117,14 @@ def sensitivity(
     if out is not None and not out.absolute().parent.is_dir():
         raise click.BadParameter(f"{out.parent} is not there", param_hint="--out")
     build = require_build()
-    request = Request(model, (), folder, imatrix=imatrix, calibrate=calibrate, revision=revision)
+    request = Request(
+        model,
+        (),
+        folder,
+        imatrix=(imatrix,) if imatrix is not None else (),
+        calibrate=(calibrate,) if calibrate is not None else (),
+        revision=revision,
+    )
     result = analyse(request, build, goal)
     if as_json:
         click.echo(json.dumps(report.as_json(result, goal, build), indent=1, ensure_ascii=False))

@@ -37,8 +37,8 @@ class Request:
     model: str
     wants: tuple[Want, ...]
     out: Path | None = None
-    imatrix: Path | None = None
-    calibrate: Path | None = None
+    imatrix: tuple[Path, ...] = ()
+    calibrate: tuple[Path, ...] = ()
     split_size: int | None = None
     mmproj: bool = False
     mtp: str = "keep"

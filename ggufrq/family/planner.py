@@ -22,7 +22,6 @@ from ggufrq.recipe import dump
 from ggufrq.resolve import Model
 from ggufrq.tensors import Inventory, inventory
 from ggufrq.tools.quantize import LONGEST_VALUE
-from ggufrq.trees import file_hash
 
 
 class Planner:
@@ -65,8 +64,8 @@ class Planner:
                 remedy="start from the F16 or BF16 file or the original model, or add --requantize",
             )
         model = inventory(gguf, self.build, log=self.log)
-        if self.request.imatrix is not None:
-            matrices.check(self.request.imatrix, model)
+        for path in self.request.imatrix:
+            matrices.check(path, model)
         outputs = tuple(
             self._output(want, found, gguf, model)
             for want in self.request.wants
@@ -109,13 +108,15 @@ class Planner:
 
     @property
     def matrix(self) -> Path:
-        """Where an importance matrix goes that is made."""
+        """Where an importance matrix goes, made or given: beside the files, named so that nobody takes it for
+        a model."""
         return self.folder / f"{self.base}-imatrix.gguf"
 
-    @property
-    def text(self) -> Path:
-        """What an importance matrix is made from."""
-        return self.request.calibrate or matrices.default_text()
+    def matrix_from(self, found: Source) -> dict[str, str]:
+        """What tells this run's matrix from others of its name."""
+        if self.request.imatrix:
+            return matrices.given(self.request.imatrix)
+        return matrices.made_from(found.key, self.request.calibrate)
 
     def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
         wanted: Mapping[str, str] = {}
@@ -153,31 +154,35 @@ class Planner:
             "ggufrq.recipe": want.recipe.name if want.recipe is not None else "",
         }
         if matrix is not None:  # of one that is still to be made the length alone is known
-            values["ggufrq.imatrix.sha256"] = file_hash(matrix) if matrix.is_file() else "0" * 64
+            kept = self.record.kept(matrix.name, self.matrix_from(found))
+            values["ggufrq.imatrix.sha256"] = kept["parts"][0]["sha256"] if kept is not None else "0" * 64
         return {key: _shortened(value) for key, value in values.items() if value}
 
     def _matrix_for(self, types: Mapping[str, str] | str, *, asked: bool) -> Path | None:
         """The matrix for a file of these types, which may still have to be made; ``asked`` by its recipe."""
-        if self.request.imatrix is not None:
-            return self.request.imatrix
-        return self.matrix if asked or self.request.calibrate is not None or needs_imatrix(types) else None
+        asked = asked or bool(self.request.imatrix or self.request.calibrate)
+        return self.matrix if asked or needs_imatrix(types) else None
 
     def _matrix_key(self, matrix: Path | None, found: Source) -> str:
-        """What tells files by their matrix: the content of a given one, or how one is made."""
+        """What tells files by their matrix: the content of given ones, or how one is made."""
         if matrix is None:
             return ""
-        if self.request.imatrix is not None:
-            return file_hash(matrix)
-        return json.dumps(matrices.made_from(found.key, self.text), sort_keys=True)
+        key = self.matrix_from(found)
+        return key.get("given") or json.dumps(key, sort_keys=True)
 
     @contextmanager
     def _present(self, matrix: Path | None, model: Inventory) -> Iterator[Path | None]:
-        """The matrix, or a stand-in for one that is still to be made."""
-        if matrix is None or matrix.is_file():
+        """The matrix, or one of its name that stands in for it until it is there."""
+        if matrix is None or (matrix.is_file() and not self.request.imatrix):
             yield matrix
             return
         with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
-            yield matrices.stand_in(Path(folder) / matrix.name, self.text, model)
+            path = Path(folder) / matrix.name
+            if self.request.imatrix:
+                matrices.publish(self.request.imatrix, path)
+            else:
+                matrices.stand_in(path, self.request.calibrate, model)
+            yield path
 
 
 def _shortened(value: str) -> str:

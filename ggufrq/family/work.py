@@ -79,16 +79,23 @@ class Work:
             require_free(self.folder, plan.disk_needed, ", ".join(names))
 
     def make_matrix(self, plan: Plan, found: Source) -> bool:
-        """Make the importance matrix if a file needs one that is not there; whether it was made."""
-        path = self.planner.matrix
+        """Make or publish the importance matrix if a file needs one that is not there; whether it was."""
+        path, files = self.planner.matrix, self.request.imatrix
         if not any(output.job.imatrix == path and not output.kept for output in plan.outputs):
             return False
-        key = matrices.made_from(found.key, self.planner.text)
+        key = self.planner.matrix_from(found)
         if self.record.kept(path.name, key) is not None:
             return False
+        if len(files) == 1 and path.is_file() and path.samefile(files[0]):
+            self.record.finish(path.name, [(path, path.name)], key, {"type": "imatrix"})
+            return True
         self.record.refuse_foreign([path.name], force=self.request.force)
         with self.record.making(path.name) as temporary:
-            matrices.make(plan.outputs[0].job.source, self.planner.text, temporary, self.build, self.log)
+            if files:
+                matrices.publish(files, temporary)
+            else:
+                texts, model = self.request.calibrate, plan.outputs[0].job.source
+                matrices.make(model, texts, temporary, self.build, self.log, key)
             matrices.check(temporary, plan.model)
             self.record.finish(path.name, [(temporary, path.name)], key, {"type": "imatrix"})
         return True

@@ -7,14 +7,30 @@ from pathlib import Path
 
 from ggufrq.tools.logs import Incomplete, failure
 
+#: Chunks that a pass of the tool computes together: as many as it does by itself with chunks of 512 tokens.
+TOGETHER = 4
 _PLAN = re.compile(r"compute_imatrix: computing over (\d+) chunks")
 _CHUNK = re.compile(r"\[(\d+)\]")
+_END = "not enough tokens left after removing"
 
 
-def arguments(model: Path, text: Path, out: Path, *, n_ctx: int = 512, chunks: int = -1) -> list[str]:
-    """Arguments that write the importance matrix of ``model`` over ``chunks`` texts (-1: all) to ``out``."""
+def arguments(
+    model: Path,
+    text: Path,
+    out: Path,
+    *,
+    n_ctx: int = 512,
+    chunks: int = -1,
+    skip: int = 0,
+    onto: Path | None = None,
+) -> list[str]:
+    """Arguments that write the importance matrix of ``model`` over ``chunks`` chunks of a text (-1: all),
+    without the first ``skip``, to ``out``, added to what the matrix ``onto`` has."""
     args = ["-m", str(model), "-f", str(text), "-o", str(out), "--output-format", "gguf"]
-    return [*args, "-c", str(n_ctx), "--chunks", str(chunks), "--no-escape", "-lv", "4"]
+    args += ["-c", str(n_ctx), "-b", str(TOGETHER * n_ctx)]
+    args += ["--chunks", str(chunks), "--no-escape", "--parse-special", "-lv", "4"]
+    args += ["--chunk", str(skip)] if skip else []
+    return [*args, "--in-file", str(onto)] if onto is not None else args
 
 
 def chunks_planned(stderr: str) -> int | None:
@@ -26,6 +42,11 @@ def chunks_planned(stderr: str) -> int | None:
 def chunks_done(stdout: str) -> int:
     """How many chunks a run that still goes on has printed."""
     return max((int(m[1]) for m in _CHUNK.finditer(stdout)), default=0)
+
+
+def at_end(stderr: str) -> bool:
+    """Whether the text had too little left behind the chunks that were to be skipped."""
+    return _END in stderr
 
 
 def check(stdout: str, stderr: str) -> int:

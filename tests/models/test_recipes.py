@@ -85,7 +85,7 @@ def small_matrix(
     """A matrix of the dense model with all entries that it can have, without running it."""
     path = tmp_path_factory.mktemp("matrix") / "given-imatrix.gguf"
     return matrix.stand_in(
-        path, Path("some text.txt"), tensors.inventory(source(families, MODELS[0]), llama_build)
+        path, [Path("some text.txt")], tensors.inventory(source(families, MODELS[0]), llama_build)
     )
 
 
@@ -143,14 +143,14 @@ def test_sizes_are_told_to_the_byte(
     matrix_given: bool,
 ) -> None:
     model = str(source(families, MODELS[0]))
-    given = small_matrix if matrix_given else None
+    given = (small_matrix,) if matrix_given else ()
     request = Request(model, parse_wants([kind], llama_build), tmp_path, given)
     (planned,) = plan_family(request, llama_build).outputs
     (made,) = make_family(model, [kind], llama_build, out=tmp_path, imatrix=given, run=False).files
     assert made.path.stat().st_size == planned.forecast.file_bytes
     assert made.bits == pytest.approx(planned.forecast.bits)
     values = read_header(made.path).values
-    assert values.get("quantize.imatrix.file") == (given.name if given else None)
+    assert values.get("quantize.imatrix.file") == (f"{MODELS[0]}-imatrix.gguf" if given else None)
 
 
 def test_a_recipe_of_ones_own(families: dict[str, Family], llama_build: Build, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_matrix_of_another_model(families: dict[str, Family], llama_build: Build
     model = str(source(families, MODELS[1]))
     other = matrix.stand_in(
         tmp_path / "other.gguf",
-        Path("t"),
+        [Path("t")],
         tensors.Inventory("x", (tensors.Tensor("a.weight", (8, 8), "f16", True),)),
     )
     with pytest.raises(ModelError, match="was made for another model"):

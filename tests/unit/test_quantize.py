@@ -146,7 +146,7 @@ def write_matrix(path: Path, shapes: dict[str, tuple[int, ...]], kind: str = "im
 def test_a_matrix_of_this_model(tmp_path: Path) -> None:
     path = write_matrix(tmp_path / "m.gguf", {"blk.0.ffn_up_exps.weight": (4, 64)})
     matrix.check(path, MODEL)
-    made = matrix.stand_in(tmp_path / "s.gguf", Path("text.txt"), MODEL)
+    made = matrix.stand_in(tmp_path / "s.gguf", [Path("text.txt")], MODEL)
     matrix.check(made, MODEL)
     assert read_header(made).values["imatrix.datasets"] == ("text.txt",)
 
@@ -157,7 +157,8 @@ def test_a_matrix_of_this_model(tmp_path: Path) -> None:
         ({"blk.9.ffn_up.weight": (1, 64)}, r"another model: this one has no tensor blk\.9\.ffn_up\.weight"),
         ({"token_embd.weight": (1, 32)}, "token_embd.weight has 32 columns there and 64 here"),
         ({"blk.0.ffn_up_exps.weight": (1, 64)}, "another model"),
-        ({}, "has nothing on the tensors"),
+        ({}, "importance matrix of nothing"),
+        ({"output_norm.weight": (1, 64)}, "has nothing on the tensors"),
     ],
 )
 def test_a_matrix_of_another_model(tmp_path: Path, shapes: dict[str, tuple[int, ...]], says: str) -> None:

@@ -1,0 +1,94 @@
+"""The text that importance matrices are made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ggufrq import mix, paths
+
+TOOLS = "days_in_february"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}CALL {{ c.function.name }}{% endfor %}\n{% endfor %}"
+)
+
+
+def test_all_kinds_come_in_turns() -> None:
+    """A run over a part of it, too, sees prose, code, chat and tool calls."""
+    whole = mix.text({})
+    assert 150_000 < len(whole) < 220_000
+    for quarter in range(4):
+        part = whole[quarter * len(whole) // 4 : (quarter + 1) * len(whole) // 4]
+        for sign in ("<|im_start|>user", "<tool_call>", "return "):
+            assert sign in part, (quarter, sign)
+    assert whole == mix.text({})
+    assert len(mix.digest()) == 16
+
+
+def test_nothing_of_it_is_held_out() -> None:
+    held_out = set((paths.data_dir("texts") / "heldout.txt").read_text(encoding="utf-8").splitlines())
+    lines = {line for line in mix.text({}).splitlines() if len(line) > 60}
+    assert len(lines) > 500
+    assert not lines & held_out
+
+
+def test_conversations_are_whole() -> None:
+    """Roles in turn, every call answered, every tool that is called described."""
+    path = paths.data_dir("texts") / "mix" / "chat.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        conversation: dict[str, Any] = json.loads(line)
+        names = {tool["function"]["name"] for tool in conversation.get("tools", ())}
+        calls = 0
+        for message in conversation["messages"]:
+            assert message["content"] or message.get("tool_calls")
+            for call in message.get("tool_calls", ()):
+                assert call["function"]["name"] in names
+                calls += 1
+            calls -= message["role"] == "tool"
+        assert calls == 0 and conversation["messages"][-1]["role"] == "assistant"
+
+
+def test_the_models_own_template() -> None:
+    values = {
+        "tokenizer.chat_template": TEMPLATE,
+        "tokenizer.ggml.tokens": ("<a>", "<s>"),
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+    whole = mix.text(values)
+    assert "<s>[user] How long do I boil an egg" in whole
+    assert "CALL read_file" in whole and "<|im_start|>" not in whole
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{% if %}", "{{ messages[99].content.x }}"]
+)
+def test_a_template_that_takes_no_conversation(template: str) -> None:
+    assert mix.text({"tokenizer.chat_template": template}) == mix.text({})
+
+
+def test_a_template_without_tools_does_not_lose_the_calls() -> None:
+    whole = mix.text(
+        {"tokenizer.chat_template": "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"}
+    )
+    assert "[user] How long" in whole and "<tool_call>" in whole
+
+
+def test_the_date_is_always_the_same() -> None:
+    whole = mix.text({"tokenizer.chat_template": "{{ strftime_now('%Y-%m-%d') }}"})
+    assert "2026-01-01" in whole
+
+
+def test_the_text_of_a_model(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_chat_template(TEMPLATE)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    out = mix.write(tmp_path / "m.gguf", tmp_path / mix.NAME)
+    assert out.read_text(encoding="utf-8") == mix.text({"tokenizer.chat_template": TEMPLATE})
