@@ -12,7 +12,7 @@ import hollow
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import paths, proc
+from ggufrq import proc
 from ggufrq.build import Build
 from ggufrq.cli import cli
 from ggufrq.convert import ANY_TOKENIZER, convert
@@ -38,19 +38,9 @@ OUTPUT = re.compile(r"output buffer size = +([\d.]+) MiB")
 
 
 @pytest.fixture(scope="session")
-def models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both embedded models in the 16 bits that they are stored in."""
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        name: convert(paths.data_dir("models") / name, folder / f"{name}.gguf", llama_build.source)
-        for name in (HYBRID, DENSE)
-    }
-
-
-@pytest.fixture(scope="session")
-def memories(llama_build: Build, models: dict[str, Path]) -> Iterator[dict[str, Memory]]:
+def memories(llama_build: Build, f16_models: dict[str, Path]) -> Iterator[dict[str, Memory]]:
     """What is computed of them, with dry runs."""
-    headers = {name: (read_header(path),) for name, path in models.items()}
+    headers = {name: (read_header(path),) for name, path in f16_models.items()}
     with DryRun(headers[DENSE], llama_build) as dense, DryRun(headers[HYBRID], llama_build) as hybrid:
         yield {
             name: Memory(shape, shape.weight_bytes, dry.buffers)
@@ -86,21 +76,21 @@ def against(log: str, found: Estimate) -> None:
 @pytest.mark.parametrize("model", [DENSE, HYBRID])
 @pytest.mark.parametrize("kind", [*kv_types(), "iso3/planar4", "iso3; 0,-1:q8_0"])
 def test_every_type_on_the_embedded_models(
-    llama_build: Build, models: dict[str, Path], memories: dict[str, Memory], model: str, kind: str
+    llama_build: Build, f16_models: dict[str, Path], memories: dict[str, Memory], model: str, kind: str
 ) -> None:
     plan = parse_plan(kind)
     for ctx in (700, 8192) if kind != "iso3" else (300, 512, 2048, 5000, 8192, 32768):
         settings = Settings(ctx)
         found = memories[model].estimate(plan, settings)
         assert found.exact
-        against(logged(llama_build, models[model], plan, settings), found)
+        against(logged(llama_build, f16_models[model], plan, settings), found)
 
 
 @pytest.mark.parametrize("model", [DENSE, HYBRID])
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_what_a_server_takes(
     llama_build: Build,
-    models: dict[str, Path],
+    f16_models: dict[str, Path],
     memories: dict[str, Memory],
     tmp_path: Path,
     model: str,
@@ -108,7 +98,7 @@ def test_what_a_server_takes(
 ) -> None:
     """The server asks for the logits of one token of each sequence: llama-cli is one inside a program."""
     plan, settings = parse_plan("iso3"), Settings(6000, parallel)
-    command = [llama_build.tool("llama-server"), "-m", models[model], "-c", "6000", "-np", str(parallel)]
+    command = [llama_build.tool("llama-server"), "-m", f16_models[model], "-c", "6000", "-np", str(parallel)]
     command += [*plan.arguments(), "-fa", "on", "-lv", "4", "--port", "0", "--no-warmup", "-t", "1"]
     path = tmp_path / "server.log"
     with proc.start(command, log=path, env=ONE_THREAD):
@@ -123,19 +113,11 @@ def test_what_a_server_takes(
     assert found.compute == pytest.approx(compute_bytes(log), abs=PRINTED)
 
 
-@pytest.fixture(scope="session")
-def tiny_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Upstream's own generator makes a tiny random model per architecture."""
-    folder = tmp_path_factory.mktemp("architectures")
-    proc.run([llama_build.tool("test-llama-archs"), "-o", folder], env=ONE_THREAD, timeout=600)
-    return {path.stem: path for path in sorted(folder.rglob("*.gguf"))}
-
-
 def test_every_architecture_is_as_computed_or_refused(
     llama_build: Build, tiny_models: dict[str, Path]
 ) -> None:
     """Caches, recurrent state and compute buffers of dense, compressed, windowed and recurrent models."""
-    refused, rough, wrong = [], {}, []
+    refused, rough, wrong, estimated = [], {}, [], []
     for name, path in tiny_models.items():
         headers = (read_header(path),)
         try:
@@ -157,8 +139,11 @@ def test_every_architecture_is_as_computed_or_refused(
         computed = abs(found.compute + found.batch_extra - compute_bytes(log)) <= 2 * PRINTED
         if not near or (found.exact and not computed):
             wrong.append((name, plan.name, kv, (found.k + found.v) / MIB, state, found.state / MIB))
+        if not found.exact:
+            estimated.append(name)
         rough[name] = estimate(shape, plan, settings).batch / compute_bytes(log)
     assert not wrong
+    assert len(estimated) <= 2  # of qwen3tts, whose own code fixes the size of its vocabulary
     assert len(rough) > 110 and len(refused) < 10, refused
     # Without dry runs: the tiny models are far from the shapes of real ones.
     assert all(0.5 < ratio < 2 for ratio in rough.values()), rough
