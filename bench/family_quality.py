@@ -1,6 +1,7 @@
 """A table of a model's files: size, bits per weight, perplexity, and divergence from the 16-bit model.
 
-Makes what is not there yet: ``family_quality.py docs-qwen3-8m --chunks 16 --json table.json``.
+Makes what is not there yet: ``family_quality.py docs-qwen3-8m --variants plain,imatrix,awq --json t.json``.
+Files are made without an importance matrix, with one, and with one from a model folded by AWQ.
 """
 
 from __future__ import annotations
@@ -11,10 +12,36 @@ from pathlib import Path
 
 from ggufrq import table
 from ggufrq.build import require_build
-from ggufrq.quantize import families, make_family
-from ggufrq.recipe import shipped
+from ggufrq.fold.core import default_text
+from ggufrq.quantize import Family, families, make_family, needs_imatrix
+from ggufrq.recipe import load, shipped
+from ggufrq.resolve import resolve
 from ggufrq.units import size_text
 from ggufrq.weight_quality import Settings, measure_weights
+
+VARIANTS = ("plain", "imatrix", "awq")
+
+
+def types_of(name: str) -> dict[str, str] | str:
+    """What a type of llama-quantize or a recipe makes of tensors."""
+    if name not in shipped():
+        return name
+    recipe = load(name)
+    return {**recipe.classes, **recipe.where_present}
+
+
+def make(variant: str, model: str, types: list[str], out: Path, imatrix: Path | None) -> Family:
+    """The family of a variant, in a folder of its own; the matrix is made when none is given."""
+    build = require_build()
+    folder = out / variant
+    if variant == "plain":
+        free = [name for name in types if not needs_imatrix(types_of(name))]
+        return make_family(model, free, build, out=folder, run=False)
+    text = default_text() if imatrix is None else None
+    fold = "awq" if variant == "awq" else None
+    return make_family(
+        model, types, build, out=folder, imatrix=imatrix or (), calibrate=text or (), fold=fold, run=False
+    )
 
 
 def main() -> None:
@@ -25,32 +52,46 @@ def main() -> None:
     parser.add_argument("--n-ctx", type=int, default=512)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--threads", type=int, help="default: all cores")
-    parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--variants", default="plain", help=f"with commas, of {', '.join(VARIANTS)}")
+    parser.add_argument("--imatrix", type=Path, help="for the variants that take one; default: one is made")
+    parser.add_argument("-o", "--out", type=Path, help="default: NAME-quality here")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
     build = require_build()
     types = args.types.split(",") if args.types else [*families()["default"].types, *shipped()]
-    made = make_family(args.model, [*types, "BF16"], build, out=args.out)
-    settings = Settings(args.n_ctx, args.chunks)
-    *files, reference = [file.path for file in made.files]
-    rows = measure_weights(reference, files, build, text=args.text, settings=settings, threads=args.threads)
-    head = ("file", "size", "bits", "PPL", "mean KLD", "99.9 % KLD", "top, %")
+    out = args.out or Path(f"{resolve(args.model).name}-quality")
+    (reference,) = make_family(args.model, ["BF16"], build, out=out).files
+    rows = []
+    for variant in args.variants.split(","):
+        files = [made.path for made in make(variant, str(reference.path), types, out, args.imatrix).files]
+        found = measure_weights(
+            reference.path,
+            files,
+            build,
+            text=args.text,
+            settings=Settings(args.n_ctx, args.chunks),
+            threads=args.threads,
+            on_row=lambda row, kept: print(row["file"], "kept" if kept else "measured", flush=True),
+        )
+        rows += [{"variant": variant, **row} for row in found]
+    head = ("file", "variant", "size", "bits", "PPL", "mean KLD", "99.9 % KLD", "top, %")
     body = [
         (
             row["file"],
+            row["variant"],
             size_text(row["bytes"]),
             f"{row['bits']:.2f}",
             f"{row['ppl']:.2f}",
-            f"{row['kld_mean']:.5f}",
+            f"{row['kld_mean']:.5f} ± {row['kld_mean_err']:.5f}",
             f"{row['kld_p999']:.4f}",
             f"{100 * row['same_top']:.1f}",
         )
         for row in rows
     ]
-    print(table.render(head, body, "lrrrrrr"))
+    print(table.render(head, body, "llrrrrrr"))
     base = rows[0]["ppl_base"]
-    print(f"PPL of {reference.name}: {base:.2f}; {args.chunks} chunks of {args.n_ctx} tokens")
+    print(f"PPL of {reference.path.name}: {base:.2f}; {args.chunks} chunks of {args.n_ctx} tokens")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

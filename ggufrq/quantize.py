@@ -25,6 +25,7 @@ from ggufrq.family.planner import Planner
 from ggufrq.family.record import Record
 from ggufrq.family.work import Work
 from ggufrq.family.workshop import Workshop
+from ggufrq.fold.core import KINDS as FOLDS
 from ggufrq.recipe import Recipe
 from ggufrq.resolve import embedded_folder, resolve
 from ggufrq.tools import quantize as quantize_tool
@@ -36,6 +37,7 @@ else:
 
 __all__ = [
     "DEFAULT_TYPES",
+    "FOLDS",
     "Family",
     "Made",
     "NamedFamily",
@@ -126,6 +128,7 @@ def make_family(
     requantize: bool = False,
     force: bool = False,
     run: bool = True,
+    fold: str | None = None,
 ) -> Family:
     """Quantize ``model`` (see ``resolve``) to each of ``types`` (see ``parse_wants``) in the folder ``out``.
 
@@ -134,7 +137,8 @@ def make_family(
     that need it get one made from the mix that comes with ggufrq. The matrix is kept beside the files. Files
     larger than ``split_size`` bytes are split. ``mmproj`` makes the vision projector, too; ``mtp`` is one of
     ``MTP``. ``force`` replaces files that ggufrq did not make; without ``run`` new files are not run for a
-    few tokens. Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
+    few tokens. ``fold`` is one of ``FOLDS``: every file is made from a folded copy of the model. Raises
+    ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
     """
     request = Request(
         model,
@@ -150,6 +154,7 @@ def make_family(
         requantize,
         force,
         run,
+        fold,
     )
     return make(request, build)
 
@@ -186,6 +191,8 @@ def _planner(request: Request, build: Build) -> Planner:
                 raise UsageError(f"there is no {what} {path}")
     if request.imatrix and request.calibrate:
         raise UsageError("an importance matrix is either given or made", remedy="--imatrix or --calibrate")
+    if request.fold is not None and request.fold not in FOLDS:
+        raise UsageError(f"--fold is {' or '.join(FOLDS)}; not '{request.fold}'")
     if request.mtp not in MTP:
         raise UsageError(f"--mtp is {', '.join(MTP)}; not '{request.mtp}'")
     folder = request.out or (

@@ -45,6 +45,11 @@ def type_name(number: int) -> str | None:
     return {number: name for name, (number, _, _) in _types().items()}.get(number)
 
 
+def type_number(name: str) -> int:
+    """ggml's number of a type. KeyError for one that it does not have."""
+    return _types()[name][0]
+
+
 def check_type(name: str) -> str:
     """A type's name in lower case. Raises UsageError for one that ggml does not have."""
     known = name.strip().lower()

@@ -63,6 +63,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="TEXT",
     help="Make an importance matrix from this text; several add up.",
 )
+@click.option(
+    "--fold",
+    type=click.Choice(list(core.FOLDS)),
+    help="Rescale the model first, without changing what it computes: "
+    + "; ".join(f"{kind}, {what}" for kind, what in core.FOLDS.items())
+    + ".",
+)
 @click.option("--split-size", metavar="SIZE", help="Split files that are larger: 5G, 500M.")
 @click.option("--mmproj", is_flag=True, help="Make the vision projector, too.")
 @click.option(
@@ -161,7 +168,8 @@ def render(family: core.Family) -> str:
 
 def note(made: core.Made) -> str:
     """What is special about a file."""
-    notes = ["imatrix"] if made.imatrix else []
+    notes = [f"{made.fold} folded"] if made.fold else []
+    notes += ["imatrix"] if made.imatrix else []
     notes += [f"{len(made.parts)} parts"] if len(made.parts) > 1 else []
     notes += [f"{made.fallbacks} larger tensors"] if made.fallbacks else []
     notes += [] if made.fresh else ["kept"]

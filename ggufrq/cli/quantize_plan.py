@@ -81,6 +81,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
                 "bits": output.forecast.bits,
                 "kept": output.kept,
                 "imatrix": output.job.imatrix is not None,
+                "fold": output.fold,
                 "fallbacks": {name: list(pair) for name, pair in output.fallbacks.items()},
                 "tensors": output.forecast.types,
             }
@@ -108,7 +109,8 @@ def _state(kept: bool) -> str:
 
 
 def _note(output: Output) -> str:
-    notes = ["imatrix"] if output.job.imatrix is not None else []
+    notes = [f"{output.fold} folded"] if output.fold else []
+    notes += ["imatrix"] if output.job.imatrix is not None else []
     fallbacks = max(len(output.fallbacks), output.forecast.fallbacks)
     notes += [f"{fallbacks} larger tensors"] if fallbacks else []
     notes += ["kept"] if output.kept else []

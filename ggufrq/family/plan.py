@@ -10,6 +10,7 @@ from typing import Any
 
 from ggufrq import machine
 from ggufrq.family.quantizer import Forecast, Job
+from ggufrq.fold.facts import KEY as FOLD_KEY
 from ggufrq.recipe import Recipe
 from ggufrq.tensors import Inventory, type_bytes
 from ggufrq.tools.quantize import BUFFER_MIB
@@ -20,6 +21,8 @@ NEEDS_IMATRIX = ("IQ1_", "IQ2_", "IQ3_", "Q2_K", "Q3_K")
 _CONVERTER_BYTES = 350 << 20
 _CONVERTER_COPIES = 3
 _QUANTIZER_BYTES = 100 << 20
+#: Memory of folding, which does not depend on the size of the model (measured: 253 MB, docs/families.md).
+_FOLD_BYTES = 300 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Request:
     requantize: bool = False
     force: bool = False
     run: bool = True
+    fold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Output:
     made_from: Mapping[str, str]
     wanted: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
+
+    @property
+    def fold(self) -> str:
+        """How the model is folded that it is made from; empty when it is not."""
+        return self.job.metadata.get(FOLD_KEY, "")
 
     @property
     def fallbacks(self) -> dict[str, tuple[str, str]]:
@@ -88,7 +97,8 @@ class Conversion:
 @dataclass(frozen=True)
 class Plan:
     """The files of a run in the order in which they are made, and what it needs: bytes of disk beyond what is
-    there, and of memory at its peak."""
+    there, and of memory at its peak. ``folded_bytes`` is what the folded copy takes that each file is made
+    from; there is one at a time."""
 
     base: str
     folder: Path
@@ -97,14 +107,16 @@ class Plan:
     conversions: tuple[Conversion, ...]
     outputs: tuple[Output, ...]
     split_size: int | None = None
+    folded_bytes: int = 0
 
     @property
     def disk_needed(self) -> int:
-        """Bytes that the files take that are still to be made, with the largest twice while it is split."""
+        """Bytes that the files take that are still to be made, with the largest twice while it is split, and
+        one folded copy of the model."""
         new = [output.forecast.file_bytes for output in self.outputs if not output.kept]
         split = [size for size in new if self.split_size is not None and size > self.split_size]
         converted = sum(part.bytes for part in self.conversions if not part.kept)
-        return converted + sum(new) + max(split, default=0)
+        return converted + sum(new) + max(split, default=0) + (self.folded_bytes if new else 0)
 
     @property
     def disk_free(self) -> int:
@@ -121,6 +133,8 @@ class Plan:
         peak = _QUANTIZER_BYTES + min(BUFFER_MIB << 20, 12 * largest)
         if any(not part.kept for part in self.conversions):
             peak = max(peak, _CONVERTER_BYTES + _CONVERTER_COPIES * type_bytes("f32", largest, largest or 1))
+        if self.folded_bytes and any(not output.kept for output in self.outputs):
+            peak = max(peak, _FOLD_BYTES)
         return peak
 
     @property
@@ -144,6 +158,7 @@ class Made:
     fresh: bool
     fallbacks: int = 0
     recipe: str = ""
+    fold: str = ""
     sha256: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 

@@ -17,11 +17,13 @@ from ggufrq.family.plan import Conversion, Output, Plan, Request, Want, needs_im
 from ggufrq.family.quantizer import Job
 from ggufrq.family.record import Record
 from ggufrq.family.source import Source
+from ggufrq.fold import core as folds
 from ggufrq.gguf_file import read_model
 from ggufrq.recipe import dump
 from ggufrq.resolve import Model
 from ggufrq.tensors import Inventory, inventory
 from ggufrq.tools.quantize import LONGEST_VALUE
+from ggufrq.trees import file_hash
 
 
 class Planner:
@@ -69,11 +71,18 @@ class Planner:
         outputs = tuple(
             self._output(want, found, gguf, model)
             for want in self.request.wants
-            if want.recipe is not None or want.label != found.kind
+            if want.recipe is not None or want.label != found.kind or self.request.fold
         )
         conversions = self.conversions(found, facts.file_bytes)
         return Plan(
-            self.base, self.folder, found.identity, model, conversions, outputs, self.request.split_size
+            self.base,
+            self.folder,
+            found.identity,
+            model,
+            conversions,
+            outputs,
+            self.request.split_size,
+            facts.file_bytes if self.request.fold else 0,
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
@@ -118,14 +127,21 @@ class Planner:
             return matrices.given(self.request.imatrix)
         return matrices.made_from(found.key, self.request.calibrate)
 
+    @property
+    def fold_text(self) -> Path:
+        """What K and V are looked at on, when the run folds for caches."""
+        return self.request.calibrate[0] if self.request.calibrate else folds.default_text()
+
     def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
         wanted: Mapping[str, str] = {}
         types: Mapping[str, str] | None = None
-        kind, name = want.label, f"{self.base}-{want.label}.gguf"
+        fold = self.request.fold
+        base = f"{self.base}-{fold}" if fold else self.base
+        kind, name = want.label, f"{base}-{want.label}.gguf"
         if want.recipe is not None:
             wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
             kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
-            name = f"{self.base}-{want.label}-{kind}.gguf"
+            name = f"{base}-{want.label}-{kind}.gguf"
         matrix = self._matrix_for(
             types if types is not None else kind, asked=want.recipe is not None and want.recipe.imatrix
         )
@@ -136,10 +152,17 @@ class Planner:
             "split": str(self.request.split_size or ""),
         }
         metadata = self._metadata(want, found, matrix)
+        if fold:
+            made_from["fold"] = json.dumps(
+                {"kind": folds.identity(fold), "text": file_hash(self.fold_text) if fold == "kv" else ""}
+            )
+            metadata |= folds.metadata(fold, gguf)
         requantize = self.request.requantize
         with self._present(matrix, model) as there:
             job = Job(gguf, kind, types, there, metadata, requantize)
             forecast = quantizer.forecast(job, self.build, log=self.log)
+        if fold:
+            folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
         return Output(want, name, job, forecast, made_from, wanted, kept)
@@ -160,7 +183,7 @@ class Planner:
 
     def _matrix_for(self, types: Mapping[str, str] | str, *, asked: bool) -> Path | None:
         """The matrix for a file of these types, which may still have to be made; ``asked`` by its recipe."""
-        asked = asked or bool(self.request.imatrix or self.request.calibrate)
+        asked = asked or self.request.fold == "awq" or bool(self.request.imatrix or self.request.calibrate)
         return self.matrix if asked or needs_imatrix(types) else None
 
     def _matrix_key(self, matrix: Path | None, found: Source) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ from ggufrq.family import matrix as matrices
 from ggufrq.family import quantizer, split, verify
 from ggufrq.family.plan import Conversion, Family, Made, Output, Plan
 from ggufrq.family.planner import Planner
+from ggufrq.family.quantizer import Job
 from ggufrq.family.record import require_free
 from ggufrq.family.source import Source
+from ggufrq.fold import core as folds
+from ggufrq.fold.folding import Folding
 from ggufrq.gguf_file import GgufFacts, read_gguf
 from ggufrq.progress import progress
 
@@ -28,6 +34,7 @@ class Work:
         self.build = planner.build
         self.log = planner.log
         self._fresh: set[str] = set()
+        self._folding: Folding | None = None
 
     def source(self) -> tuple[Source, Path]:
         """The source, and the model as GGUF, converted if need be."""
@@ -106,12 +113,13 @@ class Work:
             return self._as_made(output.name, entry)
         types = output.forecast.types
         with (
+            self._folded(output) as job,
             progress(output.name.removesuffix(".gguf"), len(types), unit="tensors") as bar,
             self.record.making(output.name) as temporary,
             self.record.making(output.name) as shards,
         ):
             facts = quantizer.make(
-                output.job,
+                job,
                 temporary,
                 self.build,
                 types,
@@ -130,6 +138,7 @@ class Work:
             more = {
                 "type": output.job.type_name,
                 "recipe": recipe.name if recipe is not None else "",
+                "fold": self.request.fold or "",
                 "imatrix": output.job.metadata.get("ggufrq.imatrix.sha256", ""),
                 "fallbacks": max(len(output.fallbacks), output.forecast.fallbacks),
                 "tokens_run": ran,
@@ -142,6 +151,29 @@ class Work:
             )
         self._fresh.add(output.name)
         return self._as_made(output.name, entry)
+
+    @contextmanager
+    def _folded(self, output: Output) -> Iterator[Job]:
+        """The job of an output; when the run folds, from a folded copy of the model that goes away with the
+        context."""
+        job = output.job
+        if self.request.fold is None:
+            yield job
+            return
+        with self.record.making(output.name) as folder:
+            made = folds.fold(
+                self.request.fold,
+                job.source,
+                folder,
+                output.forecast.types,
+                self.build,
+                matrix=job.imatrix,
+                text=self.planner.fold_text,
+                known=self._folding,
+            )
+            if self.request.fold == "kv":  # which is the same for all types
+                self._folding = made.folding
+            yield replace(job, source=made.model, imatrix=made.imatrix)
 
     def _convert(self, part: Conversion, found: Source) -> Made:
         assert found.hf is not None
@@ -184,6 +216,7 @@ class Work:
             fresh=name in self._fresh,
             fallbacks=entry.get("fallbacks", 0),
             recipe=entry.get("recipe", ""),
+            fold=entry.get("fold", ""),
             sha256=tuple(part["sha256"] for part in entry["parts"]),
             parts=tuple(parts),
         )

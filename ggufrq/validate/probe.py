@@ -40,7 +40,9 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
 
 
-class _Traits(ctypes.Structure):
+class Traits(ctypes.Structure):
+    """``ggml_type_traits`` of ggml.h."""
+
     _fields_ = (
         ("type_name", c_char_p),
         ("blck_size", c_int64),
@@ -67,10 +69,10 @@ class Ggml:
     """The libraries of a build. Raises OSError when they are not there."""
 
     def __init__(self, folder: Path) -> None:
-        self.base = _library(folder, "ggml-base")
-        self.cpu = _library(folder, "ggml-cpu")
+        self.base = library(folder, "ggml-base")
+        self.cpu = library(folder, "ggml-cpu")
         b, c = self.base, self.cpu
-        b.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+        b.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
         b.ggml_get_type_traits.argtypes = [c_int]
         c.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_CpuTraits)
         c.ggml_get_type_traits_cpu.argtypes = [c_int]
@@ -252,7 +254,8 @@ def _result(check: str, ok: bool, what: str, found: str, expected: str) -> dict[
     return {"check": check, "ok": ok, "what": what, "found": found, "expected": expected}
 
 
-def _library(folder: Path, name: str) -> ctypes.CDLL:
+def library(folder: Path, name: str) -> ctypes.CDLL:
+    """A library of a build by its name without ``lib``. Raises OSError when it is not there."""
     for pattern in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll"):
         if (folder / pattern).is_file():
             return ctypes.CDLL(str(folder / pattern), mode=ctypes.RTLD_GLOBAL)

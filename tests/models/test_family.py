@@ -27,6 +27,7 @@ from ggufrq.cli.quantize import quantize as command
 from ggufrq.errors import GgufrqError, ModelError, UsageError
 from ggufrq.family import matrix
 from ggufrq.family.verify import short_run
+from ggufrq.fold.core import default_text
 from ggufrq.gguf_file import read_gguf, read_model
 from ggufrq.gguf_header import read_header
 from ggufrq.quantize import Family, make_family
@@ -324,6 +325,17 @@ def test_killed_and_run_again(
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def kill_after(process: subprocess.Popen[bytes], seconds: float, folder: Path) -> None:
+    """Kill a run and all that it started; under a final name there is never half a file."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for path in folder.glob("*.gguf"):
+        read_gguf(path)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="kills a process group")
 @pytest.mark.slow
 def test_killed_five_times_at_any_moment(
@@ -339,19 +351,52 @@ def test_killed_five_times_at_any_moment(
         process = subprocess.Popen(
             arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=moments.uniform(0.5, 5))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for path in tmp_path.glob("*.gguf"):  # under a final name there is never half a file
-            read_gguf(path)
+        kill_after(process, moments.uniform(0.5, 5), tmp_path)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
     for kind in types:
         made = tmp_path / f"{MODELS[0]}-{kind}.gguf"
         assert made.read_bytes() == untouched.file(kind).read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process group")
+def test_killed_while_it_folds(
+    llama_build: Build, command_line: Callable[..., list[str]], tmp_path: Path, untouched: Family
+) -> None:
+    """Whenever it is killed, the rerun of a folded family ends with the very same files."""
+    source = str(untouched.folder / f"{MODELS[0]}-BF16.gguf")
+    given = tmp_path / f"{MODELS[0]}-imatrix.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "CHUNKS", 4)
+        matrix.make_alone(Path(source), given, [default_text()], llama_build)
+    types, folder = ["Q4_0", "Q8_0"], tmp_path / "killed"
+    options = {"imatrix": given, "fold": "awq", "run": False}
+    whole = make_family(source, types, replace(llama_build, manifest={}), out=tmp_path / "whole", **options)
+    arguments = command_line(
+        llama_build,
+        "quantize",
+        source,
+        *("--types", ",".join(types), "--imatrix", str(given), "--fold", "awq", "--no-run"),
+        *("-o", str(folder)),
+    )
+    moments = random.Random(time.time_ns())
+    for stage in (".docs", ".docs", "docs-qwen3-8m-awq-Q4_0", "docs-qwen3-8m-awq-Q4_0", "docs"):
+        process = subprocess.Popen(
+            arguments, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 300
+        while process.poll() is None and not list(folder.glob(f"{stage}*.*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        kill_after(process, moments.uniform(0, 2), folder)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in whole.folder.iterdir()
+    )
+    for made in whole.files:
+        assert (folder / made.name).read_bytes() == made.path.read_bytes()
 
 
 def test_from_the_hub(
