@@ -1,0 +1,97 @@
+#pragma once
+
+// The rotated cache types on Metal: what upstream's host code asks of them. The kernels are in kernels/*rq*.
+
+#include "ggml.h"
+#include "../ggml-rq-types.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Types of the same width share one code and its kernels: the name that stands in those of kernels
+static inline const char * ggml_metal_rq_type_name(enum ggml_type type) {
+    static const char * const codes[] = { "rq2", "rq3", "rq4" };
+
+    return ggml_rq_is_type(type) ? codes[((int) type - (int) GGML_TYPE_PLANAR2) % 3] : ggml_type_name(type);
+}
+
+// can kernels read both as one type?
+static inline bool ggml_metal_rq_same_code(enum ggml_type a, enum ggml_type b) {
+    return strcmp(ggml_metal_rq_type_name(a), ggml_metal_rq_type_name(b)) == 0;
+}
+
+// set_rows encodes a block by a whole simdgroup
+static inline void ggml_metal_rq_set_rows_threads(enum ggml_type type, int nk0, int * nth, int * nrptg) {
+    if (ggml_rq_is_type(type)) {
+        *nth   = 32*(nk0 < 4 ? nk0 : 4);
+        *nrptg = 1;
+    }
+}
+
+static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * op) {
+    const struct ggml_tensor * q = op->src[0];
+    const struct ggml_tensor * k = op->src[1];
+    const struct ggml_tensor * v = op->src[2];
+
+    return q->type == GGML_TYPE_F32 && ggml_metal_rq_same_code(k->type, v->type) &&
+        k->ne[0] == v->ne[0] && (k->ne[0] == 128 || k->ne[0] == 256);
+}
+
+// the encoder has one way to choose the scale (ggml-rq.c has more of them, to be compared with)
+static inline bool ggml_metal_rq_encodes(void) {
+    const char * env = getenv("LLAMA_RQ_SCALE");
+
+    return !env || !*env || strcmp(env, "inner") == 0;
+}
+
+static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {
+    const struct ggml_tensor * src = op->src[0];
+
+    // rows are read and written in one piece, and a row of src lies within one of dst, or both are contiguous
+    if (!ggml_is_contiguous_rows(src) || !ggml_is_contiguous_rows(op) || src->ne[0] % QK_RQ != 0 ||
+        !(src->ne[0] == op->ne[0] || ggml_is_contiguous(op))) {
+        return false;
+    }
+    if (ggml_rq_is_type(src->type)) {
+        return op->type == GGML_TYPE_F32 || op->type == GGML_TYPE_F16;
+    }
+    return src->type == GGML_TYPE_F32 && ggml_metal_rq_encodes();
+}
+
+// true if the operation is for us to decide: it then goes to *supported. An operation on our types that is not named
+// here is not supported.
+static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool has_simdgroup_reduction, bool has_simdgroup_mm, bool * supported) {
+    bool ours = ggml_rq_is_type(op->type);
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
+    }
+
+    switch (op->op) {
+        case GGML_OP_NONE:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_VIEW:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
+            return false;
+        case GGML_OP_FLASH_ATTN_EXT:
+            // with more sources than upstream's it is another operation, whatever its types
+            *supported = !op->src[5] && has_simdgroup_reduction && has_simdgroup_mm && ggml_metal_rq_supports_flash_attn(op);
+            return ours || op->src[5];
+        case GGML_OP_SET_ROWS:
+            *supported = has_simdgroup_reduction && op->src[0]->type == GGML_TYPE_F32 && ggml_is_contiguous_rows(op->src[0]) &&
+                (op->src[1]->type == GGML_TYPE_I64 || op->src[1]->type == GGML_TYPE_I32) && ggml_metal_rq_encodes();
+            return ours;
+        case GGML_OP_GET_ROWS:
+            *supported = op->type == GGML_TYPE_F32 && op->src[1]->type == GGML_TYPE_I32;
+            return ours;
+        case GGML_OP_CPY:
+        case GGML_OP_DUP:
+        case GGML_OP_CONT:
+            *supported = ggml_metal_rq_supports_cpy(op);
+            return ours;
+        default:
+            *supported = false;
+            return ours;
+    }
+}

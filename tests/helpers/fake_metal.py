@@ -1,0 +1,85 @@
+"""Upstream's host code for Metal on a device that is none, with kernels compiled through the shim."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msl
+
+from ggufrq import proc
+from ggufrq.build import Build
+
+HERE = msl.HERE
+
+HOST = ("ops", "device", "common", "fusion", "tuning")  # upstream's, in ggml-metal-*.cpp
+OURS = ("device", "driver", "questions", "shim/lanes", "shim/kernels")
+
+#: Upstream's kernels that the tests run: those of ours, and what its attention needs.
+UPSTREAM: dict[str, Callable[[str], bool]] = {
+    "quantize": lambda name: name.endswith(("q8_0", "q4_0", "q8_0_f32", "q4_0_f32", "q8_0_f16", "q4_0_f16")),
+    "fa_aux": lambda name: name.startswith("kernel_flash_attn_ext"),
+    "fa_f16": lambda name: "bf16" not in name and ("dk128_dv128" in name or "dk256_dv256" in name),
+    "fa_q8_0": lambda name: "dk128_dv128" in name,
+    "fa_q4_0": lambda name: "dk128_dv128" in name,
+    "fa_vec_q8_0": lambda name: name.endswith("dk128_dv128"),
+    "fa_vec_q4_0": lambda name: name.endswith("dk128_dv128"),
+}
+RQ = ("rq", "fa_rq", "fa_vec_rq")
+
+
+@dataclass(frozen=True)
+class Driver:
+    """driver.cpp, linked with kernels."""
+
+    program: Path
+
+    def __call__(self, *arguments: str | int, env: dict[str, str | None] | None = None) -> Any:
+        """What it prints for these arguments."""
+        # not faster with more threads, which would only disturb other tests
+        done = proc.run([self.program, *map(str, arguments)], env={"OMP_NUM_THREADS": "1", **(env or {})})
+        return json.loads(done.stdout)
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Makes drivers."""
+
+    build: Build
+    clang: list[str]
+    folder: Path
+    sources: dict[str, str]  # embedded kernels by library
+    objects: dict[str, Path] = field(default_factory=dict)
+
+    def compile_kernels(self, library: str, source: str, target: Path, wanted: Callable[[str], bool]) -> Path:
+        """An object file of a library's kernels."""
+        return msl.compile_kernels(self.clang, msl.translate(source, library, wanted), target)
+
+    def link(self, target: Path, kernels: dict[str, Path]) -> Driver:
+        """A driver of the host's objects and these kernels."""
+        hosts = [path for name, path in self.objects.items() if name.startswith("host ")]
+        rpath = f"-Wl,-rpath,{self.build.bin}"
+        libraries = [f"-L{self.build.bin}", "-lggml-cpu", "-lggml-base", rpath]
+        proc.run([compiler(), *hosts, *kernels.values(), "-o", target, *libraries])
+        return Driver(target)
+
+    def kernels(self) -> dict[str, Path]:
+        """The object files of all libraries."""
+        return {name: path for name, path in self.objects.items() if not name.startswith("host ")}
+
+
+def compiler() -> str:
+    """The C++ compiler of the host's side."""
+    return os.environ.get("CXX") or shutil.which("c++") or "g++"
+
+
+def in_parallel(jobs: list[Callable[[], Any]]) -> list[Any]:
+    """Two at a time, as machines have at least."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(job) for job in jobs]]

@@ -1,0 +1,33 @@
+"""Our kernels against the C code, through the shim."""
+
+from __future__ import annotations
+
+import pytest
+from fake_metal import Driver
+
+pytestmark = [pytest.mark.build, pytest.mark.slow]
+
+TYPES = [f"{family}{bits}" for family in ("planar", "iso", "rotor") for bits in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("operation", ["set_rows", "get_rows", "cpy"])
+def test_rows_are_those_of_c_to_the_byte(driver: Driver, operation: str, kind: str) -> None:
+    """Both directions; rows strided, permuted or of another shape; values that are hard to encode."""
+    assert driver(operation, kind, TYPES.index(kind), 150)["error"] == 0
+
+
+@pytest.mark.parametrize("head", [128, 256])
+@pytest.mark.parametrize("k, v", [("planar2", "iso2"), ("iso3", "iso3"), ("rotor4", "rotor4")])
+def test_flash_attention(driver: Driver, k: str, v: str, head: int) -> None:
+    """Vector and matrix kernels and the copy in f16; types of one width may differ."""
+    found = driver("flash_attn", k, v, head, 7, 60)
+    assert found["error"] < 1e-5
+    assert found["cpu_error"] < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["planar2", "iso3", "rotor4"])
+def test_flash_attention_one_row_at_a_time(driver: Driver, kind: str) -> None:
+    """What upstream's host falls back to."""
+    assert driver("flash_attn", kind, kind, 128, 8, 20, 1)["error"] < 1e-5
+    assert driver("flash_attn", kind, kind, 256, 9, 10, 1)["error"] < 1e-5

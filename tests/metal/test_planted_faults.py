@@ -1,0 +1,141 @@
+"""Each kernel with a fault in it: the comparisons must see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fake_metal import Driver, Harness, in_parallel
+
+pytestmark = [pytest.mark.build, pytest.mark.slow]
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    library: str
+    right: str
+    wrong: str
+    kernel: str  # in the names of those that are compiled
+    command: tuple[str | int, ...]
+
+
+SET, GET, CPY = (("set_rows", "iso3", 1, 20), ("get_rows", "iso3", 1, 20), ("cpy", "iso3", 1, 20))
+VEC = ("flash_attn", "iso3", "iso3", 128, 1, 10)
+FAULTS = [
+    Fault(
+        "decode: low plane",
+        "rq",
+        "(2*(i/8))) & 0x03030303;\n    const uint high",
+        "(2*(i/16))) & 0x03030303;\n    const uint high",
+        "_rq3",
+        GET,
+    ),
+    Fault(
+        "decode: high plane", "rq", ">> (i/4))     & 0x01010101", ">> (i/8))     & 0x01010101", "_rq3", GET
+    ),
+    Fault("decode: bytes of the high plane", "rq", "xb->qh + 4*(i % 4)", "xb->qh + 4*(i % 2)", "_rq3", GET),
+    Fault(
+        "decode: centroid",
+        "rq",
+        "ggml_rq3_centroids[4], ggml_rq3_centroids[5]",
+        "ggml_rq3_centroids[5], ggml_rq3_centroids[4]",
+        "_rq3",
+        CPY,
+    ),
+    Fault("decode: plane at 4 bits", "rq", "(4*(i/16))", "(4*(i/8))", "_rq4", ("get_rows", "iso4", 1, 20)),
+    Fault(
+        "decode: sign at 2 bits", "rq", "& 1 ? -c : c", "& 1 ? c : -c", "_rq2", ("get_rows", "iso2", 1, 20)
+    ),
+    Fault("encode: threshold", "rq", ">> 12, 32767u", ">> 11, 32767u", "set_rows", SET),
+    Fault(
+        "encode: centroid",
+        "rq",
+        "_centroids[HALF + level]",
+        "_centroids[HALF + level - (level > 2)]",
+        "set_rows",
+        SET,
+    ),
+    Fault(
+        "encode: plane", "rq", "(enc.index(j + 64) & 3) << 4", "(enc.index(j + 64) & 3) << 6", "set_rows", SET
+    ),
+    Fault("encode: high plane", "rq", "enc.index(j + 16*b) >> 2", "enc.index(j + 8*b) >> 2", "set_rows", SET),
+    Fault(
+        "encode: rounding of the scale",
+        "rq",
+        "rest == half_way && (m & 1)",
+        "rest == half_way",
+        "set_rows",
+        ("set_rows", "iso3", 1, 150),
+    ),
+    Fault(
+        "encode: NaN",
+        "rq",
+        "v > RQ_BITS_INF ? 0 :",
+        "v > RQ_BITS_INF ? v :",
+        "set_rows",
+        ("set_rows", "iso3", 1, 60),
+    ),
+    Fault("set_rows: block", "rq", "x + QK_RQ*ib, y[ib]", "x + QK_RQ*(ib/2), y[ib]", "set_rows", SET),
+    Fault("get_rows: block", "rq", "x + i/(QK_RQ/16), i%", "x + (i + 1)/(QK_RQ/16), i%", "get_rows", GET),
+    Fault("cpy: block", "rq", "x + at.i/(QK_RQ/16)", "x + (at.i + 1)/(QK_RQ/16)", "cpy", CPY),
+    Fault("cpy: encoded block", "rq", "x + QK_RQ*at.i, y[at.i]", "x, y[at.i]", "cpy", CPY),
+    Fault("f16 copy: block", "rq", "(QK_RQ/16)*gid + k", "(QK_RQ/16)*(gid/2) + k", "kv_rq3", VEC),
+    Fault(
+        "vector attention: block",
+        "fa_vec_rq",
+        "block_q, QK_RQ/4, dequantize_rq_t4, block_q",
+        "block_q, QK_RQ/8, dequantize_rq_t4, block_q",
+        "rq3_dk128_dv128_q1_ne4",
+        VEC,
+    ),
+    Fault(
+        "vector attention: plane of V",
+        "fa_vec_rq",
+        "xb->qs + 4*(i % 8)) >> (2*(i/8))",
+        "xb->qs + 4*(i % 8)) >> (2*(i/16))",
+        "rq3_dk128_dv128_q1_ne4",
+        VEC,
+    ),
+    Fault(
+        "matrix attention: block",
+        "fa_rq",
+        "QK_RQ/16, dequantize_rq, block_q",
+        "QK_RQ/32, dequantize_rq, block_q",
+        "rq3_dk128",
+        VEC,
+    ),
+    Fault(
+        "matrix attention: centroid",
+        "fa_rq",
+        "ggml_rq3_centroids[6], ggml_rq3_centroids[7]",
+        "ggml_rq3_centroids[7], ggml_rq3_centroids[6]",
+        "rq3_dk128",
+        VEC,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def faulty(harness: Harness) -> dict[str, Driver]:
+    """A driver per fault."""
+
+    def make(number: int, fault: Fault) -> Driver:
+        source = harness.sources[fault.library]
+        assert fault.right in source, fault.what
+        target = harness.folder / f"fault-{number}.o"
+        wrong = source.replace(fault.right, fault.wrong)
+        # the other kernels of the library stay as they are, but are not needed
+        kernel = harness.compile_kernels(fault.library, wrong, target, lambda name: fault.kernel in name)
+        return harness.link(Path(f"{target}.driver"), {**harness.kernels(), fault.library: kernel})
+
+    jobs: list[Callable[[], Driver]] = [lambda item=item: make(*item) for item in enumerate(FAULTS)]
+    return dict(zip([fault.what for fault in FAULTS], in_parallel(jobs), strict=True))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_fault_is_seen(faulty: dict[str, Driver], driver: Driver, fault: Fault) -> None:
+    assert driver(*fault.command)["error"] < 1e-5
+    assert faulty[fault.what](*fault.command)["error"] > 1e-4
