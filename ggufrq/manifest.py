@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ggufrq import __version__, machine, paths, project, toolchain
+from ggufrq import __version__, backends, machine, paths, project, toolchain
 from ggufrq.project import BuildOptions, Project
 from ggufrq.trees import file_hash
 
@@ -45,6 +45,7 @@ def write(root: Path, what: Project, options: BuildOptions, targets: list[str], 
             "ggufrq": __version__,
             "python": platform.python_version(),
             **{name: program.version for name, program in found.items() if program is not None},
+            **backends.get(options.backend).versions(),
         },
         "cpu": machine.processor().name,
         "simd": machine.processor().simd,

@@ -60,7 +60,7 @@ class BuildOptions:
     ``native`` compiles for this very processor; ``cmake_args`` are added to CMake's command line as they are.
     """
 
-    backend: str = "cpu"
+    backend: str = field(default_factory=backends.default)
     native: bool = True
     tests: bool = False
     jobs: int | None = None

@@ -59,7 +59,7 @@ def talkative() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def llama_build() -> build.Build:
     """The real build with its tests, in the user's cache: made once, minutes on the first run."""
-    return build.ensure_build(build.BuildOptions(tests=True))
+    return build.ensure_build(build.BuildOptions("cpu", tests=True))
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
-from ggufrq.backends import cpu
+from ggufrq.backends import cpu, metal
 from ggufrq.errors import UsageError
 from ggufrq.toolchain import Missing
 
@@ -21,8 +22,28 @@ class Backend(Protocol):
     def missing(self) -> list[Missing]:
         """What a build for this backend needs and does not find here."""
 
+    def detected(self) -> bool:
+        """Whether this machine has what the backend is for, and all that a build needs."""
 
-BACKENDS: dict[str, Backend] = {"cpu": cpu}
+    def versions(self) -> dict[str, str]:
+        """Compilers and devices of the backend, for the manifest."""
+
+
+BACKENDS: dict[str, Backend] = {"cpu": cpu, "metal": metal}
+
+#: Environment variable that names the backend to use where none is given.
+VARIABLE = "GGUFRQ_BACKEND"
+
+
+def default() -> str:
+    """The backend where none is given: ``$GGUFRQ_BACKEND``, else the first GPU backend that is detected,
+    else cpu.
+    """
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        get(chosen)
+        return chosen
+    return next((name for name, backend in BACKENDS.items() if name != "cpu" and backend.detected()), "cpu")
 
 
 def get(name: str) -> Backend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 from ggufrq import machine, toolchain
 from ggufrq.toolchain import Missing
 
@@ -10,7 +12,10 @@ def definitions(*, native: bool) -> dict[str, str]:
     """``native`` compiles for exactly this processor; without it the result runs on any of its
     architecture.
     """
-    return {"GGML_NATIVE": "ON" if native else "OFF"}
+    found = {"GGML_NATIVE": "ON" if native else "OFF"}
+    if platform.system() == "Darwin":
+        found["GGML_METAL"] = "OFF"  # upstream's default there is ON
+    return found
 
 
 def identity(*, native: bool) -> str:
@@ -24,3 +29,13 @@ def missing() -> list[Missing]:
     if toolchain.compiler() is None:
         return [Missing("no C++ compiler was found", toolchain.remedy("compiler"))]
     return []
+
+
+def detected() -> bool:
+    """There is always a processor."""
+    return True
+
+
+def versions() -> dict[str, str]:
+    """Nothing beyond the compiler, which every build stamps."""
+    return {}

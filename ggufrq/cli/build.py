@@ -27,7 +27,13 @@ from ggufrq.trees import tree_hash
     help="Where llama.cpp comes from. auto: git if it answers within 8 s, else PyPI. DIR: a checkout, a "
     "plain copy or an sdist file. All are verified against the pinned commit.",
 )
-@click.option("--backend", default="cpu", show_default=True, type=click.Choice(list(backends.BACKENDS)))
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", *backends.BACKENDS]),
+    help=f"auto: ${backends.VARIABLE}, else the GPU that is here, else cpu.",
+)
 @click.option(
     "--native/--no-native", default=True, show_default=True, help="Compile for just this processor."
 )
@@ -64,7 +70,8 @@ def build(
     if check:
         _check(where, as_json)
         return
-    options = BuildOptions(backend, native, tests, jobs, cmake_args)
+    chosen = backends.default() if backend == "auto" else backend
+    options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)
     made = builds.ensure_build(options, source=where, targets=targets)
     if prune:

@@ -93,7 +93,7 @@ def test_success_and_explicit_status(command: Callable[..., int]) -> None:
         (["nonsense"], "No such command 'nonsense'"),
         (["where"], "Missing argument"),
         (["where", "there"], "is not one of 'bin', 'source', 'cache', 'log'"),
-        (["build", "--backend", "abacus"], "is not 'cpu'"),
+        (["build", "--backend", "abacus"], "is not one of 'auto', 'cpu'"),
         (["build", "--jobs", "0"], "0 is not in the range"),
     ],
 )
