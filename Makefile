@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-thorough test-fast test-native lint types tables patches-check check clean
+.PHONY: help setup demo test test-thorough test-fast test-native test-metal bench-metal lint types tables patches-check check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -40,6 +40,12 @@ test-fast: $(STAMP) ## tests that need neither llama.cpp nor the models
 
 test-native: $(STAMP) ## our C sources and llama.cpp's own tests of types and operations
 	$(PYTEST) -m "(native or build) and not thorough"
+
+test-metal: $(STAMP) ## on a Mac: the Metal kernels through Apple's compiler and on its GPU
+	$(BIN)/python bench/metal.py --check
+
+bench-metal: $(STAMP) ## the same, and speeds into docs/metal.md
+	$(BIN)/python bench/metal.py
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check ggufrq tests scripts

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import msl
 import pytest
 from fake_metal import Driver
+
+from ggufrq import proc
 
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 
@@ -61,6 +64,22 @@ def test_sources_compile_from_the_folder_of_a_build(
     source = msl.flatten(kernels / f"{library}.metal", [kernels, tmp_path])
     text = msl.translate(source, library, lambda _: False)
     msl.compile_kernels(clang, text, tmp_path / f"{library}.o", "-UGGML_METAL_EMBED_LIBRARY")
+
+
+def test_what_objective_c_includes_of_ours_is_plain_c(metal: Path, tmp_path: Path) -> None:
+    """ggml-metal-device.m cannot be compiled here; the hook in its supports_op is two lines."""
+    source = tmp_path / "hook.c"
+    source.write_text(
+        '#include "ggml-metal-rq.h"\n'
+        "bool hook(const struct ggml_tensor * op);\n"
+        "bool hook(const struct ggml_tensor * op) {\n"
+        "    bool supported;\n"
+        "    return ggml_metal_rq_supports_op(op, true, true, &supported) && supported;\n"
+        "}\n"
+    )
+    include = [f"-I{path}" for path in (metal, metal.parent, metal.parent.parent / "include")]
+    strict = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-const-variable"]
+    proc.run([os.environ.get("CC", "cc"), *strict, *include, "-fsyntax-only", source])
 
 
 def test_what_is_not_there_is_refused(driver: Driver) -> None:
