@@ -191,13 +191,13 @@ def _launcher(name: str, parameters: str, is_template: bool) -> str:
             parts = ", ".join(value(i) for i in range(3)) if kind.endswith("3") else value(0)
             arguments.append(f"{kind}({parts})")
         elif attribute == "threadgroup":
-            arguments.append(f"({kind}) memory")
+            arguments.append("kernels::pointer{ memory }")
         elif kind.endswith("&"):
             arguments.append(f"*({kind[:-1]} *) buffers[{buffers}]")
             buffers += 1
         else:
             assert attribute is None and kind.endswith("*"), parameter
-            arguments.append(f"({kind}) buffers[{buffers}]")
+            arguments.append(f"kernels::pointer{{ buffers[{buffers}] }}")
             buffers += 1
     call = "K" if is_template else name
     prefix = "template <auto K> " if is_template else ""

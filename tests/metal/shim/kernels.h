@@ -16,6 +16,13 @@ struct arguments {
     void * buffers[MAX_BUFFERS];
 };
 
+// a pointer to what the kernel takes it for
+struct pointer {
+    void * p;
+
+    template <typename T> operator T *() const { return (T *) p; }
+};
+
 struct setter {
     int index;
     void (*set)(int64_t value);

@@ -13,8 +13,8 @@
 
 typedef decltype(kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2), 128, 128, 4>) flash_attn_ext_vec_rq_t;
 
-// what fa_vec_pick is made to choose for them: with NE = 4 a thread decodes 16 values from two loads of four bytes
-// (dequantize_rq_t4), with NE = 1 only 4 of them
+// what fa_vec_pick is made to choose for them: with NE = 4 a thread decodes 16 values of a block from the bytes
+// that it loads (dequantize_rq_t4), with NE = 1 only 4
 template [[host_name("kernel_flash_attn_ext_vec_rq2_dk128_dv128_q1_ne4")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2), 128, 128, 4>;
 template [[host_name("kernel_flash_attn_ext_vec_rq3_dk128_dv128_q1_ne4")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq3), 128, 128, 4>;
 template [[host_name("kernel_flash_attn_ext_vec_rq4_dk128_dv128_q1_ne4")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq4), 128, 128, 4>;
