@@ -16,6 +16,7 @@
 #include "ggml-metal-tuning.h"
 #include "ggml.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
