@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ggufrq import proc
 from ggufrq.errors import PatchError, ToolError
+from ggufrq.origins import NEUTRAL_GIT
 from ggufrq.series import OVERLAY, FilePatch, Hunk, Patch, PatchSet, default_patch_set, load, parse, problems
-from ggufrq.source import NEUTRAL_GIT
 
 __all__ = [
     "Failure",
@@ -75,22 +75,33 @@ def fit(patch_set: PatchSet, tree: Path) -> Fit:
     with tempfile.TemporaryDirectory(prefix="ggufrq-check-") as scratch_name:
         scratch = Path(scratch_name).resolve()
         _copy_files(patch_set.files, tree, scratch)
+        _copy_files(patch_set.files, patch_set.root / OVERLAY, scratch)
         for patch in patch_set.patches:
-            before = {changed.file: _lines(scratch / changed.file) for changed in patch.files}
-            completed = _git_apply(patch, scratch, "--reject")
-            here = list(_failures_of(patch, completed.stderr))
-            if completed.rc != 0 and not here:
-                raise PatchError(f"{patch.name} does not apply: {_last_lines(completed.stderr)}")
-            if here and _holds_already(patch, tree):
-                here = [Failure(patch.name, here[0].file, None, 0, "the source holds this patch already")]
-            for changed, hunk, line in _moved(patch, completed.stderr):
-                function = function_of(before[changed.file], line)
-                if hunk.context and not function.startswith(hunk.context):
-                    reason = f"its lines stand in '{function}' only"
-                    here.append(Failure(patch.name, changed.file, hunk, len(changed.hunks), reason))
-                else:
-                    moved.append(f"{patch.name}: {changed.file}, hunk {hunk.number}, now at line {line}")
-            found += here
+            here = try_patch(patch, scratch)
+            if here.failures and _holds_already(patch, tree):
+                file = here.failures[0].file
+                here = Fit((Failure(patch.name, file, None, 0, "the source holds this patch already"),))
+            found += here.failures
+            moved += here.moved
+    return Fit(tuple(found), tuple(moved))
+
+
+def try_patch(patch: Patch, tree: Path) -> Fit:
+    """Apply what fits of one patch to ``tree``, and tell what does not: a hunk that does not apply (git
+    leaves it beside the file, ``.rej``), and one that git applied in another function than its own."""
+    before = {changed.file: _lines(tree / changed.file) for changed in patch.files}
+    completed = git_apply(patch, tree, "--reject")
+    found = list(_failures_of(patch, completed.stderr))
+    if completed.rc != 0 and not found:
+        raise PatchError(f"{patch.name} does not apply: {_last_lines(completed.stderr)}")
+    moved: list[str] = []
+    for changed, hunk, line in _moved(patch, completed.stderr):
+        function = function_of(before[changed.file], line)
+        if hunk.context and not function.startswith(hunk.context):
+            reason = f"its lines stand in '{function}' only"
+            found.append(Failure(patch.name, changed.file, hunk, len(changed.hunks), reason))
+        else:
+            moved.append(f"{patch.name}: {changed.file}, hunk {hunk.number}, now at line {line}")
     return Fit(tuple(found), tuple(moved))
 
 
@@ -131,7 +142,7 @@ def apply(patch_set: PatchSet, tree: Path, *, what: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(patch_set.root / OVERLAY / name, target)
     for patch in patch_set.patches:
-        completed = _git_apply(patch, tree)
+        completed = git_apply(patch, tree)
         if completed.rc != 0:
             raise PatchError(f"{patch.name} does not apply to {what}: {_last_lines(completed.stderr)}")
 
@@ -139,7 +150,7 @@ def apply(patch_set: PatchSet, tree: Path, *, what: str) -> None:
 def _holds_already(patch: Patch, tree: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix="ggufrq-check-") as scratch:
         _copy_files([changed.file for changed in patch.files], tree, Path(scratch))
-        return _git_apply(patch, Path(scratch), "--reverse", "--check").rc == 0
+        return git_apply(patch, Path(scratch), "--reverse", "--check").rc == 0
 
 
 def _copy_files(files: Iterable[str], tree: Path, target: Path) -> None:
@@ -149,12 +160,18 @@ def _copy_files(files: Iterable[str], tree: Path, target: Path) -> None:
             shutil.copyfile(tree / file, target / file)
 
 
-def _git_apply(patch: Patch, tree: Path, *options: str) -> proc.Completed:
+def git_apply(patch: Patch, tree: Path, *options: str) -> proc.Completed:
+    """``git apply`` of a patch in the folder ``tree``, whatever its exit status."""
     # A repository further up would make git silently skip files outside its idea of the current folder.
     env = {**NEUTRAL_GIT, "GIT_CEILING_DIRECTORIES": os.fspath(tree.resolve().parent)}
     command = ["git", "-c", "core.autocrlf=false", "apply", "--verbose", "--whitespace=nowarn", *options]
     try:
-        return proc.run([*command, patch.path.resolve()], cwd=tree, env=env, check=False)
+        with tempfile.TemporaryDirectory(prefix="ggufrq-patch-") as folder:
+            path = patch.path.resolve()
+            if patch.reduced:
+                path = Path(folder).resolve() / path.name
+                path.write_bytes(patch.content)
+            return proc.run([*command, path], cwd=tree, env=env, check=False)
     except ToolError as error:
         raise PatchError(
             "git is not there; it is needed to apply the patches", remedy="ggufrq doctor"

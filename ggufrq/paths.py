@@ -66,6 +66,11 @@ def data_dir(name: str) -> Path:
     )
 
 
+def in_checkout() -> bool:
+    """Whether ggufrq runs from its own checkout, whose data may be written, and not from a wheel."""
+    return not (_PACKAGE / "patches").is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it on failure.

@@ -16,6 +16,10 @@ else:
     import tomli as tomllib
 
 
+#: The pin that comes with ggufrq.
+PIN_FILE = Path(__file__).with_name("pin.toml")
+
+
 @dataclass(frozen=True)
 class Sdist:
     """A source distribution on PyPI that carries the tree: where in it, and the archive's sha256."""
@@ -43,11 +47,25 @@ class Pin:
         return self.commit[:9]
 
 
+def pin_toml(pin: Pin) -> str:
+    """The text of ``pin.toml`` for a pin."""
+    lines = [
+        "# The upstream llama.cpp that ggufrq patches and builds.",
+        "[llama_cpp]",
+        *(f'{name} = "{getattr(pin, name)}"' for name in ("url", "commit", "tree", "date")),
+    ]
+    if pin.sdist is not None:
+        names = ("name", "version", "sha256", "folder", "git_dir")
+        lines += ["", "# The same tree on PyPI, for machines that cannot reach GitHub.", "[sdist]"]
+        lines += [f'{name} = "{getattr(pin.sdist, name)}"' for name in names]
+    return "\n".join(lines) + "\n"
+
+
 def load_pin(path: Path | None = None) -> Pin:
     """Read ``pin.toml`` (the one that comes with ggufrq by default). Raises SourceError when it is
     malformed.
     """
-    path = path or Path(__file__).with_name("pin.toml")
+    path = path or PIN_FILE
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         upstream: dict[str, Any] = data["llama_cpp"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from ggufrq import paths
@@ -13,6 +13,8 @@ from ggufrq.errors import PatchError
 
 _SERIES = "series"
 OVERLAY = "overlay"
+#: Patches that fit the series to other upstreams than the pinned one, see ``ggufrq.compat``.
+COMPAT = "compat"
 _JUNK = {".DS_Store", "__pycache__", "Thumbs.db"}
 _JUNK_SUFFIXES = (".orig", ".rej", ".pyc", "~", ".swp")
 
@@ -22,13 +24,20 @@ _HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(.*)$")
 @dataclass(frozen=True)
 class Hunk:
     """One hunk: its number in its file from 1, the first line it expects there, the text after ``@@`` (the
-    function it lies in), and by how many lines the file grows.
+    function it lies in), by how many lines the file grows, and its text.
     """
 
     number: int
     line: int
     context: str
     grows: int = 0
+    lines: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Eight hex digits of what it changes in which function, whatever lines stand around it."""
+        changes = [self.context, *(line for line in self.lines[1:] if line[:1] in "+-")]
+        return hashlib.sha256("\n".join(changes).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -42,13 +51,43 @@ class FilePatch:
 @dataclass(frozen=True)
 class Patch:
     """One patch of the series: its name there, where it is, why it is (its header), and the files it
-    changes.
+    changes. ``reduced``: hunks of the file at ``path`` were left out, see ``without``.
     """
 
     name: str
     path: Path
     header: str
     files: tuple[FilePatch, ...]
+    reduced: bool = False
+
+    @property
+    def hunks(self) -> int:
+        """Number of hunks."""
+        return sum(len(changed.hunks) for changed in self.files)
+
+    @property
+    def content(self) -> bytes:
+        """What git is to apply."""
+        if not self.reduced:
+            return self.path.read_bytes()
+        lines: list[str] = []
+        for changed in self.files:
+            lines += [f"diff --git a/{changed.file} b/{changed.file}"]
+            lines += [f"--- a/{changed.file}", f"+++ b/{changed.file}"]
+            lines += [line for hunk in changed.hunks for line in hunk.lines]
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+    def without(self, left_out: Collection[tuple[str, Hunk]]) -> Patch:
+        """The patch without these hunks, each with its file."""
+        if not left_out:
+            return self
+        files = (
+            FilePatch(
+                changed.file, tuple(hunk for hunk in changed.hunks if (changed.file, hunk) not in left_out)
+            )
+            for changed in self.files
+        )
+        return replace(self, files=tuple(changed for changed in files if changed.hunks), reduced=True)
 
 
 @dataclass(frozen=True)
@@ -68,7 +107,7 @@ class PatchSet:
     @property
     def hunks(self) -> int:
         """Number of hunks of all patches."""
-        return sum(len(changed.hunks) for patch in self.patches for changed in patch.files)
+        return sum(patch.hunks for patch in self.patches)
 
 
 def default_patch_set() -> PatchSet:
@@ -125,7 +164,7 @@ def problems(root: Path) -> list[str]:
     listed = set(names)
     for path in sorted(root.rglob("*.patch")):
         name = path.relative_to(root).as_posix()
-        if name not in listed and not name.startswith(f"{OVERLAY}/"):
+        if name not in listed and not name.startswith((f"{OVERLAY}/", f"{COMPAT}/")):
             found.append(f"{name} is not listed in series")
     return found
 
@@ -173,17 +212,21 @@ def parse(name: str, path: Path) -> Patch:
         if target is None:
             raise malformed("a hunk before any file name")
         old_left, new_left = int(match[2] or 1), int(match[4] or 1)
-        hunks.append(Hunk(len(hunks) + 1, int(match[1]), match[5].strip(), new_left - old_left))
+        first, grows = index, new_left - old_left
         index += 1
         while old_left > 0 or new_left > 0:
             kind = lines[index][:1] if index < len(lines) else "end"
             if kind not in ("", " ", "+", "-", "\\") or (kind == "" and index == len(lines) - 1):
-                raise malformed(f"hunk {len(hunks)} of {target} ends too early")
+                raise malformed(f"hunk {len(hunks) + 1} of {target} ends too early")
             old_left -= kind in ("", " ", "-")
             new_left -= kind in ("", " ", "+")
             index += 1
         if old_left < 0 or new_left < 0:
-            raise malformed(f"hunk {len(hunks)} of {target} holds other lines than its header says")
+            raise malformed(f"hunk {len(hunks) + 1} of {target} holds other lines than its header says")
+        while index < len(lines) and lines[index].startswith("\\"):  # no newline at the end of the file
+            index += 1
+        body = tuple(lines[first:index])
+        hunks.append(Hunk(len(hunks) + 1, int(match[1]), match[5].strip(), grows, body))
     if target is None:
         raise malformed("changes no file")
     files.append(FilePatch(target, tuple(hunks)))

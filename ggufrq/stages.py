@@ -11,6 +11,7 @@ from pathlib import Path
 from ggufrq import compile_log, log, machine, patches, paths, proc, source, toolchain
 from ggufrq.errors import BuildError
 from ggufrq.manifest import read_json
+from ggufrq.origins import NO_OUTER_REPOSITORY
 from ggufrq.progress import progress
 from ggufrq.project import BuildOptions, Project, definitions
 from ggufrq.trees import tree_hash
@@ -121,7 +122,7 @@ def _failed(completed: proc.Completed, root: Path, what: str) -> BuildError:
 
 def _environment(root: Path) -> dict[str, str | None]:
     return {
-        **source.NO_OUTER_REPOSITORY,
+        **NO_OUTER_REPOSITORY,
         "GIT_CEILING_DIRECTORIES": os.fspath(
             root
         ),  # CMake asks git for a commit; not that of a repository around us

@@ -37,6 +37,7 @@ COMMANDS = {
     "card": "ggufrq.cli.card:card",
     "publish": "ggufrq.cli.publish:publish",
     "demo": "ggufrq.cli.demo:demo",
+    "upstream": "ggufrq.cli.upstream:upstream",
 }
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from ggufrq import backends, log, paths, source
+from ggufrq import backends, compat, log, paths, source
 from ggufrq import build as builds
 from ggufrq.build import Build, BuildOptions
 from ggufrq.errors import PatchError, SourceError
+from ggufrq.origins import checkout_commit
 from ggufrq.patches import PatchSet, default_patch_set, problems, require_applies
 from ggufrq.pin import load_pin
 from ggufrq.progress import clock
@@ -97,11 +98,10 @@ def _render(made: Build, *, new: bool) -> None:
 def _check(where: str, as_json: bool) -> None:
     """Tell whether the patch set is well-formed and applies; a folder may be at any commit here."""
     root = paths.data_dir("patches")
-    wrong = problems(root)
+    wrong = problems(root) + compat.problems(root)
     if wrong:
         listing = "\n".join(f"  {problem}" for problem in wrong)
         raise PatchError(f"the patch set in {root} is not in order:\n{listing}")
-    patch_set = default_patch_set()
     pin = load_pin()
     if where in source.NETWORK or Path(where).expanduser().is_file():
         tree, what, commit = source.pristine(pin, where), f"llama.cpp {pin.commit}", pin.commit
@@ -112,12 +112,13 @@ def _check(where: str, as_json: bool) -> None:
                 f"the source '{where}' is neither a folder nor one of auto, git, pypi",
                 remedy="ggufrq build --check --source auto",
             )
-        commit = source.checkout_commit(tree) or ""
+        commit = checkout_commit(tree) or ""
         known = f"commit {commit}" if commit else f"tree {tree_hash(tree)}"
         pinned = known.split()[1] in (pin.commit, pin.tree)
         what = (
             f"{tree} ({known}{', the pinned one' if pinned else f'; the patches are made for {pin.commit}'})"
         )
+    patch_set = compat.load(root, commit) if commit else default_patch_set()
     found = require_applies(patch_set, tree, what=what)
     for moved in found.moved:
         log.say(f"moved: {moved}")

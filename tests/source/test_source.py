@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from ggufrq import proc, source
+from ggufrq import proc, source, trees
 from ggufrq.errors import SourceError, ToolError
+from ggufrq.origins import checkout_commit
 from ggufrq.pin import Pin, load_pin
 from ggufrq.trees import file_hash, tree_hash
 
@@ -286,10 +287,10 @@ def test_a_plain_folder_of_another_version(upstream: Any) -> None:
 
 def test_a_repository_around_a_plain_folder_does_not_count(upstream: Any, git: Callable[..., str]) -> None:
     git(upstream.plain.parent, "init", "-q")
-    assert source.checkout_commit(upstream.plain) is None
-    assert source.checkout_commit(upstream.repository) == upstream.pin.commit
+    assert checkout_commit(upstream.plain) is None
+    assert checkout_commit(upstream.repository) == upstream.pin.commit
     (upstream.plain / ".git").write_text("gitdir: ../gone\n")  # as a submodule that was copied out
-    assert source.checkout_commit(upstream.plain) is None
+    assert checkout_commit(upstream.plain) is None
     assert tree_hash(source.pristine(upstream.pin, str(upstream.plain))) == upstream.pin.tree
 
 
@@ -328,3 +329,18 @@ def test_our_pin(tmp_path: Path) -> None:
     bad.write_text("[llama_cpp\n")
     with pytest.raises(SourceError, match="cannot be read"):
         load_pin(bad)
+
+
+@pytest.mark.parametrize("way", ["git", "pypi"])
+def test_a_file_system_without_modes_and_links(
+    upstream: Any, pypi: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """As on Windows: what the archive says of modes is noted, so that the tree can still be verified."""
+    monkeypatch.setattr(trees, "KEEPS_MODES", False)
+    tree = source.pristine(upstream.pin, way)
+    assert not (tree / "link").is_symlink() and (tree / "link").read_text() == "src/main.c"
+    assert source.cached(upstream.pin, thorough=True) == tree
+    (tree / "run.sh").write_text("changed\n")
+    assert source.cached(upstream.pin, thorough=True) is None
+    again = source.pristine(upstream.pin, way)
+    assert (again / "run.sh").read_text() == "#!/bin/sh\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import patches, paths, series
+from ggufrq import compat, patches, paths, series
 from ggufrq.errors import PatchError
 from ggufrq.trees import tree_hash
 
@@ -261,5 +261,5 @@ def test_missing_git_is_explained(root: Path, tree: Path, monkeypatch: pytest.Mo
 
 def test_our_own_patch_set_is_in_order() -> None:
     root = paths.data_dir("patches")
-    assert patches.problems(root) == []
+    assert patches.problems(root) == [] == compat.problems(root)
     assert patches.default_patch_set().hash == patches.load(root).hash
