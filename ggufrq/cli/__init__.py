@@ -38,6 +38,7 @@ COMMANDS = {
     "publish": "ggufrq.cli.publish:publish",
     "demo": "ggufrq.cli.demo:demo",
     "upstream": "ggufrq.cli.upstream:upstream",
+    "completion": "ggufrq.cli.completion:completion",
 }
 
 
