@@ -8,11 +8,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-thorough test-fast test-native test-metal bench-metal lint types tables patches-check check clean
+.PHONY: help setup demo test test-thorough test-fast test-native test-metal bench-metal lint types tables docs \
+	patches-check patches-refresh check wheel clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install ggufrq with all that demo and tests need
 
@@ -57,11 +58,22 @@ types: $(STAMP) ## mypy, strict
 tables: $(STAMP) ## write the C tables anew from ggufrq/codec/tables.json
 	$(BIN)/python -m ggufrq.codec.emit
 
+docs: $(STAMP) ## write the pages of commands and the table of upstream versions anew
+	$(BIN)/python -m ggufrq.docs
+
 patches-check: $(STAMP) ## whether the patch set is in order and applies to the pinned llama.cpp
 	$(BIN)/ggufrq build --check
+	$(BIN)/ggufrq upstream refresh --check
+
+patches-refresh: $(STAMP) ## write the patches as git gives them
+	$(BIN)/ggufrq upstream refresh
 
 check: lint types patches-check test-fast ## all checks that take no build
 	$(BIN)/python -m ggufrq.codec.emit --check
+	$(BIN)/python -m ggufrq.docs --check
+
+wheel: $(STAMP) ## the wheel, in dist
+	$(BIN)/python -m hatchling build -t wheel
 
 clean: ## remove .venv and caches of tools (builds of llama.cpp live in the user's cache)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
