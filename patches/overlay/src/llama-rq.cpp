@@ -1,5 +1,6 @@
 #include "llama-rq.h"
 #include "llama-rq-calib.h"
+#include "llama-rq-device.h"
 #include "llama-rq-layers.h"
 
 #include "llama-impl.h"
@@ -310,6 +311,35 @@ static bool llama_rq_check_flash_attn(const std::vector<llama_rq_entry> & entrie
     return true;
 }
 
+// a device that lacks kernels for these types is told by name: the scheduler would say nothing
+static bool llama_rq_check_devices(const llama_model & model, const std::vector<llama_rq_entry> & entries, const llama_context_params & params) {
+    const auto & hparams = model.hparams;
+
+    std::vector<std::pair<ggml_type, ggml_type>> pairs = { { params.type_k, params.type_v } };
+    for (const auto & entry : entries) {
+        pairs.push_back({ entry.type_k, entry.type_v });
+    }
+    for (uint32_t il = 0; params.offload_kqv && il < hparams.n_layer(); ++il) {
+        ggml_backend_dev_t dev = model.dev_layer(il);
+        if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || hparams.n_head_kv(il) == 0 || hparams.is_recr(il) || !hparams.has_kv(il)) {
+            continue;
+        }
+        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
+        for (const auto & [type_k, type_v] : pairs) {
+            if (!ggml_rq_is_type(type_k) && !ggml_rq_is_type(type_v)) {
+                continue;
+            }
+            const std::string lack = llama_rq_device_lacks(dev, type_k, type_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            if (!lack.empty()) {
+                LLAMA_LOG_ERROR("llama_rq: %s, which layer %d is on, %s: take other cache types (the same for K and V), or keep the cache on the CPU (--no-kv-offload)\n",
+                        ggml_backend_dev_name(dev), (int) il, lack.c_str());
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 bool llama_rq_check(const llama_model & model, llama_context_params & params) {
     const auto & hparams = model.hparams;
 
@@ -355,7 +385,7 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         }
     }
 
-    return llama_rq_check_flash_attn(entries, params);
+    return llama_rq_check_flash_attn(entries, params) && llama_rq_check_devices(model, entries, params);
 }
 
 bool llama_rq_is_type(ggml_type type) {

@@ -1,0 +1,18 @@
+#pragma once
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <string>
+
+// the shape of a layer's attention
+struct llama_rq_shape {
+    int64_t n_embd_head_k;
+    int64_t n_embd_head_v;
+    int64_t n_head;
+    int64_t n_head_kv;
+};
+
+// What a device cannot do with a cache of these types, as part of a sentence; empty if it can store rows and attend to them.
+// The scheduler would move such operations to the CPU without a word, or find no place for them and abort.
+std::string llama_rq_device_lacks(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, bool flash_attn);
