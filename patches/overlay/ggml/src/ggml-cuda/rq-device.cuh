@@ -1,0 +1,458 @@
+#pragma once
+
+// Codes and rotations of the rq cache types on a GPU: what a warp or a lane does with one block or row. The encoder and
+// the rotations give the bits of ggml-rq.c; tests/cuda compiles this file as C++ and holds it to that.
+
+#include "common.cuh"
+
+// constant expressions on the device, and the same numbers as everywhere
+#undef  GGML_TABLE_BEGIN
+#undef  GGML_TABLE_END
+#define GGML_TABLE_BEGIN(type, name, size) static constexpr __device__ type name[size] = {
+#define GGML_TABLE_END() };
+#define GGML_RQ_TABLES_ENCODER
+#define GGML_RQ_TABLES_ROTATIONS
+#include "ggml-rq-types.h"
+
+// the bytes of a (0..3) and b (4..7) that the low four nibbles of sel name; bit 3 of a nibble must be zero
+static __device__ __forceinline__ uint32_t ggml_cuda_rq_prmt(const uint32_t a, const uint32_t b, const uint32_t sel) {
+#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA) || defined(GGML_RQ_HOST)
+    return __byte_perm(a, b, sel);
+#else
+    uint32_t ret; // __byte_perm would mask the selector first
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(ret) : "r"(a), "r"(b), "r"(sel));
+    return ret;
+#endif // defined(GGML_USE_HIP) || defined(GGML_USE_MUSA) || defined(GGML_RQ_HOST)
+}
+
+// four entries of a table of int8 from i on, each plus bias
+static constexpr __host__ __device__ uint32_t ggml_cuda_rq_pack(const int8_t * table, const int i, const int bias) {
+    return (uint32_t) ((uint8_t) (table[i] + bias)) | (uint32_t) ((uint8_t) (table[i + 1] + bias)) << 8 |
+        (uint32_t) ((uint8_t) (table[i + 2] + bias)) << 16 | (uint32_t) ((uint8_t) (table[i + 3] + bias)) << 24;
+}
+
+// ---- the three codes ----
+//
+// A block is read as 16 words of eight nibbles: in word w, nibble 2*k is the index of value 4*w + k, nibble 2*k + 1 that
+// of value 4*w + k + 64. words<L>() makes words w and w + 8 of what L (a loader of 32-bit words of the block by byte
+// offset) returns; lookup() turns the four lower nibbles of a selector into four bytes, centroids plus BIAS.
+
+template <int bits> struct ggml_cuda_rq_code;
+
+template <> struct ggml_cuda_rq_code<2> {
+    typedef block_rq2 block;
+    static constexpr int    bits  = 2;
+    static constexpr int    n_mid = 1;
+    static constexpr double norm  = GGML_RQ2_NORM;
+
+    static constexpr __device__ int mag0()       { return GGML_RQ2_MAG0; }
+    static constexpr __device__ int step(int)    { return GGML_RQ2_STEP0; }
+    static constexpr __device__ int mid2(int k)  { return ggml_rq2_mid2[k]; }
+    static constexpr __device__ int start(int i) { return ggml_rq2_starts[i]; }
+
+    template <typename L>
+    static __device__ __forceinline__ void words(const L & load, const int w, uint32_t (&n)[2]) {
+        const uint32_t q = load(offsetof(block, qs) + 4*w);
+        n[0] =  q       & 0x33333333;
+        n[1] = (q >> 2) & 0x33333333;
+    }
+
+    template <int bias>
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel) {
+        constexpr uint32_t t = ggml_cuda_rq_pack(ggml_rq2_centroids, 0, bias);
+        return ggml_cuda_rq_prmt(t, t, sel);
+    }
+};
+
+template <> struct ggml_cuda_rq_code<3> {
+    typedef block_rq3 block;
+    static constexpr int    bits  = 3;
+    static constexpr int    n_mid = 3;
+    static constexpr double norm  = GGML_RQ3_NORM;
+
+    static constexpr __device__ int mag0()       { return GGML_RQ3_MAG0; }
+    static constexpr __device__ int step(int k)  { return k == 0 ? GGML_RQ3_STEP0 : k == 1 ? GGML_RQ3_STEP1 : GGML_RQ3_STEP2; }
+    static constexpr __device__ int mid2(int k)  { return ggml_rq3_mid2[k]; }
+    static constexpr __device__ int start(int i) { return ggml_rq3_starts[i]; }
+
+    template <typename L>
+    static __device__ __forceinline__ void words(const L & load, const int w, uint32_t (&n)[2]) {
+        const uint32_t q = load(offsetof(block, qs) + 4*w);
+        const uint32_t h = load(offsetof(block, qh) + 4*(w & 3)) >> (w >> 2); // bit 2*s of a byte belongs to bits 2*s of q
+        n[0] = ( q       & 0x33333333) | ((h << 2) & 0x44444444);
+        n[1] = ((q >> 2) & 0x33333333) | ( h       & 0x44444444);
+    }
+
+    template <int bias>
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel) {
+        constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq3_centroids, 0, bias);
+        constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq3_centroids, 4, bias);
+        return ggml_cuda_rq_prmt(t0, t1, sel);
+    }
+};
+
+template <> struct ggml_cuda_rq_code<4> {
+    typedef block_rq4 block;
+    static constexpr int    bits  = 4;
+    static constexpr int    n_mid = 7;
+    static constexpr double norm  = GGML_RQ4_NORM;
+
+    static constexpr __device__ int mag0()      { return GGML_RQ4_MAG0; }
+    static constexpr __device__ int step(int k) {
+        return k == 0 ? GGML_RQ4_STEP0 : k == 1 ? GGML_RQ4_STEP1 : k == 2 ? GGML_RQ4_STEP2 : k == 3 ? GGML_RQ4_STEP3 :
+            k == 4 ? GGML_RQ4_STEP4 : k == 5 ? GGML_RQ4_STEP5 : GGML_RQ4_STEP6;
+    }
+    static constexpr __device__ int mid2(int k)  { return ggml_rq4_mid2[k]; }
+    static constexpr __device__ int start(int i) { return ggml_rq4_starts[i]; }
+
+    template <typename L>
+    static __device__ __forceinline__ void words(const L & load, const int w, uint32_t (&n)[2]) {
+        n[0] = load(offsetof(block, qs) + 4*w);
+        n[1] = load(offsetof(block, qs) + 4*w + 32);
+    }
+
+    template <int bias>
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel) {
+        constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq4_centroids,  0, bias);
+        constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq4_centroids,  4, bias);
+        constexpr uint32_t t2 = ggml_cuda_rq_pack(ggml_rq4_centroids,  8, bias);
+        constexpr uint32_t t3 = ggml_cuda_rq_pack(ggml_rq4_centroids, 12, bias);
+        const uint32_t low = sel & 0x7777;
+        return ggml_cuda_rq_prmt(ggml_cuda_rq_prmt(t0, t1, low), ggml_cuda_rq_prmt(t2, t3, low), ((sel & 0x8888) >> 1) | 0x3210);
+    }
+};
+
+// loads words of a block in global memory, where it is aligned to two bytes
+struct ggml_cuda_rq_load_global {
+    const void * block;
+
+    __device__ __forceinline__ uint32_t operator()(const int offset) const {
+        const uint16_t * p = (const uint16_t *) ((const char *) block + offset);
+        return (uint32_t) p[0] | (uint32_t) p[1] << 16;
+    }
+};
+
+// values 4*w + k (lo) and 4*w + k + 64 (hi), w = 0..15, k = 0..3
+template <int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_decode(
+        const typename ggml_cuda_rq_code<bits>::block * x, const int w, float (&lo)[4], float (&hi)[4]) {
+    typedef ggml_cuda_rq_code<bits> code;
+
+    uint32_t n[2];
+    code::words(ggml_cuda_rq_load_global{x}, w & 7, n);
+    const uint32_t word = w < 8 ? n[0] : n[1];
+    const uint32_t c01  = code::template lookup<0>(word);
+    const uint32_t c23  = code::template lookup<0>(word >> 16);
+
+    const float d = __half2float(x->d) * (1.0f/128.0f); // exact, as the products are
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const uint32_t c = k < 2 ? c01 : c23;
+        lo[k] = d * (float) (int8_t) (c >> (16*(k & 1)));
+        hi[k] = d * (float) (int8_t) (c >> (16*(k & 1) + 8));
+    }
+}
+
+// ---- the encoder, by a warp: lane i holds values i, i + 32, i + 64, i + 96 ----
+
+#define GGML_CUDA_RQ_SCALE_INNER 0
+#define GGML_CUDA_RQ_SCALE_LSQ   1
+#define GGML_CUDA_RQ_SCALE_NORM  2
+
+#define GGML_CUDA_RQ_BITS_INF 0x7f800000
+#define GGML_CUDA_RQ_BITS_MAX 0x477de040 // 64992.25
+#define GGML_CUDA_RQ_BITS_MIN 0x33800000 // 2^-24
+
+static __device__ __forceinline__ int ggml_cuda_rq_max(int x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) {
+        x = max(x, __shfl_xor_sync(0xFFFFFFFF, x, offset, WARP_SIZE));
+    }
+    return x;
+}
+
+// 2^e for -126 <= e <= 127
+static __device__ __forceinline__ float ggml_cuda_rq_exp2(const int e) {
+    return __int_as_float((e + 127) * (1 << 23));
+}
+
+template <typename code>
+static __device__ __forceinline__ void ggml_cuda_rq_thresholds(const uint32_t s, int (&t)[code::n_mid]) {
+#pragma unroll
+    for (int k = 0; k < code::n_mid; ++k) {
+        t[k] = (int) min((s * (uint32_t) code::mid2(k)) >> 12, 32767u);
+    }
+}
+
+// magnitude of the centroid that is chosen for a
+template <typename code>
+static __device__ __forceinline__ int ggml_cuda_rq_choose(const int a, const int (&t)[code::n_mid]) {
+    int c = code::mag0();
+#pragma unroll
+    for (int k = 0; k < code::n_mid; ++k) {
+        c += a > t[k] ? code::step(k) : 0;
+    }
+    return c;
+}
+
+template <typename code>
+static __device__ __forceinline__ void ggml_cuda_rq_sums(const int (&a)[4], const int (&t)[code::n_mid], uint32_t & num, uint32_t & den) {
+    int sn = 0;
+    int sd = 0;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+        const int c = ggml_cuda_rq_choose<code>(a[s], t);
+        sn += a[s] * c;
+        sd += c * c;
+    }
+    num = (uint32_t) warp_reduce_sum(sn);
+    den = (uint32_t) warp_reduce_sum(sd);
+}
+
+static __device__ __forceinline__ uint64_t ggml_cuda_rq_squares(const int (&a)[4]) {
+    uint32_t sum = 0; // each square is below 2^30
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+        sum += (uint32_t) (a[s] * a[s]);
+    }
+    const uint32_t low  = (uint32_t) warp_reduce_sum((int) (sum & 0xFFFF));
+    const uint32_t high = (uint32_t) warp_reduce_sum((int) (sum >> 16));
+    return ((uint64_t) high << 16) + low;
+}
+
+static __device__ __forceinline__ uint32_t ggml_cuda_rq_ratio(const uint32_t num, const uint32_t den) {
+    const uint32_t q = num / den;
+    const uint32_t r = num - q*den;
+    return (q << 11) + (r << 11)/den;
+}
+
+static __device__ __forceinline__ half ggml_cuda_rq_stored(const uint32_t s, const int e) {
+    return __float2half_rn(fminf((float) s * ggml_cuda_rq_exp2(e - 18), 65504.0f));
+}
+
+// x[s]: value lane + 32*s; idx[s]: its index. Returns the scale, zero for a block that is stored as zeros.
+template <typename code>
+static __device__ __forceinline__ half ggml_cuda_rq_encode(const float (&x)[4], const int scale_kind, uint32_t (&idx)[4]) {
+    int a[4];
+    int neg[4];
+    int umax = 0;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+        const int  w      = __float_as_int(x[s]);
+        const bool number = (w & 0x7fffffff) <= GGML_CUDA_RQ_BITS_INF;
+        a[s]   = number ? min(w & 0x7fffffff, GGML_CUDA_RQ_BITS_MAX) : 0;
+        neg[s] = number && w < 0 ? -1 : 0;
+        umax   = max(umax, a[s]);
+        idx[s] = 0;
+    }
+    umax = ggml_cuda_rq_max(umax);
+    if (umax < GGML_CUDA_RQ_BITS_MIN) {
+        return __float2half_rn(0.0f);
+    }
+
+    const int   e     = (umax >> 23) - 127;
+    const float scale = ggml_cuda_rq_exp2(14 - e);
+    const int   amax  = (int) (__int_as_float(umax) * scale);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+        a[s] = (int) (__int_as_float(a[s]) * scale);
+    }
+
+    int      t[code::n_mid];
+    uint32_t num;
+    uint32_t den;
+    uint32_t s = 0;
+    if (scale_kind == GGML_CUDA_RQ_SCALE_NORM) {
+        s = (uint32_t) (sqrt((double) ggml_cuda_rq_squares(a)) * code::norm);
+    } else {
+        uint64_t best = 0;
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+            ggml_cuda_rq_thresholds<code>(((uint32_t) amax * code::start(i)) >> 3, t);
+            ggml_cuda_rq_sums<code>(a, t, num, den);
+            const uint32_t r    = ggml_cuda_rq_ratio(num, den);
+            const uint64_t gain = (uint64_t) r * num;
+            s    = gain > best ? r    : s;
+            best = gain > best ? gain : best;
+        }
+        ggml_cuda_rq_thresholds<code>(s, t);
+        ggml_cuda_rq_sums<code>(a, t, num, den);
+        s = ggml_cuda_rq_ratio(num, den);
+    }
+
+    half d = ggml_cuda_rq_stored(s, e);
+    s = (uint32_t) (__half2float(d) * ggml_cuda_rq_exp2(18 - e));
+    if (s == 0) {
+        return __float2half_rn(0.0f);
+    }
+
+    ggml_cuda_rq_thresholds<code>(s, t);
+    if (scale_kind == GGML_CUDA_RQ_SCALE_INNER) {
+        ggml_cuda_rq_sums<code>(a, t, num, den);
+        d = ggml_cuda_rq_stored(num > 0 ? (uint32_t) ((ggml_cuda_rq_squares(a) << 11) / num) : 0, e);
+        if (__half2float(d) == 0.0f) {
+            return d;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        int level = 1 << (code::bits - 1);
+#pragma unroll
+        for (int k = 0; k < code::n_mid; ++k) {
+            level += a[i] > t[k];
+        }
+        idx[i] = (uint32_t) (level ^ neg[i]) & ((1 << code::bits) - 1); // the complement for negative values
+    }
+    return d;
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_store_low(const uint32_t (&idx)[4], const int lane, uint8_t * qs) {
+    qs[lane] = (uint8_t) ((idx[0] & 3) | (idx[1] & 3) << 2 | (idx[2] & 3) << 4 | (idx[3] & 3) << 6);
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_store(const uint32_t (&idx)[4], const int lane, block_rq2 * y) {
+    ggml_cuda_rq_store_low(idx, lane, y->qs);
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_store(const uint32_t (&idx)[4], const int lane, block_rq3 * y) {
+    ggml_cuda_rq_store_low(idx, lane, y->qs);
+
+    // lanes below 16 hold the even bits of their byte, those above the odd ones
+    uint32_t h = (idx[0] >> 2) | (idx[1] >> 2) << 2 | (idx[2] >> 2) << 4 | (idx[3] >> 2) << 6;
+    h |= __shfl_xor_sync(0xFFFFFFFF, h, 16, WARP_SIZE) << 1;
+    if (lane < 16) {
+        y->qh[lane] = (uint8_t) h;
+    }
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_store(const uint32_t (&idx)[4], const int lane, block_rq4 * y) {
+    y->qs[lane]      = (uint8_t) (idx[0] | idx[2] << 4);
+    y->qs[lane + 32] = (uint8_t) (idx[1] | idx[3] << 4);
+}
+
+// a warp stores the 128 values at x as one block
+template <int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_quantize(
+        const float * x, typename ggml_cuda_rq_code<bits>::block * y, const int lane, const int scale_kind) {
+    const float v[4] = { x[lane], x[lane + 32], x[lane + 64], x[lane + 96] };
+    uint32_t idx[4];
+    const half d = ggml_cuda_rq_encode<ggml_cuda_rq_code<bits>>(v, scale_kind, idx);
+    if (lane == 0) {
+        y->d = d;
+    }
+    ggml_cuda_rq_store(idx, lane, y);
+}
+
+// ---- the rotations, by a warp: v[4*h + k] of lane i is value 128*h + 4*i + k of the row ----
+
+static __device__ __forceinline__ void ggml_cuda_rq_blocks_planar(float * v, const int lane) {
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+        const float c = ggml_rq_planar[4*lane + k];
+        const float s = ggml_rq_planar[4*lane + k + 1];
+        const float a = v[k];
+        const float b = v[k + 1];
+        v[k]     = c*a + s*b;
+        v[k + 1] = s*a - c*b;
+    }
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_blocks_iso(float * v, const int lane) {
+    const float x[4] = { v[0], v[1], v[2], v[3] };
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+        const float * m = ggml_rq_iso + 16*lane + 4*r;
+        v[r] = m[0]*x[0] + m[1]*x[1] + m[2]*x[2] + m[3]*x[3];
+    }
+}
+
+// blocks of three straddle lanes
+static __device__ __forceinline__ void ggml_cuda_rq_blocks_rotor(float * v, const int lane) {
+    float w[8]; // values 4*lane - 2 to 4*lane + 5
+    w[0] = __shfl_sync(0xFFFFFFFF, v[2], (lane + 31) % 32, WARP_SIZE);
+    w[1] = __shfl_sync(0xFFFFFFFF, v[3], (lane + 31) % 32, WARP_SIZE);
+    w[6] = __shfl_sync(0xFFFFFFFF, v[0], (lane +  1) % 32, WARP_SIZE);
+    w[7] = __shfl_sync(0xFFFFFFFF, v[1], (lane +  1) % 32, WARP_SIZE);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        w[k + 2] = v[k];
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const int i = 4*lane + k;
+        if (i >= 3*GGML_RQ_N_ROTOR) {
+            continue; // the last two pass through
+        }
+        const int r = i % 3;
+        const float x0 = r == 0 ? w[k + 2] : r == 1 ? w[k + 1] : w[k];
+        const float x1 = r == 0 ? w[k + 3] : r == 1 ? w[k + 2] : w[k + 1];
+        const float x2 = r == 0 ? w[k + 4] : r == 1 ? w[k + 3] : w[k + 2];
+        const float * m = ggml_rq_rotor + 3*i;
+        v[k] = m[0]*x0 + m[1]*x1 + m[2]*x2;
+    }
+}
+
+template <int n, int family>
+static __device__ __forceinline__ void ggml_cuda_rq_blocks(float (&v)[n/32], const int lane) {
+#pragma unroll
+    for (int h = 0; h < n/128; ++h) { // B repeats
+        if (family == GGML_RQ_PLANAR) {
+            ggml_cuda_rq_blocks_planar(v + 4*h, lane);
+        } else if (family == GGML_RQ_ISO) {
+            ggml_cuda_rq_blocks_iso(v + 4*h, lane);
+        } else {
+            ggml_cuda_rq_blocks_rotor(v + 4*h, lane);
+        }
+    }
+}
+
+template <int n>
+static __device__ __forceinline__ void ggml_cuda_rq_hadamard(float (&v)[n/32], const int lane) {
+#pragma unroll
+    for (int h = 1; h < 4; h *= 2) {
+#pragma unroll
+        for (int j = 0; j < n/32; ++j) {
+            if ((j & h) == 0) {
+                const float a = v[j];
+                const float b = v[j + h];
+                v[j]     = a + b;
+                v[j + h] = a - b;
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 1; h < 32; h *= 2) {
+#pragma unroll
+        for (int j = 0; j < n/32; ++j) {
+            const float other = __shfl_xor_sync(0xFFFFFFFF, v[j], h, WARP_SIZE);
+            v[j] = (lane & h) == 0 ? v[j] + other : other - v[j];
+        }
+    }
+    if constexpr (n == 256) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float a = v[j];
+            const float b = v[j + 4];
+            v[j]     = a + b;
+            v[j + 4] = a - b;
+        }
+    }
+    const float norm = n == 256 ? 0.0625f : 0.08838834764831845f; // 1/sqrt(n)
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        v[j] *= norm;
+    }
+}
+
+template <int n, int family>
+static __device__ __forceinline__ void ggml_cuda_rq_rotate(float (&v)[n/32], const int mode, const int lane) {
+    if (mode == GGML_RQ_BLOCK || mode == GGML_RQ_FULL) {
+        ggml_cuda_rq_blocks<n, family>(v, lane);
+    }
+    if (mode == GGML_RQ_HADAMARD || mode == GGML_RQ_FULL) {
+        ggml_cuda_rq_hadamard<n>(v, lane);
+    }
+    if (mode == GGML_RQ_FULL) {
+        ggml_cuda_rq_blocks<n, family>(v, lane);
+    }
+}

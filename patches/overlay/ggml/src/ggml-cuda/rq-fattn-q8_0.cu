@@ -1,0 +1,5 @@
+#include "rq-fattn.cuh"
+
+ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_q8_0(const int64_t head_dim, const ggml_type type_v) {
+    return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_q8_0, false>(head_dim, type_v);
+}

@@ -1,0 +1,158 @@
+#pragma once
+
+// Kernels that store, read and copy blocks of the rq cache types and that rotate rows. A warp takes a block or a row.
+
+#include "rq-device.cuh"
+
+#define GGML_CUDA_RQ_WARPS 4 // of a CUDA block
+
+// Where the rows of a tensor lie: ne in units of 128 values, nb in bytes. at() takes the index of a unit in flat order.
+struct ggml_cuda_rq_rows {
+    int64_t ne0, ne1, ne2;
+    int64_t nb0, nb1, nb2, nb3;
+
+    __device__ __forceinline__ int64_t at(int64_t i) const {
+        const int64_t i0 = i % ne0; i /= ne0;
+        const int64_t i1 = i % ne1; i /= ne1;
+        const int64_t i2 = i % ne2; i /= ne2;
+        return i0*nb0 + i1*nb1 + i2*nb2 + i*nb3;
+    }
+};
+
+static __device__ __forceinline__ int64_t ggml_cuda_rq_unit() {
+    return (int64_t) blockIdx.x*GGML_CUDA_RQ_WARPS + threadIdx.y;
+}
+
+// F32 -> blocks, each row to where idx says
+template <int bits, typename idx_t>
+static __global__ void ggml_cuda_rq_set_rows_kernel(
+        const char * src, const char * idx, char * dst, const int64_t n, const ggml_cuda_rq_rows s,
+        const int64_t ne11, const int64_t ne12, const int64_t nb10, const int64_t nb11, const int64_t nb12,
+        const int64_t nb1, const int64_t nb2, const int64_t nb3, const int scale_kind) {
+    const int64_t i = ggml_cuda_rq_unit();
+    if (i >= n) {
+        return;
+    }
+    const int64_t i0 = i % s.ne0;
+    const int64_t i1 = i / s.ne0 % s.ne1;
+    const int64_t i2 = i / (s.ne0*s.ne1) % s.ne2;
+    const int64_t i3 = i / (s.ne0*s.ne1*s.ne2);
+
+    ggml_cuda_pdl_sync();
+    const int64_t row = *(const idx_t *) (idx + i1*nb10 + i2 % ne11*nb11 + i3 % ne12*nb12);
+
+    typedef typename ggml_cuda_rq_code<bits>::block block;
+    ggml_cuda_rq_quantize<bits>((const float *) (src + s.at(i)), (block *) (dst + row*nb1 + i2*nb2 + i3*nb3) + i0, threadIdx.x, scale_kind);
+}
+
+// F32 -> blocks
+template <int bits>
+static __global__ void ggml_cuda_rq_quantize_kernel(
+        const char * src, char * dst, const int64_t n, const ggml_cuda_rq_rows s, const ggml_cuda_rq_rows d, const int scale_kind) {
+    const int64_t i = ggml_cuda_rq_unit();
+    if (i >= n) {
+        return;
+    }
+    ggml_cuda_pdl_sync();
+    ggml_cuda_rq_quantize<bits>((const float *) (src + s.at(i)), (typename ggml_cuda_rq_code<bits>::block *) (dst + d.at(i)), threadIdx.x, scale_kind);
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_write4(float * dst, const float (&v)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        dst[k] = v[k];
+    }
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_write4(half * dst, const float (&v)[4]) {
+    ((half2 *) dst)[0] = make_half2(__float2half_rn(v[0]), __float2half_rn(v[1]));
+    ((half2 *) dst)[1] = make_half2(__float2half_rn(v[2]), __float2half_rn(v[3]));
+}
+
+// blocks -> F32 or F16; sixteen lanes take a block, so that a warp takes two
+template <int bits, typename T>
+static __global__ void ggml_cuda_rq_dequantize_kernel(
+        const char * src, char * dst, const int64_t n, const ggml_cuda_rq_rows s, const ggml_cuda_rq_rows d) {
+    const int64_t i = 2*ggml_cuda_rq_unit() + threadIdx.x/16;
+    if (i >= n) {
+        return;
+    }
+    const int w = threadIdx.x % 16;
+
+    ggml_cuda_pdl_sync();
+    float lo[4];
+    float hi[4];
+    ggml_cuda_rq_decode<bits>((const typename ggml_cuda_rq_code<bits>::block *) (src + s.at(i)), w, lo, hi);
+
+    T * y = (T *) (dst + d.at(i));
+    ggml_cuda_rq_write4(y + 4*w,      lo);
+    ggml_cuda_rq_write4(y + 4*w + 64, hi);
+}
+
+// the rows of blocks that idx names -> F32; d has the shape of idx with a row of blocks before it
+template <int bits>
+static __global__ void ggml_cuda_rq_get_rows_kernel(
+        const char * src, const char * idx, char * dst, const int64_t n, const ggml_cuda_rq_rows d,
+        const int64_t nb10, const int64_t nb11, const int64_t nb12, const int64_t nb01, const int64_t nb02, const int64_t nb03) {
+    const int64_t i = 2*ggml_cuda_rq_unit() + threadIdx.x/16;
+    if (i >= n) {
+        return;
+    }
+    const int     w  = threadIdx.x % 16;
+    const int64_t i0 = i % d.ne0;
+    const int64_t i1 = i / d.ne0 % d.ne1;
+    const int64_t i2 = i / (d.ne0*d.ne1) % d.ne2;
+    const int64_t i3 = i / (d.ne0*d.ne1*d.ne2);
+
+    ggml_cuda_pdl_sync();
+    const int64_t row = *(const int32_t *) (idx + i1*nb10 + i2*nb11 + i3*nb12);
+
+    float lo[4];
+    float hi[4];
+    ggml_cuda_rq_decode<bits>((const typename ggml_cuda_rq_code<bits>::block *) (src + row*nb01 + i2*nb02 + i3*nb03) + i0, w, lo, hi);
+
+    float * y = (float *) (dst + d.at(i));
+    ggml_cuda_rq_write4(y + 4*w,      lo);
+    ggml_cuda_rq_write4(y + 4*w + 64, hi);
+}
+
+// blocks -> blocks of the same type
+template <int bits>
+static __global__ void ggml_cuda_rq_copy_kernel(
+        const char * src, char * dst, const int64_t n, const ggml_cuda_rq_rows s, const ggml_cuda_rq_rows d) {
+    const int64_t i = ggml_cuda_rq_unit();
+    if (i >= n) {
+        return;
+    }
+    ggml_cuda_pdl_sync();
+    const uint16_t * x = (const uint16_t *) (src + s.at(i));
+    uint16_t       * y = (uint16_t       *) (dst + d.at(i));
+    for (int k = threadIdx.x; k < (int) sizeof(typename ggml_cuda_rq_code<bits>::block)/2; k += 32) {
+        y[k] = x[k];
+    }
+}
+
+// contiguous rows of n values
+template <int n, int family>
+static __global__ void ggml_cuda_rq_rotate_kernel(const float * src, float * dst, const int64_t rows, const int mode) {
+    const int64_t row = ggml_cuda_rq_unit();
+    if (row >= rows) {
+        return;
+    }
+    const int lane = threadIdx.x;
+    const float * x = src + row*n;
+    float       * y = dst + row*n;
+
+    ggml_cuda_pdl_sync();
+    float v[n/32];
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        v[j] = x[j/4*128 + 4*lane + j%4];
+    }
+    ggml_cuda_rq_rotate<n, family>(v, mode, lane);
+    ggml_cuda_pdl_lc();
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        y[j/4*128 + 4*lane + j%4] = v[j];
+    }
+}

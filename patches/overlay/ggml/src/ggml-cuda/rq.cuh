@@ -1,0 +1,26 @@
+#pragma once
+
+// Rotated cache types on CUDA and HIP: what the hooks call.
+
+#include "common.cuh"
+#include "convert.cuh"
+
+// runs the node if it is ours: SET_ROWS, GET_ROWS, CPY, CONT, DUP with our types, FLASH_ATTN_EXT with a K or V of ours where
+// our kernel is the right one, MUL_MAT with a rotation of ours
+bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// whether we have a say in this node; supported then tells whether it runs on the device
+bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported);
+
+bool ggml_cuda_rq_is_type(ggml_type type);
+
+// nullptr for a type that is not ours
+to_fp16_cuda_t    ggml_cuda_rq_to_fp16   (ggml_type type);
+to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(ggml_type type);
+
+// whether our attention kernel takes this FLASH_ATTN_EXT; upstream's, over K and V in f16, takes the rest
+bool ggml_cuda_rq_use_flash_attn(int device, const ggml_tensor * dst);
+void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// says once that a decode goes the slow way: a card before Turing, AMD, a head_dim that we have no kernel for
+void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst);

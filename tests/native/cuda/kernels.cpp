@@ -1,0 +1,167 @@
+// Our CUDA kernels, run by the emulator, for test_cuda.py. Sizes are in units of 128 values, strides in bytes.
+
+#include "rq-fattn.cuh"
+#include "rq-kernels.cuh"
+
+#define SHARED_BYTES (128*1024)
+
+alignas(16) uint4 ggml_cuda_rq_fa_shared[SHARED_BYTES/sizeof(uint4)];
+
+static dim3 warps(int64_t n) {
+    return { (uint32_t) ((n + GGML_CUDA_RQ_WARPS - 1)/GGML_CUDA_RQ_WARPS), 1, 1 };
+}
+
+template <typename F>
+static void run(int64_t n_warps, const F & f) {
+    emulator::launch(warps(n_warps), { 32, GGML_CUDA_RQ_WARPS, 1 }, f, []() {});
+}
+
+template <typename F>
+static void with_bits(int bits, const F & f) {
+    switch (bits) {
+        case 2:  f(std::integral_constant<int, 2>()); break;
+        case 3:  f(std::integral_constant<int, 3>()); break;
+        default: f(std::integral_constant<int, 4>()); break;
+    }
+}
+
+extern "C" void emu_quantize(int bits, int scale_kind, int64_t n, const char * src, char * dst,
+        const ggml_cuda_rq_rows * s, const ggml_cuda_rq_rows * d) {
+    with_bits(bits, [&](auto b) { run(n, [&]() { ggml_cuda_rq_quantize_kernel<b.value>(src, dst, n, *s, *d, scale_kind); }); });
+}
+
+extern "C" void emu_dequantize(int bits, int to_f16, int64_t n, const char * src, char * dst,
+        const ggml_cuda_rq_rows * s, const ggml_cuda_rq_rows * d) {
+    with_bits(bits, [&](auto b) {
+        run((n + 1)/2, [&]() {
+            if (to_f16) {
+                ggml_cuda_rq_dequantize_kernel<b.value, half>(src, dst, n, *s, *d);
+            } else {
+                ggml_cuda_rq_dequantize_kernel<b.value, float>(src, dst, n, *s, *d);
+            }
+        });
+    });
+}
+
+extern "C" void emu_copy(int bits, int64_t n, const char * src, char * dst, const ggml_cuda_rq_rows * s, const ggml_cuda_rq_rows * d) {
+    with_bits(bits, [&](auto b) { run(n, [&]() { ggml_cuda_rq_copy_kernel<b.value>(src, dst, n, *s, *d); }); });
+}
+
+// ne1, nb1: of the indices in set_rows; nb: of dst in set_rows, of src in get_rows
+extern "C" void emu_set_rows(int bits, int wide, int64_t n, const char * src, const char * idx, char * dst,
+        const ggml_cuda_rq_rows * s, const int64_t * ne1, const int64_t * nb1, const int64_t * nb) {
+    with_bits(bits, [&](auto b) {
+        run(n, [&]() {
+            if (wide) {
+                ggml_cuda_rq_set_rows_kernel<b.value, int64_t>(src, idx, dst, n, *s, ne1[1], ne1[2], nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3], 0);
+            } else {
+                ggml_cuda_rq_set_rows_kernel<b.value, int32_t>(src, idx, dst, n, *s, ne1[1], ne1[2], nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3], 0);
+            }
+        });
+    });
+}
+
+extern "C" void emu_get_rows(int bits, int64_t n, const char * src, const char * idx, char * dst,
+        const ggml_cuda_rq_rows * d, const int64_t * nb1, const int64_t * nb) {
+    with_bits(bits, [&](auto b) {
+        run((n + 1)/2, [&]() { ggml_cuda_rq_get_rows_kernel<b.value>(src, idx, dst, n, *d, nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3]); });
+    });
+}
+
+template <int n>
+static void rotate(int family, int mode, int64_t rows, const float * src, float * dst) {
+    run(rows, [&]() {
+        switch (family) {
+            case GGML_RQ_PLANAR: ggml_cuda_rq_rotate_kernel<n, GGML_RQ_PLANAR>(src, dst, rows, mode); break;
+            case GGML_RQ_ISO:    ggml_cuda_rq_rotate_kernel<n, GGML_RQ_ISO   >(src, dst, rows, mode); break;
+            default:             ggml_cuda_rq_rotate_kernel<n, GGML_RQ_ROTOR >(src, dst, rows, mode); break;
+        }
+    });
+}
+
+extern "C" void emu_rotate(int family, int mode, int n, int64_t rows, const float * src, float * dst) {
+    if (n == 128) {
+        rotate<128>(family, mode, rows, src, dst);
+    } else {
+        rotate<256>(family, mode, rows, src, dst);
+    }
+}
+
+// ---- attention ----
+
+struct attention {
+    int32_t queries, heads, kv, heads_kv, sequences; // Q: [D, queries, heads, sequences], K and V: [D, kv, heads_kv, sequences]
+    int32_t nb_q[3];
+    int32_t nb_k[2];
+    int64_t nb_k3;
+    int32_t nb_v[2];
+    int64_t nb_v3;
+    int32_t mask_sequences;
+    int32_t nb_mask; // of a query; of a sequence it is queries times that
+    int32_t parts;   // CUDA blocks that share the rows of K and V
+    float   scale, max_bias, softcap;
+};
+
+static ggml_cuda_rq_fa_kernel find(int type_k, int head_dim, int type_v) {
+    const ggml_type v = (ggml_type) type_v;
+    switch (type_k) {
+        case GGML_TYPE_F16:     return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_f16,  false>(head_dim, v);
+        case GGML_TYPE_Q8_0:    return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_q8_0, false>(head_dim, v);
+        case GGML_TYPE_PLANAR2: return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv<2>,   true >(head_dim, v);
+        case GGML_TYPE_PLANAR3: return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv<3>,   true >(head_dim, v);
+        case GGML_TYPE_PLANAR4: return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv<4>,   true >(head_dim, v);
+        default:                return {};
+    }
+}
+
+// as launch_fattn of llama.cpp calls the kernel and flash_attn_combine_results combines the parts; dst: [D, heads, queries, sequences]
+// returns the rows of a pass, or 0 when there is no such kernel
+extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attention * a, const char * q, const char * k, const char * v,
+        const char * mask, const char * sinks, const int32_t * kv_max, float * dst) {
+    const ggml_cuda_rq_fa_kernel kernel = find(type_k, head_dim, type_v);
+    if (!kernel.kernel) {
+        return 0;
+    }
+    if (kernel.nb_shared > SHARED_BYTES) {
+        abort();
+    }
+    const int  group   = a->heads/a->heads_kv;
+    const int  heads   = ggml_cuda_rq_fa_heads(group);
+    const int  queries = GGML_CUDA_RQ_FA_COLS/heads;
+    const dim3 grid    = { (uint32_t) ((a->queries + queries - 1)/queries), (uint32_t) a->parts,
+                           (uint32_t) ((group + heads - 1)/heads*a->heads_kv*a->sequences) };
+
+    const uint32_t n_head_log2 = 1u << (uint32_t) floorf(log2f((float) a->heads));
+    const float    m0 = powf(2.0f, -(a->max_bias       )/n_head_log2);
+    const float    m1 = powf(2.0f, -(a->max_bias / 2.0f)/n_head_log2);
+
+    const size_t rows = (size_t) a->queries*a->heads*a->sequences;
+    std::vector<float>  part(rows*a->parts*head_dim, NAN);
+    std::vector<float2> meta(rows*a->parts, float2{ NAN, NAN });
+
+    emulator::launch(grid, { 32, GGML_CUDA_RQ_FA_WARPS, 1 }, [&]() {
+        kernel.kernel(q, k, v, mask, sinks, kv_max, part.data(), meta.data(),
+            a->softcap != 0.0f ? a->scale/a->softcap : a->scale, a->max_bias, m0, m1, n_head_log2, a->softcap,
+            head_dim, uint3{ 0, 0, (uint32_t) a->queries }, a->heads, a->sequences, a->nb_q[0], a->nb_q[1], a->nb_q[2],
+            head_dim, a->kv, a->heads_kv, a->sequences, a->nb_k[0], a->nb_k[1], a->nb_k3, a->nb_v[0], a->nb_v[1], a->nb_v3,
+            a->queries, 1, a->mask_sequences, a->nb_mask, a->nb_mask*a->queries, (int64_t) a->nb_mask*a->queries);
+    }, []() { memset(ggml_cuda_rq_fa_shared, 0xFF, sizeof(ggml_cuda_rq_fa_shared)); });
+
+    for (size_t r = 0; r < rows; r++) {
+        float top = -INFINITY;
+        for (int p = 0; p < a->parts; p++) {
+            top = fmaxf(top, meta[r*a->parts + p].x);
+        }
+        for (int d = 0; d < head_dim; d++) {
+            float sum = 0.0f;
+            float value = 0.0f;
+            for (int p = 0; p < a->parts && a->parts > 1; p++) {
+                const float f = expf(meta[r*a->parts + p].x - top);
+                value += f*part[(r*a->parts + p)*head_dim + d];
+                sum   += f*meta[r*a->parts + p].y;
+            }
+            dst[r*head_dim + d] = a->parts > 1 ? value/sum : part[r*head_dim + d];
+        }
+    }
+    return kernel.rows;
+}

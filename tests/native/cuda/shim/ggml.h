@@ -1,0 +1,15 @@
+// stand-in for the parts of ggml.h that our kernels use
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define GGML_API
+#define GGML_RESTRICT
+
+enum ggml_type {
+    GGML_TYPE_F32 = 0, GGML_TYPE_F16 = 1, GGML_TYPE_Q8_0 = 8,
+    GGML_TYPE_PLANAR2 = 112, GGML_TYPE_PLANAR3, GGML_TYPE_PLANAR4, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4,
+    GGML_TYPE_ROTOR2, GGML_TYPE_ROTOR3, GGML_TYPE_ROTOR4,
+};

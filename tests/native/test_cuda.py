@@ -1,0 +1,445 @@
+"""The CUDA kernels, compiled as C++ and run by an emulator of warps (cuda/emulator.h), against the reference.
+
+What a warp makes of its lanes, its byte permutes and its matrix products is checked here bit for bit or to
+the rounding of f16; what only a GPU shows (races, speed) is left to scripts/gpu_check.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ggufrq import proc
+from ggufrq.codec import dequantize, quantize, rotation_matrix, tables
+from ggufrq.codec.quant import Scale
+from ggufrq.codec.rotate import Family, Mode
+
+pytestmark = pytest.mark.native
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parents[1] / "patches" / "overlay" / "ggml" / "src"
+BITS = pytest.mark.parametrize("bits", [2, 3, 4])
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+Expected = dict[tuple[str, int], tuple[U8, F32]]
+
+#: ids of ggml types; of ours one per code, the kernels know no families
+F16, Q8_0, RQ2, RQ3, RQ4 = 1, 8, 112, 113, 114
+
+
+class Rows(ctypes.Structure):
+    """ggml_cuda_rq_rows."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("ne0", "ne1", "ne2", "nb0", "nb1", "nb2", "nb3")]
+
+
+def _rows(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> Any:
+    """Shape [n3, n2, n1, units] and byte strides of the first three, numpy's order."""
+    _, n2, n1, n0 = shape
+    return ctypes.byref(Rows(n0, n1, n2, unit, strides[2], strides[1], strides[0]))
+
+
+def _flat(n: int, unit: int) -> Any:
+    return _rows((1, 1, 1, n), (n * unit,) * 3, unit)
+
+
+def _at(a: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(a.ctypes.data)
+
+
+def _int64(*values: int) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+class Kernels:
+    """The emulated kernels on numpy arrays."""
+
+    def __init__(self, path: Path) -> None:
+        self.lib = ctypes.CDLL(str(path))
+
+    def quantize(self, x: F32, bits: int, kind: int = 0) -> U8:
+        n, size = x.size // 128, tables.code(bits).bytes
+        out = np.full((n, size), 0xA5, np.uint8)
+        self.lib.emu_quantize(bits, kind, ctypes.c_int64(n), _at(x), _at(out), _flat(n, 512), _flat(n, size))
+        return out
+
+    def dequantize(self, blocks: U8, bits: int, dtype: type[Any] = np.float32) -> npt.NDArray[Any]:
+        n, size = len(blocks), tables.code(bits).bytes
+        out = np.full((n, 128), np.nan, dtype)
+        to_f16 = int(dtype is np.float16)
+        here, there = _flat(n, size), _flat(n, 128 * out.itemsize)
+        self.lib.emu_dequantize(bits, to_f16, ctypes.c_int64(n), _at(blocks), _at(out), here, there)
+        return out
+
+    def rotate(self, x: F32, family: int, mode: int) -> F32:
+        out = np.full_like(x, np.nan)
+        self.lib.emu_rotate(family, mode, x.shape[1], ctypes.c_int64(len(x)), _at(x), _at(out))
+        return out
+
+
+def _build(target: Path, sources: Path = SOURCES) -> Kernels:
+    compiler = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler that takes GCC's options")
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-Wno-unknown-pragmas", "-Wno-unused-function"]
+    include = ["-I", HERE / "cuda" / "shim", "-I", sources / "ggml-cuda", "-I", sources]
+    proc.run([compiler, *flags, *include, HERE / "cuda" / "kernels.cpp", "-o", target])
+    return Kernels(target)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    return _build(tmp_path_factory.mktemp("cuda") / "kernels.so")
+
+
+@pytest.fixture(scope="module")
+def unfused_rq(build_rq: Any, compiler: str) -> Any:
+    """The C code where products and sums are not fused."""
+    return build_rq(compiler, "-O2", "-ffp-contract=off")
+
+
+def _same_bits(a: F32, b: F32) -> bool:
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def _part(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(x[:160])
+
+
+def test_blocks_bit_for_bit(kernels: Kernels, hard_data: dict[str, F32], expected: Expected) -> None:
+    for (name, bits), (blocks, values) in expected.items():
+        assert np.array_equal(kernels.quantize(_part(hard_data[name]), bits), _part(blocks)), (name, bits)
+        assert _same_bits(kernels.dequantize(_part(blocks), bits), _part(values)), (name, bits)
+        with np.errstate(over="ignore"):
+            half = _part(values).astype(np.float16)
+        assert np.array_equal(kernels.dequantize(_part(blocks), bits, np.float16), half), (name, bits)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [(1, "lsq"), (2, "norm")])
+def test_other_scales(kernels: Kernels, hard_data: dict[str, F32], kind: int, scale: Scale) -> None:
+    for name, x in hard_data.items():
+        part = np.ascontiguousarray(x[:24])
+        for bits in (2, 3, 4):
+            assert np.array_equal(kernels.quantize(part, bits, kind), quantize(part, bits, scale=scale)), name
+
+
+@BITS
+def test_every_index_at_every_place(kernels: Kernels, bits: int) -> None:
+    size = tables.code(bits).bytes
+    data = np.random.default_rng(3).integers(0, 256, (512, size), dtype=np.uint8)
+    data[:, :2] = np.array([0x3C01], np.uint16).view(np.uint8)
+    assert _same_bits(kernels.dequantize(data, bits), dequantize(data, bits))
+
+
+@BITS
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_set_rows_and_get_rows(kernels: Kernels, bits: int, index: type[Any]) -> None:
+    """Rows of two blocks, in a tensor with gaps, to places that repeat over the outer dimensions."""
+    rng = np.random.default_rng(5)
+    size = tables.code(bits).bytes
+    wide = rng.standard_normal((3, 4, 5, 3 * 128)).astype(np.float32)
+    x = wide[..., 128:]  # rows with a gap before them
+    idx = np.stack([rng.permutation(9)[:5] for _ in range(2)]).astype(index).reshape(1, 2, 5)
+    out = np.full((3, 4, 9, 2 * size), 0xA5, np.uint8)
+
+    source = _rows((3, 4, 5, 2), x.strides[:3], 512)
+    index_strides = _int64(idx.itemsize, idx.strides[1], idx.strides[0])
+    strides = _int64(0, out.strides[2], out.strides[1], out.strides[0])
+    n = ctypes.c_int64(3 * 4 * 5 * 2)
+    start = ctypes.c_void_p(wide.ctypes.data + 512)
+    sizes = _int64(5, 2, 1)
+    is_wide = int(index is np.int64)
+    kernels.lib.emu_set_rows(
+        bits, is_wide, n, start, _at(idx), _at(out), source, sizes, index_strides, strides
+    )
+
+    blocks = quantize(np.ascontiguousarray(x), bits)
+    expected = np.full_like(out, 0xA5)
+    for i3, i2, i1 in np.ndindex(3, 4, 5):
+        expected[i3, i2, idx[0, i2 % 2, i1]] = blocks[i3, i2, i1]
+    assert np.array_equal(out, expected)
+
+    # get_rows: one index per row of each matrix
+    pick = rng.integers(0, 9, (3, 4, 7)).astype(np.int32)
+    back = np.full((3, 4, 7, 256), np.nan, np.float32)
+    safe = np.where(expected == 0xA5, 0, expected)
+    target = _rows((3, 4, 7, 2), back.strides[:3], 512)
+    index_strides = _int64(4, pick.strides[1], pick.strides[0])
+    n = ctypes.c_int64(3 * 4 * 7 * 2)
+    kernels.lib.emu_get_rows(bits, n, _at(safe), _at(pick), _at(back), target, index_strides, strides)
+    values = dequantize(safe, bits)
+    assert _same_bits(back, np.take_along_axis(values, pick[..., None], axis=2))
+
+
+@BITS
+def test_copies_of_permuted_rows(kernels: Kernels, bits: int) -> None:
+    """F32 to blocks, blocks to F32 and blocks to blocks between tensors of other strides."""
+    rng = np.random.default_rng(6)
+    size = tables.code(bits).bytes
+    x = rng.standard_normal((2, 3, 5, 256)).astype(np.float32).transpose(0, 2, 1, 3)  # [2, 5, 3, 256]
+    n = ctypes.c_int64(2 * 5 * 3 * 2)
+    base = x.base
+    assert base is not None
+    blocks = np.zeros((2, 5, 3, 2 * size), np.uint8)
+    rows = _rows((2, 5, 3, 2), blocks.strides[:3], size)
+    kernels.lib.emu_quantize(bits, 0, n, _at(x), _at(blocks), _rows((2, 5, 3, 2), x.strides[:3], 512), rows)
+    assert np.array_equal(blocks, quantize(np.ascontiguousarray(x), bits))
+
+    moved = np.zeros((5, 2, 3, 2 * size), np.uint8)
+    view = moved.transpose(1, 0, 2, 3)
+    kernels.lib.emu_copy(bits, n, _at(blocks), _at(moved), rows, _rows((2, 5, 3, 2), view.strides[:3], size))
+    assert np.array_equal(view, blocks)
+
+    back = np.full((2, 5, 3, 256), np.nan, np.float32)
+    here, there = _rows((2, 5, 3, 2), view.strides[:3], size), _rows((2, 5, 3, 2), back.strides[:3], 512)
+    kernels.lib.emu_dequantize(bits, 0, n, _at(moved), _at(back), here, there)
+    assert _same_bits(back, dequantize(blocks, bits))
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("n", [128, 256])
+def test_rotations(kernels: Kernels, unfused_rq: Any, family: Family, mode: Mode, n: int) -> None:
+    """The bits of the C code."""
+    f, m = get_args(Family).index(family), get_args(Mode).index(mode)
+    x = np.random.default_rng(n).standard_normal((5, n)).astype(np.float32)
+    y = kernels.rotate(x, f, m)
+    assert all(_same_bits(row, unfused_rq.rotate(one, f, m)) for row, one in zip(y, x, strict=True))
+    exact = x.astype(np.float64) @ rotation_matrix(family, mode, n)
+    assert np.abs(y - exact).max() < 1e-6 * np.linalg.norm(x, axis=1).max()
+
+
+# ---- attention ----
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("queries", "heads", "kv", "heads_kv", "sequences")),
+        ("nb_q", ctypes.c_int32 * 3),
+        ("nb_k", ctypes.c_int32 * 2),
+        ("nb_k3", ctypes.c_int64),
+        ("nb_v", ctypes.c_int32 * 2),
+        ("nb_v3", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("mask_sequences", "nb_mask", "parts")),
+        *((name, ctypes.c_float) for name in ("scale", "max_bias", "softcap")),
+    ]
+
+
+@dataclass
+class Case:
+    """One call of the attention kernel."""
+
+    type_k: int = RQ3
+    type_v: int = RQ3
+    dim: int = 128
+    queries: int = 1
+    heads: int = 8
+    heads_kv: int = 2
+    kv: int = 113
+    sequences: int = 1
+    parts: int = 1
+    mask: str = "causal"
+    max_bias: float = 0.0
+    softcap: float = 0.0
+    sinks: bool = False
+    spread: float = 1.0
+    outlier: float = 1.0  # factor of one value of the queries
+    kv_max: int = 0  # rows from there on are known to be masked
+
+
+def _encode(x: npt.NDArray[np.float64], kind: int) -> tuple[U8, npt.NDArray[np.float64]]:
+    """x [..., dim] as bytes of that type and what they mean."""
+    if kind == F16:
+        half = x.astype(np.float16)
+        return half.view(np.uint8), half.astype(np.float64)
+    if kind == Q8_0:
+        groups = x.reshape(*x.shape[:-1], -1, 32)
+        d = (np.abs(groups).max(axis=-1) / 127).astype(np.float16)
+        q = np.rint(groups / np.maximum(d, np.float16(1e-6))[..., None].astype(np.float64))
+        q = np.clip(q, -128, 127).astype(np.int8)
+        raw = np.concatenate([d[..., None].view(np.uint8), q.view(np.uint8)], axis=-1)
+        return raw.reshape(*x.shape[:-1], -1), (q * d[..., None].astype(np.float64)).reshape(x.shape)
+    bits = kind - RQ2 + 2
+    blocks = quantize(x.astype(np.float32), bits)
+    return blocks, dequantize(blocks, bits).astype(np.float64)
+
+
+def _mask(case: Case, rng: np.random.Generator) -> npt.NDArray[np.float16] | None:
+    """[sequences, queries, kv], 0 or the distance where a query sees a row, else -inf."""
+    if case.mask == "none":
+        return None
+    query = case.kv - case.queries + np.arange(case.queries)[:, None]
+    distance = query - np.arange(case.kv)[None, :]
+    seen = distance >= 0
+    if case.mask == "window":
+        seen &= distance < 20
+    if case.mask == "gap":  # whole passes that nobody sees, at the start, in the middle and at the end
+        row = np.arange(case.kv)[None, :]
+        seen &= (row > 200) & ((row < 400) | (row > 700)) & (row < case.kv - 150)
+    values = np.where(seen, -distance if case.max_bias else 0.25 * rng.standard_normal(seen.shape), -np.inf)
+    return np.broadcast_to(values, (case.sequences, *seen.shape)).astype(np.float16)
+
+
+def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
+    """What the kernel gives and what is right, [sequences, queries, heads, dim]."""
+    rng = np.random.default_rng(11)
+    shape = (case.sequences, case.kv, case.heads_kv, case.dim)  # as a cache has it: heads side by side
+    k_bytes, k = _encode(rng.standard_normal(shape) * case.spread, case.type_k)
+    v_bytes, v = _encode(rng.standard_normal(shape) + 0.5, case.type_v)
+    q = (case.spread * rng.standard_normal((case.sequences, case.queries, case.heads, case.dim))).astype(
+        np.float32
+    )
+    q[..., 3] *= case.outlier
+    mask = _mask(case, rng)
+    sinks = (2 * rng.standard_normal(case.heads)).astype(np.float32) if case.sinks else None
+    # caches start where an aligned buffer does, heads anywhere in it; nothing may be read behind it
+    buffers = []
+    for raw in (k_bytes, v_bytes):
+        buffer = np.zeros(raw.nbytes + 144, np.uint8)
+        at = -buffer.ctypes.data % 128
+        held = buffer[at : at + raw.nbytes].reshape(raw.shape)
+        held[:] = raw
+        buffers.append(held)
+    k_held, v_held = buffers
+
+    call = _Attention(
+        case.queries, case.heads, case.kv, case.heads_kv, case.sequences,
+        (q.strides[1], q.strides[2], q.strides[0]),
+        (k_held.strides[1], k_held.strides[2]), k_held.strides[0],
+        (v_held.strides[1], v_held.strides[2]), v_held.strides[0],
+        case.sequences, case.kv * 2, case.parts,
+        case.dim**-0.5, case.max_bias, case.softcap,
+    )  # fmt: skip
+    out = np.full((case.sequences, case.queries, case.heads, case.dim), np.nan, np.float32)
+    held_mask = None if mask is None else np.ascontiguousarray(mask)
+    kv_max = np.full(case.sequences * case.queries, case.kv_max, np.int32) if case.kv_max else None
+    rows = kernels.lib.emu_attention(
+        case.dim, case.type_k, case.type_v, ctypes.byref(call), _at(q), _at(k_held), _at(v_held),
+        None if held_mask is None else _at(held_mask), None if sinks is None else _at(sinks),
+        None if kv_max is None else _at(kv_max), _at(out),
+    )  # fmt: skip
+    assert rows in (64, 128)
+
+    group = case.heads // case.heads_kv
+    k, v = (np.repeat(a, group, axis=2) for a in (k, v))
+    scores = np.einsum("sqhd,skhd->sqhk", q.astype(np.float64), k) * case.dim**-0.5
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    if case.kv_max:
+        scores[..., case.kv_max :] = -np.inf
+    if mask is not None:
+        slopes = np.ones(case.heads)
+        if case.max_bias:
+            n = 2 ** int(np.log2(case.heads))
+            m0, m1 = 2 ** (-case.max_bias / n), 2 ** (-case.max_bias / 2 / n)
+            slopes = np.array(
+                [m0 ** (h + 1) if h < n else m1 ** (2 * (h - n) + 1) for h in range(case.heads)]
+            )
+        scores = scores + slopes[:, None] * mask[:, :, None, :].astype(np.float64)
+    if sinks is not None:
+        column = np.broadcast_to(sinks[:, None].astype(np.float64), (*scores.shape[:3], 1))
+        scores = np.concatenate([scores, column], axis=-1)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return out, np.einsum("sqhk,skhd->sqhd", weights[..., : case.kv], v)
+
+
+def _error(kernels: Kernels, case: Case) -> float:
+    out, right = _run(kernels, case)
+    assert np.isfinite(out).all()
+    return float(np.abs(out - right).max() / np.abs(right).max())
+
+
+PAIRS = [
+    (k, v)
+    for k in (RQ2, RQ3, RQ4, F16, Q8_0)
+    for v in (RQ2, RQ3, RQ4, F16, Q8_0)
+    if RQ2 in (k, v) or RQ3 in (k, v) or RQ4 in (k, v)
+]
+
+#: f16 rounds weights and values to 2^-11; sums are in f32
+TOLERANCE = 1e-3
+
+
+@pytest.mark.parametrize(("type_k", "type_v"), PAIRS)
+@pytest.mark.parametrize("dim", [128, 256])
+def test_attention_of_every_pair(kernels: Kernels, type_k: int, type_v: int, dim: int) -> None:
+    assert _error(kernels, Case(type_k, type_v, dim, queries=3, kv=150)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(heads=2, heads_kv=2, queries=9),  # no groups: eight queries share a CUDA block
+        Case(heads=4, heads_kv=2, queries=5),
+        Case(heads=9, heads_kv=3, queries=3),  # groups that leave columns idle
+        Case(heads=12, heads_kv=2, queries=2),
+        Case(heads=24, heads_kv=2, queries=1),  # two CUDA blocks per KV head
+        Case(heads=5, heads_kv=1, dim=256, kv=97),  # odd strides: every row starts elsewhere
+        Case(heads=7, heads_kv=7, kv=33, type_k=RQ2, type_v=RQ4),
+        Case(kv=1),
+        Case(kv=64, mask="none"),
+        Case(kv=1000, parts=3),
+        Case(kv=1000, parts=5, mask="gap", queries=2),
+        Case(kv=1000, parts=2, mask="gap", dim=256, type_k=RQ4, type_v=RQ4),
+        Case(kv=300, mask="window", queries=4),
+        Case(kv=512, kv_max=256, mask="none", sequences=2, heads=8, heads_kv=1),
+        Case(sequences=3, queries=2, kv=70),
+        Case(heads=12, heads_kv=3, max_bias=8.0, kv=200, queries=2),
+        Case(softcap=5.0, spread=2.0),
+        Case(softcap=20.0, dim=256, queries=2),
+        Case(sinks=True, parts=2, kv=600),
+        Case(sinks=True, kv=40),
+        Case(spread=4.0, kv=700, parts=2),  # sharp: most rows of V have no weight
+        Case(spread=0.01, kv=900),  # flat: sums of many small weights
+    ],
+    ids=str,
+)
+def test_attention_shapes_and_flags(kernels: Kernels, case: Case) -> None:
+    assert _error(kernels, case) < TOLERANCE
+
+
+@pytest.mark.parametrize("type_k", [RQ3, Q8_0])
+def test_scores_keep_fifteen_bits_of_the_query(kernels: Kernels, type_k: int) -> None:
+    """A query with an outlier of a hundred times the rest: in a plain int8 query that would be lost."""
+    assert _error(kernels, Case(type_k=type_k, kv=200, outlier=100.0)) < 5 * TOLERANCE
+
+
+MUTATIONS = [
+    ("rq-device.cuh", "h |= __shfl_xor_sync(0xFFFFFFFF, h, 16, WARP_SIZE) << 1;", ""),
+    ("rq-device.cuh", ">> (w >> 2); // bit", "; // bit"),
+    ("rq-fattn.cuh", "l % 2 == 0 ? 0x4140 : 0x4342", "l % 2 == 0 ? 0x4342 : 0x4140"),
+    (
+        "rq-fattn.cuh",
+        "const int row = row0 + 16*r + g + 8*(i/2);",
+        "const int row = row0 + 16*r + g + 8*(i%2);",
+    ),
+    ("rq-fattn.cuh", "sum[0][l]*128 + sum[1][l]", "sum[0][l]*128"),
+]
+
+
+@pytest.mark.thorough  # compiles the kernels for each
+@pytest.mark.parametrize(("file", "old", "new"), MUTATIONS, ids=[m[1][:40] for m in MUTATIONS])
+def test_a_planted_mistake_is_found(tmp_path: Path, file: str, old: str, new: str) -> None:
+    sources = tmp_path / "src"
+    shutil.copytree(SOURCES, sources)
+    path = sources / "ggml-cuda" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    wrong = _build(tmp_path / "wrong.so", sources)
+    x = np.random.default_rng(1).standard_normal((16, 128)).astype(np.float32)
+    blocks = quantize(x, 3)
+    same = np.array_equal(wrong.quantize(x, 3), blocks) and _same_bits(
+        wrong.dequantize(blocks, 3), dequantize(blocks, 3)
+    )
+    case = Case(queries=2, kv=150, outlier=20.0)
+    assert not same or _error(wrong, case) > 5 * TOLERANCE
