@@ -1,0 +1,56 @@
+#pragma once
+
+// MUL_MAT with one of our rotations and its hint: the fast form of a backend against the dense product of the CPU.
+// Included by test-backend-ops.cpp, whose test_mul_mat it builds on.
+
+#include "../ggml/src/ggml-rq-types.h"
+
+struct test_rq_rotation : public test_mul_mat {
+    const ggml_rq_family family;
+    const ggml_rq_mode   mode;
+
+    test_rq_rotation(ggml_rq_family family, ggml_rq_mode mode, int64_t n, int64_t rows) :
+        test_mul_mat(GGML_TYPE_F32, GGML_TYPE_F32, n, rows, n, {1, 1}, {1, 1}), family(family), mode(mode) {}
+
+    ggml_tensor * build_graph(ggml_context * ctx) override {
+        ggml_tensor * out = test_mul_mat::build_graph(ctx);
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+            if (t->op == GGML_OP_MUL_MAT) {
+                t->op_params[1] = ggml_rq_hint(family, mode);
+            }
+        }
+        return out;
+    }
+
+    void initialize_tensors(ggml_context * ctx) override {
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+            if (strcmp(t->name, "a") == 0) {
+                std::vector<float> data(t->ne[0]*t->ne[0]);
+                GGML_ASSERT(ggml_rq_rotation_matrix(family, mode, t->ne[0], data.data()));
+                ggml_backend_tensor_set(t, data.data(), 0, data.size()*sizeof(float));
+            } else if (t->type == GGML_TYPE_F32) {
+                init_tensor_uniform(t);
+            }
+        }
+    }
+
+    std::string vars() override {
+        return "family=" + std::to_string(family) + ",mode=" + std::to_string(mode) + "," + test_mul_mat::vars();
+    }
+
+    std::string op_desc(ggml_tensor *) override {
+        return "MUL_MAT_RQ";
+    }
+};
+
+static void add_rq_rotation_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    for (ggml_rq_family family : { GGML_RQ_PLANAR, GGML_RQ_ISO, GGML_RQ_ROTOR }) {
+        for (ggml_rq_mode mode : { GGML_RQ_BLOCK, GGML_RQ_FULL }) {
+            for (int64_t n : { 128, 256 }) {
+                for (int64_t rows : { 1, 5, 300 }) {
+                    test_cases.emplace_back(new test_rq_rotation(family, mode, n, rows));
+                }
+            }
+        }
+    }
+}
