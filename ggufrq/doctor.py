@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufrq import build, machine, manifest, patches, paths, source, toolchain
+from ggufrq import build, cuda_toolkit, machine, manifest, patches, paths, source, toolchain
 from ggufrq.errors import GgufrqError
 from ggufrq.pin import load_pin
 
@@ -44,6 +44,7 @@ def examine() -> list[Check]:
         _program("ninja", toolchain.ninja(), f"{sys.executable} -m pip install ninja"),
         _program("ccache", toolchain.ccache(), toolchain.remedy("ccache"), otherwise="optional"),
         _processor(),
+        _gpu(),
         _memory(),
         _disk(),
         _patches(),
@@ -80,6 +81,17 @@ def _processor() -> Check:
         "ok",
         f"{processor.name or processor.arch}, {machine.cores()} cores, {processor.simd}",
     )
+
+
+def _gpu() -> Check:
+    cards = cuda_toolkit.cards()
+    if not cards:
+        return Check("NVIDIA GPU", "ok", "none that nvidia-smi shows")
+    found = ", ".join(f"{card.name} ({card.memory / 1024:.0f} GiB)" for card in cards)
+    lacks = cuda_toolkit.missing()
+    if lacks:
+        return Check("NVIDIA GPU", "optional", f"{found}, but {lacks[0].what}", lacks[0].remedy)
+    return Check("NVIDIA GPU", "ok", f"{found}, driver {cards[0].driver}")
 
 
 def _memory() -> Check:

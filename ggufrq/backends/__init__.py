@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from ggufrq.backends import cpu, metal
+from ggufrq.backends import cpu, cuda, metal
 from ggufrq.errors import UsageError
 from ggufrq.toolchain import Missing
 
@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Compilers and devices of the backend, for the manifest."""
 
 
-BACKENDS: dict[str, Backend] = {"cpu": cpu, "metal": metal}
+BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "metal": metal}
 
 #: Environment variable that names the backend to use where none is given.
 VARIABLE = "GGUFRQ_BACKEND"

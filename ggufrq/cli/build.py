@@ -36,6 +36,11 @@ from ggufrq.trees import tree_hash
     help=f"auto: ${backends.VARIABLE}, else the GPU that is here, else cpu.",
 )
 @click.option(
+    "--cuda-arch",
+    metavar="ARCH",
+    help="With cuda: what to generate code for, as CMake names it (90, '86;89'). Default: the cards present.",
+)
+@click.option(
     "--native/--no-native", default=True, show_default=True, help="Compile for just this processor."
 )
 @click.option("--tests", is_flag=True, help="Build llama.cpp's tests of types and operations too.")
@@ -48,6 +53,7 @@ from ggufrq.trees import tree_hash
 def build(
     where: str,
     backend: str,
+    cuda_arch: str | None,
     native: bool,
     tests: bool,
     jobs: int | None,
@@ -71,6 +77,8 @@ def build(
     if check:
         _check(where, as_json)
         return
+    if cuda_arch:
+        cmake_args += (f"-DCMAKE_CUDA_ARCHITECTURES={cuda_arch}",)
     chosen = backends.default() if backend == "auto" else backend
     options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)

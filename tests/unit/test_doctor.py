@@ -108,4 +108,4 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_real_machine_can_be_examined() -> None:
-    assert len(report()) == 14
+    assert len(report()) == 15
