@@ -269,8 +269,13 @@ def test_command_stops_cleanly(
         assert server.healthy(url)
         log = Path(os.environ["GGUFRQ_CACHE"]) / "logs" / f"llama-server-{port}.log"
         assert "--no-warmup" in log.read_text().splitlines()[0]
+        told = ""
+        while "curl" not in told:  # the last that it says before it waits
+            line = process.stderr.readline()
+            assert line, told
+            told += line
         process.send_signal(number)
-        told = process.stderr.read()
+        told += process.stderr.read()
         assert process.wait(60) == 0, told
     assert re.search(r"curl http://127\.0\.0\.1:\d+/v1/chat/completions", told)
     assert told.endswith("stopped\n")

@@ -7,9 +7,20 @@
 
 #define GGML_API
 #define GGML_RESTRICT
+#define GGML_ASSERT(x) ((void) (x))
 
 enum ggml_type {
     GGML_TYPE_F32 = 0, GGML_TYPE_F16 = 1, GGML_TYPE_Q8_0 = 8,
     GGML_TYPE_PLANAR2 = 112, GGML_TYPE_PLANAR3, GGML_TYPE_PLANAR4, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4,
     GGML_TYPE_ROTOR2, GGML_TYPE_ROTOR3, GGML_TYPE_ROTOR4,
+};
+
+// ggml-rq-types.h looks into the attention's operation
+enum ggml_op { GGML_OP_FLASH_ATTN_EXT = 1 };
+
+struct ggml_tensor {
+    enum ggml_type type;
+    enum ggml_op   op;
+    int64_t        ne[4];
+    ggml_tensor *  src[10];
 };
