@@ -86,6 +86,12 @@ def ensure_build(
     """
     options = options or BuildOptions()
     project = project or llama_project()
+    if options.backend in project.patch_set.without:
+        raise BuildError(
+            f"the cache types do not run on {options.backend} with llama.cpp {project.pin.short}: the patch "
+            "set leaves that backend out there",
+            remedy="--backend cpu",
+        )
     root = paths.builds_dir() / build_key(project, options)
     with _full_disk_explained(root):
         if source not in pristine_source.NETWORK:

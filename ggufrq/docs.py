@@ -20,6 +20,7 @@ from ggufrq.errors import GgufrqError
 
 COMMAND = "python -m ggufrq.docs"
 _NOTE = f"<!-- written by {COMMAND} from the help of the command; change that -->"
+_TITLES = {"cuda": "CUDA", "metal": "Metal"}
 _BEGIN, _END = f"<!-- the table is written by {COMMAND} -->", "<!-- end of the table -->"
 
 
@@ -87,6 +88,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     applies = f"{len(row['fitted'])} patches fitted" if row["fitted"] else "as it is"
+    without = [_TITLES.get(name, name) for name in row.get("without", [])]
+    applies += f", without {' and '.join(without)}" if without else ""
     wrong = [name for name, verdict in row["tests"].items() if verdict != "ok"]
     tests = f"{len(row['tests']) - len(wrong)} of {len(row['tests'])} pass" if row["tests"] else ""
     iso3 = row["figures"].get("iso3")

@@ -136,13 +136,15 @@ def _compat_files(work: Worktree, root: Path) -> dict[str, bytes | None]:
         patch = known[name].patch if name in known else None
         if patch is None and name != compat.OVERLAY_PATCH:
             raise _unknown(work, name)
+        fitting = known[name].fitting if name in known else None
+        words = fitting.header if fitting is not None else "" if patch is not None else _body(work, commit)
+        own = compat.own_words(words)
+        if compat.backend_of(name) and work.git("diff", "--quiet", f"{commit}~", commit, check=False).rc == 0:
+            files[f"{beside}/{name}"] = compat.without(name, work.commit, work.date, own).encode()
+            continue
         left_out, diff = _rest(work, commit, patch)
         if left_out or diff:
-            fitting = known[name].fitting if name in known else None
-            words = (
-                fitting.header if fitting is not None else "" if patch is not None else _body(work, commit)
-            )
-            header = compat.header(name, left_out, work.commit, work.date, compat.own_words(words))
+            header = compat.header(name, left_out, work.commit, work.date, own)
             files[f"{beside}/{name}"] = f"{header}\n{chr(10) * bool(diff)}{diff}".encode()
     return files
 
@@ -167,12 +169,12 @@ def _rest(work: Worktree, commit: str, patch: Patch | None) -> tuple[list[tuple[
         if patch is not None:
             failures = try_patch(patch, trial).failures
             gone = {failure.file for failure in failures if failure.hunk is None}
-            failed = {(failure.file, failure.hunk) for failure in failures}
+            failed = {(failure.file, failure.hunk.key) for failure in failures if failure.hunk is not None}
             left_out = [
                 (one.file, hunk)
                 for one in patch.files
                 for hunk in one.hunks
-                if (one.file, hunk) in failed or one.file in gone
+                if (one.file, hunk.key) in failed or one.file in gone
             ]
             if git_apply(patch.without(set(left_out)), before).rc != 0 and len(left_out) < patch.hunks:
                 raise PatchError(

@@ -92,12 +92,15 @@ class Patch:
 
 @dataclass(frozen=True)
 class PatchSet:
-    """A loaded patch set. ``overlay`` holds paths relative to the overlay folder, with forward slashes."""
+    """A loaded patch set. ``overlay`` holds paths relative to the overlay folder, with forward slashes.
+    ``without``: backends whose patch is left out, see ``ggufrq.compat``.
+    """
 
     root: Path
     patches: tuple[Patch, ...]
     overlay: tuple[str, ...]
     hash: str = field(default="")
+    without: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[str]:

@@ -61,6 +61,7 @@ def check(
         "pinned": upstream.pinned,
         "series": series.load(root).hash,
         "fitted": [],
+        "without": [],
         "applies": False,
         "builds": None,
         "tests": {},
@@ -69,10 +70,8 @@ def check(
     }
     try:
         patch_set = compat.load(root, upstream.pin.commit)
-        row["fitted"] = sorted(
-            path.relative_to(compat.folder(root, upstream.pin.commit)).as_posix()
-            for path in compat.folder(root, upstream.pin.commit).rglob("*.patch")
-        )
+        row["fitted"] = compat.fitted(root, upstream.pin.commit)
+        row["without"] = list(patch_set.without)
         found = patches.fit(patch_set, upstream.tree)
     except PatchError as error:
         return {**row, "problems": [error.message]}
@@ -82,6 +81,8 @@ def check(
     if found.failures or not build:
         return row
     chosen = options or BuildOptions()
+    if options is None and chosen.backend in patch_set.without:
+        chosen = BuildOptions("cpu")
     reference = ensure_build(chosen)
     project = Project(upstream.pin, patch_set, TARGETS, TEST_TARGETS)
     on_step(f"building llama.cpp {upstream.pin.short}")
@@ -188,6 +189,7 @@ def _figures(here: Row, pinned: Row) -> Row:
 def render(row: Row) -> str:
     """A row for people, a line per step."""
     fits = f"with {', '.join(row['fitted'])} fitted" if row["fitted"] else "as it is"
+    fits += f"; without {' and '.join(row['without'])}" if row.get("without") else ""
     lines = [f"{row['upstream']}: llama.cpp {row['commit'][:9]} ({row['date']})"]
     lines.append(f"  applies  {fits if row['applies'] else 'no'}")
     if row["builds"] is not None:

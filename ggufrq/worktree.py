@@ -156,8 +156,11 @@ def _begin(folder: Path, upstream: Snapshot, root: Path) -> Worktree:
 
 
 def _put(work: Worktree, entry: Entry) -> None:
-    """Apply a patch of the series with what fits it to this upstream, and commit it."""
+    """Apply a patch of the series with what fits it to this upstream, and commit it; one that is left out
+    there is an empty commit."""
     patch, fitting = entry.patch, entry.fitting
+    if fitting is not None and compat.leaves_out(fitting):
+        patch = fitting = None
     if patch is not None and fitting is not None:
         patch, fitting = compat.split(patch, fitting)
     failures: list[Failure] = []

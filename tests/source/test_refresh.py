@@ -12,7 +12,8 @@ import pytest
 
 from ggufrq import compat, patches, refresh, series, snapshot, worktree
 from ggufrq import source as pristine_source
-from ggufrq.errors import PatchError, UsageError
+from ggufrq.build import BuildOptions, Project, ensure_build
+from ggufrq.errors import BuildError, PatchError, UsageError
 from ggufrq.pin import PIN_FILE, Pin, load_pin, pin_toml
 from ggufrq.snapshot import Snapshot
 from ggufrq.trees import tree_hash
@@ -20,6 +21,7 @@ from ggufrq.trees import tree_hash
 Git = Callable[..., str]
 
 A = [f"line {number}" for number in range(1, 41)]
+D = ["int f(", *[f"  {number}" for number in range(10)]] * 2
 
 
 def write(tree: Path, **files: list[str]) -> None:
@@ -32,13 +34,19 @@ def write(tree: Path, **files: list[str]) -> None:
 def versions(tmp_path: Path, git: Git, cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Snapshot]:
     """A pinned upstream, and one in which a hook's place has moved, changed, or gone."""
     repository = tmp_path / "up stream"
-    write(repository, a=A, b=A, c=A)
+    write(repository, a=A, b=A, c=A, d=D)
     git(repository, "-c", "init.defaultBranch=master", "init", "-q")
     found = {}
     for name in ("pinned", "other"):
         if name == "other":
             moved = ["new first line", *A]
-            write(repository, a=moved, b=[*A[:19], "twenty, other", *A[20:]], c=A[:15])
+            write(
+                repository,
+                a=moved,
+                b=[*A[:19], "twenty, other", *A[20:]],
+                c=A[:15],
+                d=[*D[:3], "  x", *D[4:]],
+            )
         git(repository, "add", "-A")
         git(repository, "commit", "-q", "-m", name)
         commit, tree = git(repository, "rev-parse", "HEAD"), git(repository, "rev-parse", "HEAD^{tree}")
@@ -230,6 +238,95 @@ def test_git_merges_what_only_its_context_changed(
     assert len(patches.fit(series.load(root), third.tree).failures) == 1
     refresh.refreshed_anew(third, root).write(root)
     assert patches.fit(compat.load(root, commit), third.tree).failures == ()
+
+
+def test_hunks_that_do_the_same_in_functions_of_one_name_are_fitted_together(
+    root: Path, versions: dict[str, Snapshot], tmp_path: Path, git: Git
+) -> None:
+    other = versions["other"]
+    pinned = worktree.import_to(tmp_path / "pinned work", versions["pinned"], root)
+    hooked = [*D[:6], "  hook", *D[6:17], "  hook", *D[17:]]
+    put(pinned.folder, git, "core/three.patch\n\nHook d twice.", d=hooked)
+    refresh.refreshed(pinned, versions["pinned"], root).write(root)
+    one, two = series.load(root).patches[-1].files[0].hunks
+    assert one.key == two.key
+    work = fit_other(root, other, tmp_path / "work")  # the first hunk by merging, the second as it is
+    fitting = (compat.folder(root, other.pin.commit) / "core" / "three.patch").read_text()
+    assert fitting.count("Instead of: ") == 1 and fitting.count("+  hook\n") == 2
+    assert patches.fit(compat.load(root, other.pin.commit), other.tree).failures == ()
+    assert (work.folder / "src" / "d.c").read_text().count("hook") == 2
+    assert refresh.refreshed_anew(other, root).changed(root) == []
+
+
+def leave_metal_out(root: Path, versions: dict[str, Snapshot], folder: Path, git: Git) -> Path:
+    """A series with a patch for Metal, which is left out of the other upstream; the file that says so."""
+    other = versions["other"]
+    pinned = worktree.import_to(folder / "pinned work", versions["pinned"], root)
+    file = pinned.folder / "src" / "c.c"
+    lines = file.read_text().splitlines()
+    put(
+        pinned.folder,
+        git,
+        "metal/three.patch\n\nHook for Metal.",
+        a=["metal", *A[:10], "hook a", *A[10:]],
+        c=[*lines[:-2], "metal"],
+    )
+    refresh.refreshed(pinned, versions["pinned"], root).write(root)
+    work = folder / "work"
+    with pytest.raises(PatchError, match=r"core/two"):
+        worktree.import_to(work, other, root)
+    for left in work.rglob("*.rej"):
+        left.unlink()
+    with pytest.raises(PatchError, match=r"metal/three"):
+        worktree.import_to(work, other, root)
+    git(work, "reset", "-q", "--hard")
+    git(work, "clean", "-q", "-f", "-d")
+    refresh.refreshed(worktree.import_to(work, other, root), other, root).write(root)
+    return compat.folder(root, other.pin.commit) / "metal" / "three.patch"
+
+
+def test_the_patch_of_a_backend_is_left_out_as_a_whole(
+    root: Path, versions: dict[str, Snapshot], tmp_path: Path, git: Git
+) -> None:
+    other = versions["other"]
+    file = leave_metal_out(root, versions, tmp_path, git)
+    commit = other.pin.commit
+    says = f"metal/three.patch is left out of llama.cpp {commit[:9]} (2026-01-02)\n\n"
+    says += "Without: metal/three.patch\n"
+    assert file.read_text() == says
+    file.write_text(says.replace("metal/three.patch is left out of", "No Metal in"))
+    fitted = compat.load(root, commit)
+    assert fitted.without == ("metal",) and series.load(root).without == ()
+    assert [patch.name for patch in fitted.patches if "metal" in patch.name] == []
+    assert patches.fit(fitted, other.tree).failures == ()
+    assert compat.fitted(root, commit) == ["core/two.patch"]
+    assert refresh.refreshed_anew(other, root).changed(root) == []  # words and all
+    with pytest.raises(BuildError, match=f"do not run on metal with llama.cpp {commit[:9]}"):
+        ensure_build(BuildOptions("metal"), project=Project(other.pin, fitted))
+    # A later change of what is left out changes nothing there.
+    pinned = worktree.open_worktree(tmp_path / "pinned work")
+    (pinned.folder / "src" / "a.c").write_text("other metal\n")
+    git(pinned.folder, "commit", "-q", "-a", "--fixup", "HEAD")
+    refresh.refreshed(pinned, versions["pinned"], root).write(root)
+    assert patches.fit(compat.load(root, commit), other.tree).failures == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("core/two.patch", "Words.\n\nWithout: core/two.patch\n"),
+        ("metal/three.patch", "Words.\n\nWithout: metal/other.patch\n"),
+        ("metal/three.patch", "Words.\n\nInstead of: src/c.c 01234567\nWithout: metal/three.patch\n"),
+    ],
+)
+def test_what_cannot_be_left_out_is_told(
+    root: Path, versions: dict[str, Snapshot], tmp_path: Path, git: Git, name: str, text: str
+) -> None:
+    file = leave_metal_out(root, versions, tmp_path, git).parents[1] / name
+    file.write_text(text)
+    with pytest.raises(PatchError, match=r"only for the patch of a backend"):
+        compat.load(root, versions["other"].pin.commit)
+    assert len(compat.problems(root)) == 1 and str(file) in compat.problems(root)[0]
 
 
 def test_the_overlay_is_fitted_by_a_patch(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ggufrq import cli, paths, upstream
+from ggufrq import cli, docs, paths, upstream
 from ggufrq import snapshot as snapshot_module
-from ggufrq.build import Build
+from ggufrq.build import Build, BuildOptions
 from ggufrq.cli import upstream as command
 from ggufrq.errors import BuildError, PatchError, ToolError
 from ggufrq.pin import Pin
@@ -42,7 +42,8 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     made = Build("key", tmp_path, tmp_path, tmp_path, {"versions": {"compiler": "cc 1"}})
     says: dict[str, Any] = {"validate": {"kld_mean": 0.01, "kld_mean_err": 0.001, "ppl": 10.0}, "failed": []}
 
-    def ensure(*_: object, project: object = None, **__: object) -> Build:
+    def ensure(options: BuildOptions, *, project: object = None) -> Build:
+        says.setdefault("backends", []).append(options.backend)
         if project is not None and "build" in says:
             raise says["build"]
         return made
@@ -70,6 +71,23 @@ def test_it_applies_builds_and_passes(root: Path, tree: Snapshot, built: dict[st
     assert row["compiler"] == "cc 1" and row["commit"] == "a" * 40 and not row["pinned"]
     assert json.loads(json.dumps(row)) == row
     assert "mean KLD 0.01000, pinned 0.01000" in upstream.render(row)
+
+
+def test_a_backend_is_left_out(
+    root: Path, tree: Snapshot, built: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "series").write_text("x.patch\nmetal/y.patch\n")
+    (root / "metal").mkdir()
+    (root / "metal" / "y.patch").write_text(PATCH.replace("line", "other line"))
+    beside = root / "compat" / ("a" * 9) / "metal"
+    beside.mkdir(parents=True)
+    (beside / "y.patch").write_text("No Metal.\n\nWithout: metal/y.patch\n")
+    monkeypatch.setenv("GGUFRQ_BACKEND", "metal")
+    row = upstream.check(tree, root)
+    assert upstream.passed(row) and (row["without"], row["fitted"]) == (["metal"], [])
+    assert built["backends"] == ["cpu", "cpu"]
+    assert "as it is; without metal" in upstream.render(row)
+    assert "| as it is, without Metal | yes |" in docs.table([row])
 
 
 def test_it_does_not_apply(root: Path, tree: Snapshot, built: dict[str, Any]) -> None:
