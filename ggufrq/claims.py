@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -23,13 +22,9 @@ from ggufrq.context import CacheError
 from ggufrq.divergence import Divergences, Row, Scored, Subject
 from ggufrq.kv import kv_type
 from ggufrq.store import Kept, file_sha256, results_dir
+from ggufrq.toml import tomllib
 from ggufrq.validate import speed
 from ggufrq.validate.verdict import Difference, between, paired
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 HOLDS, FAILS = "holds", "does not hold"
 OPEN = "cannot be told on this model"

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufrq.errors import SourceError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+from ggufrq.toml import tomllib
 
 #: The pin that comes with ggufrq.
 PIN_FILE = Path(__file__).with_name("pin.toml")

@@ -8,7 +8,6 @@ killed goes on with the first file that the record does not vouch for.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,12 +27,8 @@ from ggufrq.family.workshop import Workshop
 from ggufrq.fold.core import KINDS as FOLDS
 from ggufrq.recipe import Recipe
 from ggufrq.resolve import embedded_folder, resolve
+from ggufrq.toml import tomllib
 from ggufrq.tools import quantize as quantize_tool
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = [
     "DEFAULT_TYPES",

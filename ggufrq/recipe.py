@@ -18,7 +18,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,11 +27,7 @@ from typing import Any
 from ggufrq import paths, tensors
 from ggufrq.errors import UsageError
 from ggufrq.tensors import Inventory, Tensor
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ggufrq.toml import tomllib
 
 _SECTIONS = ("classes", "where-present", "tensors")
 _KEYS = {"name", "description", "imatrix", *_SECTIONS}

@@ -4,7 +4,6 @@ that they give for its real tensors."""
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +12,7 @@ from typing import Any
 
 from ggufrq.errors import ModelError
 from ggufrq.gguf_header import Header, TensorInfo
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ggufrq.toml import tomllib
 
 #: Metadata key by which a file says that it is folded.
 KEY = "ggufrq.fold"

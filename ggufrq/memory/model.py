@@ -6,7 +6,6 @@ architecture is data, in ``architectures.toml``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +15,7 @@ from typing import Any
 from ggufrq.errors import ModelError
 from ggufrq.gguf_header import Header, TensorInfo
 from ggufrq.tensors import type_bytes, type_name
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ggufrq.toml import tomllib
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ lines that go into a file that the runtime makes.
 from __future__ import annotations
 
 import datetime
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,11 +18,7 @@ from typing import Any
 
 from ggufrq.errors import UsageError
 from ggufrq.kv import kv_type, kv_types
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ggufrq.toml import tomllib
 
 
 @dataclass(frozen=True)
