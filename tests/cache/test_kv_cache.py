@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD, run
+from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, run
 
 from ggufrq import paths, proc
 from ggufrq.build import Build
@@ -109,30 +109,6 @@ def test_layers_of_one_type_are_that_type(driver: Path, f16_models: dict[str, Pa
 
     assert results("f16", "0-7:iso3") == results("iso3", None)
     assert results("f16", "-8--1:q8_0") == results("q8_0", None)
-
-
-def means(model: Path, out: Path, *, size: float, rotation: str = "iso/full", **change: Any) -> Path:
-    """A calibration file with random means: attention does not depend on what they are."""
-    import gguf
-
-    layers = {DENSE: range(8), HYBRID: (3, 7)}[model.stem]
-    head_dim = {DENSE: 128, HYBRID: 256}[model.stem]
-    rng = np.random.default_rng(7)
-    writer = gguf.GGUFWriter(out, "kv-calib")
-    writer.add_type(change.get("type", "kv-calib"))
-    writer.add_uint32("rq.calib.version", change.get("version", 1))
-    writer.add_string("rq.calib.model", change.get("of", fingerprint(model)))
-    writer.add_string("rq.calib.k_rotation", f"{rotation}/{head_dim}")
-    for il in list(layers)[change.get("missing", 0) :]:
-        values = size * rng.standard_normal((2, change.get("head_dim", head_dim)))
-        if change.get("nan"):
-            values[1, 5] = np.nan
-        writer.add_tensor(f"blk.{il}.k_mean", values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
 
 
 @pytest.mark.parametrize("model", [DENSE, HYBRID])

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+
 from ggufrq import proc
+from ggufrq.calibrate import fingerprint
 
 HYBRID, DENSE = "docs-qwen3.5-8m", "docs-qwen3-8m"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -27,3 +31,25 @@ def run(
     done = proc.run([driver, *arguments], env=env, timeout=600)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def means(model: Path, out: Path, *, size: float, rotation: str = "iso/full", **change: Any) -> Path:
+    """A calibration file with random means: attention does not depend on what they are."""
+    layers = {DENSE: range(8), HYBRID: (3, 7)}[model.stem]
+    head_dim = {DENSE: 128, HYBRID: 256}[model.stem]
+    rng = np.random.default_rng(7)
+    writer = gguf.GGUFWriter(out, "kv-calib")
+    writer.add_type(change.get("type", "kv-calib"))
+    writer.add_uint32("rq.calib.version", change.get("version", 1))
+    writer.add_string("rq.calib.model", change.get("of", fingerprint(model)))
+    writer.add_string("rq.calib.k_rotation", f"{rotation}/{head_dim}")
+    for il in list(layers)[change.get("missing", 0) :]:
+        values = size * rng.standard_normal((2, change.get("head_dim", head_dim)))
+        if change.get("nan"):
+            values[1, 5] = np.nan
+        writer.add_tensor(f"blk.{il}.k_mean", values.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

@@ -40,6 +40,28 @@ class Rows(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("ne0", "ne1", "ne2", "nb0", "nb1", "nb2", "nb3")]
 
 
+class Job(ctypes.Structure):
+    """ggml_cuda_rq_job."""
+
+    _fields_ = [
+        *(("src", ctypes.c_void_p), ("dst", ctypes.c_void_p), ("rows", ctypes.c_int64)),
+        *(
+            ("family", ctypes.c_int),
+            ("mode", ctypes.c_int),
+            ("cache", ctypes.c_void_p),
+            ("idx", ctypes.c_void_p),
+        ),
+        *(("nb_cache", ctypes.c_int64), ("nb_idx", ctypes.c_int64), ("units", ctypes.c_int64)),
+        *(("bits", ctypes.c_int), ("wide", ctypes.c_bool)),
+    ]
+
+
+class Jobs(ctypes.Structure):
+    """ggml_cuda_rq_jobs."""
+
+    _fields_ = [("job", Job * 3), ("n", ctypes.c_int), ("scale_kind", ctypes.c_int)]
+
+
 def _rows(shape: tuple[int, ...], strides: tuple[int, ...], unit: int) -> Any:
     """Shape [n3, n2, n1, units] and byte strides of the first three, numpy's order."""
     _, n2, n1, n0 = shape
@@ -78,10 +100,10 @@ class Kernels:
         self.lib.emu_dequantize(bits, to_f16, ctypes.c_int64(n), _at(blocks), _at(out), here, there)
         return out
 
-    def rotate(self, x: F32, family: int, mode: int) -> F32:
-        out = np.full_like(x, np.nan)
-        self.lib.emu_rotate(family, mode, x.shape[1], ctypes.c_int64(len(x)), _at(x), _at(out))
-        return out
+    def rotate(self, n: int, *jobs: Job, scale_kind: int = 0) -> None:
+        """One launch for rows of n values."""
+        padded = (*jobs, *(Job(),) * (3 - len(jobs)))
+        self.lib.emu_rotate(n, ctypes.byref(Jobs((Job * 3)(*padded), len(jobs), scale_kind)))
 
 
 def _build(target: Path, sources: Path = SOURCES) -> Kernels:
@@ -211,10 +233,55 @@ def test_rotations(kernels: Kernels, unfused_rq: Any, family: Family, mode: Mode
     """The bits of the C code."""
     f, m = get_args(Family).index(family), get_args(Mode).index(mode)
     x = np.random.default_rng(n).standard_normal((5, n)).astype(np.float32)
-    y = kernels.rotate(x, f, m)
+    y = np.full_like(x, np.nan)
+    kernels.rotate(n, Job(src=_at(x), dst=_at(y), rows=len(x), family=f, mode=m))
     assert all(_same_bits(row, unfused_rq.rotate(one, f, m)) for row, one in zip(y, x, strict=True))
     exact = x.astype(np.float64) @ rotation_matrix(family, mode, n)
     assert np.abs(y - exact).max() < 1e-6 * np.linalg.norm(x, axis=1).max()
+
+
+@pytest.mark.parametrize("n", [128, 256])
+@pytest.mark.parametrize("kind", get_args(Scale))
+def test_rotations_and_stores_in_one_launch(kernels: Kernels, unfused_rq: Any, n: int, kind: Scale) -> None:
+    """Q, K and V of a layer: what three rotations and two stores write, and not a byte beside it."""
+    rng = np.random.default_rng(n)
+    tokens, heads, kv_heads, cells, size = 3, 5, 2, 7, {bits: tables.code(bits).bytes for bits in (2, 3, 4)}
+    q = rng.standard_normal((tokens * heads, n)).astype(np.float32)
+    k, v = rng.standard_t(2, (2, tokens * kv_heads, n)).astype(np.float32)
+    units = kv_heads * n // 128
+    for k_bits, v_bits, k_family, v_family in ((3, 3, 1, 1), (4, 2, 0, 2), (2, 4, 2, 0)):
+        out = {name: np.full_like(x, np.nan) for name, x in (("q", q), ("v", v))}
+        caches = {
+            name: np.full((cells, units * size[b] + 6), 0xA5, np.uint8)
+            for name, b in (("k", k_bits), ("v", v_bits))
+        }
+        rows64 = np.array([5, 0, 3], np.int64)
+        rows32 = np.array([[2, 99], [6, 99], [4, 99]], np.int32)
+        shared = {"rows": tokens * kv_heads, "units": units}
+        kernels.rotate(
+            n,
+            Job(src=_at(q), dst=_at(out["q"]), rows=len(q), family=k_family, mode=3),
+            Job(  # read by another node, too
+                src=_at(v), dst=_at(out["v"]), family=v_family, mode=3, bits=v_bits, cache=_at(caches["v"]),
+                nb_cache=caches["v"].strides[0], idx=_at(rows64), nb_idx=8, wide=True, **shared,
+            ),
+            Job(
+                src=_at(k), family=k_family, mode=1, bits=k_bits, cache=_at(caches["k"]),
+                nb_cache=caches["k"].strides[0], idx=_at(rows32), nb_idx=8, wide=False, **shared,
+            ),
+            scale_kind=("inner", "lsq", "norm").index(kind),
+        )  # fmt: skip
+        turned = {
+            name: np.stack([unfused_rq.rotate(row, family, mode) for row in x])
+            for name, x, family, mode in (("q", q, k_family, 3), ("k", k, k_family, 1), ("v", v, v_family, 3))
+        }
+        assert _same_bits(out["q"], turned["q"])
+        assert _same_bits(out["v"], turned["v"])
+        for name, bits, rows in (("k", k_bits, rows32[:, 0]), ("v", v_bits, rows64)):
+            expected = np.full_like(caches[name], 0xA5)
+            blocks = quantize(turned[name].reshape(-1, 128), bits, scale=kind)
+            expected[rows, : units * size[bits]] = blocks.reshape(tokens, -1)
+            assert np.array_equal(caches[name], expected), (name, bits)
 
 
 # ---- attention ----

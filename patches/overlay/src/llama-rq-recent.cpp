@@ -7,6 +7,7 @@
 #include "../ggml/src/ggml-rq-types.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>

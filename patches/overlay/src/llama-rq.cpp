@@ -415,6 +415,17 @@ ggml_tensor * llama_rq_rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor
     return ggml_reshape_4d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2], cur->ne[3]);
 }
 
+void llama_rq_expand(ggml_cgraph * gf, ggml_tensor * rot, std::initializer_list<ggml_tensor *> tensors) {
+    if (!rot || !llama_rq_is_rotation(rot)) {
+        return;
+    }
+    for (ggml_tensor * t : tensors) {
+        if (t) {
+            ggml_build_forward_expand(gf, t);
+        }
+    }
+}
+
 ggml_tensor * llama_rq_view_heads(ggml_context * ctx, ggml_tensor * k, int64_t n_embd_head, int64_t n_head_kv, int64_t n_cells) {
     return ggml_view_3d(ctx, k, n_embd_head, n_head_kv, n_cells,
             ggml_row_size(k->type, n_embd_head), ggml_row_size(k->type, n_embd_head*n_head_kv), 0);

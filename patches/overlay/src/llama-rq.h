@@ -3,11 +3,13 @@
 #include "llama.h"
 
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+struct ggml_cgraph;
 struct ggml_context;
 struct ggml_tensor;
 struct llama_hparams;
@@ -82,6 +84,10 @@ bool llama_rq_is_rotation(const ggml_tensor * rot);
 
 // rotates each n values of cur; returns cur where rot is null
 ggml_tensor * llama_rq_rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot);
+
+// Puts Q, K and V (null ones are passed over) into the graph before their rotations are, if rot is ours: with nothing but
+// views between them, the rotations and stores of a layer can then be one launch (ggml-cuda/rq-fuse.h).
+void llama_rq_expand(ggml_cgraph * gf, ggml_tensor * rot, std::initializer_list<ggml_tensor *> tensors);
 
 // whole heads of a K cache for the K-shift: [head_dim, n_head_kv, n_cells]. Upstream views only the n_rot values that
 // RoPE turns, which is neither whole blocks nor what the rotation mixes.

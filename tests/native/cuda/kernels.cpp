@@ -68,23 +68,18 @@ extern "C" void emu_get_rows(int bits, int64_t n, const char * src, const char *
     });
 }
 
-template <int n>
-static void rotate(int family, int mode, int64_t rows, const float * src, float * dst) {
+extern "C" void emu_rotate(int n, const ggml_cuda_rq_jobs * jobs) {
+    int64_t rows = 0;
+    for (int i = 0; i < jobs->n; i++) {
+        rows += jobs->job[i].rows;
+    }
     run(rows, [&]() {
-        switch (family) {
-            case GGML_RQ_PLANAR: ggml_cuda_rq_rotate_kernel<n, GGML_RQ_PLANAR>(src, dst, rows, mode); break;
-            case GGML_RQ_ISO:    ggml_cuda_rq_rotate_kernel<n, GGML_RQ_ISO   >(src, dst, rows, mode); break;
-            default:             ggml_cuda_rq_rotate_kernel<n, GGML_RQ_ROTOR >(src, dst, rows, mode); break;
+        if (n == 128) {
+            ggml_cuda_rq_rotate_kernel<128>(*jobs);
+        } else {
+            ggml_cuda_rq_rotate_kernel<256>(*jobs);
         }
     });
-}
-
-extern "C" void emu_rotate(int family, int mode, int n, int64_t rows, const float * src, float * dst) {
-    if (n == 128) {
-        rotate<128>(family, mode, rows, src, dst);
-    } else {
-        rotate<256>(family, mode, rows, src, dst);
-    }
 }
 
 // ---- attention ----

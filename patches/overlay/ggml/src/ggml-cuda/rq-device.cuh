@@ -153,7 +153,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_decode(
     }
 }
 
-// ---- the encoder, by a warp: lane i holds values i, i + 32, i + 64, i + 96 ----
+// ---- the encoder, by a warp of which each lane holds four values ----
 
 #define GGML_CUDA_RQ_SCALE_INNER 0
 #define GGML_CUDA_RQ_SCALE_LSQ   1
@@ -230,7 +230,7 @@ static __device__ __forceinline__ half ggml_cuda_rq_stored(const uint32_t s, con
     return __float2half_rn(fminf((float) s * ggml_cuda_rq_exp2(e - 18), 65504.0f));
 }
 
-// x[s]: value lane + 32*s; idx[s]: its index. Returns the scale, zero for a block that is stored as zeros.
+// idx[s]: index of x[s]. Returns the scale, zero for a block that is stored as zeros.
 template <typename code>
 static __device__ __forceinline__ half ggml_cuda_rq_encode(const float (&x)[4], const int scale_kind, uint32_t (&idx)[4]) {
     int a[4];
@@ -330,6 +330,15 @@ static __device__ __forceinline__ void ggml_cuda_rq_store(const uint32_t (&idx)[
     y->qs[lane + 32] = (uint8_t) (idx[1] | idx[3] << 4);
 }
 
+template <int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_store(
+        const half d, const uint32_t (&idx)[4], typename ggml_cuda_rq_code<bits>::block * y, const int lane) {
+    if (lane == 0) {
+        y->d = d;
+    }
+    ggml_cuda_rq_store(idx, lane, y);
+}
+
 // a warp stores the 128 values at x as one block
 template <int bits>
 static __device__ __forceinline__ void ggml_cuda_rq_quantize(
@@ -337,10 +346,22 @@ static __device__ __forceinline__ void ggml_cuda_rq_quantize(
     const float v[4] = { x[lane], x[lane + 32], x[lane + 64], x[lane + 96] };
     uint32_t idx[4];
     const half d = ggml_cuda_rq_encode<ggml_cuda_rq_code<bits>>(v, scale_kind, idx);
-    if (lane == 0) {
-        y->d = d;
+    ggml_cuda_rq_store<bits>(d, idx, y, lane);
+}
+
+// the same for values that lie as the rotations have them: v[k] of lane i is value 4*i + k
+template <int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_quantize_lanes(
+        const float (&v)[4], typename ggml_cuda_rq_code<bits>::block * y, const int lane, const int scale_kind) {
+    uint32_t idx[4];
+    const half d = ggml_cuda_rq_encode<ggml_cuda_rq_code<bits>>(v, scale_kind, idx); // whose sums are in integers, hence in any order
+
+    const uint32_t own = idx[0] | idx[1] << 8 | idx[2] << 16 | idx[3] << 24;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) { // value lane + 32*s
+        idx[s] = (__shfl_sync(0xFFFFFFFF, own, lane/4 + 8*s, WARP_SIZE) >> 8*(lane % 4)) & 0xFF;
     }
-    ggml_cuda_rq_store(idx, lane, y);
+    ggml_cuda_rq_store<bits>(d, idx, y, lane);
 }
 
 // ---- the rotations, by a warp: v[4*h + k] of lane i is value 128*h + 4*i + k of the row ----

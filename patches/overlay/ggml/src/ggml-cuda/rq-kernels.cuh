@@ -132,16 +132,52 @@ static __global__ void ggml_cuda_rq_copy_kernel(
     }
 }
 
-// contiguous rows of n values
-template <int n, int family>
-static __global__ void ggml_cuda_rq_rotate_kernel(const float * src, float * dst, const int64_t rows, const int mode) {
-    const int64_t row = ggml_cuda_rq_unit();
-    if (row >= rows) {
+// Rotates contiguous rows of n values and then writes them (dst), stores them as blocks (cache), or both. dst and cache may be null.
+struct ggml_cuda_rq_job {
+    const float * src;
+    float       * dst;
+    int64_t       rows;
+    int           family;
+    int           mode;
+    char        * cache;
+    const char  * idx;      // rows of the cache
+    int64_t       nb_cache; // bytes from row to row
+    int64_t       nb_idx;
+    int64_t       units;    // of 128 values in a row of the cache
+    int           bits;
+    bool          wide;     // indices of 64 bits
+};
+
+#define GGML_CUDA_RQ_MAX_JOBS 3
+
+struct ggml_cuda_rq_jobs {
+    ggml_cuda_rq_job job[GGML_CUDA_RQ_MAX_JOBS];
+    int              n;
+    int              scale_kind;
+};
+
+template <int n, int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_store_row(const float (&v)[n/32], char * row, const int64_t unit, const int lane, const int scale_kind) {
+#pragma unroll
+    for (int h = 0; h < n/128; ++h) {
+        ggml_cuda_rq_quantize_lanes<bits>({ v[4*h], v[4*h + 1], v[4*h + 2], v[4*h + 3] },
+            (typename ggml_cuda_rq_code<bits>::block *) row + unit + h, lane, scale_kind);
+    }
+}
+
+template <int n>
+static __global__ void ggml_cuda_rq_rotate_kernel(const ggml_cuda_rq_jobs jobs) {
+    int64_t row = ggml_cuda_rq_unit();
+    int     k   = 0;
+    while (k < jobs.n && row >= jobs.job[k].rows) {
+        row -= jobs.job[k++].rows;
+    }
+    if (k == jobs.n) {
         return;
     }
+    const ggml_cuda_rq_job job = jobs.job[k];
     const int lane = threadIdx.x;
-    const float * x = src + row*n;
-    float       * y = dst + row*n;
+    const float * x = job.src + row*n;
 
     ggml_cuda_pdl_sync();
     float v[n/32];
@@ -149,10 +185,27 @@ static __global__ void ggml_cuda_rq_rotate_kernel(const float * src, float * dst
     for (int j = 0; j < n/32; ++j) {
         v[j] = x[j/4*128 + 4*lane + j%4];
     }
-    ggml_cuda_rq_rotate<n, family>(v, mode, lane);
+    switch (job.family) {
+        case GGML_RQ_PLANAR: ggml_cuda_rq_rotate<n, GGML_RQ_PLANAR>(v, job.mode, lane); break;
+        case GGML_RQ_ISO:    ggml_cuda_rq_rotate<n, GGML_RQ_ISO   >(v, job.mode, lane); break;
+        default:             ggml_cuda_rq_rotate<n, GGML_RQ_ROTOR >(v, job.mode, lane); break;
+    }
     ggml_cuda_pdl_lc();
+    if (job.dst) {
+        float * y = job.dst + row*n;
 #pragma unroll
-    for (int j = 0; j < n/32; ++j) {
-        y[j/4*128 + 4*lane + j%4] = v[j];
+        for (int j = 0; j < n/32; ++j) {
+            y[j/4*128 + 4*lane + j%4] = v[j];
+        }
+    }
+    if (job.cache) {
+        const int64_t unit = row*(n/128);
+        const char  * at   = job.idx + unit/job.units*job.nb_idx;
+        char        * to   = job.cache + (job.wide ? *(const int64_t *) at : *(const int32_t *) at)*job.nb_cache;
+        switch (job.bits) {
+            case 2:  ggml_cuda_rq_store_row<n, 2>(v, to, unit % job.units, lane, jobs.scale_kind); break;
+            case 3:  ggml_cuda_rq_store_row<n, 3>(v, to, unit % job.units, lane, jobs.scale_kind); break;
+            default: ggml_cuda_rq_store_row<n, 4>(v, to, unit % job.units, lane, jobs.scale_kind); break;
+        }
     }
 }

@@ -1,4 +1,5 @@
 #include "rq.cuh"
+#include "rq-fuse.h"
 #include "rq-kernels.cuh"
 
 #include <cstdlib>
@@ -151,32 +152,52 @@ to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(const ggml_type type) {
     return f[ggml_cuda_rq_bits(type) - 2];
 }
 
-// false for what is left to the dense product
-static bool ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    const ggml_tensor * src  = dst->src[1];
-    const int32_t       hint = ggml_get_op_params_i32(dst, 1);
-    const int64_t       n    = src->ne[0];
+static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda_rq_rotation * rotations, const int n) {
+    static_assert(GGML_CUDA_RQ_MAX_ROTATIONS <= GGML_CUDA_RQ_MAX_JOBS, "a launch takes all that are fused");
+    ggml_cuda_rq_jobs jobs = {};
+    int64_t rows = 0;
+    for (int i = 0; i < n; ++i) {
+        const ggml_tensor * rot   = rotations[i].rot;
+        const ggml_tensor * store = rotations[i].store;
+        const int32_t       hint  = ggml_get_op_params_i32(rot, 1);
 
-    if (!ggml_rq_hint_is_rotation(hint) || (n != QK_RQ && n != 2*QK_RQ) || dst->src[0]->ne[1] != n ||
-            src->type != GGML_TYPE_F32 || dst->type != GGML_TYPE_F32 || !ggml_is_contiguous(src) || !ggml_is_contiguous(dst)) {
-        return false;
+        ggml_cuda_rq_job & job = jobs.job[i];
+        job.src    = (const float *) rot->src[1]->data;
+        job.dst    = rotations[i].keep ? (float *) rot->data : nullptr;
+        job.rows   = ggml_nrows(rot);
+        job.family = ggml_rq_hint_family(hint);
+        job.mode   = ggml_rq_hint_mode(hint);
+        if (store) {
+            job.cache    = (char *) store->data;
+            job.nb_cache = store->nb[1];
+            job.idx      = (const char *) store->src[1]->data;
+            job.nb_idx   = store->src[1]->nb[0];
+            job.wide     = store->src[1]->type == GGML_TYPE_I64;
+            job.units    = store->ne[0]/QK_RQ;
+            job.bits     = ggml_cuda_rq_bits(store->type);
+        }
+        rows += job.rows;
     }
-
-    const int64_t rows = ggml_nrows(src);
     if (rows == 0) {
-        return true;
+        return;
     }
-    const auto launch = [&](auto kernel) {
-        ggml_cuda_kernel_launch(kernel, ggml_cuda_rq_launch_params(rows, ctx.stream()),
-            (const float *) src->data, (float *) dst->data, rows, (int) ggml_rq_hint_mode(hint));
-    };
-    switch (ggml_rq_hint_family(hint)) {
-        case GGML_RQ_PLANAR: launch(n == QK_RQ ? ggml_cuda_rq_rotate_kernel<128, GGML_RQ_PLANAR> : ggml_cuda_rq_rotate_kernel<256, GGML_RQ_PLANAR>); break;
-        case GGML_RQ_ISO:    launch(n == QK_RQ ? ggml_cuda_rq_rotate_kernel<128, GGML_RQ_ISO>    : ggml_cuda_rq_rotate_kernel<256, GGML_RQ_ISO>);    break;
-        case GGML_RQ_ROTOR:  launch(n == QK_RQ ? ggml_cuda_rq_rotate_kernel<128, GGML_RQ_ROTOR>  : ggml_cuda_rq_rotate_kernel<256, GGML_RQ_ROTOR>);  break;
-        default: return false;
+    jobs.n          = n;
+    jobs.scale_kind = ggml_cuda_rq_scale_kind();
+    const bool wide_rows = rotations[0].rot->ne[0] == 2*QK_RQ;
+    ggml_cuda_kernel_launch(wide_rows ? ggml_cuda_rq_rotate_kernel<2*QK_RQ> : ggml_cuda_rq_rotate_kernel<QK_RQ>,
+        ggml_cuda_rq_launch_params(rows, ctx.stream()), jobs);
+}
+
+int ggml_cuda_rq_try_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const int i) {
+    if (!ggml_cuda_rq_is_rotation(graph->nodes[i])) {
+        return 0;
     }
-    return true;
+    const ggml_cuda_rq_fusion fusion = ggml_cuda_rq_fuse(graph, i);
+    if (fusion.n_nodes == 0) {
+        return 0;
+    }
+    ggml_cuda_rq_rotate(ctx, fusion.rotations, fusion.n);
+    return fusion.n_nodes - 1;
 }
 
 bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
@@ -203,8 +224,14 @@ bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor *
             }
             ggml_cuda_rq_cpy(ctx, src, dst);
             return true;
-        case GGML_OP_MUL_MAT:
-            return ggml_cuda_rq_rotate(ctx, dst);
+        case GGML_OP_MUL_MAT: {
+            if (!ggml_cuda_rq_is_rotation(dst)) {
+                return false;
+            }
+            const ggml_cuda_rq_rotation rotation = { dst, nullptr, true };
+            ggml_cuda_rq_rotate(ctx, &rotation, 1);
+            return true;
+        }
         case GGML_OP_FLASH_ATTN_EXT:
             if (!ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
                 ggml_cuda_rq_warn_flash_attn(dst);

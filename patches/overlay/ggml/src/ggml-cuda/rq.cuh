@@ -9,6 +9,10 @@
 // our kernel is the right one, MUL_MAT with a rotation of ours
 bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
+// runs the rotations of Q, K and V that lie together from node i on, and their stores, in one launch; returns how many nodes
+// after i are done with it, 0 where there is nothing to fuse
+int ggml_cuda_rq_try_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
+
 // whether we have a say in this node; supported then tells whether it runs on the device
 bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported);
 

@@ -1,0 +1,75 @@
+// What the CUDA backend would run as one launch (ggml-cuda/rq-fuse.h) in the graph of a model:
+// fusion MODEL TEXT TYPE_K TYPE_V TOKENS
+//
+// Prints for each launch of a rotation [rotations, stores, rotations that are written out, nodes that it stands for].
+
+#include "ggml-cuda/rq-fuse.h"
+
+#include "kv_driver.h"
+
+static std::vector<ggml_tensor *> nodes;
+
+static bool see(ggml_tensor * t, bool ask, void *) {
+    if (ask) {
+        nodes.push_back(t);
+    }
+    return false;
+}
+
+int main(int argc, char ** argv) {
+    if (argc != 6) {
+        die("arguments: model text type_k type_v tokens");
+    }
+    load_model_and_text(argv[1], argv[2]);
+
+    llama_context_params params = llama_context_default_params();
+    params.n_ctx           = 256;
+    params.type_k          = type_from_name(argv[3]);
+    params.type_v          = type_from_name(argv[4]);
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.cb_eval         = see;
+    llama_context * ctx = llama_init_from_model(model, params);
+    if (!ctx) {
+        die("no context");
+    }
+    nodes.clear();
+    if (llama_decode(ctx, llama_batch_get_one(text.data(), atoi(argv[5]))) != 0) {
+        die("not decoded");
+    }
+
+    // the same nodes in the same order, in a graph that knows how often each is used
+    ggml_context * meta  = ggml_init({ ggml_graph_overhead_custom(nodes.size() + 1, false), nullptr, true });
+    ggml_cgraph  * graph = ggml_new_graph_custom(meta, nodes.size() + 1, false);
+    for (ggml_tensor * t : nodes) {
+        ggml_build_forward_expand(graph, t);
+    }
+    if (graph->n_nodes != (int) nodes.size() || !std::equal(nodes.begin(), nodes.end(), graph->nodes)) {
+        die("not the same graph");
+    }
+
+    const char * sep = "";
+    printf("[");
+    for (int i = 0; i < graph->n_nodes; ++i) {
+        if (!ggml_cuda_rq_is_rotation(graph->nodes[i])) {
+            continue;
+        }
+        ggml_cuda_rq_fusion f = ggml_cuda_rq_fuse(graph, i);
+        if (f.n_nodes == 0) {
+            f = { { { graph->nodes[i], nullptr, true } }, 1, 1 };
+        }
+        int stores = 0;
+        int kept   = 0;
+        for (int j = 0; j < f.n; ++j) {
+            stores += f.rotations[j].store != nullptr;
+            kept   += f.rotations[j].keep;
+        }
+        printf("%s[%d, %d, %d, %d]", sep, f.n, stores, kept, f.n_nodes);
+        sep = ", ";
+        i += f.n_nodes - 1;
+    }
+    printf("]\n");
+
+    ggml_free(meta);
+    llama_free(ctx);
+    llama_model_free(model);
+}
