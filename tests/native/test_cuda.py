@@ -284,6 +284,28 @@ def test_rotations_and_stores_in_one_launch(kernels: Kernels, unfused_rq: Any, n
             assert np.array_equal(caches[name], expected), (name, bits)
 
 
+@BITS
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_what_the_vector_kernel_asks_of_a_type(kernels: Kernels, bits: int, head_dim: int) -> None:
+    """Products with a query in q8_1 by 2, 4 and 32 lanes, as on AMD and NVIDIA cards; values in f32 and f16."""
+    rng = np.random.default_rng(bits * head_dim)
+    kernels.lib.emu_vec_dot.restype = ctypes.c_float
+    for _ in range(20):
+        row = quantize(rng.standard_t(3, head_dim).astype(np.float32), bits)
+        values = dequantize(row, bits)
+        q = rng.integers(-127, 128, head_dim).astype(np.int8)
+        scales = rng.uniform(0.5, 2.0, head_dim // 32).astype(np.float32)
+        terms = values.astype(np.float64) * q * np.repeat(scales, 32)
+        for lanes in (2, 4, 32):
+            dot = kernels.lib.emu_vec_dot(bits, head_dim, lanes, _at(row), _at(q), _at(scales))
+            assert abs(dot - terms.sum()) <= 1e-6 * np.abs(terms).sum()
+
+        f32, f16 = np.full(head_dim, np.nan, np.float32), np.full(head_dim, np.nan, np.float16)
+        kernels.lib.emu_vec_dequantize(bits, ctypes.c_int64(head_dim), _at(row), _at(f32), _at(f16))
+        assert _same_bits(f32, values)
+        assert np.array_equal(f16, values.astype(np.float16))
+
+
 # ---- attention ----
 
 

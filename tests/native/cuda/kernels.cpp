@@ -2,6 +2,7 @@
 
 #include "rq-fattn.cuh"
 #include "rq-kernels.cuh"
+#include "rq-vec.cuh"
 
 #define SHARED_BYTES (128*1024)
 
@@ -78,6 +79,50 @@ extern "C" void emu_rotate(int n, const ggml_cuda_rq_jobs * jobs) {
             ggml_cuda_rq_rotate_kernel<128>(*jobs);
         } else {
             ggml_cuda_rq_rotate_kernel<256>(*jobs);
+        }
+    });
+}
+
+// ---- what upstream's vector attention kernel asks of a type ----
+
+template <int bits, int D, int nthreads>
+static float vec_dot(const char * k, const int32_t * q, const float * q_scale) {
+    float sum = 0.0f;
+    for (int t = 0; t < nthreads; t++) { // lanes, whose sums the kernel adds up
+        int    mine[D/4/nthreads];
+        float2 scale[D/4/nthreads];
+        for (int i = 0; i < D/4/nthreads; i++) {
+            mine[i]  = q[nthreads*i + t];
+            scale[i] = make_float2(q_scale[(nthreads*i + t)/8], NAN);
+        }
+        sum += ggml_cuda_rq_vec_dot<bits, D, nthreads>(k, mine, scale, t);
+    }
+    return sum;
+}
+
+template <int bits, int D>
+static float vec_dot(int nthreads, const char * k, const int32_t * q, const float * q_scale) {
+    switch (nthreads) {
+        case 2:  return vec_dot<bits, D,  2>(k, q, q_scale);
+        case 4:  return vec_dot<bits, D,  4>(k, q, q_scale);
+        default: return vec_dot<bits, D, 32>(k, q, q_scale);
+    }
+}
+
+// q: head_dim int8, q_scale: of each 32 of them
+extern "C" float emu_vec_dot(int bits, int head_dim, int nthreads, const char * k, const int32_t * q, const float * q_scale) {
+    float sum = 0.0f;
+    with_bits(bits, [&](auto b) {
+        sum = head_dim == 128 ? vec_dot<b.value, 128>(nthreads, k, q, q_scale) : vec_dot<b.value, 256>(nthreads, k, q, q_scale);
+    });
+    return sum;
+}
+
+extern "C" void emu_vec_dequantize(int bits, int64_t n, const char * v, float * as_f32, half * as_f16) {
+    with_bits(bits, [&](auto b) {
+        for (int64_t i = 0; i < n; i += 4) {
+            ggml_cuda_rq_vec_dequantize<b.value>(v, i, (float2 *) (as_f32 + i));
+            ggml_cuda_rq_vec_dequantize<b.value>(v, i, (half2  *) (as_f16 + i));
         }
     });
 }

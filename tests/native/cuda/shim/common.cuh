@@ -44,6 +44,13 @@ static inline float warp_reduce_max(float v) {
     return v;
 }
 
+static inline int ggml_cuda_dp4a(int a, int b, int c) {
+    for (int i = 0; i < 32; i += 8) {
+        c += (int8_t) (a >> i)*(int8_t) (b >> i);
+    }
+    return c;
+}
+
 template <int n>
 static inline void ggml_cuda_memcpy_1(void * dst, const void * src) {
     if (((uintptr_t) dst | (uintptr_t) src) % n != 0) {

@@ -1,5 +1,10 @@
 #include "rq-fattn.cuh"
+#include "rq-fattn-vec.cuh"
 
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_f16(const int64_t head_dim, const ggml_type type_v) {
     return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_f16, false>(head_dim, type_v);
+}
+
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_f16(const int64_t head_dim, const ggml_type type_v) {
+    return ggml_cuda_rq_fa_vec_find<GGML_TYPE_F16>(head_dim, type_v);
 }

@@ -1,5 +1,10 @@
 #include "rq-fattn.cuh"
+#include "rq-fattn-vec.cuh"
 
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq4(const int64_t head_dim, const ggml_type type_v) {
     return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv<4>, true>(head_dim, type_v);
+}
+
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_rq4(const int64_t head_dim, const ggml_type type_v) {
+    return ggml_cuda_rq_fa_vec_find<GGML_TYPE_PLANAR4>(head_dim, type_v);
 }

@@ -22,9 +22,9 @@ bool ggml_cuda_rq_is_type(ggml_type type);
 to_fp16_cuda_t    ggml_cuda_rq_to_fp16   (ggml_type type);
 to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(ggml_type type);
 
-// whether our attention kernel takes this FLASH_ATTN_EXT; upstream's, over K and V in f16, takes the rest
+// whether a kernel that reads our types takes this FLASH_ATTN_EXT; upstream's others, over K and V in f16, take the rest
 bool ggml_cuda_rq_use_flash_attn(int device, const ggml_tensor * dst);
 void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// says once that a decode goes the slow way: a card before Turing, AMD, a head_dim that we have no kernel for
+// says once that a decode goes the slow way: a head_dim or a form of the cache that no kernel of ours takes
 void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst);

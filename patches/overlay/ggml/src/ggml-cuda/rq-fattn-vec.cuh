@@ -1,0 +1,90 @@
+#pragma once
+
+// Attention of one or two queries on cards without int8 tensor cores (AMD, NVIDIA before Turing): upstream's vector kernel,
+// with our types as its K or V.
+
+#include "fattn-vec.cuh"
+#include "rq-vec.cuh"
+
+typedef void (* ggml_cuda_rq_fa_vec_t)(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
+
+// Upstream's kernel asks these two for the functions of a type. The kernels know codes, not families: planar stands for all.
+
+template <int bits, int D, int nthreads>
+static __device__ __forceinline__ float ggml_cuda_rq_vec_dot_KQ(
+        const char * __restrict__ K, const void * __restrict__, const int * __restrict__ Q_q8, const void * __restrict__ Q_ds) {
+    return ggml_cuda_rq_vec_dot<bits, D, nthreads>(K, Q_q8, (const float2 *) Q_ds, threadIdx.x % nthreads);
+}
+
+template <int bits, typename T>
+static __device__ __forceinline__ void ggml_cuda_rq_dequantize_V(const void * __restrict__ V, void * __restrict__ dst, const int64_t i0) {
+    ggml_cuda_rq_vec_dequantize<bits>(V, i0, (T *) dst);
+}
+
+#define GGML_CUDA_RQ_VEC_DOT(type, bits, D, nthreads) \
+    template <> constexpr __device__ vec_dot_KQ_t get_vec_dot_KQ<type, D, nthreads>() { \
+        return ggml_cuda_rq_vec_dot_KQ<bits, D, nthreads>; \
+    }
+
+#define GGML_CUDA_RQ_VEC(type, bits) \
+    GGML_CUDA_RQ_VEC_DOT(type, bits, 128, 2) GGML_CUDA_RQ_VEC_DOT(type, bits, 128, 4) GGML_CUDA_RQ_VEC_DOT(type, bits, 128, 32) \
+    GGML_CUDA_RQ_VEC_DOT(type, bits, 256, 2) GGML_CUDA_RQ_VEC_DOT(type, bits, 256, 4) GGML_CUDA_RQ_VEC_DOT(type, bits, 256, 32) \
+    template <> constexpr __device__ dequantize_V_t get_dequantize_V<type, half,  4>() { return ggml_cuda_rq_dequantize_V<bits, half2>;  } \
+    template <> constexpr __device__ dequantize_V_t get_dequantize_V<type, float, 4>() { return ggml_cuda_rq_dequantize_V<bits, float2>; }
+
+GGML_CUDA_RQ_VEC(GGML_TYPE_PLANAR2, 2)
+GGML_CUDA_RQ_VEC(GGML_TYPE_PLANAR3, 3)
+GGML_CUDA_RQ_VEC(GGML_TYPE_PLANAR4, 4)
+
+// whether this build has cards that need these kernels
+static constexpr bool ggml_cuda_rq_has_arch_below(const int) {
+    return false;
+}
+
+template <typename... Archs>
+static constexpr bool ggml_cuda_rq_has_arch_below(const int arch, const int first, Archs... rest) {
+    return first < arch || ggml_cuda_rq_has_arch_below(arch, rest...);
+}
+
+#ifdef __CUDA_ARCH_LIST__
+static constexpr bool ggml_cuda_rq_fa_vec_needed = ggml_cuda_rq_has_arch_below(GGML_CUDA_CC_TURING, __CUDA_ARCH_LIST__);
+#else
+static constexpr bool ggml_cuda_rq_fa_vec_needed = true;
+#endif // __CUDA_ARCH_LIST__
+
+template <int D, ggml_type type_k>
+static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_v(const ggml_type type_v) {
+    if constexpr (ggml_cuda_rq_fa_vec_needed) {
+        if (ggml_rq_is_type(type_v)) {
+            switch ((type_v - GGML_TYPE_PLANAR2) % 3) {
+                case 0:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR2>;
+                case 1:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR3>;
+                default: return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR4>;
+            }
+        }
+        if constexpr (type_k != GGML_TYPE_F16 && type_k != GGML_TYPE_Q8_0) {
+            switch (type_v) {
+                case GGML_TYPE_F16:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_F16>;
+                case GGML_TYPE_Q8_0: return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_Q8_0>;
+                default:             break;
+            }
+        }
+    }
+    return nullptr;
+}
+
+// nullptr where there is no such kernel, or no card of this build needs it
+template <ggml_type type_k>
+static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find(const int64_t head_dim, const ggml_type type_v) {
+    switch (head_dim) {
+        case 128: return ggml_cuda_rq_fa_vec_find_v<128, type_k>(type_v);
+        case 256: return ggml_cuda_rq_fa_vec_find_v<256, type_k>(type_v);
+        default:  return nullptr;
+    }
+}
+
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_rq2 (int64_t head_dim, ggml_type type_v);
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_rq3 (int64_t head_dim, ggml_type type_v);
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_rq4 (int64_t head_dim, ggml_type type_v);
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_f16 (int64_t head_dim, ggml_type type_v);
+ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_q8_0(int64_t head_dim, ggml_type type_v);

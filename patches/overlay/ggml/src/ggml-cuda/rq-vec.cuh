@@ -1,0 +1,73 @@
+#pragma once
+
+// What a lane of upstream's vector attention kernel (fattn-vec.cuh) does with a row of our types.
+
+#include "rq-device.cuh"
+
+// the four centroids of values 4*w + k (k = 0..3), as int8, and those of values 64 behind; w = 0..15
+template <int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_vec_centroids(
+        const typename ggml_cuda_rq_code<bits>::block * x, const int w, int & lo, int & hi) {
+    typedef ggml_cuda_rq_code<bits> code;
+
+    uint32_t n[2];
+    code::words(ggml_cuda_rq_load_global{x}, w & 7, n);
+    const uint32_t word = w < 8 ? n[0] : n[1];
+    const uint32_t c01  = code::template lookup<0>(word);
+    const uint32_t c23  = code::template lookup<0>(word >> 16);
+    lo = (int) ggml_cuda_rq_prmt(c01, c23, 0x6420);
+    hi = (int) ggml_cuda_rq_prmt(c01, c23, 0x7531);
+}
+
+// This lane's share of the product of a row of K with a query in q8_1, of which lane t of nthreads holds the words (of four
+// values) t + nthreads*i as Q_q8[i] and their scales as Q_ds[i].x.
+template <int bits, int D, int nthreads>
+static __device__ __forceinline__ float ggml_cuda_rq_vec_dot(const char * K, const int * Q_q8, const float2 * Q_ds, const int t) {
+    typedef typename ggml_cuda_rq_code<bits>::block block;
+
+    float sum = 0.0f;
+#pragma unroll
+    for (int b = 0; b < D/QK_RQ; ++b) {
+        const block * x = (const block *) K + b;
+        float part = 0.0f;
+#pragma unroll
+        for (int i = 0; i < (nthreads < 16 ? 16/nthreads : 1); ++i) {
+            int c[2];
+            ggml_cuda_rq_vec_centroids<bits>(x, (t + nthreads*i) % 16, c[0], c[1]);
+            if (nthreads == 32) { // the other half of a word is another lane's
+                part += (float) ggml_cuda_dp4a(t < 16 ? c[0] : c[1], Q_q8[b], 0)*Q_ds[b].x;
+            } else {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int j = (32*b + 16*h)/nthreads + i;
+                    part += (float) ggml_cuda_dp4a(c[h], Q_q8[j], 0)*Q_ds[j].x;
+                }
+            }
+        }
+        sum += __half2float(x->d)*part;
+    }
+    return sum*(1.0f/128.0f);
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_vec_write(half2 * dst, const float (&v)[4]) {
+    dst[0] = make_half2(__float2half_rn(v[0]), __float2half_rn(v[1]));
+    dst[1] = make_half2(__float2half_rn(v[2]), __float2half_rn(v[3]));
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_vec_write(float2 * dst, const float (&v)[4]) {
+    dst[0] = make_float2(v[0], v[1]);
+    dst[1] = make_float2(v[2], v[3]);
+}
+
+// values i0 to i0 + 3 of a row of V; 4 divides i0
+template <int bits, typename T>
+static __device__ __forceinline__ void ggml_cuda_rq_vec_dequantize(const void * V, const int64_t i0, T * dst) {
+    const auto * x = (const typename ggml_cuda_rq_code<bits>::block *) V + i0/QK_RQ;
+    const int    i = i0 % QK_RQ;
+
+    int c[2];
+    ggml_cuda_rq_vec_centroids<bits>(x, i/4 % 16, c[0], c[1]);
+    const int   q = i < 64 ? c[0] : c[1];
+    const float d = __half2float(x->d)*(1.0f/128.0f); // exact, as the products are
+    ggml_cuda_rq_vec_write(dst, { d*(float) (int8_t) q, d*(float) (int8_t) (q >> 8), d*(float) (int8_t) (q >> 16), d*(float) (q >> 24) });
+}
