@@ -195,7 +195,7 @@ def build(run: Run) -> Iterator[None]:
             "GGML_NATIVE": "ON",
             "LLAMA_BUILD_NUMBER": "0",
             "LLAMA_BUILD_COMMIT": f"{run.facts['commit'][:9]}-rq{run.facts['patch_set'][:8]}",
-            "CMAKE_CUDA_ARCHITECTURES": cuda.architectures(),
+            "CMAKE_CUDA_ARCHITECTURES": cuda.architectures(cuda_toolkit.find().version),
             **cuda_toolkit.definitions(cuda_toolkit.find()),
         }
         cmake, ninja = toolchain.cmake(), toolchain.ninja()  # from PATH or this Python's packages
@@ -241,7 +241,8 @@ def kld(run: Run) -> Iterator[None]:
 
     def measure(model: str, cache: str, where: str) -> dict[str, Any]:
         base = run.results / f"{model}.logits"
-        device = ["-ngl", "99"] if where == "cuda" else ["--device", "none"]
+        device = ["--device", "none"] if where == "cpu" else ["-ngl", "99"]
+        env = {"GGML_CUDA_DISABLE_FUSION": "1" if where == "unfused" else None}
 
         def once(types: str, place: list[str], divergence: bool) -> Any:
             arguments = perplexity.arguments(
@@ -253,7 +254,7 @@ def kld(run: Run) -> Iterator[None]:
                 chunks=4,
                 divergence=divergence,
             )
-            return run.tool("llama-perplexity", *arguments, *place)
+            return run.tool("llama-perplexity", *arguments, *place, env=env)
 
         if not base.is_file():
             done = once("f16", ["--device", "none"], False)
@@ -264,7 +265,8 @@ def kld(run: Run) -> Iterator[None]:
 
     for model in run.facts["models"]:
         for cache in ("f16", *KLD_TYPES):
-            for where in ("cuda", "cpu"):
+            # "unfused": rotations and stores one by one; what their one launch does must be the same
+            for where in ("cuda", "cpu", *(("unfused",) if cache == "iso3" else ())):
                 name = f"kld-{model}-{cache.replace('/', '_')}-{where}"
                 yield run.unit(name, 60, lambda m=model, c=cache, w=where: measure(m, c, w))
         (run.results / f"{model}.logits").unlink(missing_ok=True)
@@ -448,8 +450,9 @@ def _kld_table(units: dict[str, Any]) -> list[str]:
     lines = []
     for (model, cache, where), unit in by_key.items():
         other = by_key.get((model, cache, "cpu"))
-        if where == "cuda" and other:
-            row = f"| {model} | {cache} | {unit['kld_mean']:.5f} | {other['kld_mean']:.5f} |"
+        if where != "cpu" and other:
+            name = cache if where == "cuda" else f"{cache}, {where}"
+            row = f"| {model} | {name} | {unit['kld_mean']:.5f} | {other['kld_mean']:.5f} |"
             lines.append(f"{row} {100 * unit['same_top']:.1f} | {100 * other['same_top']:.1f} |")
     if not lines:
         return []

@@ -287,7 +287,7 @@ def test_rotations_and_stores_in_one_launch(kernels: Kernels, unfused_rq: Any, n
 @BITS
 @pytest.mark.parametrize("head_dim", [128, 256])
 def test_what_the_vector_kernel_asks_of_a_type(kernels: Kernels, bits: int, head_dim: int) -> None:
-    """Products with a query in q8_1 by 2, 4 and 32 lanes, as on AMD and NVIDIA cards; values in f32 and f16."""
+    """Products with a query in q8_1 by 2, 4 and 32 lanes (AMD's and NVIDIA's); values in f32 and f16."""
     rng = np.random.default_rng(bits * head_dim)
     kernels.lib.emu_vec_dot.restype = ctypes.c_float
     for _ in range(20):

@@ -101,12 +101,23 @@ def test_the_backend_that_is_here_is_the_default(monkeypatch: pytest.MonkeyPatch
     assert backends.default() == "cpu"  # a card, but nothing to build with
     monkeypatch.setattr(cuda_toolkit, "missing", lambda: [])
     assert backends.default() == "cuda"
-    assert cuda.architectures() == "120a-real;90-real"
+    assert cuda.architectures("13.0.88") == "120a-real;90-real"
     monkeypatch.setenv("GGUFRQ_BACKEND", "cpu")
     assert backends.default() == "cpu"
     monkeypatch.setenv("GGUFRQ_BACKEND", "abacus")
     with pytest.raises(UsageError, match="no backend 'abacus'"):
         backends.default()
+
+
+def test_without_a_card_the_code_is_for_what_the_compiler_knows() -> None:
+    new = cuda.architectures("13.0.88")
+    assert new == "75-virtual;80-virtual;86-real;89-real;90-real;120a-real" == cuda.architectures("unknown")
+    assert (
+        cuda.architectures("12.4.131")
+        == "61-virtual;70-virtual;75-virtual;80-virtual;86-real;89-real;90-real"
+    )
+    assert cuda.architectures("11.7.64") == "61-virtual;70-virtual;75-virtual;80-virtual;86-real"
+    assert cuda.architectures("12.8.61").endswith("90-real;120a-real")
 
 
 def test_nvidia_smi_that_fails_means_no_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
