@@ -189,7 +189,7 @@ static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda
 }
 
 int ggml_cuda_rq_try_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const int i) {
-    if (!ggml_cuda_rq_is_rotation(graph->nodes[i])) {
+    if (!ggml_cuda_rq_is_rotation(graph->nodes[i]) || ctx.curr_stream_no != 0) { // GGML_CUDA_GRAPH_OPT: Q, K and V each on a stream
         return 0;
     }
     const ggml_cuda_rq_fusion fusion = ggml_cuda_rq_fuse(graph, i);
