@@ -1,7 +1,8 @@
 // What the CUDA backend would run as one launch (ggml-cuda/rq-fuse.h) in the graph of a model:
 // fusion MODEL TEXT TYPE_K TYPE_V TOKENS
 //
-// Prints for each launch of a rotation [rotations, stores, rotations that are written out, nodes that it stands for].
+// Prints for each launch of a rotation [rotations, stores, rotations that are written out, nodes that it stands for], and for
+// an attention that its output's rotation goes along with [0, 0, 0, nodes].
 
 #include "ggml-cuda/rq-fuse.h"
 
@@ -50,7 +51,13 @@ int main(int argc, char ** argv) {
     const char * sep = "";
     printf("[");
     for (int i = 0; i < graph->n_nodes; ++i) {
-        if (!ggml_cuda_rq_is_rotation(graph->nodes[i])) {
+        int after = 0;
+        if (graph->nodes[i]->op == GGML_OP_FLASH_ATTN_EXT && ggml_cuda_rq_rotation_of(graph, i, after)) {
+            printf("%s[0, 0, 0, %d]", sep, after + 1);
+            sep = ", ";
+            i += after;
+        }
+        if (!ggml_cuda_rq_is_rotation(graph->nodes[i]) || after > 0) {
             continue;
         }
         ggml_cuda_rq_fusion f = ggml_cuda_rq_fuse(graph, i);

@@ -284,6 +284,47 @@ def test_rotations_and_stores_in_one_launch(kernels: Kernels, unfused_rq: Any, n
             assert np.array_equal(caches[name], expected), (name, bits)
 
 
+@pytest.mark.parametrize("n", [128, 256])
+@pytest.mark.parametrize("parts", [1, 3, 33, 70])
+@pytest.mark.parametrize("family", [None, *get_args(Family)])
+def test_parts_of_attention_are_combined_and_rotated(
+    kernels: Kernels, n: int, parts: int, family: Family | None
+) -> None:
+    rng = np.random.default_rng(n + parts)
+    values = rng.standard_normal((5, parts, n)).astype(np.float32)
+    meta = np.stack([5 * rng.standard_normal((5, parts)), rng.uniform(0.1, 9, (5, parts))], -1).astype(
+        np.float32
+    )
+    meta[1, 0] = (-1e38, 0)  # of a part that saw no row
+    out = np.full((5, n), np.nan, np.float32)
+    f = -1 if family is None else get_args(Family).index(family)
+    kernels.lib.emu_combine(n, _at(values), _at(meta), _at(out), ctypes.c_int64(5), parts, f, 3)
+
+    expected = values[:, 0].astype(np.float64)
+    if parts > 1:
+        weight = np.exp(meta[..., 0].astype(np.float64) - meta[..., 0].max(1, keepdims=True))
+        expected = np.einsum("rp,rpn->rn", weight, values) / (weight * meta[..., 1]).sum(1, keepdims=True)
+    if family is not None:
+        expected = expected @ rotation_matrix(family, "full", n)
+    assert np.abs(out - expected).max() < 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("tiles", [1, 4, 8, 40, 100, 528, 600, 5000])
+@pytest.mark.parametrize("passes", [1, 2, 64, 1024])
+def test_the_rows_are_split_so_that_the_card_is_full(kernels: Kernels, tiles: int, passes: int) -> None:
+    """On a card with 132 multiprocessors of four CUDA blocks."""
+    places = 528
+
+    def full(parts: int) -> float:
+        return tiles * parts / (-(-tiles * parts // places) * places)
+
+    parts = kernels.lib.emu_parts(*map(ctypes.c_int64, (tiles, places, passes)))
+    assert 1 <= parts <= passes
+    fewer = [n for n in range(1, passes + 1) if tiles * n <= 4 * places] or [1]
+    assert full(parts) >= min(0.95, max(map(full, fewer))) - 1e-9
+    assert tiles * parts <= 8 * places or parts == 1
+
+
 @BITS
 @pytest.mark.parametrize("head_dim", [128, 256])
 def test_what_the_vector_kernel_asks_of_a_type(kernels: Kernels, bits: int, head_dim: int) -> None:

@@ -154,7 +154,25 @@ static ggml_cuda_rq_fa_kernel find(int type_k, int head_dim, int type_v) {
     }
 }
 
-// as launch_fattn of llama.cpp calls the kernel and flash_attn_combine_results combines the parts; dst: [D, heads, queries, sequences]
+static void combine(int n, const float * parts, const float2 * meta, float * dst, int64_t rows, int n_parts, int family, int mode) {
+    run(rows, [&]() {
+        if (n == 128) {
+            ggml_cuda_rq_combine_kernel<128>(parts, meta, dst, rows, n_parts, family, mode);
+        } else {
+            ggml_cuda_rq_combine_kernel<256>(parts, meta, dst, rows, n_parts, family, mode);
+        }
+    });
+}
+
+extern "C" int emu_parts(int64_t tiles, int64_t places, int64_t passes) {
+    return ggml_cuda_rq_parts(tiles, places, passes);
+}
+
+extern "C" void emu_combine(int n, const float * parts, const float2 * meta, float * dst, int64_t rows, int n_parts, int family, int mode) {
+    combine(n, parts, meta, dst, rows, n_parts, family, mode);
+}
+
+// dst: [D, heads, queries, sequences]
 // returns the rows of a pass, or 0 when there is no such kernel
 extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attention * a, const char * q, const char * k, const char * v,
         const char * mask, const char * sinks, const int32_t * kv_max, float * dst) {
@@ -187,21 +205,6 @@ extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attenti
             a->queries, 1, a->mask_sequences, a->nb_mask, a->nb_mask*a->queries, (int64_t) a->nb_mask*a->queries);
     }, []() { memset(ggml_cuda_rq_fa_shared, 0xFF, sizeof(ggml_cuda_rq_fa_shared)); });
 
-    for (size_t r = 0; r < rows; r++) {
-        float top = -INFINITY;
-        for (int p = 0; p < a->parts; p++) {
-            top = fmaxf(top, meta[r*a->parts + p].x);
-        }
-        for (int d = 0; d < head_dim; d++) {
-            float sum = 0.0f;
-            float value = 0.0f;
-            for (int p = 0; p < a->parts && a->parts > 1; p++) {
-                const float f = expf(meta[r*a->parts + p].x - top);
-                value += f*part[(r*a->parts + p)*head_dim + d];
-                sum   += f*meta[r*a->parts + p].y;
-            }
-            dst[r*head_dim + d] = a->parts > 1 ? value/sum : part[r*head_dim + d];
-        }
-    }
+    combine(head_dim, part.data(), meta.data(), dst, rows, a->parts, -1, 0);
     return kernel.rows;
 }

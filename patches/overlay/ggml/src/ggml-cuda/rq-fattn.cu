@@ -1,6 +1,8 @@
 #include "rq.cuh"
 #include "rq-fattn.cuh"
 #include "rq-fattn-vec.cuh"
+#include "rq-kernels.cuh"
+#include "rq-fuse.h"
 
 // columns of eight from which on unpacking K and V once, to f16, for upstream's kernels is taken to be cheaper than once per eight
 // columns; not measured yet
@@ -90,30 +92,94 @@ void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
     }
 }
 
+// rot: the rotation of the output, to be written in place of it, or nullptr
 template <int D>
-static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const ggml_cuda_rq_fa_kernel & k) {
-    constexpr int warps = GGML_CUDA_RQ_FA_WARPS;
-    switch (ggml_cuda_rq_fa_heads_of(dst)) {
-        case 1:  launch_fattn<D, 8, 1>(ctx, dst, k.kernel, warps, k.nb_shared, k.rows, false, false, false, false); break;
-        case 2:  launch_fattn<D, 4, 2>(ctx, dst, k.kernel, warps, k.nb_shared, k.rows, false, false, false, false); break;
-        case 4:  launch_fattn<D, 2, 4>(ctx, dst, k.kernel, warps, k.nb_shared, k.rows, false, false, false, false); break;
-        default: launch_fattn<D, 1, 8>(ctx, dst, k.kernel, warps, k.nb_shared, k.rows, false, false, false, false); break;
+static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot, const ggml_cuda_rq_fa_kernel & k) {
+    const ggml_tensor * Q     = dst->src[0];
+    const ggml_tensor * K     = dst->src[1];
+    const ggml_tensor * V     = dst->src[2];
+    const ggml_tensor * mask  = dst->src[3];
+    const ggml_tensor * sinks = dst->src[4];
+    GGML_ASSERT(Q->type == GGML_TYPE_F32 && Q->nb[0] == sizeof(float) && (!mask || mask->type == GGML_TYPE_F16));
+
+    const int64_t group   = Q->ne[2]/K->ne[2];
+    const int64_t heads   = ggml_cuda_rq_fa_heads(group); // of a tile
+    const int64_t tiles_x = (Q->ne[1]*heads + GGML_CUDA_RQ_FA_COLS - 1)/GGML_CUDA_RQ_FA_COLS;
+    const int64_t tiles_z = (group + heads - 1)/heads*K->ne[2]*Q->ne[3];
+
+    k.prepare();
+    int per_sm = 0;
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k.kernel, WARP_SIZE*GGML_CUDA_RQ_FA_WARPS, k.nb_shared));
+    GGML_ASSERT(per_sm > 0);
+    const int parts = ggml_cuda_rq_parts(tiles_x*tiles_z, (int64_t) per_sm*ggml_cuda_info().devices[ctx.device].nsm, (K->ne[1] + k.rows - 1)/k.rows);
+
+    const int64_t rows = ggml_nrows(dst);
+    ggml_cuda_pool_alloc<float>  part(ctx.pool());
+    ggml_cuda_pool_alloc<float2> meta(ctx.pool());
+    const bool combine = parts > 1 || rot;
+    if (combine) {
+        part.alloc(rows*parts*D);
+        meta.alloc(rows*parts);
+    }
+
+    float scale;
+    float max_bias;
+    float logit_softcap;
+    memcpy(&scale,         (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&max_bias,      (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&logit_softcap, (const float *) dst->op_params + 2, sizeof(float));
+    if (logit_softcap != 0.0f) {
+        scale /= logit_softcap;
+    }
+    const uint32_t n_head_log2 = 1u << (uint32_t) floorf(log2f((float) Q->ne[2])); // ALiBi, as everywhere in ggml
+    const float    m0 = powf(2.0f, -max_bias/n_head_log2);
+    const float    m1 = powf(2.0f, -max_bias/2.0f/n_head_log2);
+
+    const dim3 warps(WARP_SIZE, GGML_CUDA_RQ_FA_WARPS, 1);
+    ggml_cuda_kernel_launch(k.kernel, ggml_cuda_kernel_launch_params(dim3(tiles_x, parts, tiles_z), warps, k.nb_shared, ctx.stream()),
+        (const char *) Q->data, (const char *) K->data, (const char *) V->data, mask ? (const char *) mask->data : nullptr,
+        sinks ? (const char *) sinks->data : nullptr, (const int *) nullptr, combine ? part.ptr : (float *) dst->data, meta.ptr,
+        scale, max_bias, m0, m1, n_head_log2, logit_softcap,
+        Q->ne[0], init_fastdiv_values(Q->ne[1]), Q->ne[2], Q->ne[3], Q->nb[1], Q->nb[2], Q->nb[3],
+        K->ne[0], K->ne[1], K->ne[2], K->ne[3], K->nb[1], K->nb[2], K->nb[3],
+        V->nb[1], V->nb[2], V->nb[3],
+        mask ? mask->ne[1] : 0, mask ? mask->ne[2] : 0, mask ? mask->ne[3] : 0, mask ? mask->nb[1] : 0, mask ? mask->nb[2] : 0, mask ? mask->nb[3] : 0);
+    if (combine) {
+        const int32_t hint = rot ? ggml_get_op_params_i32(rot, 1) : 0;
+        ggml_cuda_kernel_launch(ggml_cuda_rq_combine_kernel<D>, ggml_cuda_rq_launch_params(rows, ctx.stream()),
+            (const float *) part.ptr, (const float2 *) meta.ptr, (float *) (rot ? rot : dst)->data, rows, parts,
+            rot ? (int) ggml_rq_hint_family(hint) : -1, (int) ggml_rq_hint_mode(hint));
+    }
+}
+
+static void ggml_cuda_rq_fa_run(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot) {
+    ggml_cuda_set_device(ctx.device);
+    const int64_t head_dim = dst->src[0]->ne[0];
+    const ggml_cuda_rq_fa_kernel kernel = ggml_cuda_rq_fa_find(head_dim, dst->src[1]->type, dst->src[2]->type);
+    GGML_ASSERT(kernel.kernel != nullptr);
+    if (head_dim == 128) {
+        ggml_cuda_rq_fa_launch<128>(ctx, dst, rot, kernel);
+    } else {
+        ggml_cuda_rq_fa_launch<256>(ctx, dst, rot, kernel);
     }
 }
 
 void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
-    ggml_cuda_set_device(ctx.device);
     if (const ggml_cuda_rq_fa_vec_t vec = ggml_cuda_rq_fa_vec_for(ctx.device, dst)) {
+        ggml_cuda_set_device(ctx.device);
         vec(ctx, dst);
-        return;
-    }
-    const int64_t head_dim = dst->src[0]->ne[0];
-    const ggml_cuda_rq_fa_kernel kernel = ggml_cuda_rq_fa_find(head_dim, dst->src[1]->type, dst->src[2]->type);
-    GGML_ASSERT(kernel.kernel != nullptr);
-    kernel.prepare();
-    if (head_dim == 128) {
-        ggml_cuda_rq_fa_launch<128>(ctx, dst, kernel);
     } else {
-        ggml_cuda_rq_fa_launch<256>(ctx, dst, kernel);
+        ggml_cuda_rq_fa_run(ctx, dst, nullptr);
     }
+}
+
+int ggml_cuda_rq_flash_attn_rotated(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const int i) {
+    const ggml_tensor * dst     = graph->nodes[i];
+    int                 n_nodes = 0;
+    const ggml_tensor * rot     = ggml_cuda_rq_rotation_of(graph, i, n_nodes);
+    if (!rot || !ggml_cuda_rq_use_flash_attn(ctx.device, dst) || ggml_cuda_rq_fa_vec_for(ctx.device, dst)) {
+        return 0;
+    }
+    ggml_cuda_rq_fa_run(ctx, dst, rot);
+    return n_nodes;
 }

@@ -1,7 +1,7 @@
 #pragma once
 
-// Which rotations and stores of a graph go in one launch: those of Q, K and V of a layer. No CUDA in here, so that
-// tests run it on graphs made by ggml.
+// Which nodes of a graph go together: the rotations and stores of Q, K and V of a layer, attention and the rotation of its
+// output. No CUDA in here, so that tests run it on graphs made by ggml.
 
 #include "ggml-impl.h"
 #include "ggml-rq-types.h"
@@ -105,4 +105,30 @@ static inline ggml_cuda_rq_fusion ggml_cuda_rq_fuse(const ggml_cgraph * graph, c
     }
     f.n_nodes = f.n > 1 || (f.n == 1 && f.rotations[0].store) ? last - first : 0;
     return f;
+}
+
+// The rotation that follows attention node first and alone reads its result, and how many nodes lie from one to the other;
+// nullptr where there is none.
+static inline ggml_tensor * ggml_cuda_rq_rotation_of(const ggml_cgraph * graph, const int first, int & n_nodes) {
+    const ggml_tensor * attn = graph->nodes[first];
+    int i = first + 1;
+    while (i < graph->n_nodes && ggml_op_is_empty(graph->nodes[i]->op)) {
+        ++i;
+    }
+    if (i == graph->n_nodes || !ggml_cuda_rq_is_rotation(graph->nodes[i])) {
+        return nullptr;
+    }
+    ggml_tensor * rot = graph->nodes[i];
+    ggml_tensor * src = rot->src[1];
+    if ((rot->flags & GGML_TENSOR_FLAG_COMPUTE) == 0 || src->view_src != attn || src->view_offs != 0 || src->ne[0] != attn->ne[0] ||
+            ggml_nelements(src) != ggml_nelements(attn) || !ggml_cuda_rq_used_once(graph, first, i, attn)) {
+        return nullptr;
+    }
+    for (const ggml_tensor * t = src; t != attn; t = t->src[0]) {
+        if (!ggml_cuda_rq_used_once(graph, first, i, t)) {
+            return nullptr;
+        }
+    }
+    n_nodes = i - first;
+    return rot;
 }

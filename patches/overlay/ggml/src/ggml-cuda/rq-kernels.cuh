@@ -4,6 +4,8 @@
 
 #include "rq-device.cuh"
 
+#include <algorithm>
+
 #define GGML_CUDA_RQ_WARPS 4 // of a CUDA block
 
 // Where the rows of a tensor lie: ne in units of 128 values, nb in bytes. at() takes the index of a unit in flat order.
@@ -148,6 +150,15 @@ struct ggml_cuda_rq_job {
     bool          wide;     // indices of 64 bits
 };
 
+template <int n>
+static __device__ __forceinline__ void ggml_cuda_rq_rotate(float (&v)[n/32], const int family, const int mode, const int lane) {
+    switch (family) {
+        case GGML_RQ_PLANAR: ggml_cuda_rq_rotate<n, GGML_RQ_PLANAR>(v, mode, lane); break;
+        case GGML_RQ_ISO:    ggml_cuda_rq_rotate<n, GGML_RQ_ISO   >(v, mode, lane); break;
+        default:             ggml_cuda_rq_rotate<n, GGML_RQ_ROTOR >(v, mode, lane); break;
+    }
+}
+
 #define GGML_CUDA_RQ_MAX_JOBS 3
 
 struct ggml_cuda_rq_jobs {
@@ -185,11 +196,7 @@ static __global__ void ggml_cuda_rq_rotate_kernel(const ggml_cuda_rq_jobs jobs) 
     for (int j = 0; j < n/32; ++j) {
         v[j] = x[j/4*128 + 4*lane + j%4];
     }
-    switch (job.family) {
-        case GGML_RQ_PLANAR: ggml_cuda_rq_rotate<n, GGML_RQ_PLANAR>(v, job.mode, lane); break;
-        case GGML_RQ_ISO:    ggml_cuda_rq_rotate<n, GGML_RQ_ISO   >(v, job.mode, lane); break;
-        default:             ggml_cuda_rq_rotate<n, GGML_RQ_ROTOR >(v, job.mode, lane); break;
-    }
+    ggml_cuda_rq_rotate<n>(v, job.family, job.mode, lane);
     ggml_cuda_pdl_lc();
     if (job.dst) {
         float * y = job.dst + row*n;
@@ -207,5 +214,80 @@ static __global__ void ggml_cuda_rq_rotate_kernel(const ggml_cuda_rq_jobs jobs) 
             case 3:  ggml_cuda_rq_store_row<n, 3>(v, to, unit % job.units, lane, jobs.scale_kind); break;
             default: ggml_cuda_rq_store_row<n, 4>(v, to, unit % job.units, lane, jobs.scale_kind); break;
         }
+    }
+}
+
+// Into how many parts the rows of K and V are split, a CUDA block each, for every tile of columns: as many as use at least 19 in
+// 20 of the places that the card has for CUDA blocks at once, in the fewest rounds. No part has less than one pass of rows.
+static int ggml_cuda_rq_parts(const int64_t tiles, const int64_t places, const int64_t passes) {
+    int64_t best = 1;
+    double  used = 0.0;
+    for (int64_t round = 1; round <= 8; ++round) {
+        const int64_t parts = std::min(std::max<int64_t>(round*places/tiles, 1), passes);
+        const int64_t needs = (tiles*parts + places - 1)/places; // rounds
+        const double  now   = (double) (tiles*parts)/(double) (needs*places);
+        if (now > used) {
+            used = now;
+            best = parts;
+        }
+        if (used >= 0.95 || parts == passes) {
+            break;
+        }
+    }
+    return (int) best;
+}
+
+// Puts the parts together that CUDA blocks have made of a row of attention, each with its maximum and sum in meta, and rotates
+// it: family < 0 for no rotation. parts: [n, n_parts, rows]; a single part is divided already and has no meta.
+template <int n>
+static __global__ void ggml_cuda_rq_combine_kernel(
+        const float * parts, const float2 * meta, float * dst, const int64_t rows, const int n_parts, const int family, const int mode) {
+    const int64_t row = ggml_cuda_rq_unit();
+    if (row >= rows) {
+        return;
+    }
+    const int lane = threadIdx.x;
+    parts += row*n_parts*n;
+    meta  += row*n_parts;
+
+    ggml_cuda_pdl_sync();
+    float max = -FLT_MAX;
+    for (int i = lane; i < n_parts && n_parts > 1; i += WARP_SIZE) {
+        max = fmaxf(max, meta[i].x);
+    }
+    max = warp_reduce_max(max);
+
+    float v[n/32] = { 0.0f };
+    float sum     = 0.0f; // of this lane's parts
+    for (int i0 = 0; i0 < n_parts; i0 += WARP_SIZE) {
+        float own = 1.0f; // what part i0 + lane counts
+        if (n_parts > 1) {
+            const float2 m = i0 + lane < n_parts ? meta[i0 + lane] : make_float2(-INFINITY, 0.0f);
+            own  = expf(m.x - max);
+            sum += own*m.y;
+        }
+#pragma unroll 4
+        for (int i = 0; i < WARP_SIZE && i0 + i < n_parts; ++i) {
+            const float   f = __shfl_sync(0xFFFFFFFF, own, i, WARP_SIZE);
+            const float * x = parts + (int64_t) (i0 + i)*n;
+#pragma unroll
+            for (int j = 0; j < n/32; ++j) {
+                v[j] += f*x[j/4*128 + 4*lane + j%4];
+            }
+        }
+    }
+    sum = n_parts > 1 ? warp_reduce_sum(sum) : 1.0f;
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        v[j] /= sum;
+    }
+    if (family >= 0) {
+        ggml_cuda_rq_rotate<n>(v, family, mode, lane);
+    }
+    ggml_cuda_pdl_lc();
+    dst += row*n;
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        dst[j/4*128 + 4*lane + j%4] = v[j];
     }
 }

@@ -1,6 +1,6 @@
 #include "rq.cuh"
-#include "rq-fuse.h"
 #include "rq-kernels.cuh"
+#include "rq-fuse.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -23,7 +23,7 @@ static int ggml_cuda_rq_scale_kind() {
     return kind;
 }
 
-static ggml_cuda_kernel_launch_params ggml_cuda_rq_launch_params(const int64_t warps, cudaStream_t stream) {
+ggml_cuda_kernel_launch_params ggml_cuda_rq_launch_params(const int64_t warps, cudaStream_t stream) {
     const int64_t blocks = (warps + GGML_CUDA_RQ_WARPS - 1)/GGML_CUDA_RQ_WARPS;
     GGML_ASSERT(blocks <= INT_MAX);
     return ggml_cuda_kernel_launch_params(dim3(blocks, 1, 1), dim3(WARP_SIZE, GGML_CUDA_RQ_WARPS, 1), 0, stream);
@@ -189,7 +189,13 @@ static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda
 }
 
 int ggml_cuda_rq_try_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const int i) {
-    if (!ggml_cuda_rq_is_rotation(graph->nodes[i]) || ctx.curr_stream_no != 0) { // GGML_CUDA_GRAPH_OPT: Q, K and V each on a stream
+    if (ctx.curr_stream_no != 0) { // GGML_CUDA_GRAPH_OPT: Q, K and V each on a stream
+        return 0;
+    }
+    if (graph->nodes[i]->op == GGML_OP_FLASH_ATTN_EXT) {
+        return ggml_cuda_rq_flash_attn_rotated(ctx, graph, i);
+    }
+    if (!ggml_cuda_rq_is_rotation(graph->nodes[i])) {
         return 0;
     }
     const ggml_cuda_rq_fusion fusion = ggml_cuda_rq_fuse(graph, i);

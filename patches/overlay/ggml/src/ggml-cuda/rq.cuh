@@ -9,8 +9,8 @@
 // our kernel is the right one, MUL_MAT with a rotation of ours
 bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// runs the rotations of Q, K and V that lie together from node i on, and their stores, in one launch; returns how many nodes
-// after i are done with it, 0 where there is nothing to fuse
+// runs what goes together from node i on (rq-fuse.h); returns how many nodes after i are done with it, 0 where there is nothing
+// to fuse
 int ggml_cuda_rq_try_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 // whether we have a say in this node; supported then tells whether it runs on the device
@@ -26,5 +26,11 @@ to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(ggml_type type);
 bool ggml_cuda_rq_use_flash_attn(int device, const ggml_tensor * dst);
 void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
+// the same for node i together with the rotation of its output; returns how many nodes after i are done, 0 for none and nothing run
+int ggml_cuda_rq_flash_attn_rotated(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
+
 // says once that a decode goes the slow way: a head_dim or a form of the cache that no kernel of ours takes
 void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst);
+
+// for the kernels of rq-kernels.cuh
+ggml_cuda_kernel_launch_params ggml_cuda_rq_launch_params(int64_t warps, cudaStream_t stream);
