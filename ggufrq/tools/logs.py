@@ -35,8 +35,13 @@ _CONTEXT = "constructing llama_context"
 _LEVEL = re.compile(r"^\d+\.\d+\.\d+\.\d+ ([IWED]) ?")
 _MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
 _FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
-#: Errors that only say that an earlier one happened.
+_ERROR = re.compile(r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)")
+#: The last words of a program that gives up begin with the place in its source.
+_ABORT = re.compile(r"^\S+\.(?:c|cpp|cu|cuh|h|m|mm):\d+: (?=.*\w)")
+#: Errors that only say that an earlier one happened, or tell less of it than what comes later.
 _FOLLOWING = (
+    "send failed (bytes_sent=",
+    "recv failed (bytes_recv=",
     "failed to load model",
     "failed to create context",
     "failed to create_context",
@@ -252,10 +257,9 @@ def error_lines(text: str) -> list[str]:
         if level is not None and level[1] != "E":
             continue
         body = line[level.end() :] if level is not None else line
-        if level is None and not re.match(
-            r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)", body
-        ):
+        if level is None and not _ERROR.match(body) and not _ABORT.match(body):
             continue
+        body = _ABORT.sub("", body)
         sentence = _FUNCTION.sub("", _MODULE.sub("", body)).strip()
         sentence = re.sub(r"^(?:task id = \d+, )?(?:error|Error|ERROR)(?: loading model)?: ", "", sentence)
         sentence = sentence.removeprefix("failed to initialize the context: ")

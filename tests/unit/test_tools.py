@@ -110,6 +110,8 @@ def test_exact_bytes(mib: float, tokens: int, name: str, size: int | None) -> No
         ),
         ("completion-ctx.err", "prompt is too long (892 tokens, max 252)"),
         ("bench-badtype.err", "invalid parameter for argument: -ctk"),
+        ("completion-rpc-died.err", "Remote RPC server crashed or returned malformed response"),
+        ("completion-rpc-missing.err", "Failed to connect to 127.0.0.1:50995"),
     ],
 )
 def test_reason(name: str, reason: str) -> None:
