@@ -28,25 +28,31 @@ def f16_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def compiled(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """compiled(name): the program of name.cpp beside this file."""
+def compiled(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """compiled(name, *flags): the program of name.cpp beside this file."""
 
-    def build(name: str) -> Path:
+    def build(name: str, *flags: str) -> Path:
         out = tmp_path_factory.mktemp("driver") / name
         compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
         folders = ("include", "ggml/include", "ggml/src")
         include = [f"-I{llama_build.source / folder}" for folder in folders]
         link = [f"-L{llama_build.bin}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{llama_build.bin}"]
-        proc.run([compiler, "-std=c++17", "-O1", *include, HERE / f"{name}.cpp", "-o", out, *link])
+        proc.run([compiler, "-std=c++17", "-O1", *flags, *include, HERE / f"{name}.cpp", "-o", out, *link])
         return out
 
     return build
 
 
 @pytest.fixture(scope="session")
-def driver(compiled: Callable[[str], Path]) -> Path:
+def driver(compiled: Callable[..., Path]) -> Path:
     """kv_cache.cpp, compiled against the build."""
     return compiled("kv_cache")
+
+
+@pytest.fixture(scope="session")
+def twins(compiled: Callable[..., Path]) -> Path:
+    """twins.cpp as a library: two devices, Twin0 and Twin1, for GGML_BACKEND_PATH."""
+    return compiled("twins", "-shared", "-fPIC")
 
 
 @pytest.fixture(scope="session")

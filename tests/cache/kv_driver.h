@@ -2,6 +2,7 @@
 
 // What the programs of this folder have in common: a model, its text, and how they end when something is not there.
 
+#include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
 
@@ -32,7 +33,7 @@ static ggml_type type_from_name(const char * name) {
     die("unknown type");
 }
 
-// at least 800 tokens; of llama.cpp's log only the errors are printed
+// at least 800 tokens; of llama.cpp's log only the errors are printed. LLAMA_ARG_SPLIT_MODE (layer, tensor) is for several devices.
 static void load_model_and_text(const char * model_path, const char * text_path) {
     llama_log_set([](ggml_log_level level, const char * line, void *) {
         if (level == GGML_LOG_LEVEL_ERROR) {
@@ -40,7 +41,15 @@ static void load_model_and_text(const char * model_path, const char * text_path)
         }
     }, nullptr);
 
-    model = llama_model_load_from_file(model_path, llama_model_default_params());
+    llama_model_params params = llama_model_default_params();
+    if (const char * mode = getenv("LLAMA_ARG_SPLIT_MODE")) {
+        ggml_backend_load_all();
+        if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU)) {
+            die("no devices");
+        }
+        params.split_mode = strcmp(mode, "tensor") == 0 ? LLAMA_SPLIT_MODE_TENSOR : LLAMA_SPLIT_MODE_LAYER;
+    }
+    model = llama_model_load_from_file(model_path, params);
     if (!model) {
         die("no model");
     }

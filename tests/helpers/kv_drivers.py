@@ -23,9 +23,10 @@ def run(
     layers: str | None = None,
     calib: Path | None = None,
     recent: int | None = None,
+    devices: proc.Environment | None = None,
 ) -> dict[str, Any]:
     """What the program prints as JSON, with the variables that these options stand for."""
-    env = {**ONE_THREAD, "LLAMA_RQ_MODE": mode, "LLAMA_RQ_LAYERS": layers}
+    env = {**ONE_THREAD, "LLAMA_RQ_MODE": mode, "LLAMA_RQ_LAYERS": layers, **(devices or {})}
     env["LLAMA_RQ_RECENT"] = None if recent is None else str(recent)
     env["LLAMA_RQ_CALIB"] = None if calib is None else str(calib)
     done = proc.run([driver, *arguments], env=env, timeout=600)

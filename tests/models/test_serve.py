@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import requests
+from loopback import free_port
 
 from ggufrq.build import Build
 from ggufrq.errors import ToolError, UsageError
@@ -33,12 +34,6 @@ DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 
 def text(characters: int, skip: int = 0) -> str:
     return (data_dir("texts") / "heldout.txt").read_text(encoding="utf-8")[skip : skip + characters]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def complete(running: Server, prompt: str | list[int], **options: Any) -> dict[str, Any]:

@@ -52,6 +52,10 @@ static uint32_t llama_rq_calib_u32(const gguf_context * gguf, const char * key) 
     return id >= 0 && gguf_get_kv_type(gguf, id) == GGUF_TYPE_UINT32 ? gguf_get_val_u32(gguf, id) : 0;
 }
 
+static std::string llama_rq_mean_name(int32_t il) {
+    return "blk." + std::to_string(il) + ".k_mean";
+}
+
 static void llama_rq_check_attention(const std::string & path, const llama_model & model, const std::vector<int32_t> & layers) {
     const auto refuse = [&](const std::string & why) {
         return std::runtime_error("the calibration file " + path + " cannot be used, " + why);
@@ -101,7 +105,7 @@ std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & pa
     uint64_t h = llama_rq_hash(nullptr, 0);
 
     for (int32_t il : layers) {
-        const std::string name = "blk." + std::to_string(il) + ".k_mean";
+        const std::string name = llama_rq_mean_name(il);
 
         const ggml_tensor * mean = ggml_get_tensor(data, name.c_str());
         if (!mean || mean->type != GGML_TYPE_F32 || mean->ne[0] != model.hparams.n_embd_head_k(il) ||
@@ -122,8 +126,9 @@ std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & pa
             ctx = ggml_init({ /*.mem_size =*/ layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true });
             res->bufs.emplace_back(ggml_context_ptr(ctx), nullptr);
         }
-        res->k[il] = ggml_dup_tensor(ctx, mean);
-        ggml_set_name(res->k[il], name.c_str());
+        // named and shaped as a bias of K, which is split by heads as K is where several devices share a layer
+        res->k[il] = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, ggml_nelements(mean));
+        ggml_format_name(res->k[il], "blk.%d.attn_k.bias", il);
     }
 
     for (auto & [ctx, buf] : res->bufs) {
@@ -138,7 +143,7 @@ std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & pa
         ggml_backend_buffer_set_usage(buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     }
     for (const auto & [il, k] : res->k) {
-        ggml_backend_tensor_set(k, ggml_get_tensor(data, ggml_get_name(k))->data, 0, ggml_nbytes(k));
+        ggml_backend_tensor_set(k, ggml_get_tensor(data, llama_rq_mean_name(il).c_str())->data, 0, ggml_nbytes(k));
     }
 
     res->hash = (uint32_t) (h ^ h >> 32);

@@ -11,7 +11,7 @@
 struct llama_rq_means {
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
 
-    std::unordered_map<int32_t, ggml_tensor *> k; // by layer of the model: f32 [head_dim, n_head_kv], rotated as K is
+    std::unordered_map<int32_t, ggml_tensor *> k; // by layer of the model: f32 [head_dim*n_head_kv], rotated as K is
 
     uint32_t hash; // of all means
 };

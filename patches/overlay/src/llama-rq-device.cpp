@@ -8,6 +8,13 @@ static ggml_tensor * llama_rq_cells(ggml_context * ctx, ggml_type type, int64_t 
     return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, n_embd_head, n_head_kv, n_kv, 1), 0, 2, 1, 3);
 }
 
+bool llama_rq_device_knows(ggml_backend_dev_t dev, ggml_type type) {
+    const ggml_init_params params = { /*.mem_size =*/ ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> held(ggml_init(params), ggml_free);
+
+    return ggml_backend_dev_supports_op(dev, ggml_new_tensor_1d(held.get(), type, ggml_blck_size(type)));
+}
+
 std::string llama_rq_device_lacks(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, bool flash_attn) {
     const ggml_init_params params = { /*.mem_size =*/ 64*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
     const std::unique_ptr<ggml_context, decltype(&ggml_free)> held(ggml_init(params), ggml_free);

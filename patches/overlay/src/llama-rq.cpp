@@ -229,22 +229,22 @@ void llama_rq_cache::choose_upstream_rot(const llama_hparams & hparams, int n_em
     }
 }
 
-// null for a layer that has none
-static ggml_tensor * llama_rq_mean(const llama_rq_cache & rq, int32_t il) {
+// [head_dim, n_head_kv] as K of a token; null for a layer that has none
+static ggml_tensor * llama_rq_mean(const llama_rq_cache & rq, ggml_context * ctx, const ggml_tensor * k, int32_t il) {
     if (!rq.means) {
         return nullptr;
     }
     const auto it = rq.means->k.find(il);
-    return it == rq.means->k.end() ? nullptr : it->second;
+    return it == rq.means->k.end() ? nullptr : ggml_reshape_2d(ctx, it->second, k->ne[0], k->ne[1]);
 }
 
 ggml_tensor * llama_rq_cache::center(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) const {
-    ggml_tensor * mean = llama_rq_mean(*this, il);
+    ggml_tensor * mean = llama_rq_mean(*this, ctx, k_cur, il);
     return mean ? ggml_sub(ctx, k_cur, mean) : k_cur;
 }
 
 ggml_tensor * llama_rq_cache::uncenter(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) const {
-    ggml_tensor * mean = llama_rq_mean(*this, il);
+    ggml_tensor * mean = llama_rq_mean(*this, ctx, k_cur, il);
     return mean ? ggml_add(ctx, k_cur, mean) : k_cur;
 }
 
@@ -315,11 +315,16 @@ static bool llama_rq_check_flash_attn(const std::vector<llama_rq_entry> & entrie
 static bool llama_rq_check_devices(const llama_model & model, const std::vector<llama_rq_entry> & entries, const llama_context_params & params) {
     const auto & hparams = model.hparams;
 
+    if (!params.offload_kqv && model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        LLAMA_LOG_ERROR("llama_rq: --split-mode tensor cannot keep the cache on the CPU: use --split-mode layer with --no-kv-offload\n");
+        return false;
+    }
+
     std::vector<std::pair<ggml_type, ggml_type>> pairs = { { params.type_k, params.type_v } };
     for (const auto & entry : entries) {
         pairs.push_back({ entry.type_k, entry.type_v });
     }
-    for (uint32_t il = 0; params.offload_kqv && il < hparams.n_layer(); ++il) {
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
         ggml_backend_dev_t dev = model.dev_layer(il);
         if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || hparams.n_head_kv(il) == 0 || hparams.is_recr(il) || !hparams.has_kv(il)) {
             continue;
@@ -327,6 +332,16 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
         const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
         for (const auto & [type_k, type_v] : pairs) {
             if (!ggml_rq_is_type(type_k) && !ggml_rq_is_type(type_v)) {
+                continue;
+            }
+            for (const ggml_type type : { type_k, type_v }) {
+                if (!llama_rq_device_knows(dev, type)) {
+                    LLAMA_LOG_ERROR("llama_rq: %s (%s), which layer %d is on, does not know %s: run ggml-rpc-server of this build there, or take another cache type\n",
+                            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(type));
+                    return false;
+                }
+            }
+            if (!params.offload_kqv) {
                 continue;
             }
             const std::string lack = llama_rq_device_lacks(dev, type_k, type_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);

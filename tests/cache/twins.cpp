@@ -1,0 +1,92 @@
+// Two devices that count as GPUs and compute on the CPU: each has memory of its own, which no other device reads. What
+// GGUFRQ_TWINS_LACK names is not supported: "pairs" (attention over two types of K and V), "set_rows".
+//
+// llama.cpp loads the library where GGML_BACKEND_PATH says.
+
+#include "ggml-backend-impl.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+static constexpr int N = 2;
+
+static ggml_backend_device      devices[N];
+static ggml_backend_buffer_type bufts[N];
+static char                     names[N][8];
+
+static ggml_backend_dev_t cpu() {
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+}
+
+static const char * get_name(ggml_backend_dev_t dev) {
+    return names[dev - devices];
+}
+
+static void get_memory(ggml_backend_dev_t, size_t * free, size_t * total) {
+    *free = *total = size_t(4) << 30;
+}
+
+static enum ggml_backend_dev_type get_type(ggml_backend_dev_t) {
+    return GGML_BACKEND_DEVICE_TYPE_GPU;
+}
+
+static void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
+    *props = {};
+    props->name = props->description = get_name(dev);
+    props->type = get_type(dev);
+    get_memory(dev, &props->memory_free, &props->memory_total);
+}
+
+static ggml_backend_t init_backend(ggml_backend_dev_t dev, const char *) {
+    ggml_backend_t backend = ggml_backend_dev_init(cpu(), nullptr);
+    auto * set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu()), "ggml_backend_set_n_threads");
+    set_n_threads(backend, 1);
+    backend->device = dev;
+    return backend;
+}
+
+static ggml_backend_buffer_type_t get_buffer_type(ggml_backend_dev_t dev) {
+    return &bufts[dev - devices];
+}
+
+static bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
+    const char * env = getenv("GGUFRQ_TWINS_LACK");
+    const bool lacks = env && ((strcmp(env, "set_rows") == 0 && op->op == GGML_OP_SET_ROWS) ||
+                               (strcmp(env, "pairs")    == 0 && op->op == GGML_OP_FLASH_ATTN_EXT && op->src[1]->type != op->src[2]->type));
+    return !lacks && ggml_backend_dev_supports_op(cpu(), op);
+}
+
+static bool supports_buft(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
+    return buft == get_buffer_type(dev);
+}
+
+extern "C" ggml_backend_reg_t ggml_backend_init() {
+    static ggml_backend_reg reg = { GGML_BACKEND_API_VERSION, {
+        [](ggml_backend_reg_t) { return "Twins"; },
+        [](ggml_backend_reg_t) { return (size_t) N; },
+        [](ggml_backend_reg_t, size_t i) { return &devices[i]; },
+        [](ggml_backend_reg_t, const char *) { return (void *) nullptr; },
+    }, nullptr };
+
+    for (int i = 0; i < N; i++) {
+        snprintf(names[i], sizeof(names[i]), "Twin%d", i);
+
+        bufts[i] = *ggml_backend_dev_buffer_type(cpu());
+        bufts[i].iface.get_name = [](ggml_backend_buffer_type_t buft) { return (const char *) names[buft - bufts]; };
+        bufts[i].iface.is_host  = nullptr;
+        bufts[i].device         = &devices[i];
+
+        devices[i].reg = &reg;
+        devices[i].iface.get_name        = get_name;
+        devices[i].iface.get_description = get_name;
+        devices[i].iface.get_memory      = get_memory;
+        devices[i].iface.get_type        = get_type;
+        devices[i].iface.get_props       = get_props;
+        devices[i].iface.init_backend    = init_backend;
+        devices[i].iface.get_buffer_type = get_buffer_type;
+        devices[i].iface.supports_op     = supports_op;
+        devices[i].iface.supports_buft   = supports_buft;
+    }
+    return &reg;
+}
