@@ -179,6 +179,23 @@ def test_what_a_device_lacks_is_refused(
         assert figure(perplexity(*given, "--rpc", address, "--no-kv-offload")) == want
 
 
+def test_an_rpc_client_keeps_room_for_the_layers_that_take_most(
+    llama_build: Build, twins: Path, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Attention over a layer in f16 takes less than over one in iso3, which is converted beside the result;
+    upstream's client would take what the first layer takes for all."""
+
+    def buffer(*options: str) -> float:
+        given = (llama_build, f16_models[DENSE], *types("iso3", "iso3"), "--rpc", address)
+        done = perplexity(*given, "-c", "4096", "--chunks", "1", "-b", "512", *options)
+        figure(done)
+        return float(re.findall(r"RPC0\[.*\] compute buffer size = +([\d.]+)", done.stderr)[-1])
+
+    env = {"GGML_BACKEND_PATH": str(twins)}
+    with rpc_server(llama_build, tmp_path / "rpc.log", "-d", "Twin0", env=env) as (address, _):
+        assert buffer("--kv-layers", "0:f16") == buffer() > buffer("--kv-layers", "0--1:f16")
+
+
 def test_a_split_by_heads_needs_the_cache_on_the_devices(
     llama_build: Build, twins: Path, f16_models: dict[str, Path]
 ) -> None:

@@ -46,6 +46,15 @@ static ggml_backend_t init_backend(ggml_backend_dev_t dev, const char *) {
     return backend;
 }
 
+// as on CUDA, the memory of an attention also has room for K and V in f16
+static size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * t) {
+    size_t res = ggml_nbytes(t);
+    for (int i = 1; t->op == GGML_OP_FLASH_ATTN_EXT && i <= 2; i++) {
+        res += t->src[i]->type == GGML_TYPE_F16 ? 0 : ggml_nelements(t->src[i])*sizeof(ggml_fp16_t);
+    }
+    return res;
+}
+
 static ggml_backend_buffer_type_t get_buffer_type(ggml_backend_dev_t dev) {
     return &bufts[dev - devices];
 }
@@ -74,8 +83,9 @@ extern "C" ggml_backend_reg_t ggml_backend_init() {
 
         bufts[i] = *ggml_backend_dev_buffer_type(cpu());
         bufts[i].iface.get_name = [](ggml_backend_buffer_type_t buft) { return (const char *) names[buft - bufts]; };
-        bufts[i].iface.is_host  = nullptr;
-        bufts[i].device         = &devices[i];
+        bufts[i].iface.get_alloc_size = get_alloc_size;
+        bufts[i].iface.is_host        = nullptr;
+        bufts[i].device               = &devices[i];
 
         devices[i].reg = &reg;
         devices[i].iface.get_name        = get_name;

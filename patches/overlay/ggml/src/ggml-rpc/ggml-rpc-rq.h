@@ -1,9 +1,9 @@
 #pragma once
 
 // The rotated cache types on RPC devices. Upstream's client takes every server to support every operation. With our
-// types that ends badly: a server of another build closes the connection when it sees one, and so does one of this build
-// whose device lacks the kernel. So the server is asked, in a way that any server understands: what would a tensor with
-// this mark take? Upstream's answers with a size, ours with yes or no. Such answers are kept.
+// types that ends badly: a server of another build closes the connection when it sees one, one of this build aborts where
+// its device lacks the kernel. So the server is asked, in a way that any server understands: what would a tensor with this
+// mark take? Upstream's answers with a size, ours with yes or no. Such answers are kept.
 
 #include "../ggml-rq-types.h"
 
@@ -31,6 +31,19 @@ static uint64_t ggml_rpc_rq_answer(ggml_backend_t backend, const ggml_tensor * t
         op->src[i] = tensor->src[i + 1];
     }
     return !op || ggml_backend_supports_op(backend, op) ? GGML_RPC_RQ_YES : GGML_RPC_RQ_NO;
+}
+
+// K, V and mask of an attention over as many cells as a cache has at least: their number grows with every batch, and to ask
+// anew would be to wait for the last one
+static void ggml_rpc_rq_shorten(ggml_tensor & t, int src) {
+    if (src == 1 || src == 2) {
+        t.ne[1] = 256;
+    } else if (src == 3) {
+        t.ne[0] = 256;
+        for (int i = 1; i < GGML_MAX_DIMS; i++) {
+            t.nb[i] = t.ne[i - 1]*t.nb[i - 1];
+        }
+    }
 }
 
 // client: whether the server behind the device supports the operation; with nullptr, whether it knows our types
@@ -63,6 +76,9 @@ static bool ggml_rpc_rq_ask(ggml_backend_dev_t dev, const ggml_tensor * op) {
         t.buffer   = nullptr; // it need not be allocated yet, nor be on that server
         t.data     = nullptr;
         t.view_src = nullptr;
+        if (op->op == GGML_OP_FLASH_ATTN_EXT) {
+            ggml_rpc_rq_shorten(t, i - 1);
+        }
         question.src[i] = &t;
         mix(i);
         mix(t.type);
@@ -95,6 +111,7 @@ static bool ggml_rpc_rq_decides(ggml_backend_dev_t dev, const ggml_tensor * op, 
     if (!ours) {
         return false;
     }
+    // a question holds nine sources; the attention that has more is the CPU's
     supported = !op->src[GGML_MAX_SRC - 1] && ggml_rpc_rq_ask(dev, nullptr) && (ggml_op_is_empty(op->op) || ggml_rpc_rq_ask(dev, op));
     return true;
 }
