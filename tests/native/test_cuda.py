@@ -456,7 +456,7 @@ def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
         None if held_mask is None else _at(held_mask), None if sinks is None else _at(sinks),
         None if kv_max is None else _at(kv_max), _at(out),
     )  # fmt: skip
-    assert rows in (64, 128)
+    assert rows in (64, 128, 256)  # that a CUDA block takes at once
 
     group = case.heads // case.heads_kv
     k, v = (np.repeat(a, group, axis=2) for a in (k, v))
@@ -495,14 +495,14 @@ PAIRS = [
     if RQ2 in (k, v) or RQ3 in (k, v) or RQ4 in (k, v)
 ]
 
-#: f16 rounds weights and values to 2^-11; sums are in f32
-TOLERANCE = 1e-3
+#: of the largest value; queries and weights have 15 bits, or those of f16 where K or V does
+TOLERANCE = 5e-4
 
 
 @pytest.mark.parametrize(("type_k", "type_v"), PAIRS)
 @pytest.mark.parametrize("dim", [128, 256])
 def test_attention_of_every_pair(kernels: Kernels, type_k: int, type_v: int, dim: int) -> None:
-    assert _error(kernels, Case(type_k, type_v, dim, queries=3, kv=150)) < TOLERANCE
+    assert _error(kernels, Case(type_k, type_v, dim, queries=3, kv=330)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -517,6 +517,7 @@ def test_attention_of_every_pair(kernels: Kernels, type_k: int, type_v: int, dim
         Case(heads=7, heads_kv=7, kv=33, type_k=RQ2, type_v=RQ4),
         Case(kv=1),
         Case(kv=64, mask="none"),
+        Case(kv=1500),
         Case(kv=1000, parts=3),
         Case(kv=1000, parts=5, mask="gap", queries=2),
         Case(kv=1000, parts=2, mask="gap", dim=256, type_k=RQ4, type_v=RQ4),
@@ -545,14 +546,11 @@ def test_scores_keep_fifteen_bits_of_the_query(kernels: Kernels, type_k: int) ->
 
 MUTATIONS = [
     ("rq-device.cuh", "h |= __shfl_xor_sync(0xFFFFFFFF, h, 16, WARP_SIZE) << 1;", ""),
-    ("rq-device.cuh", ">> (w >> 2); // bit", "; // bit"),
-    ("rq-fattn.cuh", "l % 2 == 0 ? 0x4140 : 0x4342", "l % 2 == 0 ? 0x4342 : 0x4140"),
-    (
-        "rq-fattn.cuh",
-        "const int row = row0 + 16*r + g + 8*(i/2);",
-        "const int row = row0 + 16*r + g + 8*(i%2);",
-    ),
-    ("rq-fattn.cuh", "sum[0][l]*128 + sum[1][l]", "sum[0][l]*128"),
+    ("rq-device.cuh", "4*(w & 3), w >> 2)", "4*(w & 3), 0)"),
+    ("rq-fattn-kv.cuh", "prmt(m[0], m[1], 0x5140)", "prmt(m[1], m[0], 0x5140)"),
+    ("rq-fattn-kv.cuh", "sum.x[l] *= 256;", "sum.x[l] = 0;"),
+    ("rq-fattn-kv.cuh", "^ 0x80808080", ""),
+    ("rq-fattn.cuh", "s[i/16][i/8%2*2 + c]", "s[i/16][c*2 + i/8%2]"),
 ]
 
 

@@ -60,10 +60,18 @@ static inline void mma(tile<16, 8, float> & c, const tile<16, 8, half2> & a, con
 } // namespace ggml_cuda_mma
 
 // transposes 8x8 halves; a lane holds two of row lane/4
-static inline half2 ggml_cuda_movmatrix(half2 v) {
-    half2 all[32];
+static inline int ggml_cuda_movmatrix(int v) {
+    int all[32];
     emulator::meet_warp(v, all);
     const int lane = emulator::current % 32;
-    const auto at = [&](int row, int col) { return col % 2 == 0 ? all[row*4 + col/2].x : all[row*4 + col/2].y; };
-    return { at(2*(lane % 4), lane/4), at(2*(lane % 4) + 1, lane/4) };
+    const auto at = [&](int row, int col) { return (uint32_t) all[row*4 + col/2] >> 16*(col % 2) & 0xFFFF; };
+    return (int) (at(2*(lane % 4), lane/4) | at(2*(lane % 4) + 1, lane/4) << 16);
+}
+
+static inline half2 ggml_cuda_movmatrix(half2 v) {
+    int bits;
+    memcpy(&bits, &v, sizeof(bits));
+    bits = ggml_cuda_movmatrix(bits);
+    memcpy(&v, &bits, sizeof(v));
+    return v;
 }

@@ -14,28 +14,45 @@
 #define GGML_RQ_TABLES_ROTATIONS
 #include "ggml-rq-types.h"
 
+#if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA) && !defined(GGML_RQ_HOST)
+#define GGML_CUDA_RQ_PTX
+#endif // !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA) && !defined(GGML_RQ_HOST)
+
 // the bytes of a (0..3) and b (4..7) that the low four nibbles of sel name; bit 3 of a nibble must be zero
 static __device__ __forceinline__ uint32_t ggml_cuda_rq_prmt(const uint32_t a, const uint32_t b, const uint32_t sel) {
-#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA) || defined(GGML_RQ_HOST)
-    return __byte_perm(a, b, sel);
-#else
+#ifdef GGML_CUDA_RQ_PTX
     uint32_t ret; // __byte_perm would mask the selector first
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(ret) : "r"(a), "r"(b), "r"(sel));
     return ret;
-#endif // defined(GGML_USE_HIP) || defined(GGML_USE_MUSA) || defined(GGML_RQ_HOST)
+#else
+    return __byte_perm(a, b, sel);
+#endif // GGML_CUDA_RQ_PTX
 }
 
-// four entries of a table of int8 from i on, each plus bias
-static constexpr __host__ __device__ uint32_t ggml_cuda_rq_pack(const int8_t * table, const int i, const int bias) {
-    return (uint32_t) ((uint8_t) (table[i] + bias)) | (uint32_t) ((uint8_t) (table[i + 1] + bias)) << 8 |
-        (uint32_t) ((uint8_t) (table[i + 2] + bias)) << 16 | (uint32_t) ((uint8_t) (table[i + 3] + bias)) << 24;
+// bits of a where mask is set, of b elsewhere
+static __device__ __forceinline__ uint32_t ggml_cuda_rq_select(const uint32_t a, const uint32_t b, const uint32_t mask) {
+#ifdef GGML_CUDA_RQ_PTX
+    uint32_t ret; // left to itself the compiler makes two instructions of it
+    asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(ret) : "r"(a), "r"(b), "r"(mask));
+    return ret;
+#else
+    return (a & mask) | (b & ~mask);
+#endif // GGML_CUDA_RQ_PTX
+}
+
+// four entries of a table of int8 from i on
+static constexpr __host__ __device__ uint32_t ggml_cuda_rq_pack(const int8_t * table, const int i) {
+    return (uint32_t) (uint8_t) table[i] | (uint32_t) (uint8_t) table[i + 1] << 8 |
+        (uint32_t) (uint8_t) table[i + 2] << 16 | (uint32_t) (uint8_t) table[i + 3] << 24;
 }
 
 // ---- the three codes ----
 //
 // A block is read as 16 words of eight nibbles: in word w, nibble 2*k is the index of value 4*w + k, nibble 2*k + 1 that
 // of value 4*w + k + 64. words<L>() makes words w and w + 8 of what L (a loader of 32-bit words of the block by byte
-// offset) returns; lookup() turns the four lower nibbles of a selector into four bytes, centroids plus BIAS.
+// offset, shifted right by so many bits) returns; lookup() turns the four lower nibbles of a selector into centroids.
+// Its zero may be one that the compiler can't know to be 0: then it keeps the table in registers instead of fetching it
+// again before each use.
 
 template <int bits> struct ggml_cuda_rq_code;
 
@@ -57,10 +74,9 @@ template <> struct ggml_cuda_rq_code<2> {
         n[1] = (q >> 2) & 0x33333333;
     }
 
-    template <int bias>
-    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel) {
-        constexpr uint32_t t = ggml_cuda_rq_pack(ggml_rq2_centroids, 0, bias);
-        return ggml_cuda_rq_prmt(t, t, sel);
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel, const uint32_t zero = 0) {
+        constexpr uint32_t t = ggml_cuda_rq_pack(ggml_rq2_centroids, 0);
+        return ggml_cuda_rq_prmt(t + zero, t + zero, sel);
     }
 };
 
@@ -78,16 +94,15 @@ template <> struct ggml_cuda_rq_code<3> {
     template <typename L>
     static __device__ __forceinline__ void words(const L & load, const int w, uint32_t (&n)[2]) {
         const uint32_t q = load(offsetof(block, qs) + 4*w);
-        const uint32_t h = load(offsetof(block, qh) + 4*(w & 3)) >> (w >> 2); // bit 2*s of a byte belongs to bits 2*s of q
-        n[0] = ( q       & 0x33333333) | ((h << 2) & 0x44444444);
-        n[1] = ((q >> 2) & 0x33333333) | ( h       & 0x44444444);
+        const uint32_t h = ggml_cuda_rq_select(load(offsetof(block, qh) + 4*(w & 3), w >> 2), 0, 0x55555555); // bit 2*s belongs to bits 2*s of q
+        n[0] = ggml_cuda_rq_select(q,      h << 2, 0x33333333);
+        n[1] = ggml_cuda_rq_select(q >> 2, h,      0x33333333);
     }
 
-    template <int bias>
-    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel) {
-        constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq3_centroids, 0, bias);
-        constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq3_centroids, 4, bias);
-        return ggml_cuda_rq_prmt(t0, t1, sel);
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel, const uint32_t zero = 0) {
+        constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq3_centroids, 0);
+        constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq3_centroids, 4);
+        return ggml_cuda_rq_prmt(t0 + zero, t1, sel);
     }
 };
 
@@ -111,14 +126,13 @@ template <> struct ggml_cuda_rq_code<4> {
         n[1] = load(offsetof(block, qs) + 4*w + 32);
     }
 
-    template <int bias>
-    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel) {
-        constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq4_centroids,  0, bias);
-        constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq4_centroids,  4, bias);
-        constexpr uint32_t t2 = ggml_cuda_rq_pack(ggml_rq4_centroids,  8, bias);
-        constexpr uint32_t t3 = ggml_cuda_rq_pack(ggml_rq4_centroids, 12, bias);
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel, const uint32_t zero = 0) {
+        constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq4_centroids,  0);
+        constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq4_centroids,  4);
+        constexpr uint32_t t2 = ggml_cuda_rq_pack(ggml_rq4_centroids,  8);
+        constexpr uint32_t t3 = ggml_cuda_rq_pack(ggml_rq4_centroids, 12);
         const uint32_t low = sel & 0x7777;
-        return ggml_cuda_rq_prmt(ggml_cuda_rq_prmt(t0, t1, low), ggml_cuda_rq_prmt(t2, t3, low), ((sel & 0x8888) >> 1) | 0x3210);
+        return ggml_cuda_rq_prmt(ggml_cuda_rq_prmt(t0 + zero, t1, low), ggml_cuda_rq_prmt(t2 + zero, t3, low), ((sel & 0x8888) >> 1) | 0x3210);
     }
 };
 
@@ -126,9 +140,9 @@ template <> struct ggml_cuda_rq_code<4> {
 struct ggml_cuda_rq_load_global {
     const void * block;
 
-    __device__ __forceinline__ uint32_t operator()(const int offset) const {
+    __device__ __forceinline__ uint32_t operator()(const int offset, const int shift = 0) const {
         const uint16_t * p = (const uint16_t *) ((const char *) block + offset);
-        return (uint32_t) p[0] | (uint32_t) p[1] << 16;
+        return ((uint32_t) p[0] | (uint32_t) p[1] << 16) >> shift;
     }
 };
 
@@ -141,8 +155,8 @@ static __device__ __forceinline__ void ggml_cuda_rq_decode(
     uint32_t n[2];
     code::words(ggml_cuda_rq_load_global{x}, w & 7, n);
     const uint32_t word = w < 8 ? n[0] : n[1];
-    const uint32_t c01  = code::template lookup<0>(word);
-    const uint32_t c23  = code::template lookup<0>(word >> 16);
+    const uint32_t c01  = code::lookup(word);
+    const uint32_t c23  = code::lookup(word >> 16);
 
     const float d = __half2float(x->d) * (1.0f/128.0f); // exact, as the products are
 #pragma unroll
