@@ -223,7 +223,6 @@ def _nvdisasm(toolkit: cuda_toolkit.Toolkit) -> Path:
         raise UsageError(
             "there is no nvdisasm here", remedy=f"{sys.executable} -m pip install nvidia-cuda-nvdisasm"
         )
-    found[0].chmod(0o755)  # pip leaves it as the wheel has it
     return found[0]
 
 

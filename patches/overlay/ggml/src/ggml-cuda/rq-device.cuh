@@ -50,9 +50,9 @@ static constexpr __host__ __device__ uint32_t ggml_cuda_rq_pack(const int8_t * t
 //
 // A block is read as 16 words of eight nibbles: in word w, nibble 2*k is the index of value 4*w + k, nibble 2*k + 1 that
 // of value 4*w + k + 64. words<L>() makes words w and w + 8 of what L (a loader of 32-bit words of the block by byte
-// offset, shifted right by so many bits) returns; lookup() turns the four lower nibbles of a selector into centroids.
-// Its zero may be one that the compiler can't know to be 0: then it keeps the table in registers instead of fetching it
-// again before each use.
+// offset, shifted right by so many bits) returns; lookup() turns the four lower (k = 0) or upper (k = 1) nibbles of a word into
+// centroids. Its zero may be one that the compiler can't know to be 0: then it keeps the table in registers instead of
+// fetching it again before each use.
 
 template <int bits> struct ggml_cuda_rq_code;
 
@@ -74,9 +74,9 @@ template <> struct ggml_cuda_rq_code<2> {
         n[1] = (q >> 2) & 0x33333333;
     }
 
-    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel, const uint32_t zero = 0) {
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t n, const int k, const uint32_t zero = 0) {
         constexpr uint32_t t = ggml_cuda_rq_pack(ggml_rq2_centroids, 0);
-        return ggml_cuda_rq_prmt(t + zero, t + zero, sel);
+        return ggml_cuda_rq_prmt(t + zero, t + zero, n >> 16*k);
     }
 };
 
@@ -99,10 +99,10 @@ template <> struct ggml_cuda_rq_code<3> {
         n[1] = ggml_cuda_rq_select(q >> 2, h,      0x33333333);
     }
 
-    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel, const uint32_t zero = 0) {
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t n, const int k, const uint32_t zero = 0) {
         constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq3_centroids, 0);
         constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq3_centroids, 4);
-        return ggml_cuda_rq_prmt(t0 + zero, t1, sel);
+        return ggml_cuda_rq_prmt(t0 + zero, t1, n >> 16*k);
     }
 };
 
@@ -126,13 +126,14 @@ template <> struct ggml_cuda_rq_code<4> {
         n[1] = load(offsetof(block, qs) + 4*w + 32);
     }
 
-    static __device__ __forceinline__ uint32_t lookup(const uint32_t sel, const uint32_t zero = 0) {
+    static __device__ __forceinline__ uint32_t lookup(const uint32_t n, const int k, const uint32_t zero = 0) {
         constexpr uint32_t t0 = ggml_cuda_rq_pack(ggml_rq4_centroids,  0);
         constexpr uint32_t t1 = ggml_cuda_rq_pack(ggml_rq4_centroids,  4);
         constexpr uint32_t t2 = ggml_cuda_rq_pack(ggml_rq4_centroids,  8);
         constexpr uint32_t t3 = ggml_cuda_rq_pack(ggml_rq4_centroids, 12);
-        const uint32_t low = sel & 0x7777;
-        return ggml_cuda_rq_prmt(ggml_cuda_rq_prmt(t0 + zero, t1, low), ggml_cuda_rq_prmt(t2 + zero, t3, low), ((sel & 0x8888) >> 1) | 0x3210);
+        const uint32_t low  = (n & 0x77777777) >> 16*k;
+        const uint32_t high = ggml_cuda_rq_select(n >> 1, 0x32103210 + zero, 0x44444444) >> 16*k; // of the two found by low
+        return ggml_cuda_rq_prmt(ggml_cuda_rq_prmt(t0 + zero, t1, low), ggml_cuda_rq_prmt(t2 + zero, t3, low), high);
     }
 };
 
@@ -155,8 +156,8 @@ static __device__ __forceinline__ void ggml_cuda_rq_decode(
     uint32_t n[2];
     code::words(ggml_cuda_rq_load_global{x}, w & 7, n);
     const uint32_t word = w < 8 ? n[0] : n[1];
-    const uint32_t c01  = code::lookup(word);
-    const uint32_t c23  = code::lookup(word >> 16);
+    const uint32_t c01  = code::lookup(word, 0);
+    const uint32_t c23  = code::lookup(word, 1);
 
     const float d = __half2float(x->d) * (1.0f/128.0f); // exact, as the products are
 #pragma unroll

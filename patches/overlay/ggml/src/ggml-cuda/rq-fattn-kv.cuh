@@ -33,10 +33,11 @@ struct ggml_cuda_rq_load_shared {
     }
 };
 
-// sixteen bytes from global to shared memory, zeros where there is nothing to read
+// sixteen bytes from global to shared memory, zeros where there is nothing to read; the line's other bytes, of other heads, are
+// wanted by other CUDA blocks
 static __device__ __forceinline__ void ggml_cuda_rq_copy16(uint32_t * dst, const char * src, const bool there) {
 #ifdef CP_ASYNC_AVAILABLE
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
         : : "r"((uint32_t) __cvta_generic_to_shared(dst)), "l"(src), "r"(there ? 16 : 0) : "memory");
 #else
     *(uint4 *) dst = there ? *(const uint4 *) src : make_uint4(0, 0, 0, 0);
@@ -144,7 +145,7 @@ struct ggml_cuda_rq_kv {
             code::words(row, t + 4*i, n);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                k[2*i + j/2*4 + j%2] = code::lookup(n[j/2] >> 16*(j%2), zero);
+                k[2*i + j/2*4 + j%2] = code::lookup(n[j/2], j%2, zero);
             }
         }
     }
@@ -171,7 +172,7 @@ struct ggml_cuda_rq_kv {
     }
 
     static __device__ __forceinline__ uint32_t bytes_v(const uint32_t (&x)[words_v], const int i, const int k, const uint32_t zero) {
-        return code::lookup(x[i] >> 16*k, zero);
+        return code::lookup(x[i], k, zero);
     }
 
     static constexpr __device__ int tile(const int b, const int i) { return 8*b + i; }

@@ -23,10 +23,10 @@ static constexpr __host__ __device__ int ggml_cuda_rq_fa_heads(const int gqa_rat
 template <int D, typename T>
 struct ggml_cuda_rq_fa_copy {
     static constexpr int bytes  = T::row_bytes(D);
-    static constexpr int pieces = (bytes + T::shift_max + 15)/16;                // of 16 bytes, wherever a row starts
-    static constexpr int stride = pieces % 2 == 0 ? 4*pieces + 4 : 4*pieces;     // words from row to row: 4 modulo 8, so that no two lanes meet in a bank
+    static constexpr int pieces = (bytes + T::shift_max + 15)/16; // of 16 bytes, wherever a row starts
+    static constexpr int stride = 4*(pieces | 1);                 // words from row to row: 4 modulo 8, so that no two lanes meet in a bank
     static constexpr int lanes  = pieces <= 4 ? 4 : pieces <= 8 ? 8 : pieces <= 16 ? 16 : 32; // of a row
-    static constexpr int step   = WARP_SIZE/lanes;                               // rows at once
+    static constexpr int step   = WARP_SIZE/lanes;                // rows at once
     static_assert(pieces <= lanes, "row does not fit");
 
     // where the first piece of a lane would be if all rows began at 16-byte boundaries
@@ -39,16 +39,17 @@ struct ggml_cuda_rq_fa_copy {
     static __device__ __forceinline__ void copy(uint32_t * dst, const char * src, const int nb1, const int n_rows, const int lane) {
         const int row   = lane/lanes;
         const int piece = lane%lanes;
+        if (piece >= pieces) {
+            return;
+        }
         dst += row*stride + 4*piece;
 #pragma unroll
         for (int i = 0; i < rows; i += step) {
-            const char * from  = src + (int64_t) i*nb1;
-            const int    start = T::shift_max == 0 ? 0 : (int) (uintptr_t) (step % 8 == 0 ? src : from) & 15; // nb1 is even
+            // nb1 is even: every eighth row starts alike
+            const int  start = T::shift_max == 0 ? 0 : (int) (uintptr_t) (src + i%8*nb1) & 15;
             // behind a row there may be nothing
-            const bool   there = (whole || i + row < n_rows) && 16*piece < start + bytes;
-            if (pieces == lanes || piece < pieces) {
-                ggml_cuda_rq_copy16(dst + i*stride, from - start, there);
-            }
+            const bool there = (whole || i + row < n_rows) && 16*piece < start + bytes;
+            ggml_cuda_rq_copy16(dst + i*stride, src - start + (int64_t) i*nb1, there);
         }
     }
 
@@ -72,14 +73,18 @@ struct ggml_cuda_rq_fa {
 
     static constexpr int row_bytes = (copy_k::stride + copy_v::stride)*4*GGML_CUDA_RQ_FA_WARPS;
 
-    // of a warp in one pass; Turing has 64 KiB for a CUDA block
-    static constexpr int rows = 64*row_bytes <= 48*1024 ? 64 : 32*row_bytes <= 60*1024 ? 32 : 16;
-
-    static constexpr int words_query = D/2 + 4;                // of a column, with room against bank conflicts
+    static constexpr int words_query = D/2 + 4; // of a column, with room against bank conflicts
     static constexpr int nb_queries  = GGML_CUDA_RQ_FA_COLS*(words_query + 4)*4;
-    static constexpr int nb_rows     = rows*row_bytes + 16;    // a load may look one word past the last row
-    static constexpr int nb_result   = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(D + 2)*4;
-    static constexpr int nb_shared   = nb_queries + nb_rows > nb_result ? nb_queries + nb_rows : nb_result;
+
+    // a load may look one word past the last row
+    static constexpr __host__ __device__ int nb_loop(const int rows) { return nb_queries + rows*row_bytes + 16; }
+
+    // of a warp in one pass: 64 where four CUDA blocks then fit an A100 or H100, or what fits Turing
+    static constexpr int rows = nb_loop(64) <= 48*1024 ? 64 : nb_loop(32) <= 64*1024 ? 32 : 16;
+
+    static constexpr int nb_result = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(D + 2)*4;
+    static constexpr int nb_shared = nb_loop(rows) > nb_result ? nb_loop(rows) : nb_result;
+    static_assert(nb_shared <= 64*1024, "too much shared memory");
 };
 
 // a row of D values of Q times scale, as a column of the fragments; returns what products with K are to be multiplied by
@@ -198,7 +203,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         if (lane == 0) {
             columns[c].scale  = q_scale;
             columns[c].factor = log2e*(logit_softcap == 0.0f ? q_scale : logit_softcap);
-            columns[c].slope  = valid ? log2e*get_alibi_slope(max_bias, head, n_head_log2, m0, m1) : 0.0f;
+            columns[c].slope  = valid ? log2e*get_alibi_slope(max_bias, head, n_head_log2, m0, m1) : log2e;
             columns[c].mask   = nb31*(valid ? at : query0);
         }
     }
@@ -221,14 +226,16 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     ggml_cuda_rq_tile_c o[D/16];
 
     // whether any query sees any row of a pass; what is masked for all is not read
+    const int n_masks = mask ? min(GGML_CUDA_RQ_FA_COLS/heads, (int) ne01.z - query0) : 0;
     const auto is_live = [&](const int row0) {
-        bool live = mask == nullptr;
-        for (int j = 0; mask != nullptr && j < GGML_CUDA_RQ_FA_COLS/heads && query0 + j < (int) ne01.z; ++j) {
-            const half * seen = (const half *) (mask + (int64_t) nb31*(query0 + j));
+        bool live = n_masks == 0;
+#pragma unroll 1
+        for (int j = 0; j < n_masks; ++j) {
+            const half * at = (const half *) (mask + (int64_t) nb31*(query0 + j));
 #pragma unroll
             for (int i = 0; i < fa::rows; i += WARP_SIZE) {
                 const int row = row0 + i + lane % fa::rows;
-                live = live || (row < n_kv && __half2float(seen[row]) > -FLT_MAX);
+                live = live || (row < n_kv && __half2float(at[row]) > -FLT_MAX);
             }
         }
         return __any_sync(0xFFFFFFFF, live) != 0;
