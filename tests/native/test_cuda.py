@@ -382,6 +382,7 @@ class Case:
     sinks: bool = False
     spread: float = 1.0
     outlier: float = 1.0  # factor of one value of the queries
+    rows_v: float = 0.0  # rows of V are of so many different sizes, as the standard deviation of a logarithm
     kv_max: int = 0  # rows from there on are known to be masked
 
 
@@ -423,7 +424,8 @@ def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
     rng = np.random.default_rng(11)
     shape = (case.sequences, case.kv, case.heads_kv, case.dim)  # as a cache has it: heads side by side
     k_bytes, k = _encode(rng.standard_normal(shape) * case.spread, case.type_k)
-    v_bytes, v = _encode(rng.standard_normal(shape) + 0.5, case.type_v)
+    sizes = np.exp(case.rows_v * rng.standard_normal((*shape[:3], 1)))
+    v_bytes, v = _encode(sizes * (rng.standard_normal(shape) + 0.5), case.type_v)
     q = (case.spread * rng.standard_normal((case.sequences, case.queries, case.heads, case.dim))).astype(
         np.float32
     )
@@ -536,6 +538,13 @@ def test_attention_of_every_pair(kernels: Kernels, type_k: int, type_v: int, dim
 )
 def test_attention_shapes_and_flags(kernels: Kernels, case: Case) -> None:
     assert _error(kernels, case) < TOLERANCE
+
+
+@pytest.mark.parametrize("type_v", [RQ3, RQ4, Q8_0])
+@pytest.mark.parametrize("kv", [60, 900])
+def test_rows_of_v_may_differ_in_size(kernels: Kernels, type_v: int, kv: int) -> None:
+    """Weights share their units with all of a pass: what is small there must not matter."""
+    assert _error(kernels, Case(type_v=type_v, kv=kv, rows_v=2.5, spread=1.5)) < TOLERANCE
 
 
 @pytest.mark.parametrize("type_k", [RQ3, Q8_0])

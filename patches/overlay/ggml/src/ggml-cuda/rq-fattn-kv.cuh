@@ -352,7 +352,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_mad(
         constexpr int n = (rows + 31)/32;
 #pragma unroll
         for (int b = 0; b < D/VC::values; ++b) {
-            // weights times scales, in units of the largest of a column
+            // weights times scales, which are not negative, in units of the largest of a column
             float w[rows/16][4];
             float top[2] = { 1e-30f, 1e-30f };
 #pragma unroll
