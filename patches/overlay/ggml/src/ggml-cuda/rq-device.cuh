@@ -94,7 +94,8 @@ template <> struct ggml_cuda_rq_code<3> {
     template <typename L>
     static __device__ __forceinline__ void words(const L & load, const int w, uint32_t (&n)[2]) {
         const uint32_t q = load(offsetof(block, qs) + 4*w);
-        const uint32_t h = ggml_cuda_rq_select(load(offsetof(block, qh) + 4*(w & 3), w >> 2), 0, 0x55555555); // bit 2*s belongs to bits 2*s of q
+        // bit 2*s of a byte belongs to bits 2*s of q; selected, since a plain & would be made anew for h << 2
+        const uint32_t h = ggml_cuda_rq_select(load(offsetof(block, qh) + 4*(w & 3), w >> 2), 0, 0x55555555);
         n[0] = ggml_cuda_rq_select(q,      h << 2, 0x33333333);
         n[1] = ggml_cuda_rq_select(q >> 2, h,      0x33333333);
     }
