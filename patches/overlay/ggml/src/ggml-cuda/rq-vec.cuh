@@ -13,8 +13,8 @@ static __device__ __forceinline__ void ggml_cuda_rq_vec_centroids(
     uint32_t n[2];
     code::words(ggml_cuda_rq_load_global{x}, w & 7, n);
     const uint32_t word = w < 8 ? n[0] : n[1];
-    const uint32_t c01  = code::template lookup<0>(word);
-    const uint32_t c23  = code::template lookup<0>(word >> 16);
+    const uint32_t c01  = code::lookup(word, 0);
+    const uint32_t c23  = code::lookup(word, 1);
     lo = (int) ggml_cuda_rq_prmt(c01, c23, 0x6420);
     hi = (int) ggml_cuda_rq_prmt(c01, c23, 0x7531);
 }
