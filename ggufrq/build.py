@@ -86,7 +86,7 @@ def ensure_build(
     """
     options = options or BuildOptions()
     project = project or llama_project()
-    if options.backend in project.patch_set.without:
+    if backends.sources(options.backend) in project.patch_set.without:
         raise BuildError(
             f"the cache types do not run on {options.backend} with llama.cpp {project.pin.short}: the patch "
             "set leaves that backend out there",

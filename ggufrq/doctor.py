@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufrq import build, cuda_toolkit, machine, manifest, patches, paths, source, toolchain
+from ggufrq import build, cuda_toolkit, hip_toolkit, machine, manifest, patches, paths, source, toolchain
 from ggufrq.errors import GgufrqError
 from ggufrq.pin import load_pin
 
@@ -45,6 +45,7 @@ def examine() -> list[Check]:
         _program("ccache", toolchain.ccache(), toolchain.remedy("ccache"), otherwise="optional"),
         _processor(),
         _gpu(),
+        _amd_gpu(),
         _memory(),
         _disk(),
         _patches(),
@@ -92,6 +93,18 @@ def _gpu() -> Check:
     if lacks:
         return Check("NVIDIA GPU", "optional", f"{found}, but {lacks[0].what}", lacks[0].remedy)
     return Check("NVIDIA GPU", "ok", f"{found}, driver {cards[0].driver}")
+
+
+def _amd_gpu() -> Check:
+    cards, hip = hip_toolkit.cards(), hip_toolkit.toolkit()
+    if not cards and hip is None:
+        return Check("AMD GPU", "ok", "none that rocm_agent_enumerator shows, and no HIP")
+    found = ", ".join(cards) or "no card"
+    lacks = hip_toolkit.missing()
+    if lacks:
+        return Check("AMD GPU", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
+    assert hip is not None
+    return Check("AMD GPU", "ok", f"{found}, HIP {hip.version} ({hip.root}), for: ggufrq build --backend hip")
 
 
 def _memory() -> Check:

@@ -56,7 +56,8 @@ def configure_stage(root: Path, project: Project, options: BuildOptions, busy: i
     defined = {**definitions(project, options), "CMAKE_MAKE_PROGRAM": os.fspath(ninja.path)}
     ccache = toolchain.ccache()
     if ccache is not None:
-        languages = ("C", "CXX", *(("CUDA",) if "CMAKE_CUDA_COMPILER" in defined else ()))
+        own = [language for language in ("CUDA", "HIP") if f"CMAKE_{language}_COMPILER" in defined]
+        languages = ("C", "CXX", *own)
         defined |= {f"CMAKE_{language}_COMPILER_LAUNCHER": os.fspath(ccache.path) for language in languages}
     command = [os.fspath(cmake.path), "-G", "Ninja", "-S", os.fspath(root / "src"), "-B", os.fspath(obj)]
     command += [f"-D{name}={value}" for name, value in sorted(defined.items())] + list(options.cmake_args)

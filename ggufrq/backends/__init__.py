@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from ggufrq.backends import cpu, cuda, metal
+from ggufrq.backends import cpu, cuda, hip, metal
 from ggufrq.errors import UsageError
 from ggufrq.toolchain import Missing
 
@@ -29,7 +29,10 @@ class Backend(Protocol):
         """Compilers and devices of the backend, for the manifest."""
 
 
-BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "metal": metal}
+BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "hip": hip, "metal": metal}
+
+#: Backends that are compiled from the sources of another, and so have its patch.
+_SOURCES = {"hip": "cuda"}
 
 #: Environment variable that names the backend to use where none is given.
 VARIABLE = "GGUFRQ_BACKEND"
@@ -52,3 +55,8 @@ def get(name: str) -> Backend:
         return BACKENDS[name]
     except KeyError:
         raise UsageError(f"there is no backend '{name}'", remedy=f"one of: {', '.join(BACKENDS)}") from None
+
+
+def sources(name: str) -> str:
+    """The backend whose sources and patch a backend is compiled from: CUDA's for HIP, else its own."""
+    return _SOURCES.get(name, name)

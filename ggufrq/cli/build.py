@@ -41,6 +41,11 @@ from ggufrq.trees import tree_hash
     help="With cuda: what to generate code for, as CMake names it (90, '86;89'). Default: the cards present.",
 )
 @click.option(
+    "--hip-arch",
+    metavar="ARCH",
+    help="With hip: what to generate code for (gfx1100, 'gfx90a;gfx942'). Default: the cards present.",
+)
+@click.option(
     "--native/--no-native", default=True, show_default=True, help="Compile for just this processor."
 )
 @click.option("--tests", is_flag=True, help="Build llama.cpp's tests of types and operations too.")
@@ -54,6 +59,7 @@ def build(
     where: str,
     backend: str,
     cuda_arch: str | None,
+    hip_arch: str | None,
     native: bool,
     tests: bool,
     jobs: int | None,
@@ -77,8 +83,9 @@ def build(
     if check:
         _check(where, as_json)
         return
-    if cuda_arch:
-        cmake_args += (f"-DCMAKE_CUDA_ARCHITECTURES={cuda_arch}",)
+    for language, architecture in (("CUDA", cuda_arch), ("HIP", hip_arch)):
+        if architecture:
+            cmake_args += (f"-DCMAKE_{language}_ARCHITECTURES={architecture}",)
     chosen = backends.default() if backend == "auto" else backend
     options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)

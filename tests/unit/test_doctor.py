@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import doctor, machine, manifest, paths, toolchain
+from ggufrq import doctor, hip_toolkit, machine, manifest, paths, toolchain
 from ggufrq.cli.doctor import doctor as command
 from ggufrq.toolchain import Program
 
@@ -20,6 +20,8 @@ def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(
             toolchain, name, lambda name=name: Program(Path("/usr/bin") / name, f"{name} 1.0")
         )
+    monkeypatch.setattr(hip_toolkit, "cards", lambda: ())
+    monkeypatch.setattr(hip_toolkit, "toolkit", lambda: None)
     monkeypatch.setattr(machine, "memory", lambda: (16 << 30, 8 << 30))
     monkeypatch.setattr(machine, "free_disk", lambda _: 50 << 30)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -108,4 +110,4 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_real_machine_can_be_examined() -> None:
-    assert len(report()) == 15
+    assert len(report()) == 16
