@@ -106,12 +106,12 @@ class Kernels:
         self.lib.emu_rotate(n, ctypes.byref(Jobs((Job * 3)(*padded), len(jobs), scale_kind)))
 
 
-def _build(target: Path, sources: Path = SOURCES) -> Kernels:
+def _build(target: Path, sources: Path = SOURCES, *defines: str) -> Kernels:
     compiler = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
     if compiler is None:
         pytest.skip("no C++ compiler that takes GCC's options")
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    flags += ["-Wno-unknown-pragmas", "-Wno-unused-function"]
+    flags += ["-Wno-unknown-pragmas", "-Wno-unused-function", *defines]
     include = ["-I", HERE / "cuda" / "shim", "-I", sources / "ggml-cuda", "-I", sources]
     proc.run([compiler, *flags, *include, HERE / "cuda" / "kernels.cpp", "-o", target])
     return Kernels(target)
@@ -345,6 +345,16 @@ def test_what_the_vector_kernel_asks_of_a_type(kernels: Kernels, bits: int, head
         kernels.lib.emu_vec_dequantize(bits, ctypes.c_int64(head_dim), _at(row), _at(f32), _at(f16))
         assert _same_bits(f32, values)
         assert np.array_equal(f16, values.astype(np.float16))
+
+
+def test_what_is_written_otherwise_for_amd(
+    tmp_path: Path, hard_data: dict[str, F32], expected: Expected
+) -> None:
+    """Bytes are picked by another instruction there."""
+    kernels = _build(tmp_path / "amd.so", SOURCES, "-DGGML_USE_HIP")
+    test_blocks_bit_for_bit(kernels, hard_data, expected)
+    for bits in (2, 3, 4):
+        test_what_the_vector_kernel_asks_of_a_type(kernels, bits, 128)
 
 
 # ---- attention ----

@@ -211,6 +211,20 @@ static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t sel) {
     return r;
 }
 
+// of AMD: v_perm_b32, which takes a byte per selector, of the low word below 4
+static inline uint32_t __builtin_amdgcn_perm(uint32_t high, uint32_t low, uint32_t sel) {
+    const uint64_t bytes = (uint64_t) high << 32 | low;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; i++) {
+        const uint32_t byte = (sel >> 8*i) & 0xFF;
+        if (byte > 7) {
+            abort(); // signs and constants, no code here wants those
+        }
+        r |= (uint32_t) ((bytes >> 8*byte) & 0xFF) << 8*i;
+    }
+    return r;
+}
+
 static inline uint32_t __funnelshift_r(uint32_t lo, uint32_t hi, uint32_t n) {
     return (uint32_t) (((uint64_t) hi << 32 | lo) >> (n & 31));
 }

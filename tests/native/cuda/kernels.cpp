@@ -1,12 +1,10 @@
 // Our CUDA kernels, run by the emulator, for test_cuda.py. Sizes are in units of 128 values, strides in bytes.
 
+#ifndef GGML_USE_HIP
 #include "rq-fattn.cuh"
+#endif // GGML_USE_HIP
 #include "rq-kernels.cuh"
 #include "rq-vec.cuh"
-
-#define SHARED_BYTES (128*1024)
-
-alignas(16) uint4 ggml_cuda_rq_fa_shared[SHARED_BYTES/sizeof(uint4)];
 
 static dim3 warps(int64_t n) {
     return { (uint32_t) ((n + GGML_CUDA_RQ_WARPS - 1)/GGML_CUDA_RQ_WARPS), 1, 1 };
@@ -127,7 +125,13 @@ extern "C" void emu_vec_dequantize(int bits, int64_t n, const char * v, float * 
     });
 }
 
-// ---- attention ----
+// ---- attention, which is for tensor cores of NVIDIA ----
+
+#ifndef GGML_USE_HIP
+
+#define SHARED_BYTES (128*1024)
+
+alignas(16) uint4 ggml_cuda_rq_fa_shared[SHARED_BYTES/sizeof(uint4)];
 
 struct attention {
     int32_t queries, heads, kv, heads_kv, sequences; // Q: [D, queries, heads, sequences], K and V: [D, kv, heads_kv, sequences]
@@ -208,3 +212,5 @@ extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attenti
     combine(head_dim, part.data(), meta.data(), dst, rows, a->parts, -1, 0);
     return kernel.rows;
 }
+
+#endif // GGML_USE_HIP

@@ -24,6 +24,11 @@ static __device__ __forceinline__ uint32_t ggml_cuda_rq_prmt(const uint32_t a, c
     uint32_t ret; // __byte_perm would mask the selector first
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(ret) : "r"(a), "r"(b), "r"(sel));
     return ret;
+#elif defined(GGML_USE_HIP)
+    uint32_t bytes = sel & 0xFFFF; // v_perm_b32 takes a byte for each; HIP's __byte_perm indexes arrays, on CDNA in memory
+    bytes = (bytes | bytes << 8) & 0x00FF00FF;
+    bytes = (bytes | bytes << 4) & 0x0F0F0F0F;
+    return __builtin_amdgcn_perm(b, a, bytes);
 #else
     return __byte_perm(a, b, sel);
 #endif // GGML_CUDA_RQ_PTX
