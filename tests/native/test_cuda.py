@@ -51,7 +51,7 @@ class Job(ctypes.Structure):
             ("cache", ctypes.c_void_p),
             ("idx", ctypes.c_void_p),
         ),
-        *(("nb_cache", ctypes.c_int64), ("nb_idx", ctypes.c_int64), ("units", ctypes.c_int64)),
+        *(("nb_cache", ctypes.c_int64), ("nb_idx", ctypes.c_int64), ("units", ctypes.c_uint32 * 3)),
         *(("bits", ctypes.c_int), ("wide", ctypes.c_bool)),
     ]
 
@@ -257,7 +257,7 @@ def test_rotations_and_stores_in_one_launch(kernels: Kernels, unfused_rq: Any, n
         }
         rows64 = np.array([5, 0, 3], np.int64)
         rows32 = np.array([[2, 99], [6, 99], [4, 99]], np.int32)
-        shared = {"rows": tokens * kv_heads, "units": units}
+        shared = {"rows": tokens * kv_heads, "units": (0, 0, units)}
         kernels.rotate(
             n,
             Job(src=_at(q), dst=_at(out["q"]), rows=len(q), family=k_family, mode=3),

@@ -25,6 +25,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 
+struct uint2 { uint32_t x, y; };
 struct uint3 { uint32_t x, y, z; };
 struct dim3  { uint32_t x, y, z; };
 struct uint4 { uint32_t x, y, z, w; };

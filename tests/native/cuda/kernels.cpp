@@ -6,6 +6,16 @@
 #include "rq-kernels.cuh"
 #include "rq-vec.cuh"
 
+// ggml_cuda_rq_rows as Python has it
+struct rows {
+    int64_t ne[3];
+    int64_t nb[4];
+
+    operator ggml_cuda_rq_rows() const {
+        return { init_fastdiv_values(ne[0]), init_fastdiv_values(ne[1]), init_fastdiv_values(ne[2]), nb[0], nb[1], nb[2], nb[3] };
+    }
+};
+
 static dim3 warps(int64_t n) {
     return { (uint32_t) ((n + GGML_CUDA_RQ_WARPS - 1)/GGML_CUDA_RQ_WARPS), 1, 1 };
 }
@@ -25,12 +35,12 @@ static void with_bits(int bits, const F & f) {
 }
 
 extern "C" void emu_quantize(int bits, int scale_kind, int64_t n, const char * src, char * dst,
-        const ggml_cuda_rq_rows * s, const ggml_cuda_rq_rows * d) {
+        const rows * s, const rows * d) {
     with_bits(bits, [&](auto b) { run(n, [&]() { ggml_cuda_rq_quantize_kernel<b.value>(src, dst, n, *s, *d, scale_kind); }); });
 }
 
 extern "C" void emu_dequantize(int bits, int to_f16, int64_t n, const char * src, char * dst,
-        const ggml_cuda_rq_rows * s, const ggml_cuda_rq_rows * d) {
+        const rows * s, const rows * d) {
     with_bits(bits, [&](auto b) {
         run((n + 1)/2, [&]() {
             if (to_f16) {
@@ -42,26 +52,26 @@ extern "C" void emu_dequantize(int bits, int to_f16, int64_t n, const char * src
     });
 }
 
-extern "C" void emu_copy(int bits, int64_t n, const char * src, char * dst, const ggml_cuda_rq_rows * s, const ggml_cuda_rq_rows * d) {
+extern "C" void emu_copy(int bits, int64_t n, const char * src, char * dst, const rows * s, const rows * d) {
     with_bits(bits, [&](auto b) { run(n, [&]() { ggml_cuda_rq_copy_kernel<b.value>(src, dst, n, *s, *d); }); });
 }
 
 // ne1, nb1: of the indices in set_rows; nb: of dst in set_rows, of src in get_rows
 extern "C" void emu_set_rows(int bits, int wide, int64_t n, const char * src, const char * idx, char * dst,
-        const ggml_cuda_rq_rows * s, const int64_t * ne1, const int64_t * nb1, const int64_t * nb) {
+        const rows * s, const int64_t * ne1, const int64_t * nb1, const int64_t * nb) {
     with_bits(bits, [&](auto b) {
         run(n, [&]() {
             if (wide) {
-                ggml_cuda_rq_set_rows_kernel<b.value, int64_t>(src, idx, dst, n, *s, ne1[1], ne1[2], nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3], 0);
+                ggml_cuda_rq_set_rows_kernel<b.value, int64_t>(src, idx, dst, n, *s, init_fastdiv_values(ne1[1]), init_fastdiv_values(ne1[2]), nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3], 0);
             } else {
-                ggml_cuda_rq_set_rows_kernel<b.value, int32_t>(src, idx, dst, n, *s, ne1[1], ne1[2], nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3], 0);
+                ggml_cuda_rq_set_rows_kernel<b.value, int32_t>(src, idx, dst, n, *s, init_fastdiv_values(ne1[1]), init_fastdiv_values(ne1[2]), nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3], 0);
             }
         });
     });
 }
 
 extern "C" void emu_get_rows(int bits, int64_t n, const char * src, const char * idx, char * dst,
-        const ggml_cuda_rq_rows * d, const int64_t * nb1, const int64_t * nb) {
+        const rows * d, const int64_t * nb1, const int64_t * nb) {
     with_bits(bits, [&](auto b) {
         run((n + 1)/2, [&]() { ggml_cuda_rq_get_rows_kernel<b.value>(src, idx, dst, n, *d, nb1[0], nb1[1], nb1[2], nb[1], nb[2], nb[3]); });
     });

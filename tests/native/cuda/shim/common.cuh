@@ -44,6 +44,14 @@ static inline float warp_reduce_max(float v) {
     return v;
 }
 
+static inline uint3 init_fastdiv_values(uint64_t d) {
+    return { 0, 0, (uint32_t) d };
+}
+
+static inline uint2 fast_div_modulo(uint32_t n, uint3 d) {
+    return { n/d.z, n % d.z };
+}
+
 static inline int ggml_cuda_dp4a(int a, int b, int c) {
     for (int i = 0; i < 32; i += 8) {
         c += (int8_t) (a >> i)*(int8_t) (b >> i);

@@ -8,16 +8,23 @@
 
 #define GGML_CUDA_RQ_WARPS 4 // of a CUDA block
 
-// Where the rows of a tensor lie: ne in units of 128 values, nb in bytes. at() takes the index of a unit in flat order.
+// Where the rows of a tensor lie: ne in units of 128 values, as upstream's fast division takes them, nb in bytes. Plain divisions,
+// of 64 bits at that, would take the copying kernels more instructions than all else.
 struct ggml_cuda_rq_rows {
-    int64_t ne0, ne1, ne2;
+    uint3   ne0, ne1, ne2;
     int64_t nb0, nb1, nb2, nb3;
 
-    __device__ __forceinline__ int64_t at(int64_t i) const {
-        const int64_t i0 = i % ne0; i /= ne0;
-        const int64_t i1 = i % ne1; i /= ne1;
-        const int64_t i2 = i % ne2; i /= ne2;
-        return i0*nb0 + i1*nb1 + i2*nb2 + i*nb3;
+    // the four indices of unit i in flat order
+    __device__ __forceinline__ uint4 split(const uint32_t i) const {
+        const uint2 a = fast_div_modulo(i,   ne0);
+        const uint2 b = fast_div_modulo(a.x, ne1);
+        const uint2 c = fast_div_modulo(b.x, ne2);
+        return make_uint4(a.y, b.y, c.y, c.x);
+    }
+
+    __device__ __forceinline__ int64_t at(const uint32_t i) const {
+        const uint4 k = split(i);
+        return k.x*nb0 + k.y*nb1 + k.z*nb2 + k.w*nb3;
     }
 };
 
@@ -29,22 +36,19 @@ static __device__ __forceinline__ int64_t ggml_cuda_rq_unit() {
 template <int bits, typename idx_t>
 static __global__ void ggml_cuda_rq_set_rows_kernel(
         const char * src, const char * idx, char * dst, const int64_t n, const ggml_cuda_rq_rows s,
-        const int64_t ne11, const int64_t ne12, const int64_t nb10, const int64_t nb11, const int64_t nb12,
+        const uint3 ne11, const uint3 ne12, const int64_t nb10, const int64_t nb11, const int64_t nb12,
         const int64_t nb1, const int64_t nb2, const int64_t nb3, const int scale_kind) {
     const int64_t i = ggml_cuda_rq_unit();
     if (i >= n) {
         return;
     }
-    const int64_t i0 = i % s.ne0;
-    const int64_t i1 = i / s.ne0 % s.ne1;
-    const int64_t i2 = i / (s.ne0*s.ne1) % s.ne2;
-    const int64_t i3 = i / (s.ne0*s.ne1*s.ne2);
+    const uint4 k = s.split(i);
 
     ggml_cuda_pdl_sync();
-    const int64_t row = *(const idx_t *) (idx + i1*nb10 + i2 % ne11*nb11 + i3 % ne12*nb12);
+    const int64_t row = *(const idx_t *) (idx + k.y*nb10 + fast_div_modulo(k.z, ne11).y*nb11 + fast_div_modulo(k.w, ne12).y*nb12);
 
     typedef typename ggml_cuda_rq_code<bits>::block block;
-    ggml_cuda_rq_quantize<bits>((const float *) (src + s.at(i)), (block *) (dst + row*nb1 + i2*nb2 + i3*nb3) + i0, threadIdx.x, scale_kind);
+    ggml_cuda_rq_quantize<bits>((const float *) (src + s.at(i)), (block *) (dst + row*nb1 + k.z*nb2 + k.w*nb3) + k.x, threadIdx.x, scale_kind);
 }
 
 // F32 -> blocks
@@ -100,18 +104,15 @@ static __global__ void ggml_cuda_rq_get_rows_kernel(
     if (i >= n) {
         return;
     }
-    const int     w  = threadIdx.x % 16;
-    const int64_t i0 = i % d.ne0;
-    const int64_t i1 = i / d.ne0 % d.ne1;
-    const int64_t i2 = i / (d.ne0*d.ne1) % d.ne2;
-    const int64_t i3 = i / (d.ne0*d.ne1*d.ne2);
+    const int   w = threadIdx.x % 16;
+    const uint4 k = d.split(i);
 
     ggml_cuda_pdl_sync();
-    const int64_t row = *(const int32_t *) (idx + i1*nb10 + i2*nb11 + i3*nb12);
+    const int64_t row = *(const int32_t *) (idx + k.y*nb10 + k.z*nb11 + k.w*nb12);
 
     float lo[4];
     float hi[4];
-    ggml_cuda_rq_decode<bits>((const typename ggml_cuda_rq_code<bits>::block *) (src + row*nb01 + i2*nb02 + i3*nb03) + i0, w, lo, hi);
+    ggml_cuda_rq_decode<bits>((const typename ggml_cuda_rq_code<bits>::block *) (src + row*nb01 + k.z*nb02 + k.w*nb03) + k.x, w, lo, hi);
 
     float * y = (float *) (dst + d.at(i));
     ggml_cuda_rq_write4(y + 4*w,      lo);
@@ -145,7 +146,7 @@ struct ggml_cuda_rq_job {
     const char  * idx;      // rows of the cache
     int64_t       nb_cache; // bytes from row to row
     int64_t       nb_idx;
-    int64_t       units;    // of 128 values in a row of the cache
+    uint3         units;    // of 128 values in a row of the cache, for fast_div_modulo
     int           bits;
     bool          wide;     // indices of 64 bits
 };
@@ -168,7 +169,7 @@ struct ggml_cuda_rq_jobs {
 };
 
 template <int n, int bits>
-static __device__ __forceinline__ void ggml_cuda_rq_store_row(const float (&v)[n/32], char * row, const int64_t unit, const int lane, const int scale_kind) {
+static __device__ __forceinline__ void ggml_cuda_rq_store_row(const float (&v)[n/32], char * row, const uint32_t unit, const int lane, const int scale_kind) {
 #pragma unroll
     for (int h = 0; h < n/128; ++h) {
         ggml_cuda_rq_quantize_lanes<bits>({ v[4*h], v[4*h + 1], v[4*h + 2], v[4*h + 3] },
@@ -206,13 +207,13 @@ static __global__ void ggml_cuda_rq_rotate_kernel(const ggml_cuda_rq_jobs jobs) 
         }
     }
     if (job.cache) {
-        const int64_t unit = row*(n/128);
-        const char  * at   = job.idx + unit/job.units*job.nb_idx;
+        const uint2   unit = fast_div_modulo(row*(n/128), job.units);
+        const char  * at   = job.idx + unit.x*job.nb_idx;
         char        * to   = job.cache + (job.wide ? *(const int64_t *) at : *(const int32_t *) at)*job.nb_cache;
         switch (job.bits) {
-            case 2:  ggml_cuda_rq_store_row<n, 2>(v, to, unit % job.units, lane, jobs.scale_kind); break;
-            case 3:  ggml_cuda_rq_store_row<n, 3>(v, to, unit % job.units, lane, jobs.scale_kind); break;
-            default: ggml_cuda_rq_store_row<n, 4>(v, to, unit % job.units, lane, jobs.scale_kind); break;
+            case 2:  ggml_cuda_rq_store_row<n, 2>(v, to, unit.y, lane, jobs.scale_kind); break;
+            case 3:  ggml_cuda_rq_store_row<n, 3>(v, to, unit.y, lane, jobs.scale_kind); break;
+            default: ggml_cuda_rq_store_row<n, 4>(v, to, unit.y, lane, jobs.scale_kind); break;
         }
     }
 }

@@ -25,7 +25,7 @@ static int ggml_cuda_rq_scale_kind() {
 
 ggml_cuda_kernel_launch_params ggml_cuda_rq_launch_params(const int64_t warps, cudaStream_t stream) {
     const int64_t blocks = (warps + GGML_CUDA_RQ_WARPS - 1)/GGML_CUDA_RQ_WARPS;
-    GGML_ASSERT(blocks <= INT_MAX);
+    GGML_ASSERT(warps <= INT_MAX/2); // units have indices of 31 bits, and a warp takes up to two
     return ggml_cuda_kernel_launch_params(dim3(blocks, 1, 1), dim3(WARP_SIZE, GGML_CUDA_RQ_WARPS, 1), 0, stream);
 }
 
@@ -34,9 +34,13 @@ static bool ggml_cuda_rq_in_units(const ggml_tensor * t) {
     return t->ne[0] % QK_RQ == 0 && t->nb[0] == ggml_type_size(t->type);
 }
 
+static ggml_cuda_rq_rows ggml_cuda_rq_make_rows(const int64_t (&ne)[3], const int64_t (&nb)[4]) {
+    return { init_fastdiv_values(ne[0]), init_fastdiv_values(ne[1]), init_fastdiv_values(ne[2]), nb[0], nb[1], nb[2], nb[3] };
+}
+
 static ggml_cuda_rq_rows ggml_cuda_rq_make_rows(const ggml_tensor * t) {
-    return { t->ne[0]/QK_RQ, t->ne[1], t->ne[2],
-        (int64_t) ggml_row_size(t->type, QK_RQ), (int64_t) t->nb[1], (int64_t) t->nb[2], (int64_t) t->nb[3] };
+    return ggml_cuda_rq_make_rows({ t->ne[0]/QK_RQ, t->ne[1], t->ne[2] },
+        { (int64_t) ggml_row_size(t->type, QK_RQ), (int64_t) t->nb[1], (int64_t) t->nb[2], (int64_t) t->nb[3] });
 }
 
 // calls f with the number of bits as a constant
@@ -62,7 +66,7 @@ static void ggml_cuda_rq_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor *
     ggml_cuda_rq_with_bits(dst->type, [&](auto bits) {
         const auto launch = [&](auto kernel) {
             ggml_cuda_kernel_launch(kernel, params, (const char *) src->data, (const char *) idx->data, (char *) dst->data, n,
-                ggml_cuda_rq_make_rows(src), idx->ne[1], idx->ne[2], (int64_t) idx->nb[0], (int64_t) idx->nb[1], (int64_t) idx->nb[2],
+                ggml_cuda_rq_make_rows(src), init_fastdiv_values(idx->ne[1]), init_fastdiv_values(idx->ne[2]), (int64_t) idx->nb[0], (int64_t) idx->nb[1], (int64_t) idx->nb[2],
                 (int64_t) dst->nb[1], (int64_t) dst->nb[2], (int64_t) dst->nb[3], ggml_cuda_rq_scale_kind());
         };
         if (idx->type == GGML_TYPE_I64) {
@@ -127,8 +131,8 @@ static void ggml_cuda_rq_dequantize_f16_nc(const void * x, half * y, const int64
     }
     ggml_cuda_kernel_launch(ggml_cuda_rq_dequantize_kernel<bits, half>, ggml_cuda_rq_launch_params((n + 1)/2, stream),
         (const char *) x, (char *) y, n,
-        ggml_cuda_rq_rows{ nb, ne01, ne02, ts, s01*ts, s02*ts, s03*ts },
-        ggml_cuda_rq_rows{ nb, ne01, ne02, ds, nb*ds, ne01*nb*ds, ne02*ne01*nb*ds });
+        ggml_cuda_rq_make_rows({ nb, ne01, ne02 }, { ts, s01*ts, s02*ts, s03*ts }),
+        ggml_cuda_rq_make_rows({ nb, ne01, ne02 }, { ds, nb*ds, ne01*nb*ds, ne02*ne01*nb*ds }));
 }
 
 template <int bits>
@@ -173,7 +177,7 @@ static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda
             job.idx      = (const char *) store->src[1]->data;
             job.nb_idx   = store->src[1]->nb[0];
             job.wide     = store->src[1]->type == GGML_TYPE_I64;
-            job.units    = store->ne[0]/QK_RQ;
+            job.units    = init_fastdiv_values(store->ne[0]/QK_RQ);
             job.bits     = ggml_cuda_rq_bits(store->type);
         }
         rows += job.rows;
