@@ -153,10 +153,10 @@ struct ggml_cuda_rq_load_global {
     }
 };
 
-// values 4*w + k (lo) and 4*w + k + 64 (hi), w = 0..15, k = 0..3
+// the four centroids of values 4*w + k (k = 0..3), as int8, and those of values 64 behind; w = 0..15
 template <int bits>
-static __device__ __forceinline__ void ggml_cuda_rq_decode(
-        const typename ggml_cuda_rq_code<bits>::block * x, const int w, float (&lo)[4], float (&hi)[4]) {
+static __device__ __forceinline__ void ggml_cuda_rq_centroids(
+        const typename ggml_cuda_rq_code<bits>::block * x, const int w, int & lo, int & hi) {
     typedef ggml_cuda_rq_code<bits> code;
 
     uint32_t n[2];
@@ -164,13 +164,22 @@ static __device__ __forceinline__ void ggml_cuda_rq_decode(
     const uint32_t word = w < 8 ? n[0] : n[1];
     const uint32_t c01  = code::lookup(word, 0);
     const uint32_t c23  = code::lookup(word, 1);
+    lo = (int) ggml_cuda_rq_prmt(c01, c23, 0x6420);
+    hi = (int) ggml_cuda_rq_prmt(c01, c23, 0x7531);
+}
+
+// the values themselves
+template <int bits>
+static __device__ __forceinline__ void ggml_cuda_rq_decode(
+        const typename ggml_cuda_rq_code<bits>::block * x, const int w, float (&lo)[4], float (&hi)[4]) {
+    int c[2];
+    ggml_cuda_rq_centroids<bits>(x, w, c[0], c[1]);
 
     const float d = __half2float(x->d) * (1.0f/128.0f); // exact, as the products are
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        const uint32_t c = k < 2 ? c01 : c23;
-        lo[k] = d * (float) (int8_t) (c >> (16*(k & 1)));
-        hi[k] = d * (float) (int8_t) (c >> (16*(k & 1) + 8));
+        lo[k] = d * (float) (int8_t) (c[0] >> 8*k);
+        hi[k] = d * (float) (int8_t) (c[1] >> 8*k);
     }
 }
 

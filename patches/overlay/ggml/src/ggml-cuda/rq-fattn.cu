@@ -10,38 +10,23 @@
 // A100 at 80 % of their bandwidth, and more on cards with less of it. They meet at 14.
 #define GGML_CUDA_RQ_FA_MAX_TILES 12
 
+// the one of these that is for K of this type, or nullptr
+template <typename F>
+static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * rq2, F * rq3, F * rq4) {
+    F * const ours[] = { rq2, rq3, rq4 };
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) ? ours[(type_k - GGML_TYPE_PLANAR2) % 3] : nullptr;
+}
+
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    if (type_k == GGML_TYPE_F16) {
-        return ggml_cuda_rq_fa_find_f16(head_dim, type_v);
-    }
-    if (type_k == GGML_TYPE_Q8_0) {
-        return ggml_cuda_rq_fa_find_q8_0(head_dim, type_v);
-    }
-    if (!ggml_rq_is_type(type_k)) {
-        return {};
-    }
-    switch ((type_k - GGML_TYPE_PLANAR2) % 3) {
-        case 0:  return ggml_cuda_rq_fa_find_rq2(head_dim, type_v);
-        case 1:  return ggml_cuda_rq_fa_find_rq3(head_dim, type_v);
-        default: return ggml_cuda_rq_fa_find_rq4(head_dim, type_v);
-    }
+    const auto find = ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0,
+        ggml_cuda_rq_fa_find_rq2, ggml_cuda_rq_fa_find_rq3, ggml_cuda_rq_fa_find_rq4);
+    return find ? find(head_dim, type_v) : ggml_cuda_rq_fa_kernel{};
 }
 
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    if (type_k == GGML_TYPE_F16) {
-        return ggml_cuda_rq_fa_vec_find_f16(head_dim, type_v);
-    }
-    if (type_k == GGML_TYPE_Q8_0) {
-        return ggml_cuda_rq_fa_vec_find_q8_0(head_dim, type_v);
-    }
-    if (!ggml_rq_is_type(type_k)) {
-        return nullptr;
-    }
-    switch ((type_k - GGML_TYPE_PLANAR2) % 3) {
-        case 0:  return ggml_cuda_rq_fa_vec_find_rq2(head_dim, type_v);
-        case 1:  return ggml_cuda_rq_fa_vec_find_rq3(head_dim, type_v);
-        default: return ggml_cuda_rq_fa_vec_find_rq4(head_dim, type_v);
-    }
+    const auto find = ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_vec_find_f16, ggml_cuda_rq_fa_vec_find_q8_0,
+        ggml_cuda_rq_fa_vec_find_rq2, ggml_cuda_rq_fa_vec_find_rq3, ggml_cuda_rq_fa_vec_find_rq4);
+    return find ? find(head_dim, type_v) : nullptr;
 }
 
 static int ggml_cuda_rq_fa_heads_of(const ggml_tensor * dst) {

@@ -4,21 +4,6 @@
 
 #include "rq-device.cuh"
 
-// the four centroids of values 4*w + k (k = 0..3), as int8, and those of values 64 behind; w = 0..15
-template <int bits>
-static __device__ __forceinline__ void ggml_cuda_rq_vec_centroids(
-        const typename ggml_cuda_rq_code<bits>::block * x, const int w, int & lo, int & hi) {
-    typedef ggml_cuda_rq_code<bits> code;
-
-    uint32_t n[2];
-    code::words(ggml_cuda_rq_load_global{x}, w & 7, n);
-    const uint32_t word = w < 8 ? n[0] : n[1];
-    const uint32_t c01  = code::lookup(word, 0);
-    const uint32_t c23  = code::lookup(word, 1);
-    lo = (int) ggml_cuda_rq_prmt(c01, c23, 0x6420);
-    hi = (int) ggml_cuda_rq_prmt(c01, c23, 0x7531);
-}
-
 // This lane's share of the product of a row of K with a query in q8_1, of which lane t of nthreads holds the words (of four
 // values) t + nthreads*i as Q_q8[i] and their scales as Q_ds[i].x.
 template <int bits, int D, int nthreads>
@@ -33,7 +18,7 @@ static __device__ __forceinline__ float ggml_cuda_rq_vec_dot(const char * K, con
 #pragma unroll
         for (int i = 0; i < (nthreads < 16 ? 16/nthreads : 1); ++i) {
             int c[2];
-            ggml_cuda_rq_vec_centroids<bits>(x, (t + nthreads*i) % 16, c[0], c[1]);
+            ggml_cuda_rq_centroids<bits>(x, (t + nthreads*i) % 16, c[0], c[1]);
             if (nthreads == 32) { // the other half of a word is another lane's
                 part += (float) ggml_cuda_dp4a(t < 16 ? c[0] : c[1], Q_q8[b], 0)*Q_ds[b].x;
             } else {
@@ -66,7 +51,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_vec_dequantize(const void * 
     const int    i = i0 % QK_RQ;
 
     int c[2];
-    ggml_cuda_rq_vec_centroids<bits>(x, i/4 % 16, c[0], c[1]);
+    ggml_cuda_rq_centroids<bits>(x, i/4 % 16, c[0], c[1]);
     const int   q = i < 64 ? c[0] : c[1];
     const float d = __half2float(x->d)*(1.0f/128.0f); // exact, as the products are
     ggml_cuda_rq_vec_write(dst, { d*(float) (int8_t) q, d*(float) (int8_t) (q >> 8), d*(float) (int8_t) (q >> 16), d*(float) (q >> 24) });
