@@ -129,8 +129,8 @@ extern "C" float emu_vec_dot(int bits, int head_dim, int nthreads, const char * 
 extern "C" void emu_vec_dequantize(int bits, int64_t n, const char * v, float * as_f32, half * as_f16) {
     with_bits(bits, [&](auto b) {
         for (int64_t i = 0; i < n; i += 4) {
-            ggml_cuda_rq_vec_dequantize<b.value>(v, i, (float2 *) (as_f32 + i));
-            ggml_cuda_rq_vec_dequantize<b.value>(v, i, (half2  *) (as_f16 + i));
+            ggml_cuda_rq_vec_dequantize<b.value>(v, i, as_f32 + i);
+            ggml_cuda_rq_vec_dequantize<b.value>(v, i, as_f16 + i);
         }
     });
 }

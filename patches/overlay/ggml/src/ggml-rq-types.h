@@ -16,6 +16,10 @@ static inline enum ggml_rq_family ggml_rq_type_family(enum ggml_type type) {
     return (enum ggml_rq_family) (((int) type - (int) GGML_TYPE_PLANAR2) / 3);
 }
 
+static inline int ggml_rq_type_bits(enum ggml_type type) {
+    return 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
+}
+
 // op_params[1] of a MUL_MAT whose src0 is one of our rotation matrices. A backend that knows the hint can apply the
 // rotation in O(n log n); any other sees a plain dense product and is right, too.
 #define GGML_RQ_HINT 0x52510000

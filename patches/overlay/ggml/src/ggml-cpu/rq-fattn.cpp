@@ -874,8 +874,8 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
     typedef decltype(f.unpack_v) unpack_v_t;
     const unpack_k_t unpack_k[] = { rq_unpack_k<2>, rq_unpack_k<3>, rq_unpack_k<4> };
     const unpack_v_t unpack_v[] = { rq_unpack_v<2>, rq_unpack_v<3>, rq_unpack_v<4> };
-    f.unpack_k = k_rq ? unpack_k[(f.k->type - GGML_TYPE_PLANAR2) % 3] : nullptr;
-    f.unpack_v = v_rq ? unpack_v[(f.v->type - GGML_TYPE_PLANAR2) % 3] : nullptr;
+    f.unpack_k = k_rq ? unpack_k[ggml_rq_type_bits(f.k->type) - 2] : nullptr;
+    f.unpack_v = v_rq ? unpack_v[ggml_rq_type_bits(f.v->type) - 2] : nullptr;
 
     f.DK       = (int) f.k->ne[0];
     f.DV       = (int) f.v->ne[0];

@@ -168,7 +168,15 @@ static __device__ __forceinline__ void ggml_cuda_rq_centroids(
     hi = (int) ggml_cuda_rq_prmt(c01, c23, 0x7531);
 }
 
-// the values themselves
+// their values; d: the scale over 128
+static __device__ __forceinline__ void ggml_cuda_rq_values(const int centroids, const float d, float (&v)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        v[k] = d * (float) (int8_t) (centroids >> 8*k);
+    }
+}
+
+// the values of a block that centroids() tells
 template <int bits>
 static __device__ __forceinline__ void ggml_cuda_rq_decode(
         const typename ggml_cuda_rq_code<bits>::block * x, const int w, float (&lo)[4], float (&hi)[4]) {
@@ -176,11 +184,20 @@ static __device__ __forceinline__ void ggml_cuda_rq_decode(
     ggml_cuda_rq_centroids<bits>(x, w, c[0], c[1]);
 
     const float d = __half2float(x->d) * (1.0f/128.0f); // exact, as the products are
+    ggml_cuda_rq_values(c[0], d, lo);
+    ggml_cuda_rq_values(c[1], d, hi);
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_write4(float * dst, const float (&v)[4]) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        lo[k] = d * (float) (int8_t) (c[0] >> 8*k);
-        hi[k] = d * (float) (int8_t) (c[1] >> 8*k);
+        dst[k] = v[k];
     }
+}
+
+static __device__ __forceinline__ void ggml_cuda_rq_write4(half * dst, const float (&v)[4]) {
+    ((half2 *) dst)[0] = make_half2(__float2half_rn(v[0]), __float2half_rn(v[1]));
+    ((half2 *) dst)[1] = make_half2(__float2half_rn(v[2]), __float2half_rn(v[3]));
 }
 
 // ---- the encoder, by a warp of which each lane holds four values ----

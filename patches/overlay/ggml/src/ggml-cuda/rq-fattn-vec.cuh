@@ -29,8 +29,8 @@ static __device__ __forceinline__ void ggml_cuda_rq_dequantize_V(const void * __
 #define GGML_CUDA_RQ_VEC(type, bits) \
     GGML_CUDA_RQ_VEC_DOT(type, bits, 128, 2) GGML_CUDA_RQ_VEC_DOT(type, bits, 128, 4) GGML_CUDA_RQ_VEC_DOT(type, bits, 128, 32) \
     GGML_CUDA_RQ_VEC_DOT(type, bits, 256, 2) GGML_CUDA_RQ_VEC_DOT(type, bits, 256, 4) GGML_CUDA_RQ_VEC_DOT(type, bits, 256, 32) \
-    template <> constexpr __device__ dequantize_V_t get_dequantize_V<type, half,  4>() { return ggml_cuda_rq_dequantize_V<bits, half2>;  } \
-    template <> constexpr __device__ dequantize_V_t get_dequantize_V<type, float, 4>() { return ggml_cuda_rq_dequantize_V<bits, float2>; }
+    template <> constexpr __device__ dequantize_V_t get_dequantize_V<type, half,  4>() { return ggml_cuda_rq_dequantize_V<bits, half>;  } \
+    template <> constexpr __device__ dequantize_V_t get_dequantize_V<type, float, 4>() { return ggml_cuda_rq_dequantize_V<bits, float>; }
 
 GGML_CUDA_RQ_VEC(GGML_TYPE_PLANAR2, 2)
 GGML_CUDA_RQ_VEC(GGML_TYPE_PLANAR3, 3)
@@ -56,9 +56,9 @@ template <int D, ggml_type type_k>
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_v(const ggml_type type_v) {
     if constexpr (ggml_cuda_rq_fa_vec_needed) {
         if (ggml_rq_is_type(type_v)) {
-            switch ((type_v - GGML_TYPE_PLANAR2) % 3) {
-                case 0:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR2>;
-                case 1:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR3>;
+            switch (ggml_rq_type_bits(type_v)) {
+                case 2:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR2>;
+                case 3:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR3>;
                 default: return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_PLANAR4>;
             }
         }

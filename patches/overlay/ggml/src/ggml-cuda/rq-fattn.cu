@@ -14,7 +14,7 @@
 template <typename F>
 static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * rq2, F * rq3, F * rq4) {
     F * const ours[] = { rq2, rq3, rq4 };
-    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) ? ours[(type_k - GGML_TYPE_PLANAR2) % 3] : nullptr;
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
 }
 
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
@@ -33,19 +33,21 @@ static int ggml_cuda_rq_fa_heads_of(const ggml_tensor * dst) {
     return ggml_cuda_rq_fa_heads(dst->src[0]->ne[2]/dst->src[1]->ne[2]);
 }
 
+static bool ggml_cuda_rq_fa_has_ours(const ggml_tensor * dst) {
+    return ggml_rq_is_type(dst->src[1]->type) || ggml_rq_is_type(dst->src[2]->type);
+}
+
 // whether a kernel of ours would be the right one, if there is one
 static bool ggml_cuda_rq_fa_is_for_us(const ggml_tensor * dst) {
     const int64_t queries = GGML_CUDA_RQ_FA_COLS/ggml_cuda_rq_fa_heads_of(dst); // of a CUDA block
-    return (ggml_rq_is_type(dst->src[1]->type) || ggml_rq_is_type(dst->src[2]->type)) &&
-        dst->src[0]->ne[1] <= GGML_CUDA_RQ_FA_MAX_TILES*queries;
+    return ggml_cuda_rq_fa_has_ours(dst) && dst->src[0]->ne[1] <= GGML_CUDA_RQ_FA_MAX_TILES*queries;
 }
 
 // the vector kernel for this node, or nullptr: it takes a column at a time, and rows without a check for the last of them
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_for(const int device, const ggml_tensor * dst) {
     const ggml_tensor * Q = dst->src[0];
     const ggml_tensor * K = dst->src[1];
-    const bool for_us = ggml_rq_is_type(K->type) || ggml_rq_is_type(dst->src[2]->type);
-    if (!for_us || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
+    if (!ggml_cuda_rq_fa_has_ours(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
         return nullptr;
     }
     return ggml_cuda_rq_fa_vec_find(Q->ne[0], K->type, dst->src[2]->type);
@@ -72,7 +74,7 @@ bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
 
 void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
     static bool warned = false;
-    if (!warned && dst->src[0]->ne[1] == 1 && (ggml_rq_is_type(dst->src[1]->type) || ggml_rq_is_type(dst->src[2]->type))) {
+    if (!warned && dst->src[0]->ne[1] == 1 && ggml_cuda_rq_fa_has_ours(dst)) {
         warned = true;
         GGML_LOG_WARN("%s: no attention kernel for K in %s and V in %s at head_dim %d on this device: they are converted to f16 for every token (slow)\n",
             __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type), (int) dst->src[0]->ne[0]);

@@ -432,9 +432,9 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_v(const ggml_type type_v) {
     if (!ggml_rq_is_type(type_v)) {
         return {};
     }
-    switch ((type_v - GGML_TYPE_PLANAR2) % 3) {
-        case 0:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<2>>();
-        case 1:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<3>>();
+    switch (ggml_rq_type_bits(type_v)) {
+        case 2:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<2>>();
+        case 3:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<3>>();
         default: return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<4>>();
     }
 }

@@ -50,6 +50,14 @@ static inline bool ggml_cuda_rq_used_once(const ggml_cgraph * graph, const int f
     return false;
 }
 
+// the same for t and all that views of it make of it, up to view
+static inline bool ggml_cuda_rq_chain_used_once(const ggml_cgraph * graph, const int first, const int last, const ggml_tensor * t, const ggml_tensor * view) {
+    while (view != t && ggml_cuda_rq_used_once(graph, first, last, view)) {
+        view = view->src[0];
+    }
+    return view == t && ggml_cuda_rq_used_once(graph, first, last, t);
+}
+
 static inline bool ggml_cuda_rq_overlap(const ggml_tensor * a, const ggml_tensor * b) {
     return (const char *) a->data < (const char *) b->data + ggml_nbytes(b) && (const char *) b->data < (const char *) a->data + ggml_nbytes(a);
 }
@@ -88,10 +96,7 @@ static inline ggml_cuda_rq_fusion ggml_cuda_rq_fuse(const ggml_cgraph * graph, c
                 break;
             }
             r->store = node;
-            r->keep  = !ggml_cuda_rq_used_once(graph, first, i, r->rot);
-            for (const ggml_tensor * t = node->src[0]; t != r->rot; t = t->src[0]) {
-                r->keep = r->keep || !ggml_cuda_rq_used_once(graph, first, i, t);
-            }
+            r->keep  = !ggml_cuda_rq_chain_used_once(graph, first, i, r->rot, node->src[0]);
         }
         last = i + 1;
     }
@@ -121,13 +126,8 @@ static inline ggml_tensor * ggml_cuda_rq_rotation_of(const ggml_cgraph * graph, 
     ggml_tensor * rot = graph->nodes[i];
     ggml_tensor * src = rot->src[1];
     if ((rot->flags & GGML_TENSOR_FLAG_COMPUTE) == 0 || src->view_src != attn || src->view_offs != 0 || src->ne[0] != attn->ne[0] ||
-            ggml_nelements(src) != ggml_nelements(attn) || !ggml_cuda_rq_used_once(graph, first, i, attn)) {
+            ggml_nelements(src) != ggml_nelements(attn) || !ggml_cuda_rq_chain_used_once(graph, first, i, attn, src)) {
         return nullptr;
-    }
-    for (const ggml_tensor * t = src; t != attn; t = t->src[0]) {
-        if (!ggml_cuda_rq_used_once(graph, first, i, t)) {
-            return nullptr;
-        }
     }
     n_nodes = i - first;
     return rot;

@@ -63,18 +63,6 @@ static __global__ void ggml_cuda_rq_quantize_kernel(
     ggml_cuda_rq_quantize<bits>((const float *) (src + s.at(i)), (typename ggml_cuda_rq_code<bits>::block *) (dst + d.at(i)), threadIdx.x, scale_kind);
 }
 
-static __device__ __forceinline__ void ggml_cuda_rq_write4(float * dst, const float (&v)[4]) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        dst[k] = v[k];
-    }
-}
-
-static __device__ __forceinline__ void ggml_cuda_rq_write4(half * dst, const float (&v)[4]) {
-    ((half2 *) dst)[0] = make_half2(__float2half_rn(v[0]), __float2half_rn(v[1]));
-    ((half2 *) dst)[1] = make_half2(__float2half_rn(v[2]), __float2half_rn(v[3]));
-}
-
 // blocks -> F32 or F16; sixteen lanes take a block, so that a warp takes two
 template <int bits, typename T>
 static __global__ void ggml_cuda_rq_dequantize_kernel(

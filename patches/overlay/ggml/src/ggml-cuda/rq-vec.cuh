@@ -34,16 +34,6 @@ static __device__ __forceinline__ float ggml_cuda_rq_vec_dot(const char * K, con
     return sum*(1.0f/128.0f);
 }
 
-static __device__ __forceinline__ void ggml_cuda_rq_vec_write(half2 * dst, const float (&v)[4]) {
-    dst[0] = make_half2(__float2half_rn(v[0]), __float2half_rn(v[1]));
-    dst[1] = make_half2(__float2half_rn(v[2]), __float2half_rn(v[3]));
-}
-
-static __device__ __forceinline__ void ggml_cuda_rq_vec_write(float2 * dst, const float (&v)[4]) {
-    dst[0] = make_float2(v[0], v[1]);
-    dst[1] = make_float2(v[2], v[3]);
-}
-
 // values i0 to i0 + 3 of a row of V; 4 divides i0
 template <int bits, typename T>
 static __device__ __forceinline__ void ggml_cuda_rq_vec_dequantize(const void * V, const int64_t i0, T * dst) {
@@ -52,7 +42,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_vec_dequantize(const void * 
 
     int c[2];
     ggml_cuda_rq_centroids<bits>(x, i/4 % 16, c[0], c[1]);
-    const int   q = i < 64 ? c[0] : c[1];
-    const float d = __half2float(x->d)*(1.0f/128.0f); // exact, as the products are
-    ggml_cuda_rq_vec_write(dst, { d*(float) (int8_t) q, d*(float) (int8_t) (q >> 8), d*(float) (int8_t) (q >> 16), d*(float) (q >> 24) });
+    float v[4];
+    ggml_cuda_rq_values(i < 64 ? c[0] : c[1], __half2float(x->d)*(1.0f/128.0f), v);
+    ggml_cuda_rq_write4(dst, v);
 }

@@ -9,10 +9,6 @@ bool ggml_cuda_rq_is_type(const ggml_type type) {
     return ggml_rq_is_type(type);
 }
 
-static int ggml_cuda_rq_bits(const ggml_type type) {
-    return 2 + (type - GGML_TYPE_PLANAR2) % 3;
-}
-
 // LLAMA_RQ_SCALE, as ggml-rq.c reads it
 static int ggml_cuda_rq_scale_kind() {
     static const int kind = []() {
@@ -46,7 +42,7 @@ static ggml_cuda_rq_rows ggml_cuda_rq_make_rows(const ggml_tensor * t) {
 // calls f with the number of bits as a constant
 template <typename F>
 static void ggml_cuda_rq_with_bits(const ggml_type type, const F & f) {
-    switch (ggml_cuda_rq_bits(type)) {
+    switch (ggml_rq_type_bits(type)) {
         case 2:  f(std::integral_constant<int, 2>()); break;
         case 3:  f(std::integral_constant<int, 3>()); break;
         default: f(std::integral_constant<int, 4>()); break;
@@ -145,7 +141,7 @@ to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
         return nullptr;
     }
     const to_fp16_cuda_t f[] = { ggml_cuda_rq_dequantize_f16<2>, ggml_cuda_rq_dequantize_f16<3>, ggml_cuda_rq_dequantize_f16<4> };
-    return f[ggml_cuda_rq_bits(type) - 2];
+    return f[ggml_rq_type_bits(type) - 2];
 }
 
 to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(const ggml_type type) {
@@ -153,7 +149,7 @@ to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(const ggml_type type) {
         return nullptr;
     }
     const to_fp16_nc_cuda_t f[] = { ggml_cuda_rq_dequantize_f16_nc<2>, ggml_cuda_rq_dequantize_f16_nc<3>, ggml_cuda_rq_dequantize_f16_nc<4> };
-    return f[ggml_cuda_rq_bits(type) - 2];
+    return f[ggml_rq_type_bits(type) - 2];
 }
 
 static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda_rq_rotation * rotations, const int n) {
@@ -178,7 +174,7 @@ static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda
             job.nb_idx   = store->src[1]->nb[0];
             job.wide     = store->src[1]->type == GGML_TYPE_I64;
             job.units    = init_fastdiv_values(store->ne[0]/QK_RQ);
-            job.bits     = ggml_cuda_rq_bits(store->type);
+            job.bits     = ggml_rq_type_bits(store->type);
         }
         rows += job.rows;
     }

@@ -13,7 +13,7 @@
 static inline const char * ggml_metal_rq_type_name(enum ggml_type type) {
     static const char * const codes[] = { "rq2", "rq3", "rq4" };
 
-    return ggml_rq_is_type(type) ? codes[((int) type - (int) GGML_TYPE_PLANAR2) % 3] : ggml_type_name(type);
+    return ggml_rq_is_type(type) ? codes[ggml_rq_type_bits(type) - 2] : ggml_type_name(type);
 }
 
 // can kernels read both as one type?
