@@ -85,8 +85,3 @@ static inline void ggml_rq_flash_attn_ext_add_recent(struct ggml_tensor * a, str
         .vec_dot_type = GGML_TYPE_Q8_0, \
         .nrows        = 1, \
     },
-
-#define GGML_RQ_TYPES(X) \
-    X(PLANAR2, "planar2", 2) X(PLANAR3, "planar3", 3) X(PLANAR4, "planar4", 4) \
-    X(ISO2,    "iso2",    2) X(ISO3,    "iso3",    3) X(ISO4,    "iso4",    4) \
-    X(ROTOR2,  "rotor2",  2) X(ROTOR3,  "rotor3",  3) X(ROTOR4,  "rotor4",  4)
