@@ -1,4 +1,5 @@
 #include "llama-rq-calib.h"
+#include "llama-rq-modes.h"
 
 #include "llama-impl.h"
 #include "llama-model.h"
@@ -74,8 +75,8 @@ static void llama_rq_check_attention(const std::string & path, const llama_model
     }
 }
 
-std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & path, const llama_model & model, const std::string & rotation,
-        const std::vector<int32_t> & layers, bool offload) {
+llama_rq_means llama_rq_load_means(const std::string & path, const llama_model & model, const llama_rq_rotation & rotation,
+        const std::vector<int32_t> & layers) {
     llama_rq_check_attention(path, model, layers);
 
     ggml_context * data = nullptr;
@@ -95,13 +96,12 @@ std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & pa
         throw llama_rq_calib_error(path, "is for another model");
     }
     const std::string made_for = llama_rq_calib_str(gguf.get(), "rq.calib.k_rotation");
-    if (made_for != rotation) {
-        throw llama_rq_calib_error(path, "is for K rotated by " + made_for + ", not " + rotation);
+    const std::string wanted   = std::string(llama_rq_family_name(rotation.type)) + "/" + llama_rq_mode_name(rotation.mode) + "/" + std::to_string(rotation.n);
+    if (made_for != wanted) {
+        throw llama_rq_calib_error(path, "is for K rotated by " + made_for + ", not " + wanted);
     }
 
-    std::map<ggml_backend_buffer_type_t, ggml_context *> ctxs;
-
-    auto res = std::make_shared<llama_rq_means>();
+    llama_rq_means res;
     uint64_t h = llama_rq_hash(nullptr, 0);
 
     for (int32_t il : layers) {
@@ -119,34 +119,14 @@ std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & pa
         }
         h = llama_rq_hash(mean->data, ggml_nbytes(mean), h);
 
-        // where K is, so that nothing is copied between devices
-        auto * buft = offload ? ggml_backend_dev_buffer_type(model.dev_layer(il)) : ggml_backend_cpu_buffer_type();
-        ggml_context *& ctx = ctxs[buft];
-        if (!ctx) {
-            ctx = ggml_init({ /*.mem_size =*/ layers.size()*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true });
-            res->bufs.emplace_back(ggml_context_ptr(ctx), nullptr);
+        auto & values = res.k[il];
+        values.assign((const float *) mean->data, (const float *) mean->data + ggml_nelements(mean));
+        for (size_t i = 0; i < values.size(); i += rotation.n) { // its own inverse
+            ggml_rq_rotate_row(ggml_rq_type_family(rotation.type), rotation.mode, values.data() + i, values.data() + i, rotation.n);
         }
-        // named and shaped as a bias of K, which is split by heads as K is where several devices share a layer
-        res->k[il] = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, ggml_nelements(mean));
-        ggml_format_name(res->k[il], "blk.%d.attn_k.bias", il);
     }
 
-    for (auto & [ctx, buf] : res->bufs) {
-        for (const auto & [buft, other] : ctxs) {
-            if (other == ctx.get()) {
-                buf.reset(ggml_backend_alloc_ctx_tensors_from_buft(other, buft));
-            }
-        }
-        if (!buf) {
-            throw std::runtime_error("failed to allocate the buffer for the means of K");
-        }
-        ggml_backend_buffer_set_usage(buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    }
-    for (const auto & [il, k] : res->k) {
-        ggml_backend_tensor_set(k, ggml_get_tensor(data, llama_rq_mean_name(il).c_str())->data, 0, ggml_nbytes(k));
-    }
-
-    res->hash = (uint32_t) (h ^ h >> 32);
+    res.hash = (uint32_t) (h ^ h >> 32);
 
     LLAMA_LOG_INFO("llama_rq: calibration %s: %d layers\n", path.c_str(), (int) layers.size());
 

@@ -2,21 +2,19 @@
 
 #include "llama-rq.h"
 
-#include "ggml-cpp.h"
-
+#include <map>
 #include <string>
+#include <vector>
 
-// Means of K that are subtracted before K is stored. A constant added to every key of a head changes all scores of a
+// Means of K that are taken off before K is stored. A constant added to every key of a head changes all scores of a
 // query by the same amount, which softmax takes out again, so that nothing has to be added back.
 struct llama_rq_means {
-    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
-
-    std::unordered_map<int32_t, ggml_tensor *> k; // by layer of the model: f32 [head_dim*n_head_kv], rotated as K is
+    std::map<int32_t, std::vector<float>> k; // by layer of the model: [head_dim*n_head_kv], of K before its rotation
 
     uint32_t hash; // of all means
 };
 
-// the means for these layers of the model from the calibration file; throws std::runtime_error with a sentence when the
-// file is damaged, of another model or rotation, or when the model's attention is not a plain softmax
-std::shared_ptr<const llama_rq_means> llama_rq_load_means(const std::string & path, const llama_model & model, const std::string & rotation,
-        const std::vector<int32_t> & layers, bool offload);
+// the means for these layers of the model from the calibration file, which keeps them rotated; throws std::runtime_error with
+// a sentence when the file is damaged, of another model or rotation, or when the model's attention is not a plain softmax
+llama_rq_means llama_rq_load_means(const std::string & path, const llama_model & model, const llama_rq_rotation & rotation,
+        const std::vector<int32_t> & layers);

@@ -1,5 +1,7 @@
 #include "llama-rq-layers.h"
 
+#include "llama-hparams.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -7,9 +9,7 @@
 static const ggml_type LLAMA_RQ_CACHE_TYPES[] = {
     GGML_TYPE_F32,     GGML_TYPE_F16,     GGML_TYPE_BF16,
     GGML_TYPE_Q8_0,    GGML_TYPE_Q4_0,    GGML_TYPE_Q4_1,  GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1,
-    GGML_TYPE_PLANAR2, GGML_TYPE_PLANAR3, GGML_TYPE_PLANAR4,
-    GGML_TYPE_ISO2,    GGML_TYPE_ISO3,    GGML_TYPE_ISO4,
-    GGML_TYPE_ROTOR2,  GGML_TYPE_ROTOR3,  GGML_TYPE_ROTOR4,
+    GGML_RQ_TYPE_LIST,
 };
 
 static std::runtime_error llama_rq_layers_error(const std::string & what) {
@@ -96,7 +96,8 @@ std::vector<llama_rq_entry> llama_rq_entries() {
     return res;
 }
 
-std::vector<int> llama_rq_indices(const llama_rq_entry::range & range, int n) {
+// the layers of a range where there are n of them, ascending
+static std::vector<int> llama_rq_indices(const llama_rq_entry::range & range, int n) {
     for (int i : { range.first, range.last }) {
         if (i < -n || i >= n) {
             throw llama_rq_layers_error("there is no layer " + std::to_string(i) + ", the model has " + std::to_string(n) +
@@ -113,6 +114,48 @@ std::vector<int> llama_rq_indices(const llama_rq_entry::range & range, int n) {
     std::vector<int> res;
     for (int i = first; i <= last; ++i) {
         res.push_back(i);
+    }
+    return res;
+}
+
+std::vector<int32_t> llama_rq_counted_layers(const llama_hparams & hparams, const std::function<bool(int32_t il)> & filter) {
+    bool windows = false;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        windows = windows || hparams.is_swa(il);
+    }
+
+    std::vector<int32_t> res;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        const bool kept = windows ? hparams.n_head_kv(il) > 0 && !hparams.is_recr(il) : !filter || filter(il);
+        if (hparams.has_kv(il) && kept) {
+            res.push_back(il);
+        }
+    }
+    return res;
+}
+
+std::map<int32_t, std::pair<ggml_type, ggml_type>> llama_rq_types_by_layer(const llama_hparams & hparams,
+        const std::vector<llama_rq_entry> & entries, const std::vector<int32_t> & counted) {
+    std::map<int32_t, std::pair<ggml_type, ggml_type>> res;
+
+    for (const auto & entry : entries) {
+        for (const auto & range : entry.layers) {
+            for (int i : llama_rq_indices(range, (int) counted.size())) {
+                res[counted[i]] = { entry.type_k, entry.type_v };
+            }
+        }
+    }
+
+    for (size_t i = 0; i < counted.size(); ++i) {
+        const auto it = res.find(counted[i]);
+        if (it == res.end()) {
+            continue;
+        }
+        const auto [type_k, type_v] = it->second;
+        if (hparams.n_embd_head_k(it->first) % ggml_blck_size(type_k) != 0 || hparams.n_embd_head_v(it->first) % ggml_blck_size(type_v) != 0) {
+            throw llama_rq_layers_error("heads of layer " + std::to_string(i) + " do not fill whole blocks of " +
+                    ggml_type_name(type_k) + " or " + ggml_type_name(type_v) + ", use f16");
+        }
     }
     return res;
 }

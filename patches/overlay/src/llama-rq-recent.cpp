@@ -1,6 +1,6 @@
 #include "llama-rq-recent.h"
-#include "llama-rq.h"
 
+#include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-model.h"
 
@@ -13,6 +13,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <unordered_set>
 
 static constexpr uint32_t LLAMA_RQ_RECENT_MAX = 4096;
 
@@ -30,20 +31,21 @@ uint32_t llama_rq_recent_tokens() {
 }
 
 // why the newest tokens cannot be held; empty when they can
-static std::string llama_rq_recent_refused(const llama_model & model, const llama_hparams & hparams, const llama_rq_cache & rq,
-        bool flash_attn, bool offload, const std::function<bool(int32_t il)> & filter) {
-    if (!rq.k && !rq.v) {
+static std::string llama_rq_recent_refused(const llama_model & model, const llama_hparams & hparams,
+        const std::map<int32_t, llama_rq_layer> & layers, bool has_type, bool flash_attn, bool offload) {
+    if (!has_type) {
         return "neither K nor V has one of the rotated types";
     }
     if (!flash_attn) {
         return "that takes flash attention, use -fa on";
     }
-    if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0) {
+    // DFlash stores K and V in graphs that do not attend
+    if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0 || model.arch == LLM_ARCH_DFLASH) {
         return "this model's attention is of another kind";
     }
-    for (uint32_t il = 0; offload && il < hparams.n_layer_all; ++il) {
+    for (const auto & [il, _] : layers) {
         auto * dev = model.dev_layer(il);
-        if (hparams.has_kv(il) && (!filter || filter(il)) && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        if (offload && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
             return "layer " + std::to_string(il) + " is on " + ggml_backend_dev_name(dev) + ", only the CPU can attend to them";
         }
     }
@@ -51,50 +53,37 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
 }
 
 std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model, const llama_hparams & hparams,
-        std::shared_ptr<const llama_rq_cache> rq, const llama_kv_cells_vec & cells, bool flash_attn, bool offload,
-        const std::function<bool(int32_t il)> & filter, const char * name_tag, uint32_t kv_size, uint32_t n_seq_max) {
+        std::map<int32_t, llama_rq_layer> & layers, bool has_type, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max) {
     const uint32_t n_tokens = llama_rq_recent_tokens();
-    if (n_tokens == 0 || *name_tag) { // a second cache beside the one for K and V keeps what an indexer needs
+    if (n_tokens == 0) {
         return nullptr;
     }
 
-    const std::string why = llama_rq_recent_refused(model, hparams, *rq, flash_attn, offload, filter);
+    const std::string why = llama_rq_recent_refused(model, hparams, layers, has_type, flash_attn, offload);
     if (!why.empty()) {
         LLAMA_LOG_WARN("llama_rq: the newest %u tokens are not held in f16: %s\n", n_tokens, why.c_str());
         return nullptr;
     }
 
-    const uint32_t n_rows = std::min(kv_size, n_tokens*n_seq_max/(uint32_t) cells.size());
-    return std::make_shared<llama_rq_recent>(std::move(rq), cells, n_tokens, n_rows, n_seq_max);
+    return std::make_shared<llama_rq_recent>(layers, cells, n_tokens, n_seq_max, hparams.no_alloc);
 }
 
-void llama_rq_recent::add_layer(ggml_context * ctx, const ggml_tensor * k, const ggml_tensor * v) {
-    layers[k] = {
-        ggml_new_tensor_3d(ctx, GGML_TYPE_F16, k->ne[0], n_rows + 1, k->ne[2]),
-        ggml_new_tensor_3d(ctx, GGML_TYPE_F16, v->ne[0], n_rows + 1, v->ne[2]),
-    };
-    ggml_format_name(layers[k].k, "%s (recent)", k->name);
-    ggml_format_name(layers[k].v, "%s (recent)", v->name);
-}
-
-void llama_rq_recent::log_size() const {
-    size_t size = 0;
-    for (const auto & [_, rows] : layers) {
-        size += ggml_nbytes(rows.k) + ggml_nbytes(rows.v);
+llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_tokens, uint32_t n_seq_max, bool no_alloc) :
+        cells(cells), n_tokens(n_tokens), n_seq_max(n_seq_max),
+        n_rows(std::min(cells[0].size(), n_tokens*n_seq_max/(uint32_t) cells.size())),
+        tensors(2*layers.size()), tables(cells.size()) {
+    for (auto & [_, layer] : layers) {
+        const auto add = [&](const ggml_tensor * like) {
+            ggml_tensor * res = tensors.add(layer.buft, GGML_TYPE_F16, like->ne[0], n_rows + 1, like->ne[2]);
+            ggml_format_name(res, "%s (recent)", like->name);
+            return res;
+        };
+        rows[&layer] = { add(layer.k), add(layer.v) };
+        layer.recent = this;
     }
-    LLAMA_LOG_INFO("llama_rq: the newest %u tokens in f16: %u rows, %zu bytes\n", n_tokens, (n_rows + 1)*(uint32_t) tables.size(), size);
-}
+    tensors.allocate(GGML_BACKEND_BUFFER_USAGE_ANY, no_alloc);
 
-void llama_rq_recent::written(const llama_kv_cache::slot_info & sinfo) {
-    for (size_t s = 0; s < sinfo.n_stream(); ++s) {
-        const auto & idxs = sinfo.idxs[s];
-        for (auto & r : tables[sinfo.strm[s]]) {
-            if (std::find(idxs.begin(), idxs.end(), (uint32_t) r.cell) != idxs.end()) {
-                r = {};
-            }
-        }
-    }
-    ubatch_cells = sinfo;
+    LLAMA_LOG_INFO("llama_rq: the newest %u tokens in f16: %u rows, %zu bytes\n", n_tokens, (n_rows + 1)*(uint32_t) tables.size(), tensors.n_bytes());
 }
 
 void llama_rq_recent::forget(uint32_t strm) {
@@ -104,6 +93,14 @@ void llama_rq_recent::forget(uint32_t strm) {
 void llama_rq_recent::forget() {
     for (auto & table : tables) {
         table.clear();
+    }
+}
+
+void llama_rq_recent::overwritten(uint32_t strm, const std::vector<uint32_t> & idxs) {
+    for (auto & r : tables[strm]) {
+        if (std::find(idxs.begin(), idxs.end(), (uint32_t) r.cell) != idxs.end()) {
+            r = {};
+        }
     }
 }
 
@@ -172,7 +169,8 @@ void llama_rq_recent::hold(uint32_t strm, const std::vector<uint32_t> & idxs, in
 // takes what it lets be seen: so it follows all that decides there, causality, windows, sequences and ALiBi.
 class llm_graph_input_rq_recent : public llm_graph_input_i {
 public:
-    llm_graph_input_rq_recent(llama_rq_recent & recent, ggml_context * ctx, ggml_tensor * kq_mask) : recent(recent), kq_mask(kq_mask) {
+    llm_graph_input_rq_recent(llama_rq_recent & recent, ggml_context * ctx, ggml_tensor * kq_mask, const ggml_tensor * k_idxs) :
+            recent(recent), kq_mask(kq_mask), k_idxs(k_idxs) {
         mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, recent.n_rows + kq_mask->ne[1], kq_mask->ne[1], 1, kq_mask->ne[3]);
         ggml_set_input(mask);
         ggml_set_name(mask, "attn_inp_recent_mask");
@@ -187,60 +185,60 @@ public:
     // the shapes follow from that of the mask of the cache, which upstream compares
     bool can_reuse(const llm_graph_params &) override { return true; }
 
-    void prepare(const llm_graph_context & graph, const ggml_tensor * k, ggml_tensor * k_cur, ggml_tensor * v_cur, int il);
-    void attend (const llm_graph_context & graph, ggml_tensor * attn);
+    void attend(const llm_graph_context & graph, ggml_tensor * attn, const llama_rq_layer & layer);
 
     llama_rq_recent & recent;
 
     ggml_tensor * kq_mask; // F16 [n_kv, n_tokens/n_stream, 1, n_stream], of the cache
 
 private:
+    const ggml_tensor * k_idxs; // I64 [n_tokens], cells of all streams that this ubatch is stored in
+
     ggml_tensor * mask; // F16 [n_rows + n_tokens/n_stream, n_tokens/n_stream, 1, n_stream]
     ggml_tensor * idxs; // I64 [n_tokens]
 
-    // the layer that attends next
-    const ggml_tensor * k_cache = nullptr;
-
-    // K and V of this ubatch, by the layer's K in the cache, and whether they have gone to their rows
-    struct stored {
-        ggml_tensor * k;
-        ggml_tensor * v;
-        bool written;
-    };
-    std::unordered_map<const ggml_tensor *, stored> fresh;
-
-    uint32_t stream0 = 0;
+    std::unordered_set<const llama_rq_layer *> stored; // layers whose rows this graph writes
 };
 
 void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
-    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer) && ggml_backend_buffer_is_host(idxs->buffer));
+    GGML_ASSERT(ggml_backend_buffer_is_host(mask->buffer) && ggml_backend_buffer_is_host(idxs->buffer) && ggml_backend_buffer_is_host(k_idxs->buffer));
     GGML_ASSERT(kq_mask->type == GGML_TYPE_F16);
 
-    const auto & sinfo = recent.ubatch_cells;
-
-    const int64_t n_kv  = kq_mask->ne[0];
-    const int64_t n_tps = kq_mask->ne[1];
-    const int64_t n     = mask->ne[0];
-    GGML_ASSERT((int64_t) sinfo.n_stream() == kq_mask->ne[3] && (int64_t) sinfo.size() == n_tps && n_tps*kq_mask->ne[3] == ubatch->n_tokens);
+    const int64_t n_kv     = kq_mask->ne[0];
+    const int64_t n_tps    = kq_mask->ne[1];
+    const int64_t n_stream = kq_mask->ne[3];
+    const int64_t n        = mask->ne[0];
+    GGML_ASSERT(n_tps*n_stream == ubatch->n_tokens && k_idxs->ne[0] == ubatch->n_tokens);
 
     const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
     std::fill((ggml_fp16_t *) mask->data, (ggml_fp16_t *) mask->data + ggml_nelements(mask), hidden);
 
-    for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
+    const int64_t kv_size = recent.cells[0].size();
+
+    for (int64_t s = 0; s < n_stream; ++s) {
+        const int64_t * dst  = (const int64_t *) k_idxs->data + s*n_tps;
+        const uint32_t  strm = dst[0]/kv_size;
+
+        std::vector<uint32_t> written(n_tps);
+        for (int64_t i = 0; i < n_tps; ++i) {
+            written[i] = dst[i] - strm*kv_size;
+        }
+        recent.overwritten(strm, written);
+
         struct column {
             uint32_t  i; // of the mask
             uint32_t  cell;
             llama_pos pos;
         };
         std::vector<column> columns;
-        const auto & table = recent.tables[sinfo.strm[s]];
+        const auto & table = recent.tables[strm];
         for (uint32_t i = 0; i < table.size(); ++i) {
-            if (recent.is_held(sinfo.strm[s], table[i])) {
+            if (recent.is_held(strm, table[i])) {
                 columns.push_back({ i, (uint32_t) table[i].cell, table[i].pos });
             }
         }
         for (uint32_t i = 0; i < n_tps; ++i) {
-            columns.push_back({ recent.n_rows + i, sinfo.idxs[s][i], ubatch->pos[s*n_tps + i] });
+            columns.push_back({ recent.n_rows + i, written[i], ubatch->pos[s*n_tps + i] });
         }
 
         for (int64_t i = s*n_tps; i < (s + 1)*n_tps; ++i) {
@@ -255,33 +253,20 @@ void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
             }
         }
 
-        recent.hold(sinfo.strm[s], sinfo.idxs[s], (int64_t *) idxs->data + s*n_tps);
+        recent.hold(strm, written, (int64_t *) idxs->data + s*n_tps);
     }
 }
 
-void llm_graph_input_rq_recent::prepare(const llm_graph_context & graph, const ggml_tensor * k, ggml_tensor * k_cur, ggml_tensor * v_cur, int il) {
-    k_cache = k->view_src;
-    stream0 = k->view_offs/k->nb[3];
-
-    if (k_cur) {
-        GGML_ASSERT(v_cur);
-        fresh[k_cache] = { recent.rq->center(graph.ctx0, k_cur, il), v_cur, false };
-    }
-    GGML_ASSERT(fresh.count(k_cache) && recent.layers.count(k_cache));
-}
-
-void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_tensor * attn) {
-    if (!k_cache) {
-        return;
-    }
-    auto & cur = fresh.at(k_cache);
-    const auto & held = recent.layers.at(k_cache);
-    k_cache = nullptr;
+void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_tensor * attn, const llama_rq_layer & layer) {
+    const auto & held = recent.rows.at(&layer);
 
     ggml_context * ctx = graph.ctx0;
 
     const int64_t n_tps    = kq_mask->ne[1];
     const int64_t n_stream = kq_mask->ne[3];
+
+    const ggml_tensor * k = attn->src[1]; // a view of the cache, from its first stream in this ubatch on
+    const uint32_t stream0 = k->view_offs/k->nb[3];
 
     // rows of the streams of this ubatch [n_embd_head, n_rows, n_head, n_stream]
     const auto view_held = [&](ggml_tensor * t, const ggml_tensor * like) {
@@ -294,6 +279,7 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
         t = ggml_view_4d(ctx, t, t->ne[0], t->ne[1], n_tps, n_stream, t->nb[1], t->nb[2], t->nb[2]*n_tps, 0);
         return ggml_permute(ctx, t, 0, 2, 1, 3);
     };
+    const auto & cur = layer.fresh;
     ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), mask, view_cur(cur.k), view_cur(cur.v));
     ggml_backend_sched_set_tensor_backend(graph.sched, attn, graph.backend_cpu); // whatever others say of it
     ggml_build_forward_expand(graph.gf, attn);
@@ -305,39 +291,21 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
         t    = ggml_view_2d(ctx, t, t->ne[0]*t->ne[1], t->ne[2], t->nb[2], 0);
         ggml_build_forward_expand(graph.gf, ggml_set_rows(ctx, rows, t, idxs));
     };
-    if (!cur.written) {
+    if (stored.insert(&layer).second) {
         store(held.k, cur.k);
         store(held.v, cur.v);
-        cur.written = true;
     }
 }
 
-static llm_graph_input_rq_recent * llama_rq_find_recent(const llm_graph_context & graph, const ggml_tensor * kq_mask) {
+void llama_rq_attend_recent(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask, llama_rq_layer & layer) {
     for (const auto & input : graph.res->inputs) {
         auto * found = dynamic_cast<llm_graph_input_rq_recent *>(input.get());
-        if (found && found->kq_mask == kq_mask) {
-            return found;
+        if (found && found->kq_mask == kq_mask && &found->recent == layer.recent) {
+            found->attend(graph, attn, layer);
+            return;
         }
     }
-    return nullptr;
-}
-
-void llama_rq_recent_prepare(const llm_graph_context & graph, const llama_kv_cache_context * mctx, ggml_tensor * kq_mask,
-        const ggml_tensor * k, ggml_tensor * k_cur, ggml_tensor * v_cur, const ggml_tensor * kq_b, int il) {
-    llama_rq_recent * recent = mctx->get_recent();
-    if (!recent || !graph.cparams.flash_attn || graph.cparams.training || kq_b) {
-        return;
-    }
-    auto * input = llama_rq_find_recent(graph, kq_mask);
-    if (!input) {
-        input = new llm_graph_input_rq_recent(*recent, graph.ctx0, kq_mask);
-        graph.res->add_input(llm_graph_input_ptr(input));
-    }
-    input->prepare(graph, k, k_cur, v_cur, il);
-}
-
-void llama_rq_recent_attend(const llm_graph_context & graph, const ggml_tensor * kq_mask, ggml_tensor * attn) {
-    if (auto * input = llama_rq_find_recent(graph, kq_mask)) {
-        input->attend(graph, attn);
-    }
+    auto * made = new llm_graph_input_rq_recent(*layer.recent, graph.ctx0, kq_mask, layer.fresh.k_idxs);
+    graph.res->add_input(llm_graph_input_ptr(made));
+    made->attend(graph, attn, layer);
 }

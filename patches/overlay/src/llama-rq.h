@@ -2,93 +2,133 @@
 
 #include "llama.h"
 
+#include "llama-kv-cells.h"
+
 #include <functional>
-#include <initializer_list>
+#include <map>
 #include <memory>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
-struct ggml_cgraph;
 struct ggml_context;
 struct ggml_tensor;
 struct llama_hparams;
 struct llama_model;
-struct llama_rq_means;
+struct llm_graph_context;
 
 class llama_io_write_i;
 class llama_io_read_i;
+class llama_rq_recent;
 
-// Rotated KV cache types (planar, iso, rotor): the rotation that the graph applies to Q and K, or to V and the
-// attention's output. It takes the place of upstream's Hadamard matrix in the same graph inputs and, like it, is
-// symmetric and its own inverse.
-struct llama_rq_rotation {
-    ggml_type          type; // the cache type
-    int                mode; // enum ggml_rq_mode
-    int64_t            n;    // the rotation is n x n, applied to each n values of a head
-    std::vector<float> data; // empty when the mode is none
+using llama_kv_cells_vec = std::vector<llama_kv_cells>;
 
-    // the graph input, or nullptr when there is no rotation
-    ggml_tensor * build_input(ggml_context * ctx, const char * name) const;
+// Rotated KV cache types (planar, iso, rotor). K and V are turned by an orthogonal matrix where they go into the cache; the
+// queries and the attention's output are turned where it is read, so that all else in a graph sees plain tensors.
 
-    void set_input(ggml_tensor * dst) const;
+// What is done to K and V of a layer before they are stored
+struct llama_rq_layer {
+    ggml_tensor * k; // in the cache
+    ggml_tensor * v; // null with MLA
+
+    ggml_backend_buffer_type_t buft;
+
+    // f32 [n, n], symmetric and its own inverse, for each n values of a head; null: they are stored as they are
+    ggml_tensor * k_rot = nullptr;
+    ggml_tensor * v_rot = nullptr;
+
+    // f32 [head_dim*n_head_kv], taken off K before its rotation; null: nothing is
+    ggml_tensor * k_mean = nullptr;
+
+    // the newest tokens in f16 (llama-rq-recent.h), null without
+    llama_rq_recent * recent = nullptr;
+
+    // what goes into the cache, in the graph of this context
+    struct {
+        const ggml_context * ctx = nullptr;
+
+        ggml_tensor * k      = nullptr; // [head_dim, n_head_kv, n_tokens]
+        ggml_tensor * v      = nullptr;
+        ggml_tensor * k_idxs = nullptr; // [n_tokens]
+    } fresh;
 };
 
-// What a KV cache keeps of its types: the rotations (null where no type is ours), the types of layers that are named
-// apart (LLAMA_RQ_LAYERS), and the means that are subtracted from K (LLAMA_RQ_CALIB). A rotation is that of the first
-// of our types, the cache's own type first, and holds for all layers: those of other types store rotated values, too.
-struct llama_rq_cache {
-    std::shared_ptr<const llama_rq_rotation> k;
-    std::shared_ptr<const llama_rq_rotation> v;
+// Which rotation a cache has for K or V: that of the first of our types, the cache's own type first
+struct llama_rq_rotation {
+    ggml_type type; // not one of ours: there is none
+    int       mode; // enum ggml_rq_mode
+    int64_t   n;    // values that are rotated together
+};
 
-    std::pair<ggml_type, ggml_type> base; // types of K and V
-
-    std::unordered_map<int32_t, std::pair<ggml_type, ggml_type>> layers; // those that differ, by layer of the model
-
-    std::shared_ptr<const llama_rq_means> means;
-
-    // throws std::runtime_error with a sentence; filter and name_tag as in the constructor of llama_kv_cache
+// What a KV cache with rotated types, or with types by layer, has beside K and V. Without either it does nothing.
+class llama_rq_cache {
+public:
+    // filter and name_tag as in the constructor of llama_kv_cache; shared: the cache is one with the layers of another
+    // throws std::runtime_error with a sentence
     llama_rq_cache(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
-            bool offload, const std::function<bool(int32_t il)> & filter, const char * name_tag);
+            bool offload, bool shared, const std::function<bool(int32_t il)> & filter, const char * name_tag);
+    ~llama_rq_cache();
 
-    // for a cache that shares the tensors of other: the same rotations, no layers or means of its own
-    llama_rq_cache(const llama_rq_cache & other, ggml_type type_k, ggml_type type_v) :
-        k(other.k), v(other.v), base(type_k, type_v) {}
-
-    // the types of K and V of a layer of the model
+    // the types of K and V of a layer of the model (LLAMA_RQ_LAYERS)
     std::pair<ggml_type, ggml_type> types(int32_t il) const;
 
-    // upstream rotates by the type of the cache; with layers of other types the quantized ones decide
-    void choose_upstream_rot(const llama_hparams & hparams, int n_embd_head_k, int n_embd_head_v, bool & rot_k, bool & rot_v) const;
+    void add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggml_backend_buffer_type_t buft);
 
-    // K as it is stored, from rotated K [head_dim, n_head_kv, n], and back: without and with the means of its layer
-    ggml_tensor * center  (ggml_context * ctx, ggml_tensor * k_cur, int32_t il) const;
-    ggml_tensor * uncenter(ggml_context * ctx, ggml_tensor * k_cur, int32_t il) const;
+    // after the last layer: rotations, means (LLAMA_RQ_CALIB), newest tokens (LLAMA_RQ_RECENT); takes upstream's rotation over
+    void complete(const llama_kv_cells_vec & cells, bool flash_attn, uint32_t n_seq_max, bool & attn_rot_k, bool & attn_rot_v);
 
-    // for the K-shift: does the cache hold whole heads that RoPE cannot turn where they are, whatever their type?
-    bool shift_whole_heads() const;
+    // K and V as they are stored; k_cur [head_dim, n_head_kv, n_tokens]
+    ggml_tensor * store_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il);
+    ggml_tensor * store_v(ggml_context * ctx, ggml_tensor * v_cur, int32_t il);
+
+    // For the K-shift: all K of a layer as RoPE had left it, f32 [head_dim, n_head_kv, n_cells], and where RoPE has turned it, back
+    // into the cache. Upstream turns K where it is, and views only the values that RoPE turns: load gives null where that will do.
+    ggml_tensor * load_k   (ggml_context * ctx, int32_t il) const;
+    ggml_tensor * restore_k(ggml_context * ctx, ggml_tensor * k, int32_t il) const;
+
+    // the cells of a stream, or of all, have been written otherwise than by a graph
+    void forget(uint32_t strm);
+    void forget();
 
     // a state that was saved under another type, rotation or calibration would be read as noise: tag it and refuse
     void state_write(llama_io_write_i & io) const;
-    void state_read (llama_io_read_i  & io) const; // throws std::runtime_error
+    void state_read (llama_io_read_i  & io); // throws std::runtime_error
+
+private:
+    const llama_model   & model;
+    const llama_hparams & hparams;
+
+    const bool offload;
+
+    bool active = false;
+
+    std::pair<ggml_type, ggml_type> base; // types of K and V
+
+    std::map<int32_t, std::pair<ggml_type, ggml_type>> types_by_layer; // those that differ
+
+    std::vector<int32_t> counted; // layers of the model that LLAMA_RQ_LAYERS counts, of this cache and of its twin
+
+    llama_rq_rotation k;
+    llama_rq_rotation v;
+
+    std::map<int32_t, llama_rq_layer> layers; // of this cache
+
+    std::shared_ptr<class llama_rq_tensors> weights; // rotations and means
+    std::shared_ptr<llama_rq_recent>        recent;
+
+    uint32_t means_hash = 0; // 0 without
+
+    const llama_rq_layer * find(int32_t il) const;
+
+    void log_layers() const;
+    void add_rotations();
+    void add_means();
 };
 
 // false, with the reason in the log, when the model cannot hold these cache types; turns flash attention on where it
 // is left open and the type of V in some layer needs it
 bool llama_rq_check(const llama_model & model, llama_context_params & params);
 
-bool llama_rq_is_type(ggml_type type);
-
-// is this tensor an input made by llama_rq_rotation::build_input ?
-bool llama_rq_is_rotation(const ggml_tensor * rot);
-
-// rotates each n values of cur; returns cur where rot is null
-ggml_tensor * llama_rq_rotate(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * rot);
-
-// Puts Q, K and V (null ones are passed over) into the graph before their rotations are, if rot is ours: with nothing but
-// views between them, the rotations and stores of a layer can then be one launch (ggml-cuda/rq-fuse.h).
-void llama_rq_expand(ggml_cgraph * gf, ggml_tensor * rot, std::initializer_list<ggml_tensor *> tensors);
-
-// whole heads of a K cache for the K-shift: [head_dim, n_head_kv, n_cells]. Upstream views only the n_rot values that
-// RoPE turns, which is neither whole blocks nor what the rotation mixes.
-ggml_tensor * llama_rq_view_heads(ggml_context * ctx, ggml_tensor * k, int64_t n_embd_head, int64_t n_head_kv, int64_t n_cells);
+// Attention in a graph: the queries for k as the cache gives it, and the result of a FLASH_ATTN_EXT, which also attends to
+// the newest tokens. Both are passed through where k is no view of a cache in which anything is turned.
+ggml_tensor * llama_rq_query (const llm_graph_context & graph, ggml_tensor * q, const ggml_tensor * k);
+ggml_tensor * llama_rq_output(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask);

@@ -1,0 +1,133 @@
+#include "llama-rq.h"
+#include "llama-rq-device.h"
+#include "llama-rq-layers.h"
+#include "llama-rq-modes.h"
+
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "../ggml/src/ggml-rq-types.h"
+
+#include "ggml-backend.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+static bool llama_rq_check_head(ggml_type type, const char * what, uint32_t n_embd_head) {
+    if (!ggml_rq_is_type(type) || n_embd_head % QK_RQ == 0) {
+        return true;
+    }
+
+    LLAMA_LOG_ERROR("llama_rq: cache type %s stores blocks of %d values and cannot hold this model's %s head_dim of %u: use %s instead\n",
+            ggml_type_name(type), QK_RQ, what, n_embd_head, n_embd_head % 32 == 0 ? "q8_0 or q4_0" : "f16");
+
+    return false;
+}
+
+static bool llama_rq_check_flash_attn(const std::vector<llama_rq_entry> & entries, llama_context_params & params) {
+    for (const auto & entry : entries) {
+        if (!ggml_is_quantized(entry.type_v) || params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_ENABLED) {
+            continue;
+        }
+        if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+            LLAMA_LOG_ERROR("llama_rq: V of some layers is quantized (%s), which requires flash attention: use -fa on\n", ggml_type_name(entry.type_v));
+            return false;
+        }
+        LLAMA_LOG_INFO("llama_rq: enabling flash attention, V of some layers is quantized\n");
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
+    return true;
+}
+
+// a device that lacks kernels for these types is told by name: the scheduler would say nothing
+static bool llama_rq_check_devices(const llama_model & model, const std::vector<llama_rq_entry> & entries, const llama_context_params & params) {
+    const auto & hparams = model.hparams;
+
+    if (!params.offload_kqv && model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        LLAMA_LOG_ERROR("llama_rq: --split-mode tensor cannot keep the cache on the CPU: use --split-mode layer with --no-kv-offload\n");
+        return false;
+    }
+
+    std::vector<std::pair<ggml_type, ggml_type>> pairs = { { params.type_k, params.type_v } };
+    for (const auto & entry : entries) {
+        pairs.push_back({ entry.type_k, entry.type_v });
+    }
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        ggml_backend_dev_t dev = model.dev_layer(il);
+        if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || hparams.n_head_kv(il) == 0 || hparams.is_recr(il) || !hparams.has_kv(il)) {
+            continue;
+        }
+        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
+        for (const auto & [type_k, type_v] : pairs) {
+            if (!ggml_rq_is_type(type_k) && !ggml_rq_is_type(type_v)) {
+                continue;
+            }
+            for (const ggml_type type : { type_k, type_v }) {
+                if (!llama_rq_device_knows(dev, type)) {
+                    LLAMA_LOG_ERROR("llama_rq: %s (%s), which layer %d is on, does not know %s: run ggml-rpc-server of this build there, or take another cache type\n",
+                            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(type));
+                    return false;
+                }
+            }
+            if (!params.offload_kqv) {
+                continue;
+            }
+            const std::string lack = llama_rq_device_lacks(dev, type_k, type_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            if (!lack.empty()) {
+                LLAMA_LOG_ERROR("llama_rq: %s, which layer %d is on, %s: take other cache types (the same for K and V), or keep the cache on the CPU (--no-kv-offload)\n",
+                        ggml_backend_dev_name(dev), (int) il, lack.c_str());
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+bool llama_rq_check(const llama_model & model, llama_context_params & params) {
+    const auto & hparams = model.hparams;
+
+    std::vector<llama_rq_entry> entries;
+    try {
+        entries = llama_rq_entries();
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("llama_rq: %s\n", err.what());
+        return false;
+    }
+
+    const ggml_type type_k = llama_rq_rotating_type(params.type_k, entries, false);
+    const ggml_type type_v = llama_rq_rotating_type(params.type_v, entries, true);
+
+    if (!ggml_rq_is_type(type_k) && !ggml_rq_is_type(type_v) && entries.empty()) {
+        return true;
+    }
+
+    const std::string scale = llama_rq_scale();
+    if (scale != "inner" && scale != "lsq" && scale != "norm") {
+        LLAMA_LOG_ERROR("llama_rq: LLAMA_RQ_SCALE: unknown scale '%s', use inner, lsq or norm\n", scale.c_str());
+        return false;
+    }
+
+    // the caches of a lightning indexer take fixed type lists and rotate on their own
+    if (hparams.indexer_head_size > 0) {
+        LLAMA_LOG_ERROR("llama_rq: cache types %s/%s do not work with this model's sparse attention indexer: use q8_0 instead\n",
+                ggml_type_name(type_k), ggml_type_name(type_v));
+        return false;
+    }
+    if (!entries.empty() && (hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4)) {
+        LLAMA_LOG_ERROR("llama_rq: layers of the KV cache cannot have types of their own in this model, K and V are one (MLA): use one type\n");
+        return false;
+    }
+
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        if (hparams.n_head_kv(il) == 0) {
+            continue;
+        }
+        if (!llama_rq_check_head(type_k, "K", hparams.n_embd_head_k(il)) ||
+            !llama_rq_check_head(type_v, "V", hparams.n_embd_head_v(il))) {
+            return false;
+        }
+    }
+
+    return llama_rq_check_flash_attn(entries, params) && llama_rq_check_devices(model, entries, params);
+}

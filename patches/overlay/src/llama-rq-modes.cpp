@@ -1,0 +1,90 @@
+#include "llama-rq-modes.h"
+
+#include "llama-hparams.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+
+static const char * const LLAMA_RQ_FAMILIES[] = { "planar", "iso", "rotor" };
+static const char * const LLAMA_RQ_MODES[]    = { "none", "block", "hadamard", "full" };
+
+ggml_type llama_rq_rotating_type(ggml_type type, const std::vector<llama_rq_entry> & entries, bool is_v) {
+    if (ggml_rq_is_type(type)) {
+        return type;
+    }
+    for (const auto & entry : entries) {
+        const ggml_type other = is_v ? entry.type_v : entry.type_k;
+        if (ggml_rq_is_type(other)) {
+            return other;
+        }
+    }
+    return type;
+}
+
+bool llama_rq_rotations_disabled() {
+    const char * disable = getenv("LLAMA_ATTN_ROT_DISABLE");
+    return disable && atoi(disable);
+}
+
+static ggml_rq_mode llama_rq_mode_from_str(const std::string & s) {
+    for (int i = 0; i < 4; ++i) {
+        if (s == LLAMA_RQ_MODES[i]) {
+            return (ggml_rq_mode) i;
+        }
+    }
+    throw std::runtime_error("LLAMA_RQ_MODE: unknown rotation mode '" + s +
+            "', use full, block, hadamard or none (K/V apart: full/block)");
+}
+
+ggml_rq_mode llama_rq_mode(bool is_v) {
+    if (llama_rq_rotations_disabled()) {
+        return GGML_RQ_NONE;
+    }
+
+    const char * env = getenv("LLAMA_RQ_MODE");
+    if (!env || !*env) {
+        return GGML_RQ_FULL;
+    }
+
+    const std::string s = env;
+    const size_t sep = s.find('/');
+    if (sep == std::string::npos) {
+        return llama_rq_mode_from_str(s);
+    }
+    return llama_rq_mode_from_str(is_v ? s.substr(sep + 1) : s.substr(0, sep));
+}
+
+int64_t llama_rq_n(const llama_hparams & hparams, bool is_v) {
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        if (hparams.n_head_kv(il) > 0 && (is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il)) % (2*QK_RQ) != 0) {
+            return QK_RQ;
+        }
+    }
+    return 2*QK_RQ;
+}
+
+const char * llama_rq_family_name(ggml_type type) {
+    return LLAMA_RQ_FAMILIES[ggml_rq_type_family(type)];
+}
+
+const char * llama_rq_mode_name(int mode) {
+    return LLAMA_RQ_MODES[mode];
+}
+
+std::vector<float> llama_rq_hadamard(int64_t n) {
+    std::vector<float> res(n*n, 1.0f/std::sqrt((float) n));
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n; ++j) {
+            for (int64_t common = i & j; common; common &= common - 1) {
+                res[i*n + j] = -res[i*n + j];
+            }
+        }
+    }
+    return res;
+}
+
+std::string llama_rq_scale() {
+    const char * env = getenv("LLAMA_RQ_SCALE");
+    return env && *env ? env : "inner";
+}
