@@ -27,7 +27,7 @@ _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+)
 _ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
 _CALIBRATION = re.compile(r"llama_rq: calibration (.*): \d+ layers")
-_RECENT = re.compile(r"llama_rq: the newest (\d+) tokens in f16: (\d+) rows, (\d+) bytes")
+_RECENT = re.compile(r"llama_rq: the newest (\d+)(?: and first (\d+))? tokens in f16: \d+ rows, (\d+) bytes")
 _SCALE = re.compile(r"llama_rq: scale = (\w+)")
 _UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
 _CONTEXT = "constructing llama_context"
@@ -108,8 +108,8 @@ class Context:
 
     ``layers`` has the types of K and of V by layers with a cache, and is empty when all are alike;
     ``calibration`` is the file whose means are subtracted from K; ``scale`` how our codes find their scale
-    when it is not by least squares; ``recent`` how many of the newest tokens are kept in f16 beside, and
-    ``recent_bytes`` what these take over all caches.
+    when it is not by least squares; ``recent`` and ``first`` how many of the newest and of the first tokens
+    are kept in f16 beside, and ``recent_bytes`` what these take over all caches.
     """
 
     caches: tuple[KvCache, ...]
@@ -121,6 +121,7 @@ class Context:
     calibration: str | None = None
     scale: str | None = None
     recent: int = 0
+    first: int = 0
     recent_bytes: int = 0
 
     @property
@@ -212,7 +213,7 @@ def parse_context(text: str) -> Context | None:
     if not caches and not recurrent:
         return None
     upstream = set(_UPSTREAM_ROTATION.findall(part))
-    recent = [(int(tokens), int(size)) for tokens, _, size in _RECENT.findall(part)]
+    exact = [(int(newest), int(first or 0), int(size)) for newest, first, size in _RECENT.findall(part)]
     return Context(
         caches,
         recurrent,
@@ -222,8 +223,9 @@ def parse_context(text: str) -> Context | None:
         layers=_layers(part),
         calibration=_last_group(_CALIBRATION, part),
         scale=_last_group(_SCALE, part),
-        recent=min((tokens for tokens, _ in recent), default=0) if len(recent) == len(caches) else 0,
-        recent_bytes=sum(size for _, size in recent),
+        recent=min((newest for newest, _, _ in exact), default=0) if len(exact) == len(caches) else 0,
+        first=min((first for _, first, _ in exact), default=0) if len(exact) == len(caches) else 0,
+        recent_bytes=sum(size for _, _, size in exact),
     )
 
 

@@ -4,7 +4,7 @@
 //
 //   kv_cache MODEL TEXT TYPE_K TYPE_V FLASH_ATTN STATE_FILE write|read
 //
-// LLAMA_RQ_LAYERS, LLAMA_RQ_CALIB and LLAMA_RQ_RECENT hold for all but the f16 cache.
+// LLAMA_RQ_LAYERS, LLAMA_RQ_PROFILE, LLAMA_RQ_RECENT and LLAMA_RQ_FIRST hold for all but the f16 cache.
 
 #include "kv_driver.h"
 
@@ -90,7 +90,7 @@ static result steps(session & s) {
 }
 
 static result reference_steps(bool flash_attn) {
-    const char * names[] = { "LLAMA_RQ_LAYERS", "LLAMA_RQ_CALIB", "LLAMA_RQ_RECENT" };
+    const char * names[] = { "LLAMA_RQ_LAYERS", "LLAMA_RQ_PROFILE", "LLAMA_RQ_RECENT", "LLAMA_RQ_FIRST" };
     std::vector<std::string> values;
     for (const char * name : names) {
         const char * value = getenv(name);

@@ -1,9 +1,9 @@
-// What each query sees of the newest tokens in f16 (LLAMA_RQ_RECENT), looked at inside the graph while tokens are
-// decoded, removed, replaced, copied, shifted, saved and restored. At every attention: each key that a query sees must
-// be seen once, in the cache or as it was computed; as computed exactly those of the newest N tokens (or, after what
-// drops them, some of these), and these with the very values that this token had.
+// What each query sees of the newest and the first tokens in f16 (LLAMA_RQ_RECENT, LLAMA_RQ_FIRST), looked at inside the graph
+// while tokens are decoded, removed, replaced, copied, shifted, saved and restored. At every attention: each key that a
+// query sees must be seen once, in the cache or as it was computed; as computed exactly those of the newest N and the
+// first S tokens (or, after what drops them, some of these), and these with the very values that this token had.
 //
-//   kv_recent MODEL TEXT TYPE_K TYPE_V N SEED all|recurrent     (recurrent: without what such models cannot do)
+//   kv_recent MODEL TEXT TYPE_K TYPE_V N,S SEED all|recurrent     (recurrent: without what such models cannot do)
 
 #include "kv_driver.h"
 
@@ -16,6 +16,7 @@
 
 static std::mt19937 rng;
 static int n_recent;
+static int n_first;
 
 static int any(int lo, int hi) {
     return std::uniform_int_distribution<int>(lo, hi)(rng);
@@ -28,11 +29,16 @@ struct token_at {
 // K and V of a token, all heads, as f16
 using row_t = std::vector<ggml_fp16_t>;
 
+static bool is_exact(int pos, int query) {
+    return pos > query - n_recent || pos < n_first;
+}
+
 struct oracle {
     std::string step;
     std::vector<token_at> ubatch;                      // in the order in which the graph has them
     std::map<int, std::map<int, std::vector<row_t>>> known; // by sequence and position: rows by layer, none if they changed
     bool all_held = true;                              // none of the newest tokens may be missing
+    bool first_held = true;                            // nor of the first
     int  layer = 0;
     int  checked = 0, missing = 0;
 
@@ -93,7 +99,10 @@ struct oracle {
                 }
                 const row_t r = row(e, i/n_tps);
                 bool found = false;
-                for (int q = std::max(0, t.pos - n_recent + 1); q <= t.pos && !found; ++q) {
+                for (int q = 0; q <= t.pos && !found; ++q) {
+                    if (!is_exact(q, t.pos)) {
+                        continue;
+                    }
                     const auto it = tokens.find(q);
                     found = it != tokens.end() && (int) it->second.size() > layer && it->second[layer] == r && seen.insert(q).second;
                 }
@@ -105,10 +114,10 @@ struct oracle {
             if (n_cache + (int) seen.size() != n_tokens) {
                 fail(t, ("sees " + std::to_string(n_cache) + " tokens in the cache and " + std::to_string(seen.size()) + " as computed, of " + std::to_string(n_tokens)).c_str());
             }
-            for (int q = std::max(0, t.pos - n_recent + 1); q <= t.pos; ++q) {
-                if (tokens.count(q) && !seen.count(q)) {
+            for (int q = 0; q <= t.pos; ++q) {
+                if (is_exact(q, t.pos) && tokens.count(q) && !seen.count(q)) {
                     ++missing;
-                    if (all_held) {
+                    if (q < n_first ? first_held : all_held) {
                         fail(t, ("sees the token at " + std::to_string(q) + " in the cache only").c_str());
                     }
                 }
@@ -153,7 +162,7 @@ struct session {
             die("no context");
         }
         expect.known.clear();
-        expect.all_held = true;
+        expect.all_held = expect.first_held = true;
     }
 
     ~session() { llama_free(ctx); }
@@ -221,7 +230,7 @@ static void saved(session & s) {
         die("the state was not restored");
     }
     expect.known    = then;
-    expect.all_held = false;
+    expect.all_held = expect.first_held = false; // the first do not come again
     expect.missing  = 0;
     s.decode("after restoring", { 0 }, 1, 900);
     if (n_recent > 1 && expect.missing == 0) {
@@ -233,6 +242,7 @@ static void saved(session & s) {
 
     llama_memory_clear(s.memory(), true);
     expect.known.clear();
+    expect.first_held = true;
     s.decode("after clearing", { 0 }, 50, 77);
     s.decode("after clearing", { 0 }, 1, 77);
 }
@@ -257,7 +267,7 @@ static void edited(session & s) {
     llama_memory_seq_rm(s.memory(), 1, -1, -1);
     llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
     expect.known[1] = expect.known[0];
-    expect.all_held = s.unified; // in one stream the copy has the same cells
+    expect.all_held = expect.first_held = s.unified; // in one stream the copy has the same cells
     s.decode("a copied sequence", { 1 }, 1, 300);
     s.decode("both", { 0, 1 }, any(1, n_recent), 300);
     s.decode("both", { 0, 1 }, n_recent, 300);
@@ -286,9 +296,12 @@ int main(int argc, char ** argv) {
     }
     const ggml_type type_k = type_from_name(argv[3]);
     const ggml_type type_v = type_from_name(argv[4]);
-    n_recent = atoi(argv[5]);
+    if (sscanf(argv[5], "%d,%d", &n_recent, &n_first) != 2) {
+        die("N,S: how many of the newest and of the first tokens");
+    }
     rng.seed(atoi(argv[6]));
-    setenv("LLAMA_RQ_RECENT", argv[5], 1);
+    setenv("LLAMA_RQ_RECENT", std::to_string(n_recent).c_str(), 1);
+    setenv("LLAMA_RQ_FIRST",  std::to_string(n_first).c_str(), 1);
 
     load_model_and_text(argv[1], argv[2]);
 

@@ -33,10 +33,10 @@ def on_twins(twins: Path, mode: str) -> dict[str, str]:
 CACHES: list[tuple[str, str, str, dict[str, Any]]] = [
     (DENSE, "iso3", "planar4", {}),
     (DENSE, "f16", "rotor3", {}),
-    (DENSE, "iso3", "iso3", {"calib": True}),
+    (DENSE, "iso3", "iso3", {"profile": True}),
     (DENSE, "iso3", "q8_0", {"layers": "0,-1:q8_0;1:iso4/f16"}),
     (HYBRID, "iso3", "planar4", {}),
-    (HYBRID, "iso3", "iso3", {"calib": True}),
+    (HYBRID, "iso3", "iso3", {"profile": True}),
 ]
 
 
@@ -53,8 +53,8 @@ def test_what_a_cache_survives_it_survives_on_two_devices(
 ) -> None:
     """Sequences, shifted positions, states. Split by layers every figure is that of the CPU. Split by heads,
     sums are made of two parts, which moves their last bits: errors against f16 are as large, not the same."""
-    if options.get("calib"):
-        options = {"calib": means(f16_models[model], tmp_path / "calib.gguf", size=0.3)}
+    if options.get("profile"):
+        options = {"profile": means(f16_models[model], tmp_path / "calib.gguf", size=0.3)}
     arguments = (f16_models[model], TEXT, k, v, "1", tmp_path / "state.bin")
     want = run(driver, *arguments, "write", **options)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, run
+from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
 
 from ggufrq import paths, proc
 from ggufrq.build import Build
@@ -118,15 +118,15 @@ def test_centering_is_exact(driver: Path, f16_models: dict[str, Path], tmp_path:
     text = paths.data_dir("texts") / "heldout.txt"
     arguments = (f16_models[model], text, "f32", "f16", "1", tmp_path / "state.bin")
     layers = "0:iso3/f16;0--1:f32/f16"  # the first entry chooses the rotation, the second the types
-    got = run(driver, *arguments, "write", layers=layers, calib=calib)
+    got = run(driver, *arguments, "write", layers=layers, profile=calib)
     assert set(got) >= {"plain", "next", "sequences_unified", "sequences_streams", "copied"}
     assert ("shifted" in got) == (model == DENSE)
     assert all(error < 3e-4 for error in got.values()), got
-    restored = run(driver, *arguments, "read", layers=layers, calib=calib)
+    restored = run(driver, *arguments, "read", layers=layers, profile=calib)
     assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
     other = means(f16_models[model], tmp_path / "other.gguf", size=9.0)
     for file in (None, other):  # a state is for one calibration
-        assert run(driver, *arguments, "read", layers=layers, calib=file) == {"restored": False}
+        assert run(driver, *arguments, "read", layers=layers, profile=file) == {"restored": False}
 
 
 @pytest.mark.parametrize("types", [("iso3", "iso3"), ("planar4", "f16")])
@@ -137,9 +137,55 @@ def test_a_centered_cache_survives_it_too(
     calib = means(f16_models[DENSE], tmp_path / "calib.gguf", size=0.3, rotation=rotation)
     text = paths.data_dir("texts") / "heldout.txt"
     arguments = (f16_models[DENSE], text, *types, "1", tmp_path / "state.bin")
-    got = run(driver, *arguments, "write", calib=calib)
+    got = run(driver, *arguments, "write", profile=calib)
     assert got["plain"] > 0 and all(error < 0.05 for error in got.values()), got
-    assert run(driver, *arguments, "read", calib=calib)["state"] == pytest.approx(0, abs=1e-7)
+    assert run(driver, *arguments, "read", profile=calib)["state"] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("model", [DENSE, HYBRID])
+@pytest.mark.parametrize("no_means", [False, True])
+def test_a_profile_is_exact(
+    driver: Path, f16_models: dict[str, Path], tmp_path: Path, model: str, no_means: bool
+) -> None:
+    """K in f32 so that nothing but the profile could differ, in all that a cache goes through."""
+    profile = metric(f16_models[model], tmp_path / "kv.gguf", spread=3.0, no_means=no_means)
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[model], text, "f32", "f16", "1", tmp_path / "state.bin")
+    layers = "0:iso3/f16;0--1:f32/f16"  # the first entry chooses the rotation, the second the types
+    got = run(driver, *arguments, "write", layers=layers, profile=profile)
+    assert set(got) >= {"plain", "next", "sequences_unified", "sequences_streams", "copied"}
+    assert ("shifted" in got) == (model == DENSE)
+    assert all(error < 3e-4 for error in got.values()), got
+    restored = run(driver, *arguments, "read", layers=layers, profile=profile)
+    assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
+    other = metric(f16_models[model], tmp_path / "other.gguf", spread=3.0, no_means=no_means, seed=8)
+    for file in (None, other):  # a state is for one profile
+        assert run(driver, *arguments, "read", layers=layers, profile=file) == {"restored": False}
+
+
+@pytest.mark.parametrize(
+    ("types", "layers", "mode"),
+    [
+        (("iso3", "iso3"), None, None),
+        (("planar4", "f16"), "0:q8_0/f16", None),
+        (("rotor3", "q8_0"), None, "block"),
+    ],
+)
+def test_a_cache_with_a_profile_survives_it_too(
+    driver: Path,
+    f16_models: dict[str, Path],
+    tmp_path: Path,
+    types: tuple[str, str],
+    layers: str | None,
+    mode: str | None,
+) -> None:
+    profile = metric(f16_models[DENSE], tmp_path / "kv.gguf", spread=1.3)
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[DENSE], text, *types, "1", tmp_path / "state.bin")
+    got = run(driver, *arguments, "write", layers=layers, mode=mode, profile=profile)
+    assert got["plain"] > 0 and all(error < 0.05 for error in got.values()), got
+    restored = run(driver, *arguments, "read", layers=layers, mode=mode, profile=profile)
+    assert restored["state"] == pytest.approx(0, abs=1e-7)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -153,13 +199,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"--kv-layers": "0:f16/q8_0", "-fa": "off", "-ctv": "f16"}, "requires flash attention: use -fa on"),
     ({"--kv-calib": "no such file"}, "is missing or damaged"),
     ({"--kv-calib": {"damaged": True}}, "is missing or damaged"),
-    ({"--kv-calib": {"type": "model"}}, "holds no means of K"),
+    ({"--kv-calib": {"type": "model"}}, "it holds no metric of K"),
     ({"--kv-calib": {"version": 2}}, "is of another version"),
     ({"--kv-calib": {"of": "0" * 16}}, "is for another model"),
     ({"--kv-calib": {"rotation": "iso/block"}}, "is for K rotated by iso/block/128, not iso/full/128"),
     ({"--kv-calib": {"missing": 1}}, "has no blk.0.k_mean of this model's shape"),
     ({"--kv-calib": {"head_dim": 64}}, "has no blk.0.k_mean of this model's shape"),
     ({"--kv-calib": {"nan": True}}, "has a value in blk.0.k_mean that is not finite"),
+    ({"--kv-profile": {"damaged": True}}, "is missing or damaged"),
+    ({"--kv-profile": {"version": 2}}, "is of another version"),
+    ({"--kv-profile": {"of": "0" * 16}}, "is for another model"),
+    ({"--kv-profile": {"missing": 1}}, "has no blk.0.k_map of this model's shape"),
+    ({"--kv-profile": {"head_dim": 64}}, "of this model's shape"),
+    ({"--kv-profile": {"nan": True}}, "has a value in blk.0.k_map that is not finite"),
+    ({"--kv-profile": {"mixed_up": True}}, "do not undo each other, in layer 0"),
 ]
 
 
@@ -168,11 +221,16 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(
     llama_build: Build, f16_models: dict[str, Path], tmp_path: Path, options: dict[str, Any], sentence: str
 ) -> None:
     given = {"-ctk": "iso3", "-ctv": "iso3"} | options
-    if isinstance(change := given.get("--kv-calib"), dict):
-        calib = means(f16_models[DENSE], tmp_path / "calib.gguf", size=0.1, **change)
-        if change.get("damaged"):
-            calib.write_bytes(calib.read_bytes()[:-4000])
-        given["--kv-calib"] = str(calib)
+    for option in ("--kv-calib", "--kv-profile"):
+        if isinstance(change := given.get(option), dict):
+            out = tmp_path / "kv.gguf"
+            if option == "--kv-calib":
+                means(f16_models[DENSE], out, size=0.1, **change)
+            else:
+                metric(f16_models[DENSE], out, spread=1.1, **change)
+            if change.get("damaged"):
+                out.write_bytes(out.read_bytes()[:-4000])
+            given[option] = str(out)
     command = [llama_build.tool("llama-completion"), "-m", f16_models[DENSE], "-no-cnv", "-p", "a", "-n", "1"]
     done = proc.run(
         [*command, *(word for pair in given.items() for word in pair)], env=ONE_THREAD, check=False
@@ -243,13 +301,38 @@ def one_token(build: Build, model: Path, **env: str) -> proc.Completed:
     return proc.run(command, env={**ONE_THREAD, **env}, check=False, timeout=120)
 
 
+def tiny_profile(model: Path, out: Path, *, maps: bool) -> Path:
+    """Means of one and, if asked for, maps of the identity, for a model of any architecture."""
+    import gguf
+
+    blocks = read_header(model).values
+    arch = blocks["general.architecture"]
+    heads = blocks[f"{arch}.attention.head_count_kv"]
+    kind, name = ("kv-profile", "profile") if maps else ("kv-calib", "calib")
+    writer = gguf.GGUFWriter(out, kind)
+    writer.add_type(kind)
+    writer.add_uint32(f"rq.{name}.version", 1)
+    writer.add_string(f"rq.{name}.model", fingerprint(model))
+    dim = blocks.get(f"{arch}.attention.key_length", 128)
+    writer.add_string(f"rq.{name}.k_rotation", f"iso/full/{256 if dim % 256 == 0 else 128}")
+    for il in range(blocks[f"{arch}.block_count"]):
+        count = max(heads if isinstance(heads, int) else heads[il], 1)
+        writer.add_tensor(f"blk.{il}.k_mean", np.ones((count, dim), np.float32))
+        if maps:
+            for what in ("k_map", "q_map"):
+                writer.add_tensor(f"blk.{il}.{what}", np.tile(np.eye(dim, dtype=np.float32), (count, 1, 1)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
 @pytest.mark.parametrize("name", ["gemma3-dense", "llama4-moe", "falcon-h1-dense", "lfm2-dense"])
 def test_layers_and_means_in_models_with_two_caches(
     llama_build: Build, tiny_models: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     """Sliding windows (layers of both caches count together) and recurrent layers (these do not count)."""
-    import gguf
-
     model = tiny_models[name]
     plain = one_token(llama_build, model, LLAMA_RQ_LAYERS="0:q8_0;-1:f16")
     assert plain.rc == 0, plain.stderr[-2000:]
@@ -259,23 +342,7 @@ def test_layers_and_means_in_models_with_two_caches(
     assert last == "f16" and others[:1] in ([], ["q8_0"])
     assert len(context.layers["K"]) == sum(cache.layers for cache in context.caches)
 
-    blocks = read_header(model).values
-    arch = blocks["general.architecture"]
-    heads = blocks[f"{arch}.attention.head_count_kv"]
-    calib = tmp_path / "calib.gguf"
-    writer = gguf.GGUFWriter(calib, "kv-calib")
-    writer.add_type("kv-calib")
-    writer.add_uint32("rq.calib.version", 1)
-    writer.add_string("rq.calib.model", fingerprint(model))
-    dim = blocks.get(f"{arch}.attention.key_length", 128)
-    writer.add_string("rq.calib.k_rotation", f"iso/full/{256 if dim % 256 == 0 else 128}")
-    for il in range(blocks[f"{arch}.block_count"]):
-        count = heads if isinstance(heads, int) else heads[il]
-        writer.add_tensor(f"blk.{il}.k_mean", np.ones((max(count, 1), dim), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    calib = tiny_profile(model, tmp_path / "calib.gguf", maps=False)
     done = one_token(llama_build, model, LLAMA_RQ_CALIB=str(calib))
     assert done.rc == 0, done.stderr[-2000:]
     loaded = re.findall(rf"calibration {calib}: (\d+) layers", done.stderr)
@@ -285,12 +352,19 @@ def test_layers_and_means_in_models_with_two_caches(
 @pytest.mark.parametrize(
     ("name", "why"), [("gpt-oss-moe", "has attention sinks"), ("gemma2-dense", "caps its attention scores")]
 )
-def test_means_are_refused_where_they_are_not_exact(
-    llama_build: Build, tiny_models: dict[str, Path], name: str, why: str
+def test_means_are_not_used_where_they_are_not_exact(
+    llama_build: Build, tiny_models: dict[str, Path], tmp_path: Path, name: str, why: str
 ) -> None:
-    done = one_token(llama_build, tiny_models[name], LLAMA_RQ_CALIB="any file")
+    """A file of means alone is refused there; of a profile the maps remain."""
+    model = tiny_models[name]
+    calib = tiny_profile(model, tmp_path / "calib.gguf", maps=False)
+    done = one_token(llama_build, model, LLAMA_RQ_PROFILE=str(calib))
     assert done.rc > 0
-    assert f"the calibration file any file cannot be used, this model {why}" in done.stderr
+    assert f"{calib} cannot be used, it holds means alone and this model {why}" in done.stderr
+    profile = tiny_profile(model, tmp_path / "kv.gguf", maps=True)
+    done = one_token(llama_build, model, LLAMA_RQ_PROFILE=str(profile))
+    assert done.rc == 0, done.stderr[-2000:]
+    assert re.search(rf"profile {profile}: .* layers, without means", done.stderr)
 
 
 def test_every_architecture_runs_or_is_refused_with_a_sentence(

@@ -24,26 +24,27 @@ def looking(compiled: Callable[[str], Path]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("model", "k", "v", "tokens", "layers"),
+    ("model", "k", "v", "newest", "first", "layers"),
     [
-        (DENSE, "iso3", "iso3", 32, None),
-        (DENSE, "planar4", "f16", 5, None),
-        (DENSE, "q8_0", "rotor2", 1, None),
-        (DENSE, "iso3", "iso3", 64, "0:q8_0;-1:f16"),
-        (HYBRID, "iso3", "rotor4", 32, None),
+        (DENSE, "iso3", "iso3", 32, 0, None),
+        (DENSE, "planar4", "f16", 5, 3, None),
+        (DENSE, "q8_0", "rotor2", 1, 1, None),
+        (DENSE, "iso3", "iso3", 64, 4, "0:q8_0;-1:f16"),
+        (HYBRID, "iso3", "rotor4", 32, 1, None),
     ],
 )
-def test_a_query_sees_just_its_newest_tokens_as_they_were_computed(
+def test_a_query_sees_just_its_newest_and_first_tokens_as_they_were_computed(
     looking: Path,
     f16_models: dict[str, Path],
     model: str,
     k: str,
     v: str,
-    tokens: int,
+    newest: int,
+    first: int,
     layers: str | None,
 ) -> None:
     what = "all" if model == DENSE else "recurrent"
-    arguments = (f16_models[model], TEXT, k, v, str(tokens), "1", what)
+    arguments = (f16_models[model], TEXT, k, v, f"{newest},{first}", "1", what)
     assert run(looking, *arguments, layers=layers)["checked"] > 3000
 
 
@@ -101,6 +102,13 @@ def test_a_cache_with_the_newest_tokens_survives_what_any_does(
     assert run(driver, *arguments, "read")["restored"]
 
 
+def test_the_first_tokens_help_alone(driver: Path, f16_models: dict[str, Path], tmp_path: Path) -> None:
+    arguments = (f16_models[DENSE], TEXT, "iso2", "iso2", "1", tmp_path / "state.bin", "write")
+    got, without = run(driver, *arguments, first=16), run(driver, *arguments)
+    assert 0 < got["plain"] != without["plain"] > 0
+    assert run(driver, *arguments, first=1024)["plain"] < 1e-4
+
+
 def logs(build: Build, model: Path, *options: str, **env: str) -> proc.Completed:
     command = [build.tool("llama-completion"), "-m", model, "-no-cnv", "-t", "1", "-lv", "4", *options]
     return proc.run([*command], env={**ONE_THREAD, **env}, check=False, timeout=120)
@@ -108,11 +116,12 @@ def logs(build: Build, model: Path, *options: str, **env: str) -> proc.Completed
 
 def test_what_they_take_is_in_the_log(llama_build: Build, f16_models: dict[str, Path]) -> None:
     options = ["-p", "a", "-n", "1", "-c", "512", "-ctk", "iso3", "-ctv", "iso4", "--kv-recent", "32"]
+    options += ["--kv-first", "2"]
     done = logs(llama_build, f16_models[DENSE], *options)
     context = parse_context(done.stderr)
     assert context is not None
-    assert context.recent == 32
-    assert context.recent_bytes == 33 * 2 * 8 * 2 * 256  # rows of 8 layers, K and V, 2 heads of 128
+    assert (context.recent, context.first) == (32, 2)
+    assert context.recent_bytes == 35 * 2 * 8 * 2 * 256  # rows of 8 layers, K and V, 2 heads of 128
 
 
 @pytest.mark.parametrize(
@@ -127,17 +136,18 @@ def test_where_they_cannot_be_held_the_log_says_why(
 ) -> None:
     done = logs(llama_build, f16_models[DENSE], "-p", "a", "-n", "1", "--kv-recent", "8", *options)
     assert done.rc == 0
-    assert f"the newest 8 tokens are not held in f16: {sentence}" in done.stderr
+    assert f"the newest 8 and first 0 tokens are not held in f16: {sentence}" in done.stderr
 
 
+@pytest.mark.parametrize("variable", ["LLAMA_RQ_RECENT", "LLAMA_RQ_FIRST"])
 @pytest.mark.parametrize("value", ["-1", "4097", "32x", "99999999999"])
 def test_what_is_no_number_of_tokens_is_an_error(
-    llama_build: Build, f16_models: dict[str, Path], value: str
+    llama_build: Build, f16_models: dict[str, Path], variable: str, value: str
 ) -> None:
     options = ["-p", "a", "-n", "1", "-ctk", "iso3"]
-    done = logs(llama_build, f16_models[DENSE], *options, LLAMA_RQ_RECENT=value)
+    done = logs(llama_build, f16_models[DENSE], *options, **{variable: value})
     assert done.rc > 0
-    assert f"'{value}' is no number of tokens, use 0 to 4096" in done.stderr
+    assert f"{variable}: '{value}' is no number of tokens, use 0 to 4096" in done.stderr
 
 
 @pytest.mark.slow

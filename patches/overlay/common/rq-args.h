@@ -1,6 +1,6 @@
 #pragma once
 
-// --kv-layers, --kv-calib and --kv-recent. They reach libllama through the environment, so that programs without common options, as
+// --kv-layers, --kv-profile, --kv-recent and --kv-first. They reach libllama through the environment, so that programs without common options, as
 // llama-bench, take the same from there.
 
 #include "arg.h"
@@ -25,12 +25,20 @@ static common_arg rq_arg_kv_layers() {
     ).set_env("LLAMA_RQ_LAYERS");
 }
 
-static common_arg rq_arg_kv_calib() {
+static common_arg rq_arg_kv_profile() {
     return common_arg(
-        {"--kv-calib"}, "FILE",
-        "means of K that are subtracted before K is stored, made by `ggufrq calibrate`; for rotated cache types of K",
-        [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_CALIB", value); }
-    ).set_env("LLAMA_RQ_CALIB");
+        {"--kv-profile", "--kv-calib"}, "FILE",
+        "metric in which K is stored, for rotated cache types of K: a file made by `ggufrq calibrate`, or none (default: none)",
+        [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_PROFILE", value); }
+    ).set_env("LLAMA_RQ_PROFILE");
+}
+
+static common_arg rq_arg_kv_first() {
+    return common_arg(
+        {"--kv-first"}, "N",
+        "each query sees the first N tokens of its sequence in f16, beside a cache of rotated types (default: 0)",
+        [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_FIRST", value); }
+    ).set_env("LLAMA_RQ_FIRST");
 }
 
 static common_arg rq_arg_kv_recent() {

@@ -72,16 +72,68 @@ const char * llama_rq_mode_name(int mode) {
     return LLAMA_RQ_MODES[mode];
 }
 
-std::vector<float> llama_rq_hadamard(int64_t n) {
-    std::vector<float> res(n*n, 1.0f/std::sqrt((float) n));
-    for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < n; ++j) {
-            for (int64_t common = i & j; common; common &= common - 1) {
-                res[i*n + j] = -res[i*n + j];
+static void llama_rq_apply_hadamard(float * x, int64_t n) {
+    for (int64_t h = 1; h < n; h *= 2) {
+        for (int64_t i = 0; i < n; ++i) {
+            if (!(i & h)) {
+                const float a = x[i];
+                const float b = x[i + h];
+                x[i]     = a + b;
+                x[i + h] = a - b;
             }
         }
     }
+    const float scale = 1.0f/std::sqrt((float) n);
+    for (int64_t i = 0; i < n; ++i) {
+        x[i] *= scale;
+    }
+}
+
+void llama_rq_turn::apply(float * x, int64_t size) const {
+    for (int64_t i = 0; n > 0 && i < size; i += n) {
+        if (hint == GGML_HINT_SRC0_IS_HADAMARD) {
+            llama_rq_apply_hadamard(x + i, n);
+        } else if (!ggml_rq_rotate_row(ggml_rq_hint_family(hint), ggml_rq_hint_mode(hint), x + i, x + i, n)) {
+            throw std::runtime_error("no rotation of this kind for this cache type");
+        }
+    }
+}
+
+std::vector<float> llama_rq_turn::matrix() const {
+    std::vector<float> res(n*n, 0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+        res[i*n + i] = 1.0f;
+        apply(res.data() + i*n, n);
+    }
     return res;
+}
+
+llama_rq_turn llama_rq_turn_of(ggml_type type, int mode, int64_t n, int64_t n_embd_head, bool is_v) {
+    if (ggml_rq_is_type(type)) {
+        if (mode == GGML_RQ_NONE) {
+            return {};
+        }
+        // a plain Hadamard matrix keeps upstream's hint and its fast path
+        return { n, mode == GGML_RQ_HADAMARD ? (int32_t) GGML_HINT_SRC0_IS_HADAMARD : ggml_rq_hint(ggml_rq_type_family(type), (ggml_rq_mode) mode) };
+    }
+    if (!ggml_is_quantized(type) || n_embd_head % 64 != 0 || llama_rq_rotations_disabled()) {
+        return {};
+    }
+    llama_rq_turn res = { 64, GGML_HINT_SRC0_IS_HADAMARD };
+    while (!is_v && n_embd_head % (2*res.n) == 0) {
+        res.n *= 2;
+    }
+    return res;
+}
+
+std::string llama_rq_profile_path() {
+    for (const char * name : { "LLAMA_RQ_PROFILE", "LLAMA_RQ_CALIB" }) {
+        const char * env = getenv(name);
+        if (env && *env) {
+            return std::string(env) == "none" ? "" : env;
+        }
+    }
+    return "";
 }
 
 std::string llama_rq_scale() {

@@ -26,8 +26,22 @@ int64_t llama_rq_n(const llama_hparams & hparams, bool is_v);
 const char * llama_rq_family_name(ggml_type type);
 const char * llama_rq_mode_name  (int mode);
 
-// n x n orthonormal Hadamard matrix, n a power of two
-std::vector<float> llama_rq_hadamard(int64_t n);
+// An orthogonal, symmetric matrix that each n values of a head are multiplied by; n is 0 where there is none
+struct llama_rq_turn {
+    int64_t n    = 0;
+    int32_t hint = 0; // of a product with it (ggml-rq-types.h), or upstream's for a Hadamard matrix
+
+    void apply(float * x, int64_t size) const; // to each n of size values, on the host
+
+    std::vector<float> matrix() const; // n x n
+};
+
+// How K or V of a layer is turned. Our types do as their name says, and those of upstream that are quantized get upstream's
+// Hadamard matrix, as they do without us: the largest that the heads allow for K, of 64 for V.
+llama_rq_turn llama_rq_turn_of(ggml_type type, int mode, int64_t n, int64_t n_embd_head, bool is_v);
+
+// LLAMA_RQ_PROFILE, or LLAMA_RQ_CALIB as it was called before; empty when neither is set or it is "none"
+std::string llama_rq_profile_path();
 
 // LLAMA_RQ_SCALE, which ggml-rq.c reads; "inner" when it is not set
 std::string llama_rq_scale();

@@ -17,15 +17,16 @@
 
 static constexpr uint32_t LLAMA_RQ_RECENT_MAX = 4096;
 
-uint32_t llama_rq_recent_tokens() {
-    const char * env = getenv("LLAMA_RQ_RECENT");
+// the number of tokens that an environment variable says; throws std::runtime_error with a sentence
+static uint32_t llama_rq_n_tokens(const char * name) {
+    const char * env = getenv(name);
     if (!env || !*env) {
         return 0;
     }
 
     const size_t n_digits = strspn(env, "0123456789");
     if (env[n_digits] || n_digits > 5 || atoi(env) > (int) LLAMA_RQ_RECENT_MAX) {
-        throw std::runtime_error(std::string("LLAMA_RQ_RECENT: '") + env + "' is no number of tokens, use 0 to " + std::to_string(LLAMA_RQ_RECENT_MAX));
+        throw std::runtime_error(std::string(name) + ": '" + env + "' is no number of tokens, use 0 to " + std::to_string(LLAMA_RQ_RECENT_MAX));
     }
     return atoi(env);
 }
@@ -54,23 +55,25 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
 
 std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model, const llama_hparams & hparams,
         std::map<int32_t, llama_rq_layer> & layers, bool has_type, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max) {
-    const uint32_t n_tokens = llama_rq_recent_tokens();
-    if (n_tokens == 0) {
+    const uint32_t n_newest = llama_rq_n_tokens("LLAMA_RQ_RECENT");
+    const uint32_t n_first  = llama_rq_n_tokens("LLAMA_RQ_FIRST");
+    if (n_newest + n_first == 0) {
         return nullptr;
     }
 
     const std::string why = llama_rq_recent_refused(model, hparams, layers, has_type, flash_attn, offload);
     if (!why.empty()) {
-        LLAMA_LOG_WARN("llama_rq: the newest %u tokens are not held in f16: %s\n", n_tokens, why.c_str());
+        LLAMA_LOG_WARN("llama_rq: the newest %u and first %u tokens are not held in f16: %s\n", n_newest, n_first, why.c_str());
         return nullptr;
     }
 
-    return std::make_shared<llama_rq_recent>(layers, cells, n_tokens, n_seq_max, hparams.no_alloc);
+    return std::make_shared<llama_rq_recent>(layers, cells, n_newest, n_first, n_seq_max, hparams.no_alloc);
 }
 
-llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_tokens, uint32_t n_seq_max, bool no_alloc) :
-        cells(cells), n_tokens(n_tokens), n_seq_max(n_seq_max),
-        n_rows(std::min(cells[0].size(), n_tokens*n_seq_max/(uint32_t) cells.size())),
+llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_newest, uint32_t n_first,
+        uint32_t n_seq_max, bool no_alloc) :
+        cells(cells), n_newest(n_newest), n_first(n_first), n_seq_max(n_seq_max),
+        n_rows(std::min(cells[0].size(), (n_newest + n_first)*n_seq_max/(uint32_t) cells.size())),
         tensors(2*layers.size()), tables(cells.size()) {
     for (auto & [_, layer] : layers) {
         const auto add = [&](const ggml_tensor * like) {
@@ -83,7 +86,7 @@ llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, con
     }
     tensors.allocate(GGML_BACKEND_BUFFER_USAGE_ANY, no_alloc);
 
-    LLAMA_LOG_INFO("llama_rq: the newest %u tokens in f16: %u rows, %zu bytes\n", n_tokens, (n_rows + 1)*(uint32_t) tables.size(), tensors.n_bytes());
+    LLAMA_LOG_INFO("llama_rq: the newest %u and first %u tokens in f16: %u rows, %zu bytes\n", n_newest, n_first, (n_rows + 1)*(uint32_t) tables.size(), tensors.n_bytes());
 }
 
 void llama_rq_recent::forget(uint32_t strm) {
@@ -104,6 +107,10 @@ void llama_rq_recent::overwritten(uint32_t strm, const std::vector<uint32_t> & i
     }
 }
 
+bool llama_rq_recent::is_exact(llama_pos past, llama_pos pos) const {
+    return past >= 0 && (past < (llama_pos) n_newest || pos < (llama_pos) n_first);
+}
+
 bool llama_rq_recent::is_held(uint32_t strm, const row & r) const {
     return r.cell >= 0 && !cells[strm].is_empty(r.cell) && cells[strm].pos_get(r.cell) == r.pos;
 }
@@ -118,8 +125,11 @@ void llama_rq_recent::hold(uint32_t strm, const std::vector<uint32_t> & idxs, in
         }
     }
 
-    // how far a cell is behind the newest token, in the sequence in which it is least so
+    // how far a cell is behind the newest token, in the sequence in which it is least so; the first ones do not age
     const auto age = [&](uint32_t cell) {
+        if (used.pos_get(cell) < (llama_pos) n_first) {
+            return (llama_pos) 0;
+        }
         llama_pos res = std::numeric_limits<llama_pos>::max();
         for (const auto & [seq, pos] : newest) {
             if (used.seq_has(cell, seq)) {
@@ -151,7 +161,9 @@ void llama_rq_recent::hold(uint32_t strm, const std::vector<uint32_t> & idxs, in
 
     for (const auto & [token_age, i] : tokens) {
         uint32_t to = n_rows;
-        if (!unused.empty()) {
+        if (!is_exact(token_age, used.pos_get(idxs[i]))) {
+            // no query will ever see it so
+        } else if (!unused.empty()) {
             to = unused.back();
             unused.pop_back();
         } else if (!held.empty() && held.back().first > token_age) {
@@ -245,8 +257,7 @@ void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
             ggml_fp16_t * cache = (ggml_fp16_t *) kq_mask->data + i*n_kv;
             ggml_fp16_t * rows  = (ggml_fp16_t *) mask->data    + i*n;
             for (const auto & c : columns) {
-                const llama_pos past = ubatch->pos[i] - c.pos;
-                if (past >= 0 && past < (llama_pos) recent.n_tokens) {
+                if (recent.is_exact(ubatch->pos[i] - c.pos, c.pos)) {
                     rows[c.i]     = cache[c.cell];
                     cache[c.cell] = hidden;
                 }

@@ -9,11 +9,12 @@
 #include <unordered_map>
 #include <vector>
 
-// The newest tokens of each sequence in f16, beside a cache of rotated types (LLAMA_RQ_RECENT=N).
+// The newest tokens of each sequence in f16, and the first ones, beside a cache of rotated types (LLAMA_RQ_RECENT=N,
+// LLAMA_RQ_FIRST=S).
 //
-// A query at position p sees the key and the value at position q as they were before quantization, iff 0 <= p - q < N
-// and they are held; all others it sees as the cache stores them, which is every token from the first on. What is held
-// are rows of f16 tensors, N for each sequence that the cache may hold, and a table that says of which cell and
+// A query at position p sees the key and the value at position q as they were before quantization, iff 0 <= p - q < N or
+// q < S, and they are held; all others it sees as the cache stores them, which is every token from the first on. What is
+// held are rows of f16 tensors, N + S for each sequence that the cache may hold, and a table that says of which cell and
 // position a row is. A row whose cell has been written since, is free or has another position by now is not used, and
 // where none is held the query sees the cache: always right, only less exact. So after a K-shift, in a restored
 // state and in a copied stream the newest tokens are held again only as they come.
@@ -23,7 +24,8 @@
 class llama_rq_recent {
 public:
     // makes rows for all layers and tells them of it
-    llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_tokens, uint32_t n_seq_max, bool no_alloc);
+    llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_newest, uint32_t n_first,
+            uint32_t n_seq_max, bool no_alloc);
 
     // all rows of a stream, or of all streams, are of cells that have been written otherwise
     void forget(uint32_t strm);
@@ -44,7 +46,8 @@ private:
 
     const llama_kv_cells_vec & cells;
 
-    const uint32_t n_tokens;  // the N of the above
+    const uint32_t n_newest; // the N and the S of the above
+    const uint32_t n_first;
     const uint32_t n_seq_max;
     const uint32_t n_rows;    // of a stream
 
@@ -53,6 +56,9 @@ private:
     std::unordered_map<const llama_rq_layer *, layer_rows> rows;
 
     std::vector<std::vector<row>> tables; // [n_stream][n_rows], of which the used ones
+
+    // whether a query so far behind (ahead, if negative) sees the token at this position exactly
+    bool is_exact(llama_pos past, llama_pos pos) const;
 
     bool is_held(uint32_t strm, const row & r) const;
 
@@ -63,12 +69,9 @@ private:
     void hold(uint32_t strm, const std::vector<uint32_t> & idxs, int64_t * dst);
 };
 
-// null when LLAMA_RQ_RECENT is 0 or not set, or with the reason in the log when the cache or its attention cannot do it
+// null when LLAMA_RQ_RECENT and LLAMA_RQ_FIRST are 0 or not set, or with the reason in the log when the cache or its attention cannot do it
 std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model, const llama_hparams & hparams,
         std::map<int32_t, llama_rq_layer> & layers, bool has_type, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max);
-
-// LLAMA_RQ_RECENT; throws std::runtime_error with a sentence
-uint32_t llama_rq_recent_tokens();
 
 // attn, a FLASH_ATTN_EXT over this layer, attends to its newest tokens, too, and joins the graph
 void llama_rq_attend_recent(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask, llama_rq_layer & layer);

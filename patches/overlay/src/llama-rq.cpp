@@ -1,7 +1,7 @@
 #include "llama-rq.h"
-#include "llama-rq-calib.h"
 #include "llama-rq-layers.h"
 #include "llama-rq-modes.h"
+#include "llama-rq-profile.h"
 #include "llama-rq-recent.h"
 #include "llama-rq-tensors.h"
 
@@ -112,9 +112,9 @@ void llama_rq_cache::complete(const llama_kv_cells_vec & cells, bool flash_attn,
         }
         log_layers();
 
-        weights = std::make_shared<llama_rq_tensors>(3*layers.size());
+        weights = std::make_shared<llama_rq_tensors>(5*layers.size());
         add_rotations();
-        add_means();
+        add_profile();
         weights->allocate(GGML_BACKEND_BUFFER_USAGE_WEIGHTS, hparams.no_alloc);
     }
 
@@ -143,61 +143,53 @@ void llama_rq_cache::log_layers() const {
     }
 }
 
-// Ours rotate as their name says. Upstream's quantized types get upstream's Hadamard matrix, as they do without us: the
-// largest that the heads allow for K, of 64 for V.
+llama_rq_turn llama_rq_cache::turn(const ggml_tensor * t, int32_t il, bool is_v) const {
+    const auto & rotation = is_v ? v : k;
+    return llama_rq_turn_of(t->type, rotation.mode, rotation.n, is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il), is_v);
+}
+
 void llama_rq_cache::add_rotations() {
-    std::map<std::tuple<ggml_backend_buffer_type_t, int32_t, int64_t>, ggml_tensor *> made; // by hint and size
+    std::map<std::tuple<ggml_backend_buffer_type_t, int64_t, int32_t>, ggml_tensor *> made;
 
-    const auto matrix = [&](ggml_backend_buffer_type_t buft, ggml_type type, int64_t n_embd_head, bool is_v) -> ggml_tensor * {
-        const bool is_ours = ggml_rq_is_type(type);
-
-        int32_t hint = GGML_HINT_SRC0_IS_HADAMARD;
-        int64_t n    = 64;
-
-        const int mode = (is_v ? v : k).mode;
-        if (is_ours) {
-            if (mode == GGML_RQ_NONE) {
-                return nullptr;
-            }
-            n = (is_v ? v : k).n;
-            if (mode != GGML_RQ_HADAMARD) { // that keeps upstream's hint and its fast path
-                hint = ggml_rq_hint(ggml_rq_type_family(type), (ggml_rq_mode) mode);
-            }
-        } else {
-            if (!ggml_is_quantized(type) || n_embd_head % n != 0 || llama_rq_rotations_disabled()) {
-                return nullptr;
-            }
-            while (!is_v && n_embd_head % (2*n) == 0) {
-                n *= 2;
-            }
+    const auto matrix = [&](ggml_backend_buffer_type_t buft, const llama_rq_turn & turn) -> ggml_tensor * {
+        if (turn.n == 0) {
+            return nullptr;
         }
-
-        ggml_tensor *& res = made[{ buft, hint, n }];
+        ggml_tensor *& res = made[{ buft, turn.n, turn.hint }];
         if (!res) {
-            std::vector<float> data = llama_rq_hadamard(n);
-            if (hint != GGML_HINT_SRC0_IS_HADAMARD && !ggml_rq_rotation_matrix(ggml_rq_type_family(type), mode, n, data.data())) {
-                throw std::runtime_error("no rotation matrix for this cache type");
-            }
-            res = weights->add(buft, std::move(data), n, n);
-            res->op_params[0] = hint; // llama_rq_rotate hands it on
-            ggml_format_name(res, "rq_rot_%x_%d", hint, (int) n);
+            res = weights->add(buft, turn.matrix(), turn.n, turn.n);
+            res->op_params[0] = turn.hint; // llama_rq_rotate hands it on
+            ggml_format_name(res, "rq_rot_%x_%d", turn.hint, (int) turn.n);
         }
         return res;
     };
 
     for (auto & [il, layer] : layers) {
-        layer.k_rot = matrix(layer.buft, layer.k->type, hparams.n_embd_head_k(il), false);
-        layer.v_rot = layer.v ? matrix(layer.buft, layer.v->type, hparams.n_embd_head_v(il), true) : nullptr;
+        layer.k_rot = matrix(layer.buft, turn(layer.k, il, false));
+        layer.v_rot = layer.v ? matrix(layer.buft, turn(layer.v, il, true)) : nullptr;
     }
 }
 
-void llama_rq_cache::add_means() {
-    const char * path = getenv("LLAMA_RQ_CALIB");
-    if (!path || !*path || counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
+// turn*maps, where maps are symmetric [n_head][n][n]
+static std::vector<float> llama_rq_turned(const llama_rq_turn & turn, std::vector<float> maps, int64_t n) {
+    turn.apply(maps.data(), maps.size()); // rows: map*turn, of which the transpose is meant
+    for (size_t head = 0; head < maps.size(); head += n*n) {
+        for (int64_t i = 0; i < n; ++i) {
+            for (int64_t j = 0; j < i; ++j) {
+                std::swap(maps[head + i*n + j], maps[head + j*n + i]);
+            }
+        }
+    }
+    return maps;
+}
+
+void llama_rq_cache::add_profile() {
+    const std::string path = llama_rq_profile_path();
+    if (path.empty() || counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
         return;
     }
     if (!ggml_rq_is_type(k.type)) {
-        LLAMA_LOG_WARN("llama_rq: calibration %s is not used: K has none of the rotated types\n", path);
+        LLAMA_LOG_WARN("llama_rq: profile %s is not used: K has none of the rotated types\n", path.c_str());
         return;
     }
 
@@ -208,14 +200,24 @@ void llama_rq_cache::add_means() {
         }
     }
 
-    const auto means = llama_rq_load_means(path, model, k, own);
-    for (const auto & [il, values] : means.k) {
+    const auto profile = llama_rq_load_profile(path, model, k, own);
+    for (const auto & [il, from] : profile.layers) {
         llama_rq_layer & layer = layers.at(il);
-        layer.k_mean = weights->add(layer.buft, values, values.size());
-        // named and shaped as a bias of K, which is split by heads as K is where several devices share a layer
-        ggml_format_name(layer.k_mean, "blk.%d.attn_k.bias", il);
+        if (!from.k_mean.empty()) {
+            layer.k_mean = weights->add(layer.buft, from.k_mean, from.k_mean.size());
+            // named and shaped as a bias of K, which is split by heads as K is where several devices share a layer
+            ggml_format_name(layer.k_mean, "blk.%d.attn_k.bias", il);
+        }
+        if (!from.k_map.empty()) {
+            const int64_t n      = hparams.n_embd_head_k(il);
+            const int64_t n_head = hparams.n_head_kv(il);
+            layer.k_map = weights->add(layer.buft, llama_rq_turned(turn(layer.k, il, false), from.k_map, n), n, n, n_head);
+            layer.q_map = weights->add(layer.buft, llama_rq_turned(turn(layer.k, il, false), from.q_map, n), n, n, n_head);
+            ggml_format_name(layer.k_map, "rq_k_map_%d", il);
+            ggml_format_name(layer.q_map, "rq_q_map_%d", il);
+        }
     }
-    means_hash = means.hash;
+    profile_hash = profile.hash;
 }
 
 const llama_rq_layer * llama_rq_cache::find(int32_t il) const {
@@ -243,6 +245,22 @@ static ggml_tensor * llama_rq_rotate(ggml_context * ctx, ggml_tensor * cur, ggml
     return ggml_reshape_4d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2], cur->ne[3]);
 }
 
+// the matrix of each KV head, [n, n, n_head_kv], applied to cur [n, n_head, n_tokens], heads of a group by that of their KV head
+static ggml_tensor * llama_rq_map(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * map) {
+    if (cur->type != GGML_TYPE_F32) {
+        cur = ggml_cast(ctx, cur, GGML_TYPE_F32);
+    }
+    return ggml_permute(ctx, ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3)), 0, 2, 1, 3);
+}
+
+// head by head as set_rows wants it; a single head counts as contiguous whatever its stride
+static ggml_tensor * llama_rq_packed(ggml_context * ctx, ggml_tensor * cur) {
+    if (!ggml_is_contiguous(cur)) {
+        cur = ggml_cont(ctx, cur);
+    }
+    return ggml_reshape_3d(ctx, cur, cur->ne[0], cur->ne[1], cur->ne[2]);
+}
+
 // [head_dim, n_head_kv] as K of a token
 static ggml_tensor * llama_rq_mean(ggml_context * ctx, const llama_rq_layer & layer, const ggml_tensor * k) {
     return ggml_reshape_2d(ctx, layer.k_mean, k->ne[0], k->ne[1]);
@@ -252,7 +270,7 @@ static ggml_tensor * llama_rq_turn_k(ggml_context * ctx, ggml_tensor * k, const 
     if (layer.k_mean) {
         k = ggml_sub(ctx, k, llama_rq_mean(ctx, layer, k));
     }
-    return llama_rq_rotate(ctx, k, layer.k_rot);
+    return layer.k_map ? llama_rq_packed(ctx, llama_rq_map(ctx, k, layer.k_map)) : llama_rq_rotate(ctx, k, layer.k_rot);
 }
 
 ggml_tensor * llama_rq_cache::store_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) {
@@ -277,7 +295,7 @@ ggml_tensor * llama_rq_cache::store_v(ggml_context * ctx, ggml_tensor * v_cur, i
 
 // upstream's way turns n_rot values of a head in place: not what a rotation has mixed, and no blocks of ours
 static bool llama_rq_shifts(const llama_rq_layer * layer) {
-    return layer && (ggml_rq_is_type(layer->k->type) || layer->k_rot || layer->k_mean);
+    return layer && (ggml_rq_is_type(layer->k->type) || layer->k_rot || layer->k_mean || layer->k_map);
 }
 
 // whole heads of all cells [head_dim, n_head_kv, n_cells]
@@ -291,7 +309,11 @@ ggml_tensor * llama_rq_cache::load_k(ggml_context * ctx, int32_t il) const {
         return nullptr;
     }
     ggml_tensor * k = ggml_cast(ctx, llama_rq_heads(ctx, layer->k, hparams.n_embd_head_k(il)), GGML_TYPE_F32);
-    k = llama_rq_rotate(ctx, k, layer->k_rot);
+    if (layer->k_map) { // undone by the transpose of q_map, since map and rotation are symmetric
+        k = llama_rq_packed(ctx, llama_rq_map(ctx, k, ggml_cont(ctx, ggml_transpose(ctx, layer->q_map))));
+    } else {
+        k = llama_rq_rotate(ctx, k, layer->k_rot);
+    }
 
     return layer->k_mean ? ggml_add(ctx, k, llama_rq_mean(ctx, *layer, k)) : k;
 }
@@ -320,32 +342,32 @@ struct llama_rq_state_tag {
     uint32_t magic;
     uint32_t k; // n << 16 | type << 8 | mode, 0 for a type that is not ours
     uint32_t v;
-    uint32_t means; // 0 without
+    uint32_t profile; // 0 without
 };
 
-static llama_rq_state_tag llama_rq_make_state_tag(const llama_rq_rotation & k, const llama_rq_rotation & v, uint32_t means) {
+static llama_rq_state_tag llama_rq_make_state_tag(const llama_rq_rotation & k, const llama_rq_rotation & v, uint32_t profile) {
     const auto id = [](const llama_rq_rotation & r) {
         return ggml_rq_is_type(r.type) ? (uint32_t) r.n << 16 | (uint32_t) r.type << 8 | (uint32_t) r.mode : 0;
     };
-    return { /*.magic =*/ 0x33515247, /*.k =*/ id(k), /*.v =*/ id(v), /*.means =*/ means }; // "GRQ3"
+    return { /*.magic =*/ 0x33515247, /*.k =*/ id(k), /*.v =*/ id(v), /*.profile =*/ profile }; // "GRQ3"
 }
 
 // upstream itself compares the type of each layer
 void llama_rq_cache::state_write(llama_io_write_i & io) const {
     if (active) {
-        const auto tag = llama_rq_make_state_tag(k, v, means_hash);
+        const auto tag = llama_rq_make_state_tag(k, v, profile_hash);
         io.write(&tag, sizeof(tag));
     }
 }
 
 void llama_rq_cache::state_read(llama_io_read_i & io) {
     if (active) {
-        const auto want = llama_rq_make_state_tag(k, v, means_hash);
+        const auto want = llama_rq_make_state_tag(k, v, profile_hash);
 
         llama_rq_state_tag tag;
         io.read(&tag, sizeof(tag));
         if (memcmp(&tag, &want, sizeof(tag)) != 0) {
-            throw std::runtime_error("the state was saved with another cache type, rotation mode or calibration");
+            throw std::runtime_error("the state was saved with another cache type, rotation mode or profile");
         }
     }
     forget();
@@ -353,7 +375,10 @@ void llama_rq_cache::state_read(llama_io_read_i & io) {
 
 ggml_tensor * llama_rq_query(const llm_graph_context & graph, ggml_tensor * q, const ggml_tensor * k) {
     const llama_rq_layer * layer = llama_rq_find(k);
-    return layer ? llama_rq_rotate(graph.ctx0, q, layer->k_rot) : q;
+    if (!layer) {
+        return q;
+    }
+    return layer->q_map ? llama_rq_map(graph.ctx0, q, layer->q_map) : llama_rq_rotate(graph.ctx0, q, layer->k_rot);
 }
 
 ggml_tensor * llama_rq_output(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask) {

@@ -36,8 +36,12 @@ struct llama_rq_layer {
     ggml_tensor * k_rot = nullptr;
     ggml_tensor * v_rot = nullptr;
 
-    // f32 [head_dim*n_head_kv], taken off K before its rotation; null: nothing is
+    // f32 [head_dim*n_head_kv], taken off K before all else; null: nothing is
     ggml_tensor * k_mean = nullptr;
+
+    // f32 [head_dim, head_dim, n_head_kv], of K and of the queries, with the rotation in it, in place of k_rot; null: that alone
+    ggml_tensor * k_map = nullptr;
+    ggml_tensor * q_map = nullptr;
 
     // the newest tokens in f16 (llama-rq-recent.h), null without
     llama_rq_recent * recent = nullptr;
@@ -73,7 +77,7 @@ public:
 
     void add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggml_backend_buffer_type_t buft);
 
-    // after the last layer: rotations, means (LLAMA_RQ_CALIB), newest tokens (LLAMA_RQ_RECENT); takes upstream's rotation over
+    // after the last layer: rotations, profile (LLAMA_RQ_PROFILE), newest tokens (LLAMA_RQ_RECENT); takes upstream's rotation over
     void complete(const llama_kv_cells_vec & cells, bool flash_attn, uint32_t n_seq_max, bool & attn_rot_k, bool & attn_rot_v);
 
     // K and V as they are stored; k_cur [head_dim, n_head_kv, n_tokens]
@@ -89,7 +93,7 @@ public:
     void forget(uint32_t strm);
     void forget();
 
-    // a state that was saved under another type, rotation or calibration would be read as noise: tag it and refuse
+    // a state that was saved under another type, rotation or profile would be read as noise: tag it and refuse
     void state_write(llama_io_write_i & io) const;
     void state_read (llama_io_read_i  & io); // throws std::runtime_error
 
@@ -112,16 +116,18 @@ private:
 
     std::map<int32_t, llama_rq_layer> layers; // of this cache
 
-    std::shared_ptr<class llama_rq_tensors> weights; // rotations and means
+    std::shared_ptr<class llama_rq_tensors> weights; // rotations and profile
     std::shared_ptr<llama_rq_recent>        recent;
 
-    uint32_t means_hash = 0; // 0 without
+    uint32_t profile_hash = 0; // 0 without
 
     const llama_rq_layer * find(int32_t il) const;
 
+    struct llama_rq_turn turn(const ggml_tensor * t, int32_t il, bool is_v) const; // t: K or V of this layer
+
     void log_layers() const;
     void add_rotations();
-    void add_means();
+    void add_profile();
 };
 
 // false, with the reason in the log, when the model cannot hold these cache types; turns flash attention on where it
