@@ -25,10 +25,11 @@ from kvlab.markdown import figure, table, with_error
 from kvlab.schemes import scheme
 from kvlab.sets import MODELS, all_sets, mean_errors
 
-from ggufrq import measure, paths, run
+from ggufrq import measure, paths
 from ggufrq.build import require_build
 from ggufrq.cases import Case, parse_case
 from ggufrq.divergence import Scored, divergences
+from ggufrq.ready import model_file
 
 ROTATIONS = (
     "iso:none",
@@ -135,7 +136,7 @@ def real(quick: bool) -> None:
     text = paths.data_dir("texts") / "heldout.txt"
     found: dict[str, list[dict[str, Any]]] = {}
     for model in MODELS:
-        path = run.model_file(model)
+        path = model_file(model)
         subject = measure.subject(model, path, path.name)
         scored = Scored(512 if quick else 2048, 1 if quick else 4, threads=1)
         found[model] = divergences(subject, _cases(), build, text, scored)

@@ -22,19 +22,6 @@ from ggufrq import source as pristine_source
 from ggufrq.errors import BuildError
 from ggufrq.project import Build, BuildOptions, Project, build_key, llama_project, wanted_targets
 
-__all__ = [
-    "Build",
-    "BuildOptions",
-    "Project",
-    "build_key",
-    "ensure_build",
-    "find_build",
-    "llama_project",
-    "log_path",
-    "prune",
-    "require_build",
-]
-
 #: Free disk that a build is not begun without, in bytes: sdist, source and objects take about that.
 NEEDED_DISK = 600 << 20
 _BUSY_SECONDS = 900.0

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufrq import __version__, codec, kv_capture, log, paths
-from ggufrq.build import Build
 from ggufrq.codec.rotate import Family, Mode
 from ggufrq.errors import GgufrqError, ModelError, UsageError
 from ggufrq.gguf_file import shards
@@ -29,6 +28,7 @@ from ggufrq.gguf_header import read_header
 from ggufrq.kv import KvType
 from ggufrq.kv_state import KvState
 from ggufrq.progress import progress
+from ggufrq.project import Build
 from ggufrq.store import file_sha256
 
 F64 = npt.NDArray[np.float64]

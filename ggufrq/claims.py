@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__, codec, machine
-from ggufrq.build import Build
 from ggufrq.cases import Case, parse_case
 from ggufrq.context import CacheError
 from ggufrq.divergence import Divergences, Row, Scored, Subject
 from ggufrq.kv import kv_type
-from ggufrq.store import Kept, file_sha256, results_dir
+from ggufrq.project import Build
+from ggufrq.store import ResultStore, file_sha256, results_dir
 from ggufrq.toml import tomllib
 from ggufrq.validate import speed
 from ggufrq.validate.verdict import Difference, between, paired
@@ -39,7 +39,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClaimSettings:
     """``chunks`` texts of ``ctx`` tokens for perplexity; prefill of ``prompt`` and decode of ``generate``
     tokens from an empty cache for speed, ``rounds`` times in turns."""
 
@@ -68,7 +68,7 @@ def measure(
     model: Subject,
     build: Build,
     text: Path,
-    settings: Settings,
+    settings: ClaimSettings,
     *,
     fresh: bool = False,
     log: Path,
@@ -120,7 +120,7 @@ def measure(
     }
 
 
-def steps(settings: Settings) -> int:
+def steps(settings: ClaimSettings) -> int:
     """How many times ``measure`` calls ``on_step`` when nothing is known and every case can be done."""
     cases = all_cases(published())
     return len(cases) + speed.speed_steps(cases, _speed_settings(settings))
@@ -297,7 +297,7 @@ def _quality(row: Row) -> Result:
     }
 
 
-def _speed_settings(settings: Settings) -> speed.SpeedSettings:
+def _speed_settings(settings: ClaimSettings) -> speed.SpeedSettings:
     return speed.SpeedSettings((0,), settings.prompt, settings.generate, settings.rounds, settings.threads)
 
 
@@ -305,13 +305,13 @@ def _speeds(
     model: Subject,
     build: Build,
     cases: list[Case],
-    settings: Settings,
+    settings: ClaimSettings,
     *,
     fresh: bool,
     log: Path,
     on_step: Callable[[str], None],
 ) -> dict[str, Any]:
-    kept = Kept(results_dir())
+    kept = ResultStore(results_dir())
     how = _speed_settings(settings)
     facts = {
         "version": _VERSION,

@@ -15,9 +15,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from ggufrq.backends import BACKENDS
 from ggufrq.errors import PatchError
-from ggufrq.series import COMPAT, Hunk, Patch, PatchSet, parse
+from ggufrq.series import BACKENDS, COMPAT, Hunk, Patch, PatchSet, parse
 from ggufrq.series import load as load_series
 
 #: Name of the patch that changes files of the overlay; applied first.

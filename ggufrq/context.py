@@ -7,7 +7,7 @@ from pathlib import Path
 from ggufrq import kept
 from ggufrq.cases import Case
 from ggufrq.errors import ToolError
-from ggufrq.memory import KvShape
+from ggufrq.memory.shape import KvShape
 from ggufrq.tools.logs import Context
 
 _MIB = 1 << 20

@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq import log, measure, paths, quantize, run, table
-from ggufrq.build import Build
+from ggufrq.cases import Case, parse_case
+from ggufrq.divergence import Row
+from ggufrq.family.plan import Family
 from ggufrq.kv import parse_kv
-from ggufrq.measure import Case, Row, Settings
+from ggufrq.measure import CostSettings
 from ggufrq.progress import progress
+from ggufrq.project import Build
+from ggufrq.ready import model_file, weights_of
 from ggufrq.resolve import embedded_models, resolve
-from ggufrq.tools import Programs
+from ggufrq.tools.programs import Programs
 
-#: The weights that the cache types are measured on: close to the original, so that the loss is the cache's.
-WEIGHTS = "Q8_0"
 #: A few minutes on two cores for both models.
-USUAL = Settings()
+USUAL = CostSettings()
 #: Well under a minute.
-QUICK = Settings(n_ctx=512, chunks=2, prompt=128, generate=16, depth=0, repetitions=1)
+QUICK = CostSettings(n_ctx=512, chunks=2, prompt=128, generate=16, depth=0, repetitions=1)
 PROMPT = "To create a new table in the database,"
 
 _WIDTH = 79
@@ -30,18 +32,18 @@ _HEAD = ("cache", "bits", "bytes", "prefill", "decode", "PPL", "KLD", "99.9%", "
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoPlan:
     """What the demo does: models by name, cases, settings, and whether to measure anew."""
 
     models: tuple[str, ...]
     cases: tuple[Case, ...]
-    settings: Settings
+    settings: CostSettings
     fresh: bool = False
 
 
 def plan(
     models: str | None = None, kv: str | None = None, *, quick: bool = False, fresh: bool = False
-) -> Plan:
+) -> DemoPlan:
     """The plan for the options of the command; lists have commas. Raises UsageError or ModelError."""
     names = (
         [name.strip() for name in models.split(",") if name.strip()] if models else list(embedded_models())
@@ -49,14 +51,14 @@ def plan(
     for name in names:
         resolve(name)
     cases = (
-        [measure.parse_case(part.strip()) for part in kv.split(",") if part.strip()]
+        [parse_case(part.strip()) for part in kv.split(",") if part.strip()]
         if kv
         else measure.default_cases()
     )
-    return Plan(tuple(names), tuple(cases), QUICK if quick else USUAL, fresh)
+    return DemoPlan(tuple(names), tuple(cases), QUICK if quick else USUAL, fresh)
 
 
-def families(names: Sequence[str], build: Build) -> list[quantize.Family]:
+def families(names: Sequence[str], build: Build) -> list[Family]:
     """The families of the embedded models among ``names``."""
     return [
         quantize.make_family(name, quantize.DEFAULT_TYPES, build)
@@ -69,7 +71,7 @@ def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:
     """Let a model continue a sentence with an iso3 cache; the answer, and what its cache took."""
     pair = parse_kv("iso3")
     given = run.generate(
-        run.model_file(model),
+        model_file(model),
         PROMPT,
         pair,
         Programs.of_build(build),
@@ -81,7 +83,7 @@ def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:
     return given, run.cache_lines(given, pair)
 
 
-def measure_all(todo: Plan, build: Build) -> dict[str, list[Row]]:
+def measure_all(todo: DemoPlan, build: Build) -> dict[str, list[Row]]:
     """Rows by model, measured or kept from an earlier run."""
     text = paths.data_dir("texts") / "heldout.txt"
     log_path = paths.logs_dir() / "demo.log"
@@ -89,7 +91,7 @@ def measure_all(todo: Plan, build: Build) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     with progress("Measuring", len(todo.models) * len(todo.cases), unit="rows") as bar:
         for name in todo.models:
-            subject = measure.subject(name, run.model_file(name), weights_of(name))
+            subject = measure.subject(name, model_file(name), weights_of(name))
             found[name] = measure.measure(
                 subject,
                 todo.cases,
@@ -103,14 +105,6 @@ def measure_all(todo: Plan, build: Build) -> dict[str, list[Row]]:
             )
     log.say(f"log of all that ran: {log_path}")
     return found
-
-
-def weights_of(name: str) -> str:
-    """The label of the weights that a model is measured with."""
-    chosen = resolve(name)
-    return (
-        WEIGHTS if chosen.kind == "embedded" else chosen.label or (chosen.path.name if chosen.path else name)
-    )
 
 
 def render(rows: Sequence[Row]) -> str:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import proc
-from ggufrq.build import Build
 from ggufrq.cases import Case, assignments
 from ggufrq.context import check_context, mode_of
 from ggufrq.errors import ToolError
 from ggufrq.kv import parse_kv
-from ggufrq.memory import KvShape
-from ggufrq.store import Kept, file_sha256, results_dir
+from ggufrq.memory.shape import KvShape
+from ggufrq.project import Build
+from ggufrq.store import ResultStore, file_sha256, results_dir
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Context, Result, retried
 
@@ -77,7 +77,7 @@ class Divergences:
         self.text = text
         self.scored = scored
         self.base = base
-        self.results = Kept(results_dir())
+        self.results = ResultStore(results_dir())
         self.text_sha256 = file_sha256(text)
         self._file = self.results.folder / f"base-{os.getpid()}-{id(self)}-{model.sha256[:12]}.bin"
         self._base_ppl: float | None = None

@@ -160,7 +160,7 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Write, or with ``--check`` look; the exit status is 1 when something was outdated."""
-    root = Path(__file__).resolve().parent.parent
+    root = paths.checkout_dir()
     if "--check" in sys.argv[1:]:
         wrong = outdated(root)
         for path in wrong:

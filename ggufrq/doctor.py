@@ -6,12 +6,12 @@ import importlib.util
 import platform
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from ggufrq import build, cuda_toolkit, hip_toolkit, machine, manifest, patches, paths, source, toolchain
+from ggufrq import build, cuda_toolkit, hip_toolkit, machine, manifest, paths, source, toolchain
 from ggufrq.errors import GgufrqError
 from ggufrq.pin import load_pin
+from ggufrq.series import load, problems
 
 #: ``missing`` is required; ``todo`` is a step not yet taken; ``optional`` is something one can do without.
 State = Literal["ok", "missing", "todo", "optional"]
@@ -130,10 +130,10 @@ def _disk() -> Check:
 def _patches() -> Check:
     try:
         root = paths.data_dir("patches")
-        wrong = patches.problems(root)
+        wrong = problems(root)
         if wrong:
             return Check("patch set", "missing", wrong[0], f"git checkout {root}")
-        loaded = patches.load(root)
+        loaded = load(root)
     except GgufrqError as error:
         return Check("patch set", "missing", error.message, error.remedy or "")
     return Check(
@@ -176,7 +176,7 @@ def _conversion() -> Check:
 
 
 def _requirement() -> str:
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = paths.checkout_dir()
     return f"-e '{checkout}[convert]'" if (checkout / "pyproject.toml").is_file() else "'ggufrq[convert]'"
 
 

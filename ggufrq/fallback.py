@@ -21,7 +21,7 @@ from ggufrq.errors import ModelError, UsageError
 from ggufrq.gguf_file import read_model, shards
 from ggufrq.gguf_header import read_header
 from ggufrq.kv import KvPair, kv_type
-from ggufrq.memory import KvShape, kv_shape
+from ggufrq.memory.shape import KvShape, kv_shape
 from ggufrq.resolve import base_name
 from ggufrq.runtimes import Runtime
 

@@ -71,6 +71,12 @@ class Header:
     kinds: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the file begins like a GGUF file."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def read_header(path: Path) -> Header:
     """The header of a file. Raises ModelError when it is missing, damaged, or no GGUF file."""
     try:

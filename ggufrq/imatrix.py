@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from ggufrq import paths
 from ggufrq.errors import ModelError
 from ggufrq.gguf_file import read_gguf
-from ggufrq.gguf_header import Header, read_header
-from ggufrq.resolve import is_gguf
+from ggufrq.gguf_header import Header, is_gguf, read_header
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ggufrq.errors import ModelError
 from ggufrq.kv import Kv, as_plan
-from ggufrq.memory import KvShape, kv_shape
+from ggufrq.memory.shape import KvShape, kv_shape
 from ggufrq.tools.logs import Context, uses
 
 _MIB = 1 << 20

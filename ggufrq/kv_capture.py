@@ -9,12 +9,12 @@ from typing import Any
 
 import requests
 
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, ToolError
 from ggufrq.kv import Kv, parse_kv
 from ggufrq.kv_state import KvState, check_model, read_kv_state
+from ggufrq.project import Build
 from ggufrq.serve import serving
-from ggufrq.tools import Programs
+from ggufrq.tools.programs import Programs
 
 #: The server wants a little room behind a prompt.
 _ROOM = 16

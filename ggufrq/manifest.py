@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__, backends, machine, paths, project, toolchain
+from ggufrq.paths import read_json
 from ggufrq.project import BuildOptions, Project
 from ggufrq.trees import file_hash
 
@@ -81,12 +82,3 @@ def changed_programs(root: Path, manifest: dict[str, Any]) -> list[str]:
         if found.st_size != facts["size"] or not (same_time or file_hash(path) == facts["sha256"]):
             changed.append(name)
     return changed
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file that holds a JSON object, None when it does not."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None

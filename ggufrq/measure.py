@@ -14,25 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__
-from ggufrq.build import Build
-from ggufrq.cases import MODE_VARIABLE as MODE_VARIABLE
-from ggufrq.cases import Case as Case
-from ggufrq.cases import assignments
-from ggufrq.cases import parse_case as parse_case
-from ggufrq.divergence import Divergences, Scored, Subject, run_tool
-from ggufrq.divergence import Row as Row
-from ggufrq.divergence import divergences as divergences
+from ggufrq.cases import Case, assignments
+from ggufrq.divergence import Divergences, Row, Scored, Subject, run_tool
 from ggufrq.errors import ToolError
 from ggufrq.kv import kv_types, parse_kv
-from ggufrq.memory import kv_shape
-from ggufrq.store import Kept, file_sha256, results_dir
+from ggufrq.memory.shape import kv_shape
+from ggufrq.project import Build
+from ggufrq.store import ResultStore, file_sha256, results_dir
 from ggufrq.tools import bench
 
 _VERSION = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class CostSettings:
     """``chunks`` texts of ``n_ctx`` tokens for perplexity, all in one batch; prefill of ``prompt`` and decode
     of ``generate`` tokens behind ``depth`` tokens for speed."""
 
@@ -60,7 +55,7 @@ def measure(
     cases: Iterable[Case],
     build: Build,
     text: Path,
-    settings: Settings,
+    settings: CostSettings,
     *,
     fresh: bool = False,
     log: Path | None = None,
@@ -89,14 +84,14 @@ def measure(
 
 class _Measurement:
     def __init__(
-        self, runs: Divergences, settings: Settings, log: Path | None, on_step: Callable[[str], None]
+        self, runs: Divergences, settings: CostSettings, log: Path | None, on_step: Callable[[str], None]
     ) -> None:
         self.runs = runs
         self.model = runs.model
         self.settings = settings
         self.log = log
         self.on_step = on_step
-        self.results = Kept(results_dir())
+        self.results = ResultStore(results_dir())
 
     def kept(self, case: Case) -> Row | None:
         row = self.results.get(self._facts(case))

@@ -18,20 +18,7 @@ from pathlib import Path
 from ggufrq import proc
 from ggufrq.errors import PatchError, ToolError
 from ggufrq.origins import NEUTRAL_GIT
-from ggufrq.series import OVERLAY, FilePatch, Hunk, Patch, PatchSet, default_patch_set, load, parse, problems
-
-__all__ = [
-    "Failure",
-    "Fit",
-    "PatchSet",
-    "apply",
-    "default_patch_set",
-    "fit",
-    "load",
-    "parse",
-    "problems",
-    "require_applies",
-]
+from ggufrq.series import OVERLAY, FilePatch, Hunk, Patch, PatchSet
 
 
 @dataclass(frozen=True)

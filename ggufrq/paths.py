@@ -6,6 +6,7 @@ half-made under a name that a later run trusts.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -71,6 +73,11 @@ def in_checkout() -> bool:
     return not (_PACKAGE / "patches").is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file()
 
 
+def checkout_dir() -> Path:
+    """The checkout that ggufrq lies in; in a wheel there is no ``pyproject.toml`` in it."""
+    return _PACKAGE.parent
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it on failure.
@@ -98,6 +105,15 @@ def atomic_write(path: Path, data: str | bytes) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file that holds a JSON object, None when it does not."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
 
 
 def remove_tree(path: Path) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggufrq import backends, patches
+from ggufrq import backends
 from ggufrq.errors import ToolError
-from ggufrq.patches import PatchSet
 from ggufrq.pin import Pin, load_pin
+from ggufrq.series import PatchSet, default_patch_set
 
 #: Variables that CMake reads on the first configure; they make another build.
 _ENVIRONMENT = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
@@ -101,7 +101,7 @@ class Build:
 
 def llama_project() -> Project:
     """llama.cpp at the pinned commit with the patch set that comes with ggufrq."""
-    return Project(load_pin(), patches.default_patch_set())
+    return Project(load_pin(), default_patch_set())
 
 
 def build_key(project: Project, options: BuildOptions) -> str:

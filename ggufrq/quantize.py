@@ -17,36 +17,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ggufrq import log, paths, proc, recipe
-from ggufrq.build import Build
 from ggufrq.errors import UsageError
-from ggufrq.family.plan import Family, Made, Plan, Request, Want, needs_imatrix
+from ggufrq.family.plan import Family, FamilyPlan, Request, Want
 from ggufrq.family.planner import Planner
 from ggufrq.family.record import Record
 from ggufrq.family.work import Work
 from ggufrq.family.workshop import Workshop
 from ggufrq.fold.core import KINDS as FOLDS
+from ggufrq.project import Build
 from ggufrq.recipe import Recipe
 from ggufrq.resolve import embedded_folder, resolve
 from ggufrq.toml import tomllib
 from ggufrq.tools import quantize as quantize_tool
-
-__all__ = [
-    "DEFAULT_TYPES",
-    "FOLDS",
-    "Family",
-    "Made",
-    "NamedFamily",
-    "Plan",
-    "Request",
-    "families",
-    "make",
-    "make_family",
-    "needs_imatrix",
-    "parse_types",
-    "parse_wants",
-    "plan_family",
-    "workshop",
-]
 
 #: What happens with the head that predicts further tokens: part of the model, left out, or a file of its own.
 MTP = ("keep", "drop", "apart")
@@ -172,7 +154,7 @@ def workshop(request: Request, build: Build) -> Iterator[Workshop]:
         yield Workshop(Work(_planner(request, build)))
 
 
-def plan_family(request: Request, build: Build) -> Plan:
+def plan_family(request: Request, build: Build) -> FamilyPlan:
     """What a request would make and need. Nothing is written, and of a model that is not there in GGUF only
     headers are read."""
     return _planner(request, build).preview()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ggufrq import hub, paths
 from ggufrq.errors import ModelError, UsageError
+from ggufrq.gguf_header import is_gguf
 
 _ENCODING = re.compile(r"[-_.](?:(?:UD-)?I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)$", re.IGNORECASE)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -66,12 +67,6 @@ def resolve(text: str) -> Model:
         f"there is no model '{text}': no such file or folder, and none of the embedded models",
         remedy=f"one of {', '.join(embedded)}; a .gguf file; a folder; or a Hub id such as Qwen/Qwen3-0.6B",
     )
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether the file begins like a GGUF file."""
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
 
 
 def base_name(stem: str) -> str:

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq import hub, kept, log, paths, proc
-from ggufrq.build import find_build, require_build
-from ggufrq.errors import ModelError, ToolError, UsageError
+from ggufrq import kept, log, paths, proc
+from ggufrq.build import require_build
+from ggufrq.errors import ToolError, UsageError
 from ggufrq.kv import Kv, KvPair, KvPlan, as_plan, kv_type
-from ggufrq.quantize import make_family
-from ggufrq.resolve import resolve
-from ggufrq.tools import Programs, cli, completion
+from ggufrq.tools import cli, completion
 from ggufrq.tools.logs import retried
+from ggufrq.tools.programs import Programs
 
 #: What every llama.cpp has, and what LM Studio and Ollama offer; see ``ggufrq.fallback``.
 FALLBACK = "q8_0"
@@ -50,26 +49,6 @@ class Answer:
 def programs_for(folder: Path | None) -> Programs:
     """The programs to use: those in ``folder``, or our build. Raises BuildError when there is none."""
     return Programs.in_folder(folder) if folder is not None else Programs.of_build(require_build())
-
-
-def model_file(model: str, *, revision: str | None = None) -> Path:
-    """The GGUF file to run for a user's MODEL: itself, the Hub's, or Q8_0 of an embedded model (made now if
-    absent).
-
-    Raises ModelError for a model that is not in GGUF yet.
-    """
-    chosen = resolve(model)
-    if chosen.kind == "gguf":
-        assert chosen.path is not None
-        return chosen.path
-    if chosen.kind == "hub":
-        assert chosen.repo is not None
-        return hub.fetch_gguf(chosen.repo, chosen.label, revision)
-    if chosen.kind == "folder":
-        raise ModelError(
-            f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
-        )
-    return make_family(model, ["Q8_0"], find_build() or require_build()).file("Q8_0")
 
 
 def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPlan:

@@ -15,6 +15,8 @@ _SERIES = "series"
 OVERLAY = "overlay"
 #: Patches that fit the series to other upstreams than the pinned one, see ``ggufrq.compat``.
 COMPAT = "compat"
+#: Folders of patches that are for one backend alone; what other folders hold is for all.
+BACKENDS = ("cpu", "cuda", "metal")
 _JUNK = {".DS_Store", "__pycache__", "Thumbs.db"}
 _JUNK_SUFFIXES = (".orig", ".rej", ".pyc", "~", ".swp")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from ggufrq import kept, log, paths, proc
 from ggufrq.errors import ToolError, UsageError
 from ggufrq.kv import Kv, as_plan
-from ggufrq.tools import Programs, server
+from ggufrq.tools import server
 from ggufrq.tools.logs import Context, error_lines, parse_context
+from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
 _POLL = 0.2

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ggufrq import compile_log, log, machine, patches, paths, proc, source, toolchain
 from ggufrq.errors import BuildError
-from ggufrq.manifest import read_json
 from ggufrq.origins import NO_OUTER_REPOSITORY
+from ggufrq.paths import read_json
 from ggufrq.progress import progress
 from ggufrq.project import BuildOptions, Project, definitions
 from ggufrq.trees import tree_hash

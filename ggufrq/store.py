@@ -14,7 +14,7 @@ from ggufrq import paths
 Facts = Mapping[str, Any]
 
 
-class Kept:
+class ResultStore:
     """A folder of results as JSON, each named by the hash of the facts that it depends on."""
 
     def __init__(self, folder: Path) -> None:

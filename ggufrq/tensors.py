@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from ggufrq import proc
-from ggufrq.build import Build
 from ggufrq.errors import UsageError
-from ggufrq.gguf_header import read_header
-from ggufrq.tools import quantize as tool
 
 #: Types that releases of the ``gguf`` package do not know yet: number, values and bytes per block.
 _NEWER = {"q2_0": (42, 64, 18)}
@@ -27,8 +22,6 @@ _FALLBACKS = {
 #: Where not even that fits.
 _LAST_RESORT = "f16"
 _FLOATS = ("f64", "f32", "f16", "bf16", "i8", "i16", "i32", "i64")
-#: Types to ask with which tensors are quantized: one that the model does not have yet tells.
-_PROBES = ("Q8_0", "Q4_0", "Q5_0", "Q4_1", "Q5_1")
 
 
 @cache
@@ -130,22 +123,3 @@ class Inventory:
     def bits_as(self, types: dict[str, str]) -> float:
         """Bits per weight with these types."""
         return 8 * self.bytes_as(types) / sum(tensor.values for tensor in self.tensors)
-
-
-def inventory(model: Path, build: Build, *, log: Path | None = None) -> Inventory:
-    """The tensors of a GGUF model (of all its shards, when it is the first of several). Which of them are
-    quantized is llama-quantize's own answer, from a dry run.
-
-    Raises ModelError for a damaged file and ToolError when the dry run fails.
-    """
-    header = read_header(model)
-    have = {type_name(tensor.type) for tensor in header.tensors}
-    probe = next((name for name in _PROBES if name.lower() not in have), _PROBES[0])
-    args = tool.arguments(model, None, probe, dry_run=True, pure=True, requantize=True)
-    done = proc.run([build.tool("llama-quantize"), *args], log=log, check=False)
-    tool.parse(done.rc, done.stderr + done.stdout)
-    tensors = tuple(
-        Tensor(line.name, line.shape, line.type, line.target != line.type)
-        for line in tool.parse_tensors(done.stderr + done.stdout)
-    )
-    return Inventory(str(header.values.get("general.architecture", "")), tensors)

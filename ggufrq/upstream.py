@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import compat, log, machine, patches, paths, proc, series
-from ggufrq.build import Build, BuildOptions, ensure_build
+from ggufrq.build import ensure_build
 from ggufrq.demo import PROMPT
 from ggufrq.errors import BuildError, GgufrqError, PatchError, ToolError
 from ggufrq.kv import parse_kv
-from ggufrq.project import Project
-from ggufrq.run import generate, model_file
+from ggufrq.project import Build, BuildOptions, Project
+from ggufrq.ready import model_file
+from ggufrq.run import generate
 from ggufrq.snapshot import Snapshot
-from ggufrq.tools import Programs
+from ggufrq.tools.programs import Programs
 from ggufrq.validate.assemble import failed
 from ggufrq.validate.core import validate
 from ggufrq.validate.plan import make_plan

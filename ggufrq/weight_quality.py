@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import Any
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, ToolError
 from ggufrq.gguf_file import read_model, shards
 from ggufrq.gguf_header import read_header
 from ggufrq.kv import KvPair, kv_type
-from ggufrq.store import Kept
+from ggufrq.project import Build
+from ggufrq.store import ResultStore
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Result, retried
 from ggufrq.trees import file_hash
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Settings:
+class WeightSettings:
     """``chunks`` texts of ``n_ctx`` tokens; the second half of each is scored."""
 
     n_ctx: int = 512
@@ -49,7 +49,7 @@ def measure_weights(
     build: Build,
     *,
     text: Path | None = None,
-    settings: Settings | None = None,
+    settings: WeightSettings | None = None,
     threads: int | None = None,
     log: Path | None = None,
     on_row: Callable[[Row, bool], None] | None = None,
@@ -81,7 +81,7 @@ class WeightQuality:
         build: Build,
         *,
         text: Path | None = None,
-        settings: Settings | None = None,
+        settings: WeightSettings | None = None,
         threads: int | None = None,
         log: Path | None = None,
     ) -> None:
@@ -89,9 +89,9 @@ class WeightQuality:
         self.threads = threads
         self.build = build
         self.text = text or paths.data_dir("texts") / "heldout.txt"
-        self.settings = settings or Settings()
+        self.settings = settings or WeightSettings()
         self.log = log or paths.logs_dir() / "weight-quality.log"
-        self.results = Kept(paths.cache_dir() / "weight-quality")
+        self.results = ResultStore(paths.cache_dir() / "weight-quality")
         self.facts = {
             "version": _VERSION,
             "reference": content_hash(reference),

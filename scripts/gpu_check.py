@@ -78,12 +78,13 @@ def pack(out: Path) -> None:
     from ggufrq.convert import convert
     from ggufrq.pin import load_pin
     from ggufrq.resolve import embedded_models
+    from ggufrq.series import default_patch_set
 
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
         root = Path(scratch) / "gpu-check"
         tree = source.pristine(load_pin())
         shutil.copytree(tree, root / "src", symlinks=True, ignore=shutil.ignore_patterns(".git"))
-        patch_set = patches.default_patch_set()
+        patch_set = default_patch_set()
         patches.apply(patch_set, root / "src", what="llama.cpp")
         for name in LEFT_OUT:
             for path in (root / "src").glob(name):

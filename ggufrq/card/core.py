@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__, log
-from ggufrq.build import Build
 from ggufrq.card import files, head, results, usage
 from ggufrq.card.facts import Facts, collect
 from ggufrq.card.markdown import NOT_MEASURED
@@ -17,6 +16,7 @@ from ggufrq.card.measured import Measured, find, measure
 from ggufrq.card.quickstart import Quickstart, quickstarts
 from ggufrq.errors import UsageError
 from ggufrq.kv import kv_type
+from ggufrq.project import Build
 
 _OURS = "iso3"
 

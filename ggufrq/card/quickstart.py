@@ -13,10 +13,10 @@ from pathlib import Path
 import requests
 
 from ggufrq import kept, log, paths, proc
-from ggufrq.build import Build
 from ggufrq.card.facts import Facts
 from ggufrq.errors import ToolError
 from ggufrq.kv import parse_kv
+from ggufrq.project import Build
 from ggufrq.serve import choose_port
 from ggufrq.tools import completion, server
 from ggufrq.tools.logs import Context, parse_context, retried

@@ -70,8 +70,8 @@ class _Stopped(BaseException):
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from ggufrq.patches import default_patch_set
     from ggufrq.pin import load_pin
+    from ggufrq.series import default_patch_set
 
     pin = load_pin()
     click.echo(f"ggufrq {__version__}")

@@ -9,12 +9,13 @@ import click
 
 from ggufrq import backends, compat, log, paths, source
 from ggufrq import build as builds
-from ggufrq.build import Build, BuildOptions
 from ggufrq.errors import PatchError, SourceError
 from ggufrq.origins import checkout_commit
-from ggufrq.patches import PatchSet, default_patch_set, problems, require_applies
+from ggufrq.patches import require_applies
 from ggufrq.pin import load_pin
 from ggufrq.progress import clock
+from ggufrq.project import Build, BuildOptions
+from ggufrq.series import PatchSet, default_patch_set, problems
 from ggufrq.trees import tree_hash
 
 

@@ -13,7 +13,7 @@ import click
 from ggufrq import run as core
 from ggufrq.errors import UsageError
 from ggufrq.kv import MAX_RECENT, KvPlan, parse_plan
-from ggufrq.tools import Programs
+from ggufrq.tools.programs import Programs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -66,7 +66,7 @@ def claims(
     facts = look(plan)
     published = core.published()
     longest = facts.n_ctx_train or published["table"]["context"]
-    settings = core.Settings(
+    settings = core.ClaimSettings(
         ctx or min(published["table"]["context"], longest), chunks, rounds=rounds, threads=threads
     )
     log_path = paths.logs_dir() / f"claims-{facts.model.name}.log"

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ggufrq import fallback as core
-from ggufrq.run import model_file
+from ggufrq.ready import model_file
 from ggufrq.runtimes import runtime, runtimes
 from ggufrq.units import size_text
 

@@ -49,7 +49,7 @@ def make(model: str, out: Path, texts: tuple[Path, ...], chunks: int) -> None:
       ggufrq imatrix make docs-qwen3-8m --text chat.txt --text code.txt -o both.gguf
     """
     from ggufrq.family import matrix
-    from ggufrq.run import model_file
+    from ggufrq.ready import model_file
 
     build = require_build()
     matrix.make_alone(model_file(model), out, texts, build, chunks)

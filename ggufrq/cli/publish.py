@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from ggufrq import publish as core
 from ggufrq import table
+from ggufrq.publish import core
+from ggufrq.publish.core import UploadPlan
 from ggufrq.units import size_text
 
 
@@ -57,7 +58,7 @@ def publish(
         click.echo(f"collected in {done.collection_url}")
 
 
-def render(plan: core.Plan) -> str:
+def render(plan: UploadPlan) -> str:
     """A plan as plain text: a line per file, then what else changes."""
     rows = [("send", file.name, size_text(file.bytes)) for file in plan.send]
     rows += [("there", file.name, size_text(file.bytes)) for file in plan.there]

@@ -12,6 +12,7 @@ from ggufrq import log
 from ggufrq import run as core
 from ggufrq.cli.cache_options import cache_options, settle
 from ggufrq.errors import UsageError
+from ggufrq.ready import model_file
 
 
 @click.command()
@@ -65,7 +66,7 @@ def run(
     programs, plan = settle(["ggufrq", "run", model, "-p", "…"], kv, kv_calib, kv_recent, llama_cpp, fallback)
     try:
         answer = core.generate(
-            core.model_file(model),
+            model_file(model),
             text,
             plan,
             programs,

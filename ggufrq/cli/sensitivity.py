@@ -12,17 +12,18 @@ from typing import Any
 import click
 
 from ggufrq import log, paths
-from ggufrq.build import Build, require_build
+from ggufrq.build import require_build
 from ggufrq.errors import UsageError
 from ggufrq.family.plan import Request
 from ggufrq.family.split import parse_size
 from ggufrq.progress import progress
+from ggufrq.project import Build
 from ggufrq.recipe import Recipe, dump
 from ggufrq.sensitivity import core, report
 from ggufrq.sensitivity.solve import Budget
 from ggufrq.sensitivity.trials import LOG
 from ggufrq.sensitivity.units import BY, DEFAULT_TYPES, parse_types
-from ggufrq.weight_quality import Settings
+from ggufrq.weight_quality import WeightSettings
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -111,7 +112,7 @@ def sensitivity(
     goal = core.Goal(
         budget=parse_budget(size, bpw),
         types=parse_types(types) if types is not None else None,
-        settings=Settings(n_ctx, chunks),
+        settings=WeightSettings(n_ctx, chunks),
         **options,
     )
     if out is not None and not out.absolute().parent.is_dir():

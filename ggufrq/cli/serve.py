@@ -12,7 +12,7 @@ import click
 
 from ggufrq import serve as core
 from ggufrq.cli.cache_options import cache_options, settle
-from ggufrq.run import model_file
+from ggufrq.ready import model_file
 
 
 @click.command(context_settings={"ignore_unknown_options": False})

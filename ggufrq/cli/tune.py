@@ -10,12 +10,11 @@ import click
 
 from ggufrq import log, paths
 from ggufrq.build import require_build
-from ggufrq.demo import weights_of
 from ggufrq.divergence import Scored
 from ggufrq.measure import subject
 from ggufrq.progress import progress
+from ggufrq.ready import model_file, weights_of
 from ggufrq.resolve import resolve
-from ggufrq.run import model_file
 from ggufrq.tune import core, report
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from ggufrq import imatrix, mix, paths, proc
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, UsageError
 from ggufrq.family import source
 from ggufrq.imatrix import COUNTS, SUMS
+from ggufrq.inventory import inventory
 from ggufrq.progress import progress
+from ggufrq.project import Build
 from ggufrq.resolve import Model
-from ggufrq.tensors import Inventory, inventory
+from ggufrq.tensors import Inventory
 from ggufrq.tools import imatrix as tool
 from ggufrq.tools.logs import retried
 from ggufrq.trees import file_hash

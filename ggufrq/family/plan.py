@@ -95,7 +95,7 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FamilyPlan:
     """The files of a run in the order in which they are made, and what it needs: bytes of disk beyond what is
     there, and of memory at its peak. ``folded_bytes`` is what the folded copy takes that each file is made
     from; there is one at a time."""

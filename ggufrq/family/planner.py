@@ -9,19 +9,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ggufrq import __version__, convert, paths
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, UsageError
 from ggufrq.family import matrix as matrices
 from ggufrq.family import quantizer, source
-from ggufrq.family.plan import Conversion, Output, Plan, Request, Want, needs_imatrix
+from ggufrq.family.plan import Conversion, FamilyPlan, Output, Request, Want, needs_imatrix
 from ggufrq.family.quantizer import Job
 from ggufrq.family.record import Record
 from ggufrq.family.source import Source
 from ggufrq.fold import core as folds
 from ggufrq.gguf_file import read_model
+from ggufrq.inventory import inventory
+from ggufrq.project import Build
 from ggufrq.recipe import dump
 from ggufrq.resolve import Model
-from ggufrq.tensors import Inventory, inventory
+from ggufrq.tensors import Inventory
 from ggufrq.tools.quantize import LONGEST_VALUE
 from ggufrq.trees import file_hash
 
@@ -49,14 +50,14 @@ class Planner:
             )
         return found
 
-    def preview(self) -> Plan:
+    def preview(self) -> FamilyPlan:
         """The plan without anything being written, downloaded or converted but headers."""
         found = self.find(weights=False)
         with ExitStack() as stack:
             gguf = self.converted(found) or stack.enter_context(self.header(found))
             return self.plan(found, gguf)
 
-    def plan(self, found: Source, gguf: Path) -> Plan:
+    def plan(self, found: Source, gguf: Path) -> FamilyPlan:
         """The plan for a source that is there as GGUF, if only as a header. Raises ModelError or
         UsageError."""
         facts = read_model(gguf)
@@ -74,7 +75,7 @@ class Planner:
             if want.recipe is not None or want.label != found.kind or self.request.fold
         )
         conversions = self.conversions(found, facts.file_bytes)
-        return Plan(
+        return FamilyPlan(
             self.base,
             self.folder,
             found.identity,

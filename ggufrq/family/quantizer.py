@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, UsageError
 from ggufrq.gguf_file import GgufFacts, read_gguf, verify_types
 from ggufrq.gguf_header import Header, pad, read_header
+from ggufrq.project import Build
 from ggufrq.tensors import is_float, type_bytes
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import retried

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ggufrq import proc
-from ggufrq.build import Build
 from ggufrq.errors import ToolError, UsageError
 from ggufrq.gguf_file import read_model, verify_types
+from ggufrq.project import Build
 from ggufrq.tools.logs import explain
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?) *([KMG]?)B?$", re.IGNORECASE)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufrq import log, machine, proc
-from ggufrq.build import Build
 from ggufrq.errors import ModelError
 from ggufrq.gguf_file import GgufFacts, open_with_gguf
 from ggufrq.kv import KvPair, kv_type
+from ggufrq.project import Build
 from ggufrq.tools import completion
 from ggufrq.tools.logs import retried
 

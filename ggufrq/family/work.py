@@ -12,7 +12,7 @@ from ggufrq import convert, log
 from ggufrq.errors import GgufrqError
 from ggufrq.family import matrix as matrices
 from ggufrq.family import quantizer, split, verify
-from ggufrq.family.plan import Conversion, Family, Made, Output, Plan
+from ggufrq.family.plan import Conversion, Family, FamilyPlan, Made, Output
 from ggufrq.family.planner import Planner
 from ggufrq.family.quantizer import Job
 from ggufrq.family.record import require_free
@@ -85,7 +85,7 @@ class Work:
             names += [output.name for output in plan.outputs if not output.kept]
             require_free(self.folder, plan.disk_needed, ", ".join(names))
 
-    def make_matrix(self, plan: Plan, found: Source) -> bool:
+    def make_matrix(self, plan: FamilyPlan, found: Source) -> bool:
         """Make or publish the importance matrix if a file needs one that is not there; whether it was."""
         path, files = self.planner.matrix, self.request.imatrix
         if not any(output.job.imatrix == path and not output.kept for output in plan.outputs):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufrq.errors import ModelError
-from ggufrq.family.plan import Output, Plan, Want
+from ggufrq.family.plan import FamilyPlan, Output, Want
 from ggufrq.family.work import Work
 from ggufrq.gguf_file import read_model
 from ggufrq.recipe import Recipe
@@ -45,7 +45,7 @@ class Workshop:
         self.work.make_matrix(plan, self._found)
         return plan.outputs[0].job.imatrix
 
-    def _plan(self, wants: tuple[Want, ...]) -> Plan:
+    def _plan(self, wants: tuple[Want, ...]) -> FamilyPlan:
         planner = self.work.planner
         planner.request = replace(planner.request, wants=wants)
         return planner.plan(self._found, self.gguf)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufrq.build import Build
 from ggufrq.errors import ModelError
 from ggufrq.fold import imatrix
 from ggufrq.fold.changes import F32, F64
@@ -23,6 +22,7 @@ from ggufrq.fold.codes import Codes
 from ggufrq.fold.facts import Heads, Pair, architecture_of, heads, pairs
 from ggufrq.fold.folding import Folding, Found, per_kv_head, per_query_head, scaled
 from ggufrq.fold.weights import Weights
+from ggufrq.project import Build
 from ggufrq.tensors import is_float
 
 #: Exponents that are tried; 0 leaves a pair as it is.

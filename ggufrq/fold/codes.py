@@ -8,11 +8,11 @@ from ctypes import c_int, c_int64, c_size_t, c_void_p
 
 import numpy as np
 
-from ggufrq.build import Build
 from ggufrq.errors import ToolError
 from ggufrq.fold.changes import F32, F64
+from ggufrq.ggml_library import Traits, library
+from ggufrq.project import Build
 from ggufrq.tensors import type_bytes, type_number
-from ggufrq.validate.probe import Traits, library
 
 
 class Codes:

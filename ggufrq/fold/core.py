@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq import log, paths
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, UsageError
 from ggufrq.fold import awq, imatrix, kv
 from ggufrq.fold.facts import KEY, architecture_of, pairs
@@ -17,6 +16,7 @@ from ggufrq.gguf_file import shards
 from ggufrq.gguf_header import TensorInfo, read_header
 from ggufrq.kv_state import check_model
 from ggufrq.progress import progress
+from ggufrq.project import Build
 from ggufrq.tensors import is_float, type_name
 
 #: The kinds of folding, and what each is good for.

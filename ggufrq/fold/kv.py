@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufrq.build import Build
 from ggufrq.codec import rotation_matrix
 from ggufrq.codec.rotate import SIZES
 from ggufrq.errors import ModelError
@@ -29,6 +28,7 @@ from ggufrq.fold.folding import Folding, Found, scaled
 from ggufrq.fold.weights import Weights
 from ggufrq.gguf_header import TensorInfo
 from ggufrq.kv_capture import captured
+from ggufrq.project import Build
 
 #: The text that K and V are taken of, and how many of its tokens each layer is judged on.
 N_CTX, CHUNKS, TOKENS = 1024, 4, 512

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from ggufrq import hub, paths
 from ggufrq import source as pristine
-from ggufrq.build import Build
 from ggufrq.convert import ANY_TOKENIZER
 from ggufrq.family import source
 from ggufrq.gguf_file import shards
 from ggufrq.gguf_header import Header, read_header
 from ggufrq.pin import load_pin
+from ggufrq.project import Build
 from ggufrq.resolve import Model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ggufrq import quantize
 from ggufrq.build import require_build
 from ggufrq.convert import ANY_TOKENIZER
+from ggufrq.family.plan import Request
 
 
 def weight_bytes(model: str, kind: str, revision: str | None = None) -> int:
@@ -12,7 +13,7 @@ def weight_bytes(model: str, kind: str, revision: str | None = None) -> int:
     UsageError for one that does not exist, ModelError for a quantized model, BuildError without a build."""
     build = require_build()
     wants = quantize.parse_wants([kind], build)
-    request = quantize.Request(model, wants, pre_tokenizer=ANY_TOKENIZER, revision=revision, requantize=True)
+    request = Request(model, wants, pre_tokenizer=ANY_TOKENIZER, revision=revision, requantize=True)
     plan = quantize.plan_family(request, build)
     if not plan.outputs:  # the type that the model has, or is converted to
         return plan.model.bytes_as({tensor.name: tensor.type for tensor in plan.model})

@@ -13,7 +13,7 @@ from ggufrq.publish.remote import Hub, RemoteFile
 
 
 @dataclass(frozen=True)
-class Plan:
+class UploadPlan:
     """All that would change: files to ``send`` (``there`` are those that the repository has already, ``kept``
     those that it has beside them), and whether the repository is new or becomes visible. ``collection`` is
     the title asked for; ``collection_is_new`` and ``collects`` whether it must be made, and be added to."""
@@ -60,7 +60,7 @@ class Published:
     """What was done: the plan, the names of the files whose arrival was verified, and the address of the
     collection."""
 
-    plan: Plan
+    plan: UploadPlan
     verified: tuple[str, ...]
     collection_url: str | None = None
 
@@ -72,7 +72,7 @@ def plan(
     public: bool = False,
     collection: str | None = None,
     exclude: Sequence[str] = (),
-) -> Plan:
+) -> UploadPlan:
     """What publishing a folder would change; nothing is written anywhere.
 
     Raises UsageError, ModelError as ``local_files``; UsageError when the repository is public and ``public``
@@ -108,7 +108,7 @@ def publish(
     return Published(todo, tuple(file.name for file in files), url)
 
 
-def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str | None) -> Plan:
+def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str | None) -> UploadPlan:
     found = hub.look()
     private, remote = found if found is not None else (True, {})
     if found is not None and not private and not public:
@@ -121,7 +121,7 @@ def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str
     collects = collection is not None and (
         known is None or hub.repo not in {item.item_id for item in known.items}
     )
-    return Plan(
+    return UploadPlan(
         repo=hub.repo,
         url=hub.url,
         is_new=found is None,

@@ -24,17 +24,17 @@ from functools import cache
 from pathlib import Path
 
 from ggufrq import paths, quantize
-from ggufrq.build import Build
 from ggufrq.errors import GgufrqError, UsageError
 from ggufrq.family.plan import Request, Want, needs_imatrix
 from ggufrq.family.workshop import Workshop
 from ggufrq.gguf_header import pad
+from ggufrq.project import Build
 from ggufrq.recipe import Recipe, load, shipped
 from ggufrq.sensitivity import solve
 from ggufrq.sensitivity.solve import Assignment, Budget, Problem
 from ggufrq.sensitivity.trials import NOTHING, Measured, Trials, say_jobs
 from ggufrq.sensitivity.units import Unit, as_recipe, default_types, units
-from ggufrq.weight_quality import Settings
+from ggufrq.weight_quality import WeightSettings
 
 #: How many of the cheapest recipes are measured, and how many without the coarsest types.
 _BEST, _DROPPED = 4, 3
@@ -54,7 +54,7 @@ class Goal:
     ranges: int = 4
     text: Path | None = None
     check_text: Path | None = None
-    settings: Settings = field(default_factory=lambda: Settings(chunks=16))
+    settings: WeightSettings = field(default_factory=lambda: WeightSettings(chunks=16))
     jobs: int | None = None
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ggufrq import table
-from ggufrq.build import Build
+from ggufrq.project import Build
 from ggufrq.sensitivity.core import Candidate, Found, Goal, Result
 from ggufrq.sensitivity.trials import Measured
 from ggufrq.tensors import type_bits

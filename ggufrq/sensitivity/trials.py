@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import log, machine, parallel, paths
-from ggufrq.build import Build
 from ggufrq.family import quantizer
 from ggufrq.family.record import require_free
 from ggufrq.family.workshop import Workshop
-from ggufrq.store import Kept, results_dir
+from ggufrq.project import Build
+from ggufrq.store import ResultStore, results_dir
 from ggufrq.tensors import is_float
 from ggufrq.trees import file_hash
-from ggufrq.weight_quality import Settings, WeightQuality
+from ggufrq.weight_quality import WeightQuality, WeightSettings
 
 #: Up to this size of the 16-bit model each measurement has one thread, and several run at once: with so
 #: little work threads wait for each other, and on a busy machine most of the time.
@@ -54,7 +54,7 @@ class Trials:
         build: Build,
         matrix: Path | None,
         text: Path,
-        settings: Settings,
+        settings: WeightSettings,
         *,
         jobs: int | None = None,
         on_done: Callable[[], None] | None = None,
@@ -73,7 +73,7 @@ class Trials:
         self.quality = WeightQuality(
             shop.gguf, build, text=text, settings=settings, threads=self.threads, log=self.log
         )
-        self.results = Kept(results_dir())
+        self.results = ResultStore(results_dir())
         self._facts = {
             "version": _VERSION,
             "what": "weights",

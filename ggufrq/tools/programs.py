@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ggufrq import proc
-from ggufrq.build import Build
 from ggufrq.errors import ToolError, UsageError
 from ggufrq.kv import Kv, as_plan
+from ggufrq.project import Build
 
 _ALLOWED = re.compile(r"--cache-type-k\s.*?allowed values:\s*([\w,\s]+?)\s*\(default", re.DOTALL)
 _SUFFIX = ".exe" if os.name == "nt" else ""

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ggufrq.build import Build
 from ggufrq.cases import Case
 from ggufrq.divergence import Row, Scored, Subject, divergences
 from ggufrq.errors import ModelError, UsageError
 from ggufrq.knapsack import Choice, cheapest
 from ggufrq.kv import KvPair, KvPlan, KvType, LayerRange, kv_type
-from ggufrq.memory import KvShape
+from ggufrq.memory.shape import KvShape
+from ggufrq.project import Build
 
 #: How many of the cheapest assignments by the model are measured as they are.
 _BEST = 4

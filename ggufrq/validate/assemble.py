@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__, machine
-from ggufrq.build import Build
 from ggufrq.cases import Case
 from ggufrq.divergence import Row, Subject
+from ggufrq.project import Build
 from ggufrq.validate import compare
 from ggufrq.validate.check import Check, cache_check
-from ggufrq.validate.plan import Plan
+from ggufrq.validate.plan import ValidationPlan
 from ggufrq.validate.units import Unit
 from ggufrq.validate.verdict import between
 
@@ -63,7 +63,7 @@ class Taken:
         return next(iter(self.of(section, case)), None)
 
 
-def assemble(plan: Plan, facts: Facts, build: Build, taken: Taken) -> dict[str, Any]:
+def assemble(plan: ValidationPlan, facts: Facts, build: Build, taken: Taken) -> dict[str, Any]:
     """The result; see above."""
     cases = [_case(plan, case, taken, facts) for case in plan.cases]
     checks = [*_checks(plan, taken), *taken.checks]
@@ -121,7 +121,7 @@ def failed(result: dict[str, Any]) -> list[str]:
     return told + [f"{case['name']}: {case['error']}" for case in errors]
 
 
-def _case(plan: Plan, case: Case, taken: Taken, facts: Facts) -> dict[str, Any]:
+def _case(plan: ValidationPlan, case: Case, taken: Taken, facts: Facts) -> dict[str, Any]:
     base = plan.base
     quality = sorted(taken.of("quality", case), key=lambda row: int(row["ctx"]))
     served = [row for name in ("greedy", "needle", "retrieval", "sanity") if (row := taken.one(name, case))]
@@ -204,7 +204,7 @@ def _comparisons(cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _checks(plan: Plan, taken: Taken) -> list[Check]:
+def _checks(plan: ValidationPlan, taken: Taken) -> list[Check]:
     found: list[Check] = []
     for row in (taken.one("code"), taken.one("loss")):
         found += row["checks"] if row else []

@@ -34,12 +34,12 @@ import numpy as np
 
 import ggufrq
 from ggufrq import codec, proc
-from ggufrq.build import Build
 from ggufrq.cases import SCALE_VARIABLE, Case
 from ggufrq.context import CacheError
 from ggufrq.divergence import Divergences
 from ggufrq.errors import ToolError
 from ggufrq.kv import KvPair, KvType, kv_type
+from ggufrq.project import Build
 
 #: How far a divergence may lie above the foretold one, and below it. On the embedded models those of sound
 #: builds are between 0.48 and 1.1 times the foretold ones.

@@ -13,12 +13,12 @@ from typing import Any
 import requests
 
 from ggufrq import serve
-from ggufrq.build import Build
 from ggufrq.cases import Case, assignments
 from ggufrq.context import check_context, mode_of
 from ggufrq.divergence import Subject, bits_of
 from ggufrq.errors import ToolError
-from ggufrq.tools import Programs
+from ggufrq.project import Build
+from ggufrq.tools.programs import Programs
 
 #: Seconds for one request: a long prompt through a slow cache on a slow machine.
 _TIMEOUT = 3600.0

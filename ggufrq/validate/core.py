@@ -6,25 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import paths
-from ggufrq.build import Build
 from ggufrq.cases import Case
 from ggufrq.context import CacheError
-from ggufrq.demo import weights_of
 from ggufrq.divergence import Row, Subject
 from ggufrq.errors import ModelError, ToolError
 from ggufrq.gguf_header import read_header
-from ggufrq.memory import KvShape, kv_shape
+from ggufrq.memory.shape import KvShape, kv_shape
 from ggufrq.progress import progress
+from ggufrq.project import Build
+from ggufrq.ready import model_file, weights_of
 from ggufrq.resolve import resolve
-from ggufrq.run import model_file
 from ggufrq.store import file_sha256
 from ggufrq.validate.assemble import Facts, Taken, assemble
 from ggufrq.validate.check import Check, cache_check, unmeasured
-from ggufrq.validate.plan import Plan, within
+from ggufrq.validate.plan import ValidationPlan, within
 from ggufrq.validate.units import Unit, Workshop
 
 
-def validate(plan: Plan, build: Build, *, out: Path | None = None, fresh: bool = False) -> dict[str, Any]:
+def validate(
+    plan: ValidationPlan, build: Build, *, out: Path | None = None, fresh: bool = False
+) -> dict[str, Any]:
     """Run what the plan says, and return the result (``assemble`` describes it).
 
     Raw logs go to ``out/logs`` (None: the cache). A case that fails is told of in the result, and the others
@@ -50,7 +51,7 @@ def validate(plan: Plan, build: Build, *, out: Path | None = None, fresh: bool =
     return assemble(plan, facts, build, taken)
 
 
-def look(plan: Plan) -> Facts:
+def look(plan: ValidationPlan) -> Facts:
     """What there is to know of the plan's model. Raises ModelError."""
     path = model_file(plan.model)
     header = read_header(path)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ggufrq.validate.client import Client
-from ggufrq.validate.plan import Settings
+from ggufrq.validate.plan import ValidationSettings
 from ggufrq.validate.prompts import facts, haystack, passage
 
 #: Warm enough that a healthy model does not repeat itself.
@@ -19,7 +19,9 @@ _NGRAM = 4
 _PRINTABLE = frozenset("\n\r\t")
 
 
-def greedy(client: Client, text: str, settings: Settings, step: Callable[[int], None]) -> dict[str, Any]:
+def greedy(
+    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
+) -> dict[str, Any]:
     """Tokens and text of greedy continuations. ``step`` is called with the tokens done."""
     answers = []
     for i in range(settings.greedy_prompts):
@@ -30,7 +32,9 @@ def greedy(client: Client, text: str, settings: Settings, step: Callable[[int], 
     return {"answers": answers}
 
 
-def needle(client: Client, text: str, settings: Settings, step: Callable[[int], None]) -> dict[str, Any]:
+def needle(
+    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
+) -> dict[str, Any]:
     """One fact in a text, per context and depth, and the log-probability of the right answer."""
     cells = []
     for ctx in settings.needle_ctx:
@@ -55,7 +59,9 @@ def needle(client: Client, text: str, settings: Settings, step: Callable[[int], 
     return {"cells": sorted(cells, key=lambda cell: (cell["ctx"], cell["depth"], cell["repeat"]))}
 
 
-def retrieval(client: Client, text: str, settings: Settings, step: Callable[[int], None]) -> dict[str, Any]:
+def retrieval(
+    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
+) -> dict[str, Any]:
     """Several facts in one text, each asked for."""
     seed = f"retrieval {settings.seed}"
     found = facts(settings.retrieval_keys, seed)
@@ -82,7 +88,9 @@ def retrieval(client: Client, text: str, settings: Settings, step: Callable[[int
     return {"ctx": settings.retrieval_ctx, "keys": keys}
 
 
-def sanity(client: Client, text: str, settings: Settings, step: Callable[[int], None]) -> dict[str, Any]:
+def sanity(
+    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
+) -> dict[str, Any]:
     """Texts drawn at a usual temperature: how much of each repeats itself or is no text, and which end."""
     texts = []
     for i in range(settings.sanity_prompts):

@@ -18,7 +18,7 @@ DEFAULT_CASES = "q8_0,q4_0,iso4,iso3"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ValidationSettings:
     """Sizes in tokens. ``ctx``: contexts of perplexity, ``chunks`` texts each, of which the second half is
     scored. ``check_*``: the same for the short runs of the self-check."""
 
@@ -50,9 +50,9 @@ class Settings:
         return -(-max(*self.needle_ctx, self.retrieval_ctx, generated) // 256) * 256
 
 
-USUAL = Settings()
+USUAL = ValidationSettings()
 #: Under a minute for small models: figures are rough, and few differences exceed their errors.
-QUICK = Settings(
+QUICK = ValidationSettings(
     ctx=(1024,),
     chunks=2,
     greedy_prompts=3,
@@ -73,13 +73,13 @@ QUICK = Settings(
 
 
 @dataclass(frozen=True)
-class Plan:
+class ValidationPlan:
     """What a validation does. ``cases[0]`` is the base that all others are compared with; ``again`` is the
     command line that says all this; ``ctx_asked``: the contexts are the user's own choice."""
 
     model: str
     cases: tuple[Case, ...]
-    settings: Settings
+    settings: ValidationSettings
     sections: tuple[str, ...]
     text: Path
     again: str = ""
@@ -107,7 +107,7 @@ def make_plan(
     threads: int | None = None,
     quick: bool = False,
     again: str = "",
-) -> Plan:
+) -> ValidationPlan:
     """The plan for the options of the command. Raises UsageError."""
     base = _known(parse_case(against, calib))
     others = [_known(case) for case in parse_cases(kv or DEFAULT_CASES, calib, recent) if case != base]
@@ -128,7 +128,7 @@ def make_plan(
     if seed is not None:
         settings = replace(settings, seed=seed)
     settings = replace(settings, threads=threads)
-    return Plan(
+    return ValidationPlan(
         model,
         (base, *others),
         settings,
@@ -139,7 +139,7 @@ def make_plan(
     )
 
 
-def within(plan: Plan, longest: int | None) -> Plan:
+def within(plan: ValidationPlan, longest: int | None) -> ValidationPlan:
     """The plan for a model that was trained on contexts of ``longest`` tokens: what is longer becomes as long
     as that. Raises UsageError when such a context was asked for."""
     settings = plan.settings

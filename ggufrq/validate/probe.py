@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from ctypes import c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import c_bool, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -21,6 +21,7 @@ from ggufrq import codec
 from ggufrq.codec.pack import U8, pack
 from ggufrq.codec.rotate import Family, Mode
 from ggufrq.codec.tables import CacheType
+from ggufrq.ggml_library import Traits, library
 
 F32 = npt.NDArray[np.float32]
 _SEED = 20240607
@@ -38,20 +39,6 @@ _MODES = ("none", "block", "hadamard", "full")
 
 class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
-
-
-class Traits(ctypes.Structure):
-    """``ggml_type_traits`` of ggml.h."""
-
-    _fields_ = (
-        ("type_name", c_char_p),
-        ("blck_size", c_int64),
-        ("blck_size_interleave", c_int64),
-        ("type_size", c_size_t),
-        ("is_quantized", c_bool),
-        ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
-        ("from_float_ref", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
-    )
 
 
 #: n, result, its stride, x, its stride, y, its stride, rows at a time
@@ -252,14 +239,6 @@ def _same(check: str, what: str, got: npt.NDArray[Any], want: npt.NDArray[Any]) 
 
 def _result(check: str, ok: bool, what: str, found: str, expected: str) -> dict[str, Any]:
     return {"check": check, "ok": ok, "what": what, "found": found, "expected": expected}
-
-
-def library(folder: Path, name: str) -> ctypes.CDLL:
-    """A library of a build by its name without ``lib``. Raises OSError when it is not there."""
-    for pattern in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll"):
-        if (folder / pattern).is_file():
-            return ctypes.CDLL(str(folder / pattern), mode=ctypes.RTLD_GLOBAL)
-    raise OSError(f"{folder} has no library {name}")
 
 
 def main(folder: str, *names: str) -> None:

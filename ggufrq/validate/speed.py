@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufrq.build import Build
 from ggufrq.cases import Case, assignments
 from ggufrq.context import check_context
 from ggufrq.divergence import run_tool
 from ggufrq.errors import ToolError
 from ggufrq.kv import CALIBRATION_VARIABLE
+from ggufrq.project import Build
 from ggufrq.tools import bench
 from ggufrq.tools.logs import Context, parse_context
 from ggufrq.validate.verdict import NONE, mean_and_error, paired

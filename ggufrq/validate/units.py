@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggufrq.build import Build
 from ggufrq.cases import Case
 from ggufrq.divergence import Divergences, Row, Scored, Subject
-from ggufrq.store import Kept, file_sha256, results_dir
+from ggufrq.project import Build
+from ggufrq.store import ResultStore, file_sha256, results_dir
 from ggufrq.validate import check, generation
 from ggufrq.validate.client import Client, Served, serving
-from ggufrq.validate.plan import SERVED, Plan, Settings
+from ggufrq.validate.plan import SERVED, ValidationPlan, ValidationSettings
 
 _VERSION = 2
 #: Says what is done next, and counts tokens as done.
 Step = Callable[[str], None]
 Done = Callable[[int], None]
 
-_ASK: dict[str, Callable[[Client, str, Settings, Done], Row]] = {
+_ASK: dict[str, Callable[[Client, str, ValidationSettings, Done], Row]] = {
     "greedy": generation.greedy,
     "needle": generation.needle,
     "retrieval": generation.retrieval,
@@ -55,14 +55,14 @@ class Workshop:
     """Does units, with ``fresh`` as if none of their parts were known. ``logs`` is where the raw logs go;
     ``step`` and ``done`` are told how it goes on."""
 
-    plan: Plan
+    plan: ValidationPlan
     model: Subject
     build: Build
     logs: Path
     step: Step
     done: Done
     fresh: bool = False
-    results: Kept = field(default_factory=lambda: Kept(results_dir()))
+    results: ResultStore = field(default_factory=lambda: ResultStore(results_dir()))
 
     def __post_init__(self) -> None:
         self._text_sha256 = file_sha256(self.plan.text)
@@ -266,7 +266,7 @@ class Workshop:
         return step
 
 
-def _tokens(section: str, s: Settings) -> int:
+def _tokens(section: str, s: ValidationSettings) -> int:
     return {
         "greedy": s.greedy_prompts * (s.greedy_prompt_tokens + s.greedy_tokens),
         "needle": sum(s.needle_ctx) * len(s.needle_depths) * s.needle_repeats,

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import tiny
 
-from ggufrq import backends, build, machine, patches, proc, toolchain
-from ggufrq.build import Build, BuildOptions, Project
+from ggufrq import backends, build, machine, proc, toolchain
 from ggufrq.errors import BuildError, PatchError, SourceError, ToolError, UsageError
+from ggufrq.project import Build, BuildOptions, Project, build_key
+from ggufrq.series import load
 from ggufrq.trees import file_hash
 
 pytestmark = [
@@ -98,7 +99,7 @@ def test_manifest(base: Path, project: Project) -> None:
     made = make(base)
     manifest = json.loads((made.root / "manifest.json").read_text())
     assert manifest == made.manifest
-    assert manifest["key"] == made.key == build.build_key(project, BuildOptions())
+    assert manifest["key"] == made.key == build_key(project, BuildOptions())
     assert manifest["llama_cpp"]["commit"] == project.pin.commit
     assert manifest["llama_cpp"]["tree"] == project.pin.tree
     assert manifest["patch_set"] == project.patch_set.hash
@@ -158,7 +159,7 @@ def test_a_touched_program_is_still_current(base: Path, project: Project) -> Non
 
 def test_the_key_tells_builds_apart(base: Path, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def key(options: BuildOptions | None = None, of: Project = project) -> str:
-        return build.build_key(of, options or BuildOptions())
+        return build_key(of, options or BuildOptions())
 
     keys = [key(), key(BuildOptions(native=False)), key(BuildOptions(cmake_args=("-DX=1",)))]
     keys.append(key(of=replace(project, pin=replace(project.pin, commit="0" * 40))))
@@ -364,5 +365,5 @@ def test_a_manifest_from_elsewhere_is_not_believed(base: Path, project: Project)
     for bad in ("", "[]", "{}", json.dumps({**made.manifest, "key": "other"}), json.dumps({"key": made.key})):
         manifest.write_text(bad)
         assert build.find_build(project=project) is None
-    assert patches.load(base / "patches").hash == project.patch_set.hash
+    assert load(base / "patches").hash == project.patch_set.hash
     assert answer(make(base)) == "42"

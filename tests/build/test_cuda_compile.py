@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ggufrq import build, cuda_toolkit, paths, proc
-from ggufrq.build import BuildOptions
 from ggufrq.errors import ToolError
+from ggufrq.project import BuildOptions
 
 pytestmark = [pytest.mark.build, pytest.mark.cuda_compile, pytest.mark.slow]
 

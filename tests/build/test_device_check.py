@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.project import Build
 
 pytestmark = pytest.mark.build
 

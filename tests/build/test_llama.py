@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ggufrq import build, cli, proc, source
-from ggufrq.build import Build, BuildOptions
 from ggufrq.errors import PatchError
-from ggufrq.patches import default_patch_set, function_of
+from ggufrq.patches import function_of
 from ggufrq.pin import load_pin
-from ggufrq.project import TARGETS, TEST_TARGETS
+from ggufrq.project import TARGETS, TEST_TARGETS, Build, BuildOptions
+from ggufrq.series import default_patch_set
 from ggufrq.trees import tree_hash
 
 pytestmark = pytest.mark.build

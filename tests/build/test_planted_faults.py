@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ggufrq import manifest, stages
-from ggufrq.build import Build, BuildOptions, llama_project
+from ggufrq.project import Build, BuildOptions, llama_project
 from ggufrq.quantize import make_family
 from ggufrq.report import html, terminal
 from ggufrq.validate.assemble import failed

@@ -11,8 +11,8 @@ import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
 from ggufrq.convert import convert
+from ggufrq.project import Build
 
 HERE = Path(__file__).resolve().parent
 

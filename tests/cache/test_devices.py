@@ -17,7 +17,7 @@ from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, run
 from loopback import changing, rpc_server, rpc_servers
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
+from ggufrq.project import Build
 from ggufrq.tools.logs import explain
 from ggufrq.tools.perplexity import parse_perplexity
 

@@ -12,9 +12,9 @@ import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, run
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
 from ggufrq.calibrate import fingerprint
 from ggufrq.gguf_header import read_header
+from ggufrq.project import Build
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]

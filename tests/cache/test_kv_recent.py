@@ -9,7 +9,7 @@ import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD, run
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
+from ggufrq.project import Build
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]

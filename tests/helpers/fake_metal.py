@@ -14,7 +14,7 @@ from typing import Any
 import msl
 
 from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.project import Build
 
 HERE = msl.HERE
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.project import Build
 
 
 def free_port() -> int:

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ggufrq import build, patches
-from ggufrq.build import Project
+from ggufrq import build
 from ggufrq.pin import Pin
+from ggufrq.project import Project
+from ggufrq.series import load
 from ggufrq.trees import tree_hash
 
 CMAKE = """\
@@ -74,9 +75,7 @@ def make(base: Path) -> None:
 def project(base: Path) -> Project:
     """The project made in ``base``; its program prints 42."""
     pin = Pin("file:///nowhere", "abcdef0123" * 4, tree_hash(base / "upstream"), "2026-01-01")
-    return Project(
-        pin, patches.load(base / "patches"), ("hello",), ("test-hello",), {"CMAKE_BUILD_TYPE": "Release"}
-    )
+    return Project(pin, load(base / "patches"), ("hello",), ("test-hello",), {"CMAKE_BUILD_TYPE": "Release"})
 
 
 def _stop_in_copy(marker: Path) -> None:

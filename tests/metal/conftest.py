@@ -11,7 +11,7 @@ import pytest
 from fake_metal import HERE, HOST, OURS, RQ, UPSTREAM, Driver, Harness, compiler, in_parallel
 
 from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.project import Build
 
 
 @pytest.fixture(scope="session")

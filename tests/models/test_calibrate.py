@@ -12,16 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
 from ggufrq.calibrate import calibrate
 from ggufrq.cli import cli
 from ggufrq.codec import rotate
 from ggufrq.convert import convert
 from ggufrq.errors import ModelError
+from ggufrq.family.plan import Family
 from ggufrq.kv import parse_kv
 from ggufrq.kv_capture import captured
 from ggufrq.kv_state import read_kv_state
-from ggufrq.quantize import Family
+from ggufrq.project import Build
 from ggufrq.tools import perplexity
 
 pytestmark = pytest.mark.build

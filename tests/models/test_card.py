@@ -16,13 +16,14 @@ import pytest
 from huggingface_hub import constants
 
 from ggufrq import card, cli, paths
-from ggufrq.build import Build
 from ggufrq.card import measured, quickstart
+from ggufrq.card.core import Wishes, make
 from ggufrq.card.facts import Facts
 from ggufrq.errors import ToolError
-from ggufrq.quantize import Family
+from ggufrq.family.plan import Family
+from ggufrq.project import Build
 from ggufrq.validate import plan
-from ggufrq.weight_quality import Settings
+from ggufrq.weight_quality import WeightSettings
 
 NAME, REPO = "docs-qwen3-8m", "user/docs-qwen3-8m-GGUF"
 
@@ -77,7 +78,7 @@ def test_card_and_upload(
     monkeypatch.setattr(plan, "QUICK", quick)
     monkeypatch.setattr(measured, "_SECTIONS", ("quality", "speed"))
     monkeypatch.setattr(measured, "CASES", ("q8_0", "iso3"))
-    monkeypatch.setattr(measured, "_QUICK", Settings(n_ctx=256, chunks=2))
+    monkeypatch.setattr(measured, "_QUICK", WeightSettings(n_ctx=256, chunks=2))
     wishes = ["--repo", REPO, "--license", "mit", "--measure", "--quick", "--exclude", "*-BF16.gguf"]
     assert cli.invoke(["card", str(folder), *wishes, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -115,7 +116,7 @@ def test_thinking_is_run_both_ways(folder: Path, llama_build: Build, monkeypatch
     monkeypatch.setattr(Facts, "thinks", True)
     monkeypatch.setattr(quickstart._Starts, "ggufrq", lambda *_: quickstart.Quickstart("", (), True))
     monkeypatch.setattr(quickstart._Starts, "server", lambda *_: quickstart.Quickstart("", (), True))
-    made = card.make(folder, llama_build, card.Wishes(exclude=("*-BF16.gguf", "*-Q8_0.gguf")))
+    made = make(folder, llama_build, Wishes(exclude=("*-BF16.gguf", "*-Q8_0.gguf")))
     (on, off) = made.quickstarts[3:5]
     assert "--reasoning on" in on.lines[0] and "--reasoning off" in off.lines[0] and on.ran and off.ran
 

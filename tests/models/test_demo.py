@@ -11,22 +11,24 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import demo, measure
-from ggufrq.build import Build
+from ggufrq.cases import parse_case
 from ggufrq.cli.demo import demo as command
+from ggufrq.divergence import Row
 from ggufrq.errors import ToolError
+from ggufrq.family.plan import Family
 from ggufrq.kv import parse_kv
 from ggufrq.paths import data_dir
-from ggufrq.quantize import Family
+from ggufrq.project import Build
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
-SETTINGS = measure.Settings(n_ctx=512, chunks=4, prompt=32, generate=4, depth=0, repetitions=1)
+SETTINGS = measure.CostSettings(n_ctx=512, chunks=4, prompt=32, generate=4, depth=0, repetitions=1)
 
 
-def rows_of(family: Family, build: Build, cases: list[str], **options: Any) -> dict[str, measure.Row]:
+def rows_of(family: Family, build: Build, cases: list[str], **options: Any) -> dict[str, Row]:
     subject = measure.subject(family.base, family.file("Q8_0"), "Q8_0")
     found = measure.measure(
         subject,
-        [measure.parse_case(case) for case in cases],
+        [parse_case(case) for case in cases],
         build,
         data_dir("texts") / "heldout.txt",
         SETTINGS,
@@ -75,7 +77,7 @@ def test_rows_are_kept_and_a_stopped_run_goes_on(families: dict[str, Family], ll
 
     seen: list[tuple[str, bool]] = []
 
-    def on_row(row: measure.Row, kept: bool) -> None:
+    def on_row(row: Row, kept: bool) -> None:
         seen.append((row["type_k"], kept))
         if len(seen) == 2:
             raise Stopped

@@ -8,7 +8,7 @@ import pytest
 from snippets import Snippet, snippets
 
 from ggufrq import cli, paths
-from ggufrq.quantize import Family
+from ggufrq.family.plan import Family
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Commands that take seconds, with what makes them shorter still, and the option that they take seconds with.

@@ -9,11 +9,11 @@ import requests
 
 from ggufrq import proc
 from ggufrq.fallback import advise, write
-from ggufrq.quantize import Family
+from ggufrq.family.plan import Family
 from ggufrq.runtimes import runtime
 from ggufrq.serve import choose_port
-from ggufrq.tools import Programs
 from ggufrq.tools.logs import parse_context
+from ggufrq.tools.programs import Programs
 
 NAME = "docs-qwen3-8m"
 

@@ -22,15 +22,16 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import quantize
-from ggufrq.build import Build
 from ggufrq.cli.quantize import quantize as command
 from ggufrq.errors import GgufrqError, ModelError, UsageError
 from ggufrq.family import matrix
+from ggufrq.family.plan import Family
 from ggufrq.family.verify import short_run
 from ggufrq.fold.core import default_text
 from ggufrq.gguf_file import read_gguf, read_model
 from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, make_family
+from ggufrq.project import Build
+from ggufrq.quantize import make_family
 from ggufrq.resolve import embedded_models
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")

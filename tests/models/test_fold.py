@@ -14,10 +14,10 @@ import random_models
 from click.testing import CliRunner
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
 from ggufrq.cli.quantize import quantize as command
 from ggufrq.errors import ModelError, UsageError
 from ggufrq.family import matrix
+from ggufrq.family.plan import Family, Request
 from ggufrq.fold import awq, core, imatrix, kv
 from ggufrq.fold.changes import Change
 from ggufrq.fold.facts import Pair, architecture_of, heads, pairs
@@ -25,7 +25,8 @@ from ggufrq.fold.folding import Folding, scaled
 from ggufrq.fold.weights import Weights, write_changed
 from ggufrq.gguf_file import read_gguf
 from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, Request, make_family, parse_wants, plan_family
+from ggufrq.project import Build
+from ggufrq.quantize import make_family, parse_wants, plan_family
 from ggufrq.tools import perplexity
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from ggufrq import hub, imatrix, mix, paths, proc
-from ggufrq.build import Build
 from ggufrq.errors import ModelError, ToolError
 from ggufrq.family import matrix
-from ggufrq.family.plan import Request
+from ggufrq.family.plan import Family, Request
 from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, make_family, parse_wants, plan_family
+from ggufrq.project import Build
+from ggufrq.quantize import make_family, parse_wants, plan_family
 from ggufrq.tools import imatrix as tool
 
 pytestmark = [pytest.mark.build]

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggufrq.build import Build
 from ggufrq.calibrate import calibrate
 from ggufrq.cli.run import run as command
 from ggufrq.errors import GgufrqError, ToolError
+from ggufrq.family.plan import Family
 from ggufrq.kv import kv_type, kv_types, parse_kv, parse_plan
-from ggufrq.memory import kv_shape
+from ggufrq.memory.shape import kv_shape
 from ggufrq.paths import data_dir
-from ggufrq.quantize import Family, make_family
+from ggufrq.project import Build
+from ggufrq.quantize import make_family
 from ggufrq.resolve import embedded_models
 from ggufrq.run import generate
-from ggufrq.tools import Programs
 from ggufrq.tools.logs import parse_context
+from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 PROMPT = "The CREATE TABLE statement is used to"

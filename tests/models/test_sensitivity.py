@@ -15,20 +15,20 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import parallel, paths
-from ggufrq.build import Build
 from ggufrq.cli.quantize import quantize as quantize_command
 from ggufrq.cli.sensitivity import sensitivity as command
 from ggufrq.errors import ModelError
-from ggufrq.family.plan import Request, Want
+from ggufrq.family.plan import Family, Request, Want
 from ggufrq.gguf_file import read_gguf
-from ggufrq.quantize import Family, make_family, plan_family
+from ggufrq.project import Build
+from ggufrq.quantize import make_family, plan_family
 from ggufrq.recipe import Recipe, load
 from ggufrq.sensitivity import core, trials
 from ggufrq.sensitivity.solve import Budget
-from ggufrq.weight_quality import Settings, WeightQuality
+from ggufrq.weight_quality import WeightQuality, WeightSettings
 
 NAME = "docs-qwen3-8m"
-SHORT = Settings(n_ctx=256, chunks=2)
+SHORT = WeightSettings(n_ctx=256, chunks=2)
 
 
 def source(families: dict[str, Family]) -> Path:

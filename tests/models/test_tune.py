@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq.build import Build
 from ggufrq.cli.tune import tune as command
 from ggufrq.divergence import Scored
+from ggufrq.family.plan import Family
 from ggufrq.kv import parse_plan
 from ggufrq.measure import subject
-from ggufrq.memory import kv_shape
+from ggufrq.memory.shape import kv_shape
 from ggufrq.paths import data_dir
-from ggufrq.quantize import Family
+from ggufrq.project import Build
 from ggufrq.tune import core
 
 HYBRID = "docs-qwen3.5-8m"

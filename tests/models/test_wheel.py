@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ggufrq import paths, proc
-from ggufrq.build import Build
-from ggufrq.patches import default_patch_set
-from ggufrq.quantize import Family
+from ggufrq.family.plan import Family
+from ggufrq.project import Build
+from ggufrq.series import default_patch_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: PyPI takes no larger files.

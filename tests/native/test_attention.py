@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq import proc, toolchain
-from ggufrq.build import Build
+from ggufrq.project import Build
 
 pytestmark = [pytest.mark.native, pytest.mark.build]
 

@@ -21,7 +21,7 @@ from ggufrq.codec.rotate import Family, Mode
 from ggufrq.errors import ToolError
 
 if TYPE_CHECKING:
-    from ggufrq.build import Build
+    from ggufrq.project import Build
 
 pytestmark = pytest.mark.native
 

@@ -12,9 +12,11 @@ import pytest
 
 from ggufrq import compat, patches, refresh, series, snapshot, worktree
 from ggufrq import source as pristine_source
-from ggufrq.build import BuildOptions, Project, ensure_build
+from ggufrq.build import ensure_build
 from ggufrq.errors import BuildError, PatchError, UsageError
 from ggufrq.pin import PIN_FILE, Pin, load_pin, pin_toml
+from ggufrq.project import BuildOptions, Project
+from ggufrq.series import problems
 from ggufrq.snapshot import Snapshot
 from ggufrq.trees import tree_hash
 
@@ -182,7 +184,7 @@ def test_another_upstream_is_fitted_by_hand_once(
     assert patches.fit(fitted, other.tree).failures == ()
     assert fitted.hash != series.load(root).hash
     assert {name: content for name, content in contents(root).items() if "compat" not in name} == before
-    assert patches.problems(root) == [] == compat.problems(root)
+    assert problems(root) == [] == compat.problems(root)
     patches.apply(fitted, other.tree, what="it")
     assert tree_hash(other.tree) == git(folder, "rev-parse", "HEAD^{tree}")
 

@@ -10,10 +10,10 @@ import pytest
 
 from ggufrq import cli, docs, paths, upstream
 from ggufrq import snapshot as snapshot_module
-from ggufrq.build import Build, BuildOptions
 from ggufrq.cli import upstream as command
 from ggufrq.errors import BuildError, PatchError, ToolError
 from ggufrq.pin import Pin
+from ggufrq.project import Build, BuildOptions
 from ggufrq.snapshot import Snapshot
 
 PATCH = "Hook.\n\n--- a/a.c\n+++ b/a.c\n@@ -1,2 +1,3 @@\n line 1\n+hook\n line 2\n"

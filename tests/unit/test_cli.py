@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-from ggufrq import __version__, build, cli, log, patches, paths
-from ggufrq.build import Build
+from ggufrq import __version__, build, cli, log, paths
 from ggufrq.errors import BuildError, GgufrqError, ModelError, PatchError
 from ggufrq.pin import load_pin
+from ggufrq.project import Build
+from ggufrq.series import default_patch_set
 from ggufrq.trees import tree_hash
 
 Captured = pytest.CaptureFixture[str]
@@ -107,7 +108,7 @@ def test_version(capsys: Captured) -> None:
     assert cli.invoke(["--version"]) == 0
     out = capsys.readouterr().out
     assert f"ggufrq {__version__}\n" in out
-    assert load_pin().commit in out and patches.default_patch_set().hash in out
+    assert load_pin().commit in out and default_patch_set().hash in out
 
 
 @pytest.mark.usefixtures("no_programs")

@@ -10,7 +10,7 @@ import pytest
 from ggufrq import kept
 from ggufrq.errors import ModelError
 from ggufrq.kv import parse_plan
-from ggufrq.memory import KvShape
+from ggufrq.memory.shape import KvShape
 from ggufrq.tools.logs import Context, KvCache
 
 SHAPE = KvShape(k_layers=(256,) * 4, v_layers=(256,) * 4)

@@ -16,7 +16,7 @@ from ggufrq.cli.quantize import chosen
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.errors import GgufrqError, ModelError, UsageError
 from ggufrq.family import matrix, quantizer
-from ggufrq.family.plan import Conversion, Output, Plan, Want, needs_imatrix
+from ggufrq.family.plan import Conversion, FamilyPlan, Output, Want, needs_imatrix
 from ggufrq.family.quantizer import Forecast, Job
 from ggufrq.family.record import Record
 from ggufrq.family.split import parse_size
@@ -268,7 +268,9 @@ def test_a_damaged_record_is_an_empty_one(tmp_path: Path, text: str) -> None:
 # The plan
 
 
-def plan(tmp_path: Path, *, kept: bool = False, size: int = 3_000_000, split: int | None = None) -> Plan:
+def plan(
+    tmp_path: Path, *, kept: bool = False, size: int = 3_000_000, split: int | None = None
+) -> FamilyPlan:
     types = {"token_embd.weight": "q5_0", "blk.0.ffn_up_exps.weight": "q8_0", "output_norm.weight": "f32"}
     output = Output(
         Want("mine", recipe.Recipe("mine")),
@@ -280,7 +282,7 @@ def plan(tmp_path: Path, *, kept: bool = False, size: int = 3_000_000, split: in
         kept,
     )
     conversion = Conversion("m-BF16.gguf", "model", "BF16", {}, 7_000_000)
-    return Plan("m", tmp_path / "not" / "there", {}, MODEL, (conversion,), (output,), split)
+    return FamilyPlan("m", tmp_path / "not" / "there", {}, MODEL, (conversion,), (output,), split)
 
 
 def test_what_a_plan_needs(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrq.build import Build
 from ggufrq.cli import sensitivity as cli
 from ggufrq.cli.quantize import quantize as quantize_command
 from ggufrq.errors import ToolError, UsageError
@@ -28,12 +27,13 @@ from ggufrq.family.plan import Request, Want
 from ggufrq.family.quantizer import Forecast
 from ggufrq.family.record import Record
 from ggufrq.gguf_header import pad
+from ggufrq.project import Build
 from ggufrq.recipe import dump, parse
 from ggufrq.sensitivity import core, report, solve, trials, units
 from ggufrq.sensitivity.solve import Budget, Problem
 from ggufrq.sensitivity.trials import Measured
 from ggufrq.tensors import Inventory, Tensor
-from ggufrq.weight_quality import Settings
+from ggufrq.weight_quality import WeightSettings
 
 try:
     import tomllib
@@ -276,7 +276,7 @@ class World:
     asked: list[tuple[str, Mapping[str, str]]]
 
     def __init__(
-        self, shop: Any, build: Build, matrix: Any, text: Path, settings: Settings, **more: Any
+        self, shop: Any, build: Build, matrix: Any, text: Path, settings: WeightSettings, **more: Any
     ) -> None:
         self.text, self.on_done, self.jobs, self.threads = text, more["on_done"], 1, 1
         self.quality = SimpleNamespace(text=text)
@@ -428,7 +428,9 @@ class Quality:
     fails_after = 10**9
     lock = threading.Lock()
 
-    def __init__(self, reference: Path, build: Build, *, text: Path, settings: Settings, **_: Any) -> None:
+    def __init__(
+        self, reference: Path, build: Build, *, text: Path, settings: WeightSettings, **_: Any
+    ) -> None:
         self.facts, self.text, self.base = {"text": text.name, "settings": settings.n_ctx}, text, Path("base")
 
     def make_base(self) -> None:
@@ -467,7 +469,7 @@ def asked() -> list[Mapping[str, str]]:
 
 
 def a_trial(shop: Any, text: str = "a.txt", matrix: Path | None = None, **more: Any) -> trials.Trials:
-    return trials.Trials(shop, BUILD, matrix, Path(text), Settings(), **more)
+    return trials.Trials(shop, BUILD, matrix, Path(text), WeightSettings(), **more)
 
 
 def test_what_was_measured_is_kept_and_goes_on(shop: Any) -> None:

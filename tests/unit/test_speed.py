@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ggufrq.build import Build
 from ggufrq.cases import Case, parse_cases
 from ggufrq.context import CacheError
 from ggufrq.errors import ToolError
+from ggufrq.project import Build
 from ggufrq.tools import bench
 from ggufrq.validate import speed
 from ggufrq.validate.speed import FASTER, SLOWER, SpeedSettings, judge, measure_speed, speed_steps

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggufrq.store import Kept, file_sha256, results_dir
+from ggufrq.store import ResultStore, file_sha256, results_dir
 
 
 def test_results_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "results")
+    kept = ResultStore(tmp_path / "results")
     facts = {"model": "a", "settings": {"x": 1, "y": [2]}}
     assert kept.get(facts) is None
     log = tmp_path / "run.log"
     log.write_text("what was said")
     kept.put(facts, {"ppl": 1.5}, log)
-    assert Kept(tmp_path / "results").get({"settings": {"y": [2], "x": 1}, "model": "a"}) == {"ppl": 1.5}
+    assert ResultStore(tmp_path / "results").get({"settings": {"y": [2], "x": 1}, "model": "a"}) == {
+        "ppl": 1.5
+    }
     assert kept.get({**facts, "model": "b"}) is None
     found = kept.log(facts)
     assert found is not None and found.read_text() == "what was said"
@@ -21,7 +23,7 @@ def test_results_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
 
 
 def test_damaged_results_are_as_if_absent(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = ResultStore(tmp_path)
     for content in ("", "{", "[1]", '{"row": 3}', "null"):
         kept.path({}).write_text(content)
         assert kept.get({}) is None

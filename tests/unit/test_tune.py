@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import cli
-from ggufrq.build import Build
 from ggufrq.cases import Case
 from ggufrq.divergence import Row, Scored, Subject
 from ggufrq.errors import GgufrqError, UsageError
 from ggufrq.kv import KvPair, KvPlan, kv_type, parse_plan
-from ggufrq.memory import KvShape
+from ggufrq.memory.shape import KvShape
+from ggufrq.project import Build
 from ggufrq.tune import core, report
 
 # A model whose divergence is known: by layer, side and type, and a little more for each pair of coarse ones.
