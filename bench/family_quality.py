@@ -10,15 +10,15 @@ import argparse
 import json
 from pathlib import Path
 
-from ggufrq import table
-from ggufrq.build import require_build
-from ggufrq.family.plan import Family, needs_imatrix
-from ggufrq.fold.core import default_text
-from ggufrq.quantize import families, make_family
-from ggufrq.recipe import load, shipped
-from ggufrq.resolve import resolve
-from ggufrq.units import size_text
-from ggufrq.weight_quality import WeightSettings, measure_weights
+from ggufrq.base import table
+from ggufrq.base.sizes import size_text
+from ggufrq.build.builds import require_build
+from ggufrq.make.family import families, make_family
+from ggufrq.make.fold.fold_file import default_text
+from ggufrq.make.plan import Family, needs_imatrix
+from ggufrq.make.recipe import load, shipped
+from ggufrq.measure.weight_quality import WeightSettings, measure_weights
+from ggufrq.models.resolve import resolve
 
 VARIANTS = ("plain", "imatrix", "awq")
 

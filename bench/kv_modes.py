@@ -25,11 +25,12 @@ from kvlab.markdown import figure, table, with_error
 from kvlab.schemes import scheme
 from kvlab.sets import MODELS, all_sets, mean_errors
 
-from ggufrq import measure, paths
-from ggufrq.build import require_build
-from ggufrq.cases import Case, parse_case
-from ggufrq.divergence import Scored, divergences
-from ggufrq.ready import model_file
+from ggufrq.base import paths
+from ggufrq.build.builds import require_build
+from ggufrq.cache.cases import Case, parse_case
+from ggufrq.make.ready import model_file
+from ggufrq.measure import cost
+from ggufrq.measure.divergence import Scored, divergences
 
 ROTATIONS = (
     "iso:none",
@@ -137,7 +138,7 @@ def real(quick: bool) -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for model in MODELS:
         path = model_file(model)
-        subject = measure.subject(model, path, path.name)
+        subject = cost.subject(model, path, path.name)
         scored = Scored(512 if quick else 2048, 1 if quick else 4, threads=1)
         found[model] = divergences(subject, _cases(), build, text, scored)
     rows = [

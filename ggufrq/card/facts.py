@@ -8,14 +8,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.fallback import fits, shape_of
-from ggufrq.gguf_file import read_model
-from ggufrq.gguf_header import read_header
-from ggufrq.kv import KvType, kv_types
-from ggufrq.memory.shape import KvShape
-from ggufrq.paths import read_json
-from ggufrq.tensors import is_float
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.paths import read_json
+from ggufrq.cache.kv import KvType, kv_types
+from ggufrq.ggufs.files import read_model
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.ggufs.tensors import is_float
+from ggufrq.runtimes.fallback import fits, shape_of
 
 _MANIFEST = ".ggufrq.json"
 

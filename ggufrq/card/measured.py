@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufrq import log, paths
+from ggufrq.base import log, paths
+from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.paths import read_json
+from ggufrq.build.project import Build
 from ggufrq.card.facts import Facts
-from ggufrq.errors import ModelError, ToolError
-from ggufrq.paths import read_json
-from ggufrq.project import Build
-from ggufrq.validate.assemble import FORMAT, failed
-from ggufrq.validate.plan import make_plan
-from ggufrq.weight_quality import Row, WeightQuality, WeightSettings
+from ggufrq.measure.validate.assemble import FORMAT, failed
+from ggufrq.measure.validate.plan import make_plan
+from ggufrq.measure.weight_quality import Row, WeightQuality, WeightSettings
 
 #: What is measured of the caches; the last is what the family is about.
 CASES = ("q8_0", "q4_0", "iso4", "iso3")
@@ -57,9 +57,9 @@ def measure(facts: Facts, build: Build, *, quick: bool = False) -> None:
 
 
 def _measure_caches(facts: Facts, build: Build, *, quick: bool) -> None:
-    from ggufrq.kv import kv_types
+    from ggufrq.cache.kv import kv_types
+    from ggufrq.measure.validate.validation import validate
     from ggufrq.report import html
-    from ggufrq.validate.core import validate
 
     cases = ",".join(name for name in CASES if facts.takes(kv_types()[name]))
     file = facts.smallest

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from ggufrq import calibrate as core
-from ggufrq import paths, table
-from ggufrq.build import require_build
-from ggufrq.kv import parse_kv
-from ggufrq.ready import model_file
+from ggufrq.base import paths, table
+from ggufrq.build.builds import require_build
+from ggufrq.cache.kv import parse_kv
+from ggufrq.make.ready import model_file
+from ggufrq.measure import calibrate as core
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ggufrq import log, paths
-from ggufrq.build import require_build
-from ggufrq.card.core import Wishes, make, parse_sibling
+from ggufrq.base import log, paths
+from ggufrq.build.builds import require_build
+from ggufrq.card.compose import Wishes, make, parse_sibling
 
 
 @click.command()

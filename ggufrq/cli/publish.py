@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from ggufrq import table
-from ggufrq.publish import core
-from ggufrq.publish.core import UploadPlan
-from ggufrq.units import size_text
+from ggufrq.base import table
+from ggufrq.base.sizes import size_text
+from ggufrq.publish import upload
+from ggufrq.publish.upload import UploadPlan
 
 
 @click.command()
@@ -44,10 +44,10 @@ def publish(
       ggufrq publish Qwen3-0.6B-GGUF me/Qwen3-0.6B-GGUF --public --collection "Qwen3 with iso3"
     """
     if dry_run:
-        plan = core.plan(folder, repo, public=public, collection=collection, exclude=exclude)
+        plan = upload.plan(folder, repo, public=public, collection=collection, exclude=exclude)
         click.echo(json.dumps(plan.as_data(), indent=2) if as_json else render(plan))
         return
-    done = core.publish(folder, repo, public=public, collection=collection, exclude=exclude)
+    done = upload.publish(folder, repo, public=public, collection=collection, exclude=exclude)
     if as_json:
         data = {**done.plan.as_data(), "verified": list(done.verified), "collection_url": done.collection_url}
         click.echo(json.dumps(data, indent=2))

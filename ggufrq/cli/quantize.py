@@ -10,17 +10,17 @@ from typing import Any
 
 import click
 
-from ggufrq import quantize as core
-from ggufrq import table
-from ggufrq.build import require_build
+from ggufrq.base import table
+from ggufrq.base.errors import UsageError
+from ggufrq.base.sizes import size_text
+from ggufrq.build.builds import require_build
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.cli.sensitivity import parse_budget, solved
-from ggufrq.errors import UsageError
-from ggufrq.family.plan import Family, Made, Request
-from ggufrq.family.split import parse_size
-from ggufrq.fold.core import KINDS
-from ggufrq.recipe import Recipe, load
-from ggufrq.units import size_text
+from ggufrq.make import family as core
+from ggufrq.make.fold.fold_file import KINDS
+from ggufrq.make.plan import Family, Made, Request
+from ggufrq.make.recipe import Recipe, load
+from ggufrq.make.split import parse_size
 
 #: The recipe that is made for the model at hand.
 SENSITIVITY = "sensitivity"

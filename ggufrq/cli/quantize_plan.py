@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ggufrq import table
-from ggufrq.errors import GgufrqError
-from ggufrq.family.plan import FamilyPlan, Output
-from ggufrq.family.record import SPARE_DISK
-from ggufrq.recipe import class_of
-from ggufrq.units import size_text
+from ggufrq.base import table
+from ggufrq.base.errors import GgufrqError
+from ggufrq.base.sizes import size_text
+from ggufrq.make.plan import FamilyPlan, Output
+from ggufrq.make.recipe import class_of
+from ggufrq.make.record import SPARE_DISK
 
 
 def render_plan(plan: FamilyPlan) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from ggufrq import log
-from ggufrq import run as core
+from ggufrq.base import log
+from ggufrq.base.errors import UsageError
 from ggufrq.cli.cache_options import cache_options, settle
-from ggufrq.errors import UsageError
-from ggufrq.ready import model_file
+from ggufrq.drive import run as core
+from ggufrq.make.ready import model_file
 
 
 @click.command()

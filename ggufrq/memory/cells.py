@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggufrq.errors import UsageError
-from ggufrq.gguf_header import pad
-from ggufrq.kv import KvPair, KvPlan, KvType, parse_kv
-from ggufrq.memory.model import Layer, MemoryShape
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, parse_kv
+from ggufrq.ggufs.header import pad
+from ggufrq.ggufs.memory_shape import Layer, MemoryShape
 
 #: Contexts, and caches of windows, are padded to multiples of so many cells.
 CELLS = 256

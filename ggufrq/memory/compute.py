@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ggufrq import proc
-from ggufrq.gguf_header import Header
-from ggufrq.kv import KvPair, KvPlan
+from ggufrq.base import proc
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import KvPair, KvPlan
+from ggufrq.ggufs.header import Header
+from ggufrq.ggufs.memory_shape import MemoryShape
 from ggufrq.memory.cells import ContextSettings
-from ggufrq.memory.model import MemoryShape
-from ggufrq.project import Build
 from ggufrq.tools import fit_params
 
 _F32, _MASK = 4, 2

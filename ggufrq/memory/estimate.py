@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import KvPlan
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import KvPlan
+from ggufrq.ggufs.memory_shape import MemoryShape
 from ggufrq.memory import compute
 from ggufrq.memory.cells import CELLS, ContextSettings, kv_bytes, output_bytes, state_bytes, why_not
 from ggufrq.memory.compute import Buffers
-from ggufrq.memory.model import MemoryShape
 
 _logger = logging.getLogger(__name__)
 

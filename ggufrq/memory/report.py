@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ggufrq import table
-from ggufrq.kv import KvPlan
+from ggufrq.base import table
+from ggufrq.base.sizes import mib_text, size_text
+from ggufrq.cache.kv import KvPlan
 from ggufrq.memory.cells import ContextSettings, state_bytes
 from ggufrq.memory.estimate import Estimate, Fit, Memory
 from ggufrq.memory.told import published
-from ggufrq.units import mib_text, size_text
 
 #: Contexts that are shown where they are no longer than the model's own.
 CONTEXTS = (8 << 10, 32 << 10, 128 << 10)

@@ -10,9 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.paths import read_json
-from ggufrq.progress import progress
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.paths import read_json
+from ggufrq.base.progress import progress
 
 MANIFESTS = "*.ggufrq.json"
 #: What goes along without being in a manifest.

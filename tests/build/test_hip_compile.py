@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from debian import Unreachable, unpack
 
-from ggufrq import hip_toolkit, machine, parallel, paths, proc
-from ggufrq.errors import ToolError
-from ggufrq.project import Build
+from ggufrq.base import machine, parallel, paths, proc
+from ggufrq.base.errors import ToolError
+from ggufrq.build import hip_toolkit
+from ggufrq.build.project import Build
 
 pytestmark = [pytest.mark.build, pytest.mark.hip_compile, pytest.mark.slow]
 

@@ -12,17 +12,17 @@ import hollow
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import proc
+from ggufrq.base import proc
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import KvPlan, kv_types, parse_plan
 from ggufrq.cli import cli
-from ggufrq.convert import ANY_TOKENIZER, convert
-from ggufrq.errors import ModelError
-from ggufrq.gguf_header import Header, read_header
-from ggufrq.kv import KvPlan, kv_types, parse_plan
+from ggufrq.ggufs.header import Header, read_header
+from ggufrq.ggufs.memory_shape import memory_shape
 from ggufrq.memory.cells import ContextSettings, why_not
 from ggufrq.memory.compute import DryRun, estimate
 from ggufrq.memory.estimate import Estimate, Memory
-from ggufrq.memory.model import memory_shape
-from ggufrq.project import Build
+from ggufrq.models.convert import ANY_TOKENIZER, convert
 from ggufrq.tools.fit_params import arguments, compute_bytes
 from ggufrq.tools.logs import parse_context
 

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ggufrq import build
-from ggufrq.pin import Pin
-from ggufrq.project import Project
-from ggufrq.series import load
-from ggufrq.trees import tree_hash
+from ggufrq.base.trees import tree_hash
+from ggufrq.build import builds
+from ggufrq.build.project import Project
+from ggufrq.patchset.series import load
+from ggufrq.source.pin import Pin
 
 CMAKE = """\
 cmake_minimum_required(VERSION 3.14)
@@ -99,7 +99,7 @@ if __name__ == "__main__":
     if stop := os.environ.get("TINY_STOP_COPY"):
         _stop_in_copy(Path(stop))
     base = Path(sys.argv[1])
-    made = build.ensure_build(
+    made = builds.ensure_build(
         project=project(base), source=str(base / "upstream"), targets=sys.argv[2:] or None
     )
     print(made.bin)

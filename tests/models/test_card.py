@@ -15,15 +15,16 @@ import hubs
 import pytest
 from huggingface_hub import constants
 
-from ggufrq import card, cli, paths
-from ggufrq.card import measured, quickstart
-from ggufrq.card.core import Wishes, make
+from ggufrq import cli
+from ggufrq.base import paths
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
+from ggufrq.card import compose, measured, quickstart
+from ggufrq.card.compose import Wishes, make
 from ggufrq.card.facts import Facts
-from ggufrq.errors import ToolError
-from ggufrq.family.plan import Family
-from ggufrq.project import Build
-from ggufrq.validate import plan
-from ggufrq.weight_quality import WeightSettings
+from ggufrq.make.plan import Family
+from ggufrq.measure.validate import plan
+from ggufrq.measure.weight_quality import WeightSettings
 
 NAME, REPO = "docs-qwen3-8m", "user/docs-qwen3-8m-GGUF"
 
@@ -126,14 +127,14 @@ def test_a_quickstart_that_does_not_do_what_it_says(
     folder: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(quickstart, "_cache", lambda _: ["-fa", "on", "--cache-type-k", "f16"])
-    starts = quickstart._Starts(card.core.collect(folder), llama_build, True)
+    starts = quickstart._Starts(compose.collect(folder), llama_build, True)
     with pytest.raises(ToolError, match=r"does not work with .*-Q4_K_M\.gguf: the cache was not kept"):
         starts.cli("", "iso3") if program == "cli" else starts.server("iso3")
 
 
 def test_a_quickstart_that_fails(folder: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "_cache", lambda _: ["--no-such-option"])
-    starts = quickstart._Starts(card.core.collect(folder), llama_build, True)
+    starts = quickstart._Starts(compose.collect(folder), llama_build, True)
     for start in (lambda: starts.cli("", "iso3"), lambda: starts.server("iso3")):
         with pytest.raises(ToolError):
             start()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import claims as core
-from ggufrq.claims import FAILS, HOLDS, OPEN
+from ggufrq.build.project import Build
 from ggufrq.cli import claims as module
-from ggufrq.family.plan import Family
-from ggufrq.project import Build
+from ggufrq.make.plan import Family
+from ggufrq.measure import claims as core
+from ggufrq.measure.claims import FAILS, HOLDS, OPEN
 
 HYBRID = "docs-qwen3.5-8m"
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import recipe, tensors
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as command
-from ggufrq.errors import ModelError
-from ggufrq.family import matrix
-from ggufrq.family.plan import Family, Request
-from ggufrq.family.quantizer import quantize_file
-from ggufrq.gguf_file import read_gguf
-from ggufrq.gguf_header import read_header
-from ggufrq.inventory import inventory
-from ggufrq.project import Build
-from ggufrq.quantize import make_family, parse_wants, plan_family
-from ggufrq.recipe import Recipe
+from ggufrq.ggufs import tensors
+from ggufrq.ggufs.files import read_gguf
+from ggufrq.ggufs.header import read_header
+from ggufrq.make import matrix, recipe
+from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.inventory import inventory
+from ggufrq.make.plan import Family, Request
+from ggufrq.make.quantizer import quantize_file
+from ggufrq.make.recipe import Recipe
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
 EMBD, FF, EXPERTS, VOCAB = 256, 96, 4, 4096

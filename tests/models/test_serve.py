@@ -19,13 +19,13 @@ import pytest
 import requests
 from loopback import free_port
 
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.family.plan import Family
-from ggufrq.kv import parse_kv, parse_plan
-from ggufrq.memory.shape import kv_shape
-from ggufrq.paths import data_dir
-from ggufrq.project import Build
-from ggufrq.serve import Server, serving
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.base.paths import data_dir
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.drive.serve import Server, serving
+from ggufrq.ggufs.kv_shape import kv_shape
+from ggufrq.make.plan import Family
 from ggufrq.tools import server
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
 from ggufrq.cli.validate import validate as command
 from ggufrq.codec.tables import code
-from ggufrq.divergence import Divergences
-from ggufrq.errors import ToolError
-from ggufrq.family.plan import Family
-from ggufrq.project import Build
-from ggufrq.validate import check, core, plan
-from ggufrq.validate.assemble import failed
-from ggufrq.validate.plan import ValidationSettings, make_plan
+from ggufrq.make.plan import Family
+from ggufrq.measure.divergence import Divergences
+from ggufrq.measure.validate import check, plan, validation
+from ggufrq.measure.validate.assemble import failed
+from ggufrq.measure.validate.plan import ValidationSettings, make_plan
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 SETTINGS = ValidationSettings(
@@ -37,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(family: Family, build: Build, out: Path, kv: str, *sections: str, **options: Any) -> dict[str, Any]:
     todo = make_plan(str(family.file("Q8_0")), kv=kv, sections=sections or None, quick=True, threads=1)
-    return core.validate(todo, build, out=out, **options)
+    return validation.validate(todo, build, out=out, **options)
 
 
 @pytest.mark.parametrize("name", [DENSE, HYBRID])

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ggufrq import paths, proc
-from ggufrq.errors import GgufrqError
-from ggufrq.family.plan import Family
-from ggufrq.project import Build
-from ggufrq.weight_quality import WeightQuality, WeightSettings, measure_weights
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import GgufrqError
+from ggufrq.build.project import Build
+from ggufrq.make.plan import Family
+from ggufrq.measure.weight_quality import WeightQuality, WeightSettings, measure_weights
 
 NAME = "docs-qwen3-8m"
 SHORT = WeightSettings(n_ctx=256, chunks=4)

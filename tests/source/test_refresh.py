@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from ggufrq import compat, patches, refresh, series, snapshot, worktree
-from ggufrq import source as pristine_source
-from ggufrq.build import ensure_build
-from ggufrq.errors import BuildError, PatchError, UsageError
-from ggufrq.pin import PIN_FILE, Pin, load_pin, pin_toml
-from ggufrq.project import BuildOptions, Project
-from ggufrq.series import problems
-from ggufrq.snapshot import Snapshot
-from ggufrq.trees import tree_hash
+from ggufrq.base.errors import BuildError, PatchError, UsageError
+from ggufrq.base.trees import tree_hash
+from ggufrq.build.builds import ensure_build
+from ggufrq.build.project import BuildOptions, Project
+from ggufrq.patchset import compat, patches, refresh, series, worktree
+from ggufrq.patchset.series import problems
+from ggufrq.source import obtain as pristine_source
+from ggufrq.source import snapshot
+from ggufrq.source.pin import PIN_FILE, Pin, load_pin, pin_toml
+from ggufrq.source.snapshot import Snapshot
 
 Git = Callable[..., str]
 
@@ -360,7 +361,7 @@ def test_what_fits_nothing_is_named(root: Path, versions: dict[str, Snapshot]) -
 
 
 def test_rows(root: Path) -> None:
-    from ggufrq import upstream
+    from ggufrq.flows import upstream
 
     def row(commit: str, day: str, **more: Any) -> dict[str, Any]:
         base = {

@@ -6,9 +6,9 @@ import platform
 
 import pytest
 
-from ggufrq import backends, build
-from ggufrq.errors import BuildError, UsageError
-from ggufrq.project import BuildOptions
+from ggufrq.base.errors import BuildError, UsageError
+from ggufrq.build import backends, builds
+from ggufrq.build.project import BuildOptions
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_on_a_mac_metal_is_built_only_where_it_was_chosen(machine: pytest.Monkey
 @pytest.mark.usefixtures("cache", "no_programs")
 def test_metal_is_refused_elsewhere(machine: pytest.MonkeyPatch) -> None:
     assert backends.get("metal").missing()[0].remedy == "ggufrq build --backend cpu"
-    machine.setattr(build.toolchain, "git", lambda: object())
-    machine.setattr(build.toolchain, "cmake", lambda: object())
-    machine.setattr(build.toolchain, "ninja", lambda: object())
+    machine.setattr(builds.toolchain, "git", lambda: object())
+    machine.setattr(builds.toolchain, "cmake", lambda: object())
+    machine.setattr(builds.toolchain, "ninja", lambda: object())
     with pytest.raises(BuildError, match="Metal is a part of macOS, and this is not macOS") as caught:
-        build.ensure_build(BuildOptions("metal", native=False))
+        builds.ensure_build(BuildOptions("metal", native=False))
     assert caught.value.remedy == "ggufrq build --backend cpu"

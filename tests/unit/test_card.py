@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.card import head
-from ggufrq.card.core import Wishes, make, parse_sibling
-from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.family.record import Record
-from ggufrq.project import Build
-from ggufrq.weight_quality import WeightQuality
+from ggufrq.card.compose import Wishes, make, parse_sibling
+from ggufrq.make.record import Record
+from ggufrq.measure.weight_quality import WeightQuality
 
 NAME = "Small-1B"
 LOGS = Path(__file__).resolve().parent.parent / "logs"

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from ggufrq import demo, table
-from ggufrq.cases import Case, parse_case
-from ggufrq.errors import UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.base import table
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.cases import Case, parse_case
+from ggufrq.cache.kv import parse_kv
+from ggufrq.flows import demo
 
 
 def row(**changes: Any) -> dict[str, Any]:

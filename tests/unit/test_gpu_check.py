@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from ggufrq.errors import ToolError
-from ggufrq.project import llama_project
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import llama_project
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOGS = REPOSITORY / "tests" / "logs"

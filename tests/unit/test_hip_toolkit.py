@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import backends, build, doctor, hip_toolkit
-from ggufrq.backends import hip
+from ggufrq.base.errors import BuildError
+from ggufrq.build import backends, builds, doctor, hip_toolkit
+from ggufrq.build.backends import hip
+from ggufrq.build.project import BuildOptions, Project, build_key, llama_project
 from ggufrq.cli.build import build as command
-from ggufrq.errors import BuildError
-from ggufrq.project import BuildOptions, Project, build_key, llama_project
-from ggufrq.series import PatchSet
+from ggufrq.patchset.series import PatchSet
 
 LOGS = Path(__file__).parent.parent / "logs" / "build"
 NEW = (LOGS / "hipconfig-6.4.txt").read_text(encoding="utf-8")  # forky: hipcc 7.0.2, HIP 6.4.3
@@ -80,7 +80,7 @@ def test_one_that_is_too_old_is_refused_before_anything_is_fetched(
     (lack,) = hip_toolkit.missing()
     assert lack.what == f"HIP 5.2.21153 in {root} is too old, llama.cpp needs 6.1"
     with pytest.raises(BuildError, match="too old"):
-        build.ensure_build(BuildOptions("hip", native=False), source="pypi")
+        builds.ensure_build(BuildOptions("hip", native=False), source="pypi")
     told = doctor._amd_gpu()
     assert (told.state, told.remedy) == ("optional", lack.remedy) and "no card, and HIP 5.2" in told.found
     result = CliRunner().invoke(command, ["--backend", "hip"])
@@ -128,7 +128,7 @@ def test_cards(root: Path) -> None:
 def test_it_is_taken_only_where_it_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has run our kernels on an AMD card."""
     program(rocm(root), "rocm_agent_enumerator", AGENTS)
-    monkeypatch.setattr("ggufrq.cuda_toolkit.cards", lambda: ())
+    monkeypatch.setattr("ggufrq.build.cuda_toolkit.cards", lambda: ())
     monkeypatch.setattr("platform.system", lambda: "Linux")
     assert backends.default() == "cpu"
     monkeypatch.setenv(backends.VARIABLE, "hip")
@@ -143,7 +143,7 @@ def test_the_architecture_makes_another_build(root: Path, monkeypatch: pytest.Mo
         seen.append(options)
         raise BuildError("enough")
 
-    monkeypatch.setattr(build, "ensure_build", stop)
+    monkeypatch.setattr(builds, "ensure_build", stop)
     for arguments in (["--hip-arch", "gfx1100"], []):
         CliRunner().invoke(command, ["--backend", "hip", *arguments])
     one, usual = seen
@@ -157,4 +157,4 @@ def test_where_the_patch_of_cuda_is_left_out_there_is_no_hip_either(root: Path) 
     whole = llama_project()
     left = PatchSet(**{**vars(whole.patch_set), "without": ("cuda",)})
     with pytest.raises(BuildError, match="do not run on hip"):
-        build.ensure_build(BuildOptions("hip"), project=Project(whole.pin, left))
+        builds.ensure_build(BuildOptions("hip"), project=Project(whole.pin, left))

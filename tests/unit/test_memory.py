@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import proc, units
+from ggufrq.base import proc, sizes
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.cli import cli
 from ggufrq.cli import memory as command
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.gguf_header import read_header
-from ggufrq.kv import parse_kv, parse_plan
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.kv_shape import kv_shape
+from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
 from ggufrq.memory.cells import ContextSettings, kv_bytes, state_bytes, why_not
 from ggufrq.memory.compute import Buffers, estimate
 from ggufrq.memory.estimate import Memory
-from ggufrq.memory.model import MemoryShape, memory_shape
-from ggufrq.memory.shape import kv_shape
 from ggufrq.memory.told import published
 
 fake = hubs.fake()
@@ -92,7 +92,7 @@ def values(shape: MemoryShape) -> list[tuple[int, int]]:
 
 def test_numbers_of_tokens_and_sizes() -> None:
     texts = ("8K", "32k", "128K", "131K", "262K", "256K", "1M", "1000", "40K")
-    assert [units.parse_tokens(text) for text in texts] == [
+    assert [sizes.parse_tokens(text) for text in texts] == [
         8192,
         32768,
         131072,
@@ -103,21 +103,21 @@ def test_numbers_of_tokens_and_sizes() -> None:
         1000,
         40960,
     ]
-    assert units.parse_memory("24GB") == 24 * 10**9
-    assert units.parse_memory("1.5 GiB") == 3 << 29
+    assert sizes.parse_memory("24GB") == 24 * 10**9
+    assert sizes.parse_memory("1.5 GiB") == 3 << 29
     for wrong in ("", "0", "8X", "-1", "1.5K"):
         with pytest.raises(UsageError):
-            units.parse_tokens(wrong)
+            sizes.parse_tokens(wrong)
     for wrong in ("24", "GB", "0GB"):
         with pytest.raises(UsageError):
-            units.parse_memory(wrong)
+            sizes.parse_memory(wrong)
 
 
 def test_the_table_of_qwen35_27b(tmp_path: Path) -> None:
     shape = shape_of(tmp_path, "qwen35", QWEN35_27B)
     for name, row in QWEN35_27B_TABLE.items():
         for ctx, mib in zip(("8K", "32K", "128K", "262K"), row, strict=True):
-            settings = ContextSettings(units.parse_tokens(ctx))
+            settings = ContextSettings(sizes.parse_tokens(ctx))
             assert sum(kv_bytes(shape, parse_plan(name), settings)) == mib * MIB
     assert round(state_bytes(shape, ContextSettings(8192)) / MIB, 1) == 149.6
     assert state_bytes(shape, ContextSettings(8192, parallel=4)) == 4 * state_bytes(
@@ -364,7 +364,7 @@ def test_of_a_model_on_the_hub_only_the_header_is_fetched(tmp_path: Path) -> Non
 
 
 def test_what_llama_cpp_cannot_say_is_estimated(tmp_path: Path) -> None:
-    from ggufrq.errors import ToolError
+    from ggufrq.base.errors import ToolError
 
     shape = shape_of(tmp_path, "llama", DENSE)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import compat, patches, paths, series
-from ggufrq.errors import PatchError
-from ggufrq.series import default_patch_set, load, problems
-from ggufrq.trees import tree_hash
+from ggufrq.base import paths
+from ggufrq.base.errors import PatchError
+from ggufrq.base.trees import tree_hash
+from ggufrq.patchset import compat, patches, series
+from ggufrq.patchset.series import default_patch_set, load, problems
 
 LINES = [f"line {number}" for number in range(1, 61)]
 

@@ -11,17 +11,17 @@ import gguf
 import numpy as np
 import pytest
 
-from ggufrq import quantize, recipe
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.cli.quantize import chosen
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
-from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.family import matrix, quantizer
-from ggufrq.family.plan import Conversion, FamilyPlan, Output, Want, needs_imatrix
-from ggufrq.family.quantizer import Forecast, Job
-from ggufrq.family.record import Record
-from ggufrq.family.split import parse_size
-from ggufrq.gguf_header import read_header
-from ggufrq.tensors import Inventory, Tensor
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.tensors import Inventory, Tensor
+from ggufrq.make import family as quantize
+from ggufrq.make import matrix, quantizer, recipe
+from ggufrq.make.plan import Conversion, FamilyPlan, Output, Want, needs_imatrix
+from ggufrq.make.quantizer import Forecast, Job
+from ggufrq.make.record import Record
+from ggufrq.make.split import parse_size
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import Incomplete
 

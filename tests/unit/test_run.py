@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import cli, run, serve
-from ggufrq.errors import GgufrqError, ToolError, UsageError
-from ggufrq.kv import parse_kv, parse_plan
-from ggufrq.project import Build
+from ggufrq import cli
+from ggufrq.base.errors import GgufrqError, ToolError, UsageError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.drive import run, serve
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ggufrq.cases import Case, parse_case
-from ggufrq.divergence import Row, Subject
-from ggufrq.project import Build
-from ggufrq.validate.assemble import Facts, Taken, assemble, failed
-from ggufrq.validate.check import cache_check, unmeasured
-from ggufrq.validate.plan import ValidationPlan, make_plan
-from ggufrq.validate.units import Unit
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import Case, parse_case
+from ggufrq.measure.divergence import Row, Subject
+from ggufrq.measure.validate.assemble import Facts, Taken, assemble, failed
+from ggufrq.measure.validate.check import cache_check, unmeasured
+from ggufrq.measure.validate.pieces import Unit
+from ggufrq.measure.validate.plan import ValidationPlan, make_plan
 
 F16, ISO3, Q4 = (parse_case(name) for name in ("f16", "iso3:block", "q4_0"))
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ggufrq.base.errors import GgufrqError, ToolError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.cli import validate as cli
-from ggufrq.errors import GgufrqError, ToolError, UsageError
-from ggufrq.project import Build
+from ggufrq.measure.validate import validation
+from ggufrq.measure.validate.check import unmeasured
+from ggufrq.measure.validate.plan import ValidationPlan
 from ggufrq.report import html, terminal
-from ggufrq.validate import core
-from ggufrq.validate.check import unmeasured
-from ggufrq.validate.plan import ValidationPlan
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Validati
         options["out"].mkdir(parents=True)
         return {"again": plan.again, "checks": CHECKS, "cases": []}
 
-    monkeypatch.setattr(core, "validate", run)
+    monkeypatch.setattr(validation, "validate", run)
     monkeypatch.setattr(cli, "require_build", lambda: Build("key", tmp_path, tmp_path, tmp_path, {}))
     monkeypatch.setattr(html, "render", lambda result: "<!doctype html>")
     monkeypatch.setattr(terminal, "render", lambda result: "the tables")

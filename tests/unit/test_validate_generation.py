@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.validate import generation
-from ggufrq.validate.client import Client
-from ggufrq.validate.plan import ValidationSettings
-from ggufrq.validate.prompts import facts, haystack, passage
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.measure.validate import generation
+from ggufrq.measure.validate.client import Client
+from ggufrq.measure.validate.plan import ValidationSettings
+from ggufrq.measure.validate.prompts import facts, haystack, passage
 
 BEGIN = 1
 TEXT = "\n\n".join(f"Paragraph {i} speaks of {i * 7} things and of others." for i in range(400))
