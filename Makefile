@@ -59,7 +59,7 @@ tables: $(STAMP) ## write the C tables anew from ggufrq/codec/tables.json
 	$(BIN)/python -m ggufrq.codec.emit
 
 docs: $(STAMP) ## write the pages of commands and the table of upstream versions anew
-	$(BIN)/python -m ggufrq.docs
+	$(BIN)/python -m ggufrq.cli.docs
 
 patches-check: $(STAMP) ## whether the patch set is in order and applies to the pinned llama.cpp
 	$(BIN)/ggufrq build --check
@@ -70,7 +70,7 @@ patches-refresh: $(STAMP) ## write the patches as git gives them
 
 check: lint types patches-check test-fast ## all checks that take no build
 	$(BIN)/python -m ggufrq.codec.emit --check
-	$(BIN)/python -m ggufrq.docs --check
+	$(BIN)/python -m ggufrq.cli.docs --check
 
 wheel: $(STAMP) ## the wheel, in dist
 	$(BIN)/python -m hatchling build -t wheel

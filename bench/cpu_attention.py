@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from make_model import HEAD_DIM, KV_HEADS, LAYERS
 
-from ggufrq.kv import parse_kv
+from ggufrq.cache.kv import parse_kv
 
 TYPES = ["f16", "q8_0", "q4_0", "iso2", "iso3", "iso4"]
 SLOW, SLOW_DEPTH = {"q8_0", "q4_0"}, 4096  # filling a deep cache of these takes hours

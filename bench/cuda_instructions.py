@@ -26,9 +26,12 @@ from pathlib import Path
 
 from kvlab.markdown import table
 
-from ggufrq import cuda_toolkit, patches, proc, source
-from ggufrq.errors import GgufrqError, UsageError
-from ggufrq.project import llama_project
+from ggufrq.base import proc
+from ggufrq.base.errors import GgufrqError, UsageError
+from ggufrq.build import cuda_toolkit
+from ggufrq.build.project import llama_project
+from ggufrq.patchset import patches
+from ggufrq.source import obtain
 
 CODES = {"rq2": "ggml_cuda_rq_kv<2>", "rq3": "ggml_cuda_rq_kv<3>", "rq4": "ggml_cuda_rq_kv<4>"}
 CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0"}
@@ -257,7 +260,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(
-            source.pristine(project.pin), tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
+            obtain.pristine(project.pin), tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
         )
         patches.apply(project.patch_set, tree, what="llama.cpp")
         nvdisasm = _nvdisasm(cuda_toolkit.find())

@@ -10,14 +10,15 @@ import argparse
 import json
 from pathlib import Path
 
-from ggufrq import table
-from ggufrq.build import require_build
-from ggufrq.fold.core import default_text
-from ggufrq.quantize import Family, families, make_family, needs_imatrix
-from ggufrq.recipe import load, shipped
-from ggufrq.resolve import resolve
-from ggufrq.units import size_text
-from ggufrq.weight_quality import Settings, measure_weights
+from ggufrq.base import table
+from ggufrq.base.sizes import size_text
+from ggufrq.build.builds import require_build
+from ggufrq.make.family import families, make_family
+from ggufrq.make.fold.fold_file import default_text
+from ggufrq.make.plan import Family, needs_imatrix
+from ggufrq.make.recipe import load, shipped
+from ggufrq.measure.weight_quality import WeightSettings, measure_weights
+from ggufrq.models.resolve import resolve
 
 VARIANTS = ("plain", "imatrix", "awq")
 
@@ -70,7 +71,7 @@ def main() -> None:
             files,
             build,
             text=args.text,
-            settings=Settings(args.n_ctx, args.chunks),
+            settings=WeightSettings(args.n_ctx, args.chunks),
             threads=args.threads,
             on_row=lambda row, kept: print(row["file"], "kept" if kept else "measured", flush=True),
         )

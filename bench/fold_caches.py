@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ggufrq import paths, table
-from ggufrq.build import require_build
-from ggufrq.divergence import run_tool
-from ggufrq.fold import core
-from ggufrq.kv import parse_kv
+from ggufrq.base import paths, table
+from ggufrq.build.builds import require_build
+from ggufrq.cache.kv import parse_kv
+from ggufrq.make.fold import fold_file
+from ggufrq.measure.divergence import run_tool
 from ggufrq.tools import perplexity
 
 ROTATED = {"on": None, "off": "1"}  # of LLAMA_ATTN_ROT_DISABLE
@@ -32,7 +32,7 @@ def main() -> None:
     build = require_build()
     with TemporaryDirectory(prefix="ggufrq-") as name:
         folder = Path(name)
-        folded = core.fold("kv", args.model, folder / "folded", {}, build)
+        folded = fold_file.fold("kv", args.model, folder / "folded", {}, build)
         for found in folded.folding.found:
             print(f"{found.name}: error / {found.gain:.3f} ({found.setting})")
 

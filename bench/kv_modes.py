@@ -25,10 +25,12 @@ from kvlab.markdown import figure, table, with_error
 from kvlab.schemes import scheme
 from kvlab.sets import MODELS, all_sets, mean_errors
 
-from ggufrq import measure, paths, run
-from ggufrq.build import require_build
-from ggufrq.cases import Case, parse_case
-from ggufrq.divergence import Scored, divergences
+from ggufrq.base import paths
+from ggufrq.build.builds import require_build
+from ggufrq.cache.cases import Case, parse_case
+from ggufrq.make.ready import model_file
+from ggufrq.measure import cost
+from ggufrq.measure.divergence import Scored, divergences
 
 ROTATIONS = (
     "iso:none",
@@ -135,8 +137,8 @@ def real(quick: bool) -> None:
     text = paths.data_dir("texts") / "heldout.txt"
     found: dict[str, list[dict[str, Any]]] = {}
     for model in MODELS:
-        path = run.model_file(model)
-        subject = measure.subject(model, path, path.name)
+        path = model_file(model)
+        subject = cost.subject(model, path, path.name)
         scored = Scored(512 if quick else 2048, 1 if quick else 4, threads=1)
         found[model] = divergences(subject, _cases(), build, text, scored)
     rows = [

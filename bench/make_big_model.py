@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufrq.resolve import embedded_models
+from ggufrq.models.resolve import embedded_models
 
 HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2048, 6144, 16, 8, 128
 SHARD_BYTES = 1 << 30

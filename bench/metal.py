@@ -19,10 +19,11 @@ from pathlib import Path
 
 from kvlab.markdown import table
 
-from ggufrq import log, machine, proc
-from ggufrq.build import Build, BuildOptions, ensure_build
-from ggufrq.errors import GgufrqError, ToolError, UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.base import log, machine, proc
+from ggufrq.base.errors import GgufrqError, ToolError, UsageError
+from ggufrq.build.builds import ensure_build
+from ggufrq.build.project import Build, BuildOptions
+from ggufrq.cache.kv import parse_kv
 from ggufrq.tools import bench
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "metal.md"

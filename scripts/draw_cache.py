@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq import codec, paths
+from ggufrq import codec
+from ggufrq.base import paths
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "how-it-works.svg"
 COMMAND = "python scripts/draw_cache.py"

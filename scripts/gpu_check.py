@@ -74,24 +74,29 @@ SHAPES = (
 
 def pack(out: Path) -> None:
     """Write the bundle: patched source, ggufrq, packages, models, text, CMake's definitions."""
-    from ggufrq import patches, paths, project, source
-    from ggufrq.convert import convert
-    from ggufrq.pin import load_pin
-    from ggufrq.resolve import embedded_models
+    import ggufrq
+    from ggufrq.base import paths
+    from ggufrq.build import project
+    from ggufrq.models.convert import convert
+    from ggufrq.models.resolve import embedded_models
+    from ggufrq.patchset import patches
+    from ggufrq.patchset.series import default_patch_set
+    from ggufrq.source import obtain
+    from ggufrq.source.pin import load_pin
 
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
         root = Path(scratch) / "gpu-check"
-        tree = source.pristine(load_pin())
+        tree = obtain.pristine(load_pin())
         shutil.copytree(tree, root / "src", symlinks=True, ignore=shutil.ignore_patterns(".git"))
-        patch_set = patches.default_patch_set()
+        patch_set = default_patch_set()
         patches.apply(patch_set, root / "src", what="llama.cpp")
         for name in LEFT_OUT:
             for path in (root / "src").glob(name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.copytree(
-            Path(project.__file__).parent,
+            Path(ggufrq.__file__).parent,
             root / "ggufrq",
-            ignore=shutil.ignore_patterns("models", "texts", "__pycache__"),
+            ignore=shutil.ignore_patterns("data", "__pycache__"),
         )
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
         subprocess.run([*command, "--target", root / "site", *PACKAGES], check=True)
@@ -151,7 +156,7 @@ class Run:
 
     def tool(self, name: str, *arguments: str | Path, env: dict[str, str | None] | None = None) -> Any:
         """Run a built program to its end; within the time that is left."""
-        from ggufrq import proc
+        from ggufrq.base import proc
 
         left = max(30.0, self.deadline - time.monotonic() + 60)
         command = [self.obj / "bin" / name, *arguments]
@@ -159,8 +164,8 @@ class Run:
 
     def compile(self, command: list[str]) -> None:
         """A stage of the build, ended with all its compilers when the time is up."""
-        from ggufrq import proc
-        from ggufrq.errors import ToolError
+        from ggufrq.base import proc
+        from ggufrq.base.errors import ToolError
 
         left = max(1.0, self.deadline - time.monotonic())
         try:
@@ -173,8 +178,8 @@ class Run:
 
 def machine() -> dict[str, Any]:
     """Card, driver, compiler, processor."""
-    from ggufrq import cuda_toolkit
-    from ggufrq.machine import processor
+    from ggufrq.base.machine import processor
+    from ggufrq.build import cuda_toolkit
 
     return {
         "cards": [asdict(card) for card in cuda_toolkit.cards()],
@@ -185,8 +190,8 @@ def machine() -> dict[str, Any]:
 
 def build(run: Run) -> Iterator[None]:
     """CMake's own build, which goes on where it was stopped."""
-    from ggufrq import cuda_toolkit, toolchain
-    from ggufrq.backends import cuda
+    from ggufrq.build import cuda_toolkit, toolchain
+    from ggufrq.build.backends import cuda
 
     def make() -> dict[str, Any]:
         defined = {
@@ -236,7 +241,7 @@ def parse_test(text: str) -> dict[str, Any]:
 
 def kld(run: Run) -> Iterator[None]:
     """The same caches on the card and on the CPU, against the CPU with an f16 cache."""
-    from ggufrq.kv import parse_kv
+    from ggufrq.cache.kv import parse_kv
     from ggufrq.tools import perplexity
 
     def measure(model: str, cache: str, where: str) -> dict[str, Any]:
@@ -297,7 +302,7 @@ def parse_perf(text: str) -> list[dict[str, Any]]:
 
 def speed(run: Run) -> Iterator[None]:
     """llama-bench: every type of a depth in one unit, f16 first and last, so that ratios are of one run."""
-    from ggufrq.kv import parse_kv
+    from ggufrq.cache.kv import parse_kv
     from ggufrq.tools import bench
 
     def measure(shape: Shape, depth: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ The steps, each of which can be repeated on its own; all intermediate files go b
     python scripts/train_models.py corpus                 # Debian packages -> train.txt, heldout.txt, ...
     python scripts/train_models.py tokenizer              # -> tokenizer.json, tokens as uint16
     python scripts/train_models.py train docs-qwen3-8m --minutes 75
-    python scripts/train_models.py export docs-qwen3-8m   # -> ggufrq/models/docs-qwen3-8m, in bf16
+    python scripts/train_models.py export docs-qwen3-8m   # -> ggufrq/data/models/docs-qwen3-8m, in bf16
     python scripts/train_models.py check docs-qwen3-8m    # against transformers; and measured
-    python scripts/train_models.py texts                  # -> ggufrq/texts, with the licences
+    python scripts/train_models.py texts                  # -> ggufrq/data/texts, with the licences
 
 It needs a Debian or Ubuntu machine (``apt-get``, ``dpkg``; no root, nothing is installed) and, in Python,
 torch, tokenizers, safetensors and numpy; ``check`` also needs transformers. One CPU core per model is enough.
@@ -46,8 +46,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "ggufrq" / "models"
-TEXTS = ROOT / "ggufrq" / "texts"
+MODELS = ROOT / "ggufrq" / "data" / "models"
+TEXTS = ROOT / "ggufrq" / "data" / "texts"
 
 VOCAB = 4096
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -1065,12 +1065,12 @@ def main() -> None:
     training.add_argument("--threads", type=int, default=1)
     exporting = commands.add_parser("export", help="write a Hugging Face folder")
     exporting.add_argument("name", choices=SHAPES)
-    exporting.add_argument("--out", type=Path, help="default: ggufrq/models/NAME")
+    exporting.add_argument("--out", type=Path, help="default: ggufrq/data/models/NAME")
     exporting.add_argument("--note", help="a remark on how this one was made, for training.json")
     checking = commands.add_parser("check", help="compare an exported folder with transformers, measure it")
     checking.add_argument("name", choices=SHAPES)
-    checking.add_argument("--out", type=Path, help="default: ggufrq/models/NAME")
-    commands.add_parser("texts", help="write ggufrq/texts")
+    checking.add_argument("--out", type=Path, help="default: ggufrq/data/models/NAME")
+    commands.add_parser("texts", help="write ggufrq/data/texts")
     args = parser.parse_args()
     work: Path = args.work
     work.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import build, log, proc
+from ggufrq.base import log, proc
+from ggufrq.build import builds
+from ggufrq.build.project import Build, BuildOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOGS = Path(__file__).resolve().parent / "logs"
@@ -57,9 +59,9 @@ def talkative() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def llama_build() -> build.Build:
+def llama_build() -> Build:
     """The real build with its tests, in the user's cache: made once, minutes on the first run."""
-    return build.ensure_build(build.BuildOptions("cpu", tests=True))
+    return builds.ensure_build(BuildOptions("cpu", tests=True))
 
 
 @pytest.fixture

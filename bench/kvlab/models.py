@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ggufrq import paths
+from ggufrq.base import paths
 
 F32 = npt.NDArray[np.float32]
 #: (layer, "k" or "v", x [heads, tokens, head_dim]) -> the same shape.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq.kv_stats import SETS, generate
 from kvlab.attention import Errors, errors
+from kvlab.kv_stats import SETS, generate
 from kvlab.schemes import Scheme, Statistics
 
 F32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq.paths import atomic_write
+from ggufrq.base.paths import atomic_write
 from kvlab.models import Change, Lab, mean_and_error
 from kvlab.schemes import Statistics, scheme
 

@@ -8,14 +8,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ggufrq import manifest
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.fallback import fits, shape_of
-from ggufrq.gguf_file import read_model
-from ggufrq.gguf_header import read_header
-from ggufrq.kv import KvType, kv_types
-from ggufrq.memory import KvShape
-from ggufrq.tensors import is_float
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.paths import read_json
+from ggufrq.cache.kv import KvType, kv_types
+from ggufrq.ggufs.files import read_model
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.ggufs.tensors import is_float
+from ggufrq.runtimes.fallback import fits, shape_of
 
 _MANIFEST = ".ggufrq.json"
 
@@ -117,7 +117,7 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
             f"{folder} has {len(manifests) or 'no'} manifests of families, where one is needed",
             remedy="the folder that ggufrq quantize wrote",
         )
-    data = manifest.read_json(manifests[0])
+    data = read_json(manifests[0])
     if data is None or not isinstance(data.get("files"), dict):
         raise ModelError(f"{manifests[0]} is no manifest, or damaged")
     entries = {name: e for name, e in data["files"].items() if isinstance(e, dict) and e.get("parts")}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ggufrq.base.sizes import size_text
+from ggufrq.cache.kv import KvPair, KvType, kv_types
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
-from ggufrq.kv import KvPair, KvType, kv_types
+from ggufrq.measure.weight_quality import Row
 from ggufrq.report import numbers
-from ggufrq.units import size_text
-from ggufrq.weight_quality import Row
 
 #: Memory that machines and cards come with, in GB.
 _CLASSES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)

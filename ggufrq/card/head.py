@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggufrq.base.errors import UsageError
 from ggufrq.card.facts import Facts
-from ggufrq.errors import UsageError
 
 BEGIN = "<!-- own text: what stands from here to the end mark is kept when ggufrq writes this card anew -->"
 END = "<!-- end of own text -->"

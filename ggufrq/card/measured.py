@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufrq import log, manifest, paths
-from ggufrq.build import Build
+from ggufrq.base import log, paths
+from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.paths import read_json
+from ggufrq.build.project import Build
 from ggufrq.card.facts import Facts
-from ggufrq.errors import ModelError, ToolError
-from ggufrq.validate.assemble import FORMAT, failed
-from ggufrq.validate.plan import make_plan
-from ggufrq.weight_quality import Row, Settings, WeightQuality
+from ggufrq.measure.validate.assemble import FORMAT, failed
+from ggufrq.measure.validate.plan import make_plan
+from ggufrq.measure.weight_quality import Row, WeightQuality, WeightSettings
 
 #: What is measured of the caches; the last is what the family is about.
 CASES = ("q8_0", "q4_0", "iso4", "iso3")
 _SECTIONS = ("check", "quality", "speed")
 #: How weights are measured, usually and with ``quick``.
-_USUAL, _QUICK = Settings(), Settings(n_ctx=512, chunks=2)
+_USUAL, _QUICK = WeightSettings(), WeightSettings(n_ctx=512, chunks=2)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ def measure(facts: Facts, build: Build, *, quick: bool = False) -> None:
 
 
 def _measure_caches(facts: Facts, build: Build, *, quick: bool) -> None:
-    from ggufrq.kv import kv_types
+    from ggufrq.cache.kv import kv_types
+    from ggufrq.measure.validate.validation import validate
     from ggufrq.report import html
-    from ggufrq.validate.core import validate
 
     cases = ",".join(name for name in CASES if facts.takes(kv_types()[name]))
     file = facts.smallest
@@ -117,7 +118,7 @@ def _results(facts: Facts, reports: Sequence[Path]) -> Iterator[dict[str, Any]]:
     ours = {sha256: file.name for file in facts.files for sha256 in file.sha256}
     newest: dict[str, dict[str, Any]] = {}
     for path in [*reports, *sorted(facts.folder.glob("*/report.json"))]:
-        result = manifest.read_json(path) or {}
+        result = read_json(path) or {}
         sha256 = result.get("subject", {}).get("sha256")
         why = ""
         if result.get("format") != FORMAT or sha256 not in ours:

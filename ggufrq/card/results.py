@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ggufrq import machine
+from ggufrq.base import machine
+from ggufrq.cache.kv import kv_types
 from ggufrq.card.facts import Facts
 from ggufrq.card.markdown import NOT_MEASURED, code, section, table
 from ggufrq.card.measured import CASES, Measured
-from ggufrq.kv import kv_types
 from ggufrq.report import numbers
 
 _WEIGHTS = ("Filename", "Bits", "PPL", "Mean KLD, nats", "99.9 % KLD", "Same top token, %")

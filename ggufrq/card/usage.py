@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ggufrq.cache.kv import kv_types
 from ggufrq.card.facts import Facts
 from ggufrq.card.markdown import block, code, folded, section, table
 from ggufrq.card.quickstart import Quickstart
-from ggufrq.fallback import Advice, advise
-from ggufrq.kv import kv_types
 from ggufrq.runtimes import runtime, runtimes
+from ggufrq.runtimes.fallback import Advice, advise
 
 #: Runtimes whose settings are printed; the others are named in the table of who takes what.
 _SHOWN = ("lmstudio", "ollama")

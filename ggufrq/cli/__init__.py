@@ -15,8 +15,9 @@ from types import FrameType
 
 import click
 
-from ggufrq import __version__, log
-from ggufrq.errors import GgufrqError
+from ggufrq import __version__
+from ggufrq.base import log
+from ggufrq.base.errors import GgufrqError
 
 #: Command name -> "module:attribute", imported when the command is used.
 COMMANDS = {
@@ -70,8 +71,8 @@ class _Stopped(BaseException):
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from ggufrq.patches import default_patch_set
-    from ggufrq.pin import load_pin
+    from ggufrq.patchset.series import default_patch_set
+    from ggufrq.source.pin import load_pin
 
     pin = load_pin()
     click.echo(f"ggufrq {__version__}")

@@ -1,4 +1,4 @@
-"""``ggufrq build``: options and rendering only, the work is in ``ggufrq.build``."""
+"""``ggufrq build``: options and rendering only, the work is in ``build.builds``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from pathlib import Path
 
 import click
 
-from ggufrq import backends, compat, log, paths, source
-from ggufrq import build as builds
-from ggufrq.build import Build, BuildOptions
-from ggufrq.errors import PatchError, SourceError
-from ggufrq.origins import checkout_commit
-from ggufrq.patches import PatchSet, default_patch_set, problems, require_applies
-from ggufrq.pin import load_pin
-from ggufrq.progress import clock
-from ggufrq.trees import tree_hash
+from ggufrq.base import log, paths
+from ggufrq.base.errors import PatchError, SourceError
+from ggufrq.base.progress import clock
+from ggufrq.base.trees import tree_hash
+from ggufrq.build import backends, builds
+from ggufrq.build.project import Build, BuildOptions
+from ggufrq.patchset import compat
+from ggufrq.patchset.patches import require_applies
+from ggufrq.patchset.series import PatchSet, default_patch_set, problems
+from ggufrq.source import obtain
+from ggufrq.source.origins import checkout_commit
+from ggufrq.source.pin import load_pin
 
 
 @click.command()
@@ -118,8 +121,8 @@ def _check(where: str, as_json: bool) -> None:
         listing = "\n".join(f"  {problem}" for problem in wrong)
         raise PatchError(f"the patch set in {root} is not in order:\n{listing}")
     pin = load_pin()
-    if where in source.NETWORK or Path(where).expanduser().is_file():
-        tree, what, commit = source.pristine(pin, where), f"llama.cpp {pin.commit}", pin.commit
+    if where in obtain.NETWORK or Path(where).expanduser().is_file():
+        tree, what, commit = obtain.pristine(pin, where), f"llama.cpp {pin.commit}", pin.commit
     else:
         tree = Path(where).expanduser()
         if not tree.is_dir():

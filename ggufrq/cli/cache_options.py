@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufrq import run as core
-from ggufrq.errors import UsageError
-from ggufrq.kv import MAX_RECENT, KvPlan, parse_plan
-from ggufrq.tools import Programs
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.kv import MAX_RECENT, KvPlan, parse_plan
+from ggufrq.drive import run as core
+from ggufrq.tools.programs import Programs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

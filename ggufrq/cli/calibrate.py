@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from ggufrq import calibrate as core
-from ggufrq import paths, run, table
-from ggufrq.build import require_build
-from ggufrq.kv import parse_kv
+from ggufrq.base import paths, table
+from ggufrq.build.builds import require_build
+from ggufrq.cache.kv import parse_kv
+from ggufrq.make.ready import model_file
+from ggufrq.measure import calibrate as core
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -57,7 +58,7 @@ def calibrate(
       ggufrq run model.gguf -p "…" --kv iso3 --kv-calib kv-calib.gguf
     """
     made = core.calibrate(
-        run.model_file(model),
+        model_file(model),
         text or paths.data_dir("texts") / "calibration.txt",
         out,
         require_build(),

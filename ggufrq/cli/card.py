@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from ggufrq import card as core
-from ggufrq import log, paths
-from ggufrq.build import require_build
-from ggufrq.card.core import parse_sibling
+from ggufrq.base import log, paths
+from ggufrq.build.builds import require_build
+from ggufrq.card.compose import Wishes, make, parse_sibling
 
 
 @click.command()
@@ -53,10 +52,10 @@ def card(
       ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --license apache-2.0
       ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --measure --quick
     """
-    made = core.make(
+    made = make(
         folder,
         require_build(),
-        core.Wishes(siblings=tuple(map(parse_sibling, siblings)), run=not no_run, **wishes),
+        Wishes(siblings=tuple(map(parse_sibling, siblings)), run=not no_run, **wishes),
     )
     if not dry_run:
         paths.atomic_write(made.path, made.text)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ggufrq import log, paths
-from ggufrq.build import require_build
+from ggufrq.base import log, paths
+from ggufrq.build.builds import require_build
 
 
 @click.command()
@@ -53,11 +53,11 @@ def claims(
       ggufrq claims
       ggufrq claims model.gguf --json claims.json
     """
-    from ggufrq import claims as core
-    from ggufrq.progress import progress
+    from ggufrq.base.progress import progress
+    from ggufrq.measure import claims as core
+    from ggufrq.measure.validate.plan import make_plan
+    from ggufrq.measure.validate.validation import look
     from ggufrq.report.claims import render
-    from ggufrq.validate.core import look
-    from ggufrq.validate.plan import make_plan
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
@@ -66,7 +66,7 @@ def claims(
     facts = look(plan)
     published = core.published()
     longest = facts.n_ctx_train or published["table"]["context"]
-    settings = core.Settings(
+    settings = core.ClaimSettings(
         ctx or min(published["table"]["context"], longest), chunks, rounds=rounds, threads=threads
     )
     log_path = paths.logs_dir() / f"claims-{facts.model.name}.log"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from ggufrq import demo as core
-from ggufrq import log
-from ggufrq.build import ensure_build
+from ggufrq.base import log
+from ggufrq.build.builds import ensure_build
 from ggufrq.cli.quantize import render as render_family
+from ggufrq.flows import demo as core
 
 
 @click.command()

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ggufrq import doctor as examination
+from ggufrq.build import doctor as examination
 
 _STYLES = {"ok": "green", "missing": "bold red", "todo": "yellow", "optional": "dim"}
 _WORDS = {"ok": "ok", "missing": "missing", "todo": "to do", "optional": "optional"}

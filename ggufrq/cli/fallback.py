@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from ggufrq import fallback as core
-from ggufrq.run import model_file
+from ggufrq.base.sizes import size_text
+from ggufrq.make.ready import model_file
+from ggufrq.runtimes import fallback as core
 from ggufrq.runtimes import runtime, runtimes
-from ggufrq.units import size_text
 
 _WIDTH = 100
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from ggufrq import imatrix as core
-from ggufrq import log, table
-from ggufrq.build import require_build
+from ggufrq.base import log, table
+from ggufrq.build.builds import require_build
+from ggufrq.ggufs import imatrix as core
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -48,8 +48,8 @@ def make(model: str, out: Path, texts: tuple[Path, ...], chunks: int) -> None:
       ggufrq imatrix make model-BF16.gguf -o model-imatrix.gguf
       ggufrq imatrix make docs-qwen3-8m --text chat.txt --text code.txt -o both.gguf
     """
-    from ggufrq.family import matrix
-    from ggufrq.run import model_file
+    from ggufrq.make import matrix
+    from ggufrq.make.ready import model_file
 
     build = require_build()
     matrix.make_alone(model_file(model), out, texts, build, chunks)

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import click
 
-from ggufrq import units
-from ggufrq.build import find_build
-from ggufrq.kv import parse_plans
+from ggufrq.base import sizes
+from ggufrq.build.builds import find_build
+from ggufrq.cache.kv import parse_plans
 
 
 @click.command(
@@ -61,17 +61,17 @@ def memory(
       ggufrq memory Qwen/Qwen3-8B --weights Q4_K_M --kv q8_0,iso3 --fits 24GB
       ggufrq memory model.gguf --ctx 32K,128K --kv "f16,iso3/planar4,iso3; 0,-1:q8_0"
     """
+    from ggufrq.ggufs.memory_shape import memory_shape
     from ggufrq.memory import metadata
     from ggufrq.memory.compute import DryRun
     from ggufrq.memory.estimate import Memory
-    from ggufrq.memory.model import memory_shape
     from ggufrq.memory.report import Report
     from ggufrq.memory.weights import weight_bytes
-    from ggufrq.resolve import resolve
+    from ggufrq.models.resolve import resolve
 
     plans = parse_plans(kv)
-    contexts = [units.parse_tokens(part) for part in ctx.split(",")] if ctx else None
-    budget = units.parse_memory(fits) if fits else None
+    contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
+    budget = sizes.parse_memory(fits) if fits else None
     build = find_build()
     found = metadata.read(resolve(model), build, revision)
     shape = memory_shape(found.headers)

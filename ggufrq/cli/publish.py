@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from ggufrq import publish as core
-from ggufrq import table
-from ggufrq.units import size_text
+from ggufrq.base import table
+from ggufrq.base.sizes import size_text
+from ggufrq.publish import upload
+from ggufrq.publish.upload import UploadPlan
 
 
 @click.command()
@@ -43,10 +44,10 @@ def publish(
       ggufrq publish Qwen3-0.6B-GGUF me/Qwen3-0.6B-GGUF --public --collection "Qwen3 with iso3"
     """
     if dry_run:
-        plan = core.plan(folder, repo, public=public, collection=collection, exclude=exclude)
+        plan = upload.plan(folder, repo, public=public, collection=collection, exclude=exclude)
         click.echo(json.dumps(plan.as_data(), indent=2) if as_json else render(plan))
         return
-    done = core.publish(folder, repo, public=public, collection=collection, exclude=exclude)
+    done = upload.publish(folder, repo, public=public, collection=collection, exclude=exclude)
     if as_json:
         data = {**done.plan.as_data(), "verified": list(done.verified), "collection_url": done.collection_url}
         click.echo(json.dumps(data, indent=2))
@@ -57,7 +58,7 @@ def publish(
         click.echo(f"collected in {done.collection_url}")
 
 
-def render(plan: core.Plan) -> str:
+def render(plan: UploadPlan) -> str:
     """A plan as plain text: a line per file, then what else changes."""
     rows = [("send", file.name, size_text(file.bytes)) for file in plan.send]
     rows += [("there", file.name, size_text(file.bytes)) for file in plan.there]

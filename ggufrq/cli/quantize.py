@@ -10,15 +10,17 @@ from typing import Any
 
 import click
 
-from ggufrq import quantize as core
-from ggufrq import table
-from ggufrq.build import require_build
+from ggufrq.base import table
+from ggufrq.base.errors import UsageError
+from ggufrq.base.sizes import size_text
+from ggufrq.build.builds import require_build
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.cli.sensitivity import parse_budget, solved
-from ggufrq.errors import UsageError
-from ggufrq.family.split import parse_size
-from ggufrq.recipe import Recipe, load
-from ggufrq.units import size_text
+from ggufrq.make import family as core
+from ggufrq.make.fold.fold_file import KINDS
+from ggufrq.make.plan import Family, Made, Request
+from ggufrq.make.recipe import Recipe, load
+from ggufrq.make.split import parse_size
 
 #: The recipe that is made for the model at hand.
 SENSITIVITY = "sensitivity"
@@ -65,9 +67,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--fold",
-    type=click.Choice(list(core.FOLDS)),
+    type=click.Choice(list(KINDS)),
     help="Rescale the model first, without changing what it computes: "
-    + "; ".join(f"{kind}, {what}" for kind, what in core.FOLDS.items())
+    + "; ".join(f"{kind}, {what}" for kind, what in KINDS.items())
     + ".",
 )
 @click.option("--split-size", metavar="SIZE", help="Split files that are larger: 5G, 500M.")
@@ -114,7 +116,7 @@ def quantize(
     """
     build = require_build()
     budget = parse_budget(size, bpw)
-    request = core.Request(
+    request = Request(
         model, (), split_size=parse_size(split_size) if split_size else None, run=not no_run, **options
     )
     recipes_found: list[str | Recipe] = list(recipes)
@@ -151,13 +153,13 @@ def chosen(types: str | None, family: str | None, recipes: Sequence[str | Recipe
     return names or list(core.DEFAULT_TYPES)
 
 
-def as_data(family: core.Family) -> dict[str, Any]:
+def as_data(family: Family) -> dict[str, Any]:
     """The family as JSON data."""
     files = [{**asdict(made), "path": str(made.path)} for made in family.files]
     return {"base": family.base, "source": family.source, "folder": str(family.folder), "files": files}
 
 
-def render(family: core.Family) -> str:
+def render(family: Family) -> str:
     """The family as a table of plain text: name, type, size, bits per weight."""
     head = ("file", "type", "size", "bits/weight", "")
     rows = [
@@ -166,7 +168,7 @@ def render(family: core.Family) -> str:
     return f"{table.render(head, rows, 'llrrl')}\nin {family.folder}"
 
 
-def note(made: core.Made) -> str:
+def note(made: Made) -> str:
     """What is special about a file."""
     notes = [f"{made.fold} folded"] if made.fold else []
     notes += ["imatrix"] if made.imatrix else []

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ggufrq import table
-from ggufrq.errors import GgufrqError
-from ggufrq.family.plan import Output, Plan
-from ggufrq.family.record import SPARE_DISK
-from ggufrq.recipe import class_of
-from ggufrq.units import size_text
+from ggufrq.base import table
+from ggufrq.base.errors import GgufrqError
+from ggufrq.base.sizes import size_text
+from ggufrq.make.plan import FamilyPlan, Output
+from ggufrq.make.recipe import class_of
+from ggufrq.make.record import SPARE_DISK
 
 
-def render_plan(plan: Plan) -> str:
+def render_plan(plan: FamilyPlan) -> str:
     """The files with exact sizes and bits per weight, then what the run needs and what is there."""
     head = ("file", "type", "size", "bits/weight", "")
     rows = [
@@ -41,7 +41,7 @@ def render_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def render_tensors(plan: Plan) -> str:
+def render_tensors(plan: FamilyPlan) -> str:
     """Every tensor of every file: its class, shape, type in the source, and type in the file."""
     parts = []
     for output in plan.outputs:
@@ -61,7 +61,7 @@ def render_tensors(plan: Plan) -> str:
     return "\n\n".join(parts)
 
 
-def plan_as_json(plan: Plan) -> dict[str, Any]:
+def plan_as_json(plan: FamilyPlan) -> dict[str, Any]:
     """The plan as data, every tensor's type included."""
     return {
         "base": plan.base,
@@ -94,7 +94,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def refuse_what_does_not_fit(plan: Plan) -> None:
+def refuse_what_does_not_fit(plan: FamilyPlan) -> None:
     """Raise GgufrqError when the disk has no room for the files."""
     if plan.disk_needed and plan.disk_free < plan.disk_needed + SPARE_DISK:
         raise GgufrqError(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from ggufrq import log
-from ggufrq import run as core
+from ggufrq.base import log
+from ggufrq.base.errors import UsageError
 from ggufrq.cli.cache_options import cache_options, settle
-from ggufrq.errors import UsageError
+from ggufrq.drive import run as core
+from ggufrq.make.ready import model_file
 
 
 @click.command()
@@ -65,7 +66,7 @@ def run(
     programs, plan = settle(["ggufrq", "run", model, "-p", "…"], kv, kv_calib, kv_recent, llama_cpp, fallback)
     try:
         answer = core.generate(
-            core.model_file(model),
+            model_file(model),
             text,
             plan,
             programs,

@@ -11,18 +11,19 @@ from typing import Any
 
 import click
 
-from ggufrq import log, paths
-from ggufrq.build import Build, require_build
-from ggufrq.errors import UsageError
-from ggufrq.family.plan import Request
-from ggufrq.family.split import parse_size
-from ggufrq.progress import progress
-from ggufrq.recipe import Recipe, dump
-from ggufrq.sensitivity import core, report
-from ggufrq.sensitivity.solve import Budget
-from ggufrq.sensitivity.trials import LOG
-from ggufrq.sensitivity.units import BY, DEFAULT_TYPES, parse_types
-from ggufrq.weight_quality import Settings
+from ggufrq.base import log, paths
+from ggufrq.base.errors import UsageError
+from ggufrq.base.progress import progress
+from ggufrq.build.builds import require_build
+from ggufrq.build.project import Build
+from ggufrq.make.plan import Request
+from ggufrq.make.recipe import Recipe, dump
+from ggufrq.make.split import parse_size
+from ggufrq.measure.weight_quality import WeightSettings
+from ggufrq.search.sensitivity import best_recipe, report
+from ggufrq.search.sensitivity.parts import BY, DEFAULT_TYPES, parse_types
+from ggufrq.search.sensitivity.solve import Budget
+from ggufrq.search.sensitivity.trials import LOG
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -108,10 +109,10 @@ def sensitivity(
       ggufrq sensitivity docs-qwen3-8m --bpw 5
       ggufrq sensitivity ./my-model --size 15GB --by layer
     """
-    goal = core.Goal(
+    goal = best_recipe.Goal(
         budget=parse_budget(size, bpw),
         types=parse_types(types) if types is not None else None,
-        settings=Settings(n_ctx, chunks),
+        settings=WeightSettings(n_ctx, chunks),
         **options,
     )
     if out is not None and not out.absolute().parent.is_dir():
@@ -143,13 +144,13 @@ def sensitivity(
 
 def solved(request: Request, build: Build, budget: Budget | None) -> Recipe:
     """The recipe ``sensitivity`` for the model of a request, by measurement. Raises UsageError without a
-    budget, and as ``core.analyse``."""
+    budget, and as ``best_recipe.analyse``."""
     if budget is None:
         raise UsageError(
             "the recipe sensitivity is made for a budget",
             remedy="--recipe sensitivity --bpw 5, or --size 15GB",
         )
-    found = analyse(request, build, core.Goal(budget)).found
+    found = analyse(request, build, best_recipe.Goal(budget)).found
     assert found is not None
     measured = found.checked[0].measured
     log.say(f"{found.recipe.name}: mean KLD {measured.kld:.5f} ± {measured.kld_err:.5f}")
@@ -173,8 +174,8 @@ def parse_budget(size: str | None, bpw: str | None) -> Budget | None:
     return Budget(bpw=bits)
 
 
-def analyse(request: Request, build: Build, goal: core.Goal) -> core.Result:
-    """``core.analyse``, with its progress shown."""
+def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> best_recipe.Result:
+    """``best_recipe.analyse``, with its progress shown."""
     log_path = paths.logs_dir() / LOG
     log_path.unlink(missing_ok=True)
     bar = progress("Measuring", unit="runs")
@@ -185,7 +186,7 @@ def analyse(request: Request, build: Build, goal: core.Goal) -> core.Result:
                 stack.enter_context(bar)
             bar.update(bar.done, total=total)
 
-        steps = core.Steps(on_total, bar.advance, lambda what: bar.update(bar.done, what))
-        result = core.analyse(request, build, goal, steps)
+        steps = best_recipe.Steps(on_total, bar.advance, lambda what: bar.update(bar.done, what))
+        result = best_recipe.analyse(request, build, goal, steps)
     log.say(f"log of all that ran: {log_path}")
     return result

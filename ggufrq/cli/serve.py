@@ -10,9 +10,9 @@ from types import FrameType
 
 import click
 
-from ggufrq import serve as core
 from ggufrq.cli.cache_options import cache_options, settle
-from ggufrq.run import model_file
+from ggufrq.drive import serve as core
+from ggufrq.make.ready import model_file
 
 
 @click.command(context_settings={"ignore_unknown_options": False})

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import click
 
-from ggufrq import log, paths
-from ggufrq.build import require_build
-from ggufrq.demo import weights_of
-from ggufrq.divergence import Scored
-from ggufrq.measure import subject
-from ggufrq.progress import progress
-from ggufrq.resolve import resolve
-from ggufrq.run import model_file
-from ggufrq.tune import core, report
+from ggufrq.base import log, paths
+from ggufrq.base.progress import progress
+from ggufrq.build.builds import require_build
+from ggufrq.make.ready import model_file, weights_of
+from ggufrq.measure.cost import subject
+from ggufrq.measure.divergence import Scored
+from ggufrq.models.resolve import resolve
+from ggufrq.search.tune import layers, report
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -69,9 +68,9 @@ def tune(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
     texts = paths.data_dir("texts")
-    goal = core.Goal(
+    goal = layers.Goal(
         Fraction(str(budget)),
-        core.parse_types(types),
+        layers.parse_types(types),
         text or texts / "calibration.txt",
         check_text or texts / "heldout.txt",
         Scored(n_ctx, chunks, threads=threads),
@@ -82,7 +81,7 @@ def tune(
     log_path = paths.logs_dir() / "tune.log"
     log_path.unlink(missing_ok=True)
     with progress("Tuning", unit="runs") as bar:
-        result = core.tune(
+        result = layers.tune(
             measured,
             build,
             goal,

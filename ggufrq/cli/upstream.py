@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from ggufrq import log, paths
-from ggufrq.errors import PatchError, UsageError
-from ggufrq.pin import PIN_FILE, pin_toml
+from ggufrq.base import log, paths
+from ggufrq.base.errors import PatchError, UsageError
+from ggufrq.source.pin import PIN_FILE, pin_toml
 
 _SOURCE = (
     "A version of llama-cpp-python on PyPI, whose sdist carries llama.cpp (0.3.35); a tag or commit of "
@@ -43,8 +43,8 @@ def check(ctx: click.Context, where: str, no_build: bool, as_json: bool) -> None
     patches/compat/rows.json, which the table in docs/upstream.md is made from. Takes a build: 5 to 15
     minutes on two cores.
     """
-    from ggufrq import upstream as core
-    from ggufrq.snapshot import snapshot
+    from ggufrq.flows import upstream as core
+    from ggufrq.source.snapshot import snapshot
 
     root = paths.data_dir("patches")
     row = core.check(snapshot(where), root, build=not no_build)
@@ -71,8 +71,8 @@ def import_(folder: Path, where: str | None) -> None:
     person: what is left of it lies beside the files as .rej; put it where it belongs, remove the .rej files,
     and run `ggufrq upstream import DIR` again.
     """
-    from ggufrq.snapshot import snapshot
-    from ggufrq.worktree import import_to, open_worktree
+    from ggufrq.patchset.worktree import import_to, open_worktree
+    from ggufrq.source.snapshot import snapshot
 
     if where is None:
         where = open_worktree(folder).source
@@ -95,9 +95,9 @@ def refresh(folder: Path | None, where: str | None, only_check: bool, as_pin: bo
     series and the overlay, one of another version what fits the series to that (patches/compat). Without DIR
     the patch set is imported into a temporary folder and written from there.
     """
-    from ggufrq import refresh as core
-    from ggufrq.snapshot import snapshot
-    from ggufrq.worktree import open_worktree
+    from ggufrq.patchset import refresh as core
+    from ggufrq.patchset.worktree import open_worktree
+    from ggufrq.source.snapshot import snapshot
 
     if folder is not None and where is not None:
         raise click.UsageError("--source is known to DIR already")
@@ -125,6 +125,6 @@ def refresh(folder: Path | None, where: str | None, only_check: bool, as_pin: bo
 
 
 def _render(row: dict[str, object]) -> None:
-    from ggufrq.upstream import render
+    from ggufrq.flows.upstream import render
 
     click.echo(render(row))

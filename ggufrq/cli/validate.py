@@ -10,13 +10,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ggufrq import log, paths
-from ggufrq.build import require_build
-from ggufrq.errors import ToolError
-from ggufrq.kv import MAX_RECENT
-from ggufrq.resolve import resolve
-from ggufrq.validate.assemble import failed
-from ggufrq.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
+from ggufrq.base import log, paths
+from ggufrq.base.errors import ToolError
+from ggufrq.build.builds import require_build
+from ggufrq.cache.kv import MAX_RECENT
+from ggufrq.measure.validate.assemble import failed
+from ggufrq.measure.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
+from ggufrq.models.resolve import resolve
 
 
 @click.command()
@@ -101,7 +101,7 @@ def validate(
       ggufrq validate docs-qwen3-8m --kv iso3,q4_0 --quick
       ggufrq validate model.gguf --kv iso3,iso3:block:norm,q8_0 --ctx 2048,8192 -o report
     """
-    from ggufrq.validate.core import validate as run
+    from ggufrq.measure.validate.validation import validate as run
 
     plan = make_plan(
         model,

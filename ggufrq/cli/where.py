@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ggufrq import log, paths
+from ggufrq.base import log, paths
 
 
 @click.command()
@@ -23,7 +23,7 @@ def where(what: str) -> None:
     elif what == "log":
         click.echo(log.latest() or paths.logs_dir())
     else:
-        from ggufrq.build import require_build
+        from ggufrq.build.builds import require_build
 
         build = require_build()
         click.echo(build.bin if what == "bin" else build.source)

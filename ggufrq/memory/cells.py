@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggufrq.errors import UsageError
-from ggufrq.gguf_header import pad
-from ggufrq.kv import KvPair, KvPlan, KvType, parse_kv
-from ggufrq.memory.model import Layer, MemoryShape
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, parse_kv
+from ggufrq.ggufs.header import pad
+from ggufrq.ggufs.memory_shape import Layer, MemoryShape
 
 #: Contexts, and caches of windows, are padded to multiples of so many cells.
 CELLS = 256
@@ -22,7 +22,7 @@ _F32 = 4
 
 
 @dataclass(frozen=True)
-class Settings:
+class ContextSettings:
     """A context of ``ctx`` tokens for ``parallel`` sequences together, as ``-c`` and ``-np`` of
     llama-server."""
 
@@ -44,7 +44,7 @@ class Settings:
         return pad(min(self.cells, window + self.tokens), CELLS)
 
 
-def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: Settings) -> tuple[int, int]:
+def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> tuple[int, int]:
     """Bytes of K and of V in all caches. ``why_not`` must have nothing against the plan."""
     k = v = 0
     pairs = plan.resolve(len(shape.cached))
@@ -55,12 +55,12 @@ def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: Settings) -> tuple[int,
     return k, v
 
 
-def state_bytes(shape: MemoryShape, settings: Settings) -> int:
+def state_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
     """Bytes of the recurrent state, which is kept in 32 bits whatever the cache type is."""
     return shape.state * _F32 * settings.parallel
 
 
-def output_bytes(shape: MemoryShape, settings: Settings) -> int:
+def output_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
     """Bytes of the buffer for logits, one token of each sequence."""
     return shape.vocabulary * _F32 * settings.parallel
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ggufrq import proc
-from ggufrq.build import Build
-from ggufrq.gguf_header import Header
-from ggufrq.kv import KvPair, KvPlan
-from ggufrq.memory.cells import Settings
-from ggufrq.memory.model import MemoryShape
+from ggufrq.base import proc
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import KvPair, KvPlan
+from ggufrq.ggufs.header import Header
+from ggufrq.ggufs.memory_shape import MemoryShape
+from ggufrq.memory.cells import ContextSettings
 from ggufrq.tools import fit_params
 
 _F32, _MASK = 4, 2
@@ -41,7 +41,7 @@ class Buffers:
     exact: bool
 
 
-def estimate(shape: MemoryShape, plan: KvPlan, settings: Settings) -> Buffers:
+def estimate(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> Buffers:
     """The buffers by rule: masks of attention, the results of a layer, and logits."""
     cells = {
         settings.window_cells(shape.window) if layer.window else settings.cells for layer in shape.cached
@@ -74,12 +74,12 @@ class DryRun:
     ) -> None:
         self._folder.cleanup()
 
-    def buffers(self, plan: KvPlan, settings: Settings) -> Buffers:
+    def buffers(self, plan: KvPlan, settings: ContextSettings) -> Buffers:
         """The buffers of a context. Raises ToolError when llama.cpp does not take it."""
         served, batch = (self._run(model, plan, settings) for model in (self._few, self.whole))
         return Buffers(served, batch, exact=True)
 
-    def _run(self, model: Path, plan: KvPlan, settings: Settings) -> int:
+    def _run(self, model: Path, plan: KvPlan, settings: ContextSettings) -> int:
         args = fit_params.arguments(model, plan, n_ctx=settings.ctx, parallel=settings.parallel)
         done = proc.run([self._tool, *args], env=_QUIET, log=self._log, check=False, timeout=120)
         return fit_params.compute_bytes(done.stdout + done.stderr)

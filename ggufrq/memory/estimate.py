@@ -6,16 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import KvPlan
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import KvPlan
+from ggufrq.ggufs.memory_shape import MemoryShape
 from ggufrq.memory import compute
-from ggufrq.memory.cells import CELLS, Settings, kv_bytes, output_bytes, state_bytes, why_not
+from ggufrq.memory.cells import CELLS, ContextSettings, kv_bytes, output_bytes, state_bytes, why_not
 from ggufrq.memory.compute import Buffers
-from ggufrq.memory.model import MemoryShape
 
 _logger = logging.getLogger(__name__)
 
-BuffersOf = Callable[[KvPlan, Settings], Buffers]
+BuffersOf = Callable[[KvPlan, ContextSettings], Buffers]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Memory:
     weights: int
     dry: BuffersOf | None = None
 
-    def estimate(self, plan: KvPlan, settings: Settings) -> Estimate:
+    def estimate(self, plan: KvPlan, settings: ContextSettings) -> Estimate:
         """What the model takes."""
         why = why_not(self.shape, plan)
         if why is not None:
@@ -88,20 +88,20 @@ class Memory:
         """The largest context for these types within ``budget`` bytes, no longer than the model's own."""
         step = CELLS * parallel
         most = max(1, self.shape.native * parallel // step)
-        smallest = self.estimate(plan, Settings(step, parallel))
+        smallest = self.estimate(plan, ContextSettings(step, parallel))
         if smallest.why_not is not None or smallest.total > budget:
             return Fit(plan.name, None, why_not=smallest.why_not)
         best, low, high = smallest, 1, most
         while low < high:
             middle = (low + high + 1) // 2
-            found = self.estimate(plan, Settings(step * middle, parallel))
+            found = self.estimate(plan, ContextSettings(step * middle, parallel))
             if found.total <= budget:
                 best, low = found, middle
             else:
                 high = middle - 1
         return Fit(plan.name, best, native=low == most)
 
-    def _buffers(self, plan: KvPlan, settings: Settings) -> Buffers:
+    def _buffers(self, plan: KvPlan, settings: ContextSettings) -> Buffers:
         if self.dry is not None:
             try:
                 return self.dry(plan, settings)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufrq import hub, paths
-from ggufrq import source as pristine
-from ggufrq.build import Build
-from ggufrq.convert import ANY_TOKENIZER
-from ggufrq.family import source
-from ggufrq.gguf_file import shards
-from ggufrq.gguf_header import Header, read_header
-from ggufrq.pin import load_pin
-from ggufrq.resolve import Model
+from ggufrq.base import paths
+from ggufrq.build.project import Build
+from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.header import Header, read_header
+from ggufrq.models import as_gguf, hub
+from ggufrq.models.convert import ANY_TOKENIZER
+from ggufrq.models.resolve import Model
+from ggufrq.source import obtain as pristine
+from ggufrq.source.pin import load_pin
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ def read(model: Model, build: Build | None = None, revision: str | None = None) 
         if model.label or not hub.has_safetensors(model.repo, revision):
             names, sha, headers = hub.fetch_gguf_headers(model.repo, model.label, revision)
             return Metadata(headers, f"{names[0]} of {model.repo} at {sha[:12]}")
-    found = source.find(model, revision, source.Options(), weights=False)
+    found = as_gguf.find(model, revision, as_gguf.Options(), weights=False)
     tree = build.source if build is not None else pristine.pristine(load_pin())
     log = paths.logs_dir() / "memory.log"
-    options = source.Options(pre_tokenizer=ANY_TOKENIZER)
-    with source.header(found, tree, options, log) as path:
+    options = as_gguf.Options(pre_tokenizer=ANY_TOKENIZER)
+    with as_gguf.header(found, tree, options, log) as path:
         header = read_header(path)
     where = f" at {str(found.identity['revision'])[:12]}" if "revision" in found.identity else ""
     return Metadata((header,), f"{model.repo or model.name}{where}, as converted to {found.kind}")

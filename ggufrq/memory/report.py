@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ggufrq import table
-from ggufrq.kv import KvPlan
-from ggufrq.memory.cells import Settings, state_bytes
+from ggufrq.base import table
+from ggufrq.base.sizes import mib_text, size_text
+from ggufrq.cache.kv import KvPlan
+from ggufrq.memory.cells import ContextSettings, state_bytes
 from ggufrq.memory.estimate import Estimate, Fit, Memory
 from ggufrq.memory.told import published
-from ggufrq.units import mib_text, size_text
 
 #: Contexts that are shown where they are no longer than the model's own.
 CONTEXTS = (8 << 10, 32 << 10, 128 << 10)
@@ -40,7 +40,7 @@ class Report:
     def rows(self, contexts: Sequence[int] | None) -> list[Estimate]:
         """An estimate for each type and context."""
         return [
-            self.memory.estimate(plan, Settings(ctx, self.parallel))
+            self.memory.estimate(plan, ContextSettings(ctx, self.parallel))
             for plan in self.plans
             for ctx in self.contexts(contexts)
         ]
@@ -106,7 +106,7 @@ class Report:
         if windows:
             said.append(f"{windows} of them of the last {shape.window:,} tokens")
         if shape.state:
-            state = mib_text(state_bytes(shape, Settings(1)))
+            state = mib_text(state_bytes(shape, ContextSettings(1)))
             said.append(f"recurrent state {state} MiB per sequence")
         return [*lines, "; ".join(said) + f"; own context {shape.native:,} tokens"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ggufrq import claims, codec
-from ggufrq.kv import kv_type
-from ggufrq.memory.model import MemoryShape
+from ggufrq import codec
+from ggufrq.cache.kv import kv_type
+from ggufrq.ggufs.memory_shape import MemoryShape
+from ggufrq.measure import claims
 
 #: The published sizes are of a model with this many layers and values in each.
 _LAYERS, _WIDTH = 64, 5120

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from ggufrq import quantize
-from ggufrq.build import require_build
-from ggufrq.convert import ANY_TOKENIZER
+from ggufrq.build.builds import require_build
+from ggufrq.make import family
+from ggufrq.make.plan import Request
+from ggufrq.models.convert import ANY_TOKENIZER
 
 
 def weight_bytes(model: str, kind: str, revision: str | None = None) -> int:
     """Bytes of the data of all tensors of ``model`` (as ``resolve`` takes it) in a type or recipe. Raises
     UsageError for one that does not exist, ModelError for a quantized model, BuildError without a build."""
     build = require_build()
-    wants = quantize.parse_wants([kind], build)
-    request = quantize.Request(model, wants, pre_tokenizer=ANY_TOKENIZER, revision=revision, requantize=True)
-    plan = quantize.plan_family(request, build)
+    wants = family.parse_wants([kind], build)
+    request = Request(model, wants, pre_tokenizer=ANY_TOKENIZER, revision=revision, requantize=True)
+    plan = family.plan_family(request, build)
     if not plan.outputs:  # the type that the model has, or is converted to
         return plan.model.bytes_as({tensor.name: tensor.type for tensor in plan.model})
     return plan.model.bytes_as(plan.outputs[0].forecast.types)

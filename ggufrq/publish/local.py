@@ -10,9 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ggufrq import manifest
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.progress import progress
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.paths import read_json
+from ggufrq.base.progress import progress
 
 MANIFESTS = "*.ggufrq.json"
 #: What goes along without being in a manifest.
@@ -73,7 +73,7 @@ def _parts(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _entries(manifests: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in manifests:
-        data = manifest.read_json(path) or {}
+        data = read_json(path) or {}
         files = data.get("files")
         if not isinstance(files, dict):
             raise ModelError(f"{path} is no manifest, or damaged", remedy="ggufrq quantize writes it anew")

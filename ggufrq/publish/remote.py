@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ggufrq import log
-from ggufrq.errors import GgufrqError, HubError, UsageError
+from ggufrq.base import log
+from ggufrq.base.errors import GgufrqError, HubError, UsageError
 from ggufrq.publish.local import LocalFile
 
 Result = TypeVar("Result")

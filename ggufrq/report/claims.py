@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from ggufrq import table
+from ggufrq.base import table
 from ggufrq.report import numbers
 
 _WIDTH = 79

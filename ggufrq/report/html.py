@@ -16,7 +16,7 @@ _MARKS = {"worse": "▼ ", "slower": "▼ ", "better": "▲ ", "faster": "▲ ",
 
 
 def render(result: Result) -> str:
-    """The whole page of a result (see ``ggufrq.validate.assemble``). It loads nothing."""
+    """The whole page of a result (see ``measure.validate.assemble``). It loads nothing."""
     name = f"{result['subject']['name']}: what a KV cache costs"
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     parts = [

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ggufrq import table
+from ggufrq.base import table
 from ggufrq.report import numbers, tables
 
 _WIDTH = 79

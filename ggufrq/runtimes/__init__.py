@@ -2,7 +2,7 @@
 
 A file per runtime. ``types`` are the cache types that it takes, ``apart`` whether K and V may differ,
 ``use`` the one that serves best there (``bits`` per value when it is none of llama.cpp's), ``aliases`` its
-own names of llama.cpp's types, ``steps`` and ``file.text`` templates (see ``ggufrq.fallback``).
+own names of llama.cpp's types, ``steps`` and ``file.text`` templates (see ``fallback``).
 ``file.verified`` says how the form of the file was checked; without it no file is made. ``file.add`` marks
 lines that go into a file that the runtime makes.
 """
@@ -16,9 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ggufrq.errors import UsageError
-from ggufrq.kv import kv_type, kv_types
-from ggufrq.toml import tomllib
+from ggufrq.base.errors import UsageError
+from ggufrq.base.toml import tomllib
+from ggufrq.cache.kv import kv_type, kv_types
 
 
 @dataclass(frozen=True)

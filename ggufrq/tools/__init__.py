@@ -2,7 +2,3 @@
 
 Exit statuses are not trusted: several of these programs end with 0 after a failure.
 """
-
-from ggufrq.tools.programs import Programs
-
-__all__ = ["Programs"]

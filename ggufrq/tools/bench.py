@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import KvPair
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import KvPair
 from ggufrq.tools.logs import explain
 
 

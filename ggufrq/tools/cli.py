@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import Kv
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import Kv
 from ggufrq.tools import completion
 from ggufrq.tools.logs import explain
 from ggufrq.tools.tail import Tail

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.kv import Kv
+from ggufrq.cache.kv import Kv
 from ggufrq.tools.logs import Context, failure, parse_context
 from ggufrq.tools.tail import Tail
 

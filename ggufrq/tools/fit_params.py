@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import KvPlan
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import KvPlan
 from ggufrq.tools.logs import explain
 
 _COMPUTE = re.compile(r"sched_reserve: +\S+ compute buffer size = +([\d.]+) MiB")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import KvPair, kv_types
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import KvPair, kv_types
 
 _logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.errors import ToolError
-from ggufrq.kv import Kv
+from ggufrq.base.errors import ToolError
+from ggufrq.cache.kv import Kv
 from ggufrq.tools.logs import Context, Incomplete, failure, parse_context
 
 _NUMBER = r"(-?(?:[\d.]+(?:e[+-]?\d+)?|nan|inf))"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ggufrq import proc
-from ggufrq.build import Build
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.kv import Kv, as_plan
+from ggufrq.base import proc
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import Kv, as_plan
 
 _ALLOWED = re.compile(r"--cache-type-k\s.*?allowed values:\s*([\w,\s]+?)\s*\(default", re.DOTALL)
 _SUFFIX = ".exe" if os.name == "nt" else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.errors import ToolError
+from ggufrq.base.errors import ToolError
 from ggufrq.tools.logs import Incomplete, explain
 
 #: MiB of rows that llama-quantize keeps at a time; its own default is 8192. The result does not depend on it.

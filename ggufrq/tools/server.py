@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from ggufrq.kv import Kv
+from ggufrq.cache.kv import Kv
 
 _DONE = re.compile(r"print_timing: id +(\d+) \| task (\d+) \| +total time = +([\d.]+) ms / +(\d+) tokens")
 

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 import tiny
 
-from ggufrq import backends, build, machine, patches, proc, toolchain
-from ggufrq.build import Build, BuildOptions, Project
-from ggufrq.errors import BuildError, PatchError, SourceError, ToolError, UsageError
-from ggufrq.trees import file_hash
+from ggufrq.base import machine, proc
+from ggufrq.base.errors import BuildError, PatchError, SourceError, ToolError, UsageError
+from ggufrq.base.trees import file_hash
+from ggufrq.build import backends, builds, toolchain
+from ggufrq.build.project import Build, BuildOptions, Project, build_key
+from ggufrq.patchset.series import load
 
 pytestmark = [
     pytest.mark.usefixtures("cache"),
@@ -42,7 +44,7 @@ def project(base: Path) -> Project:
 
 
 def make(base: Path, **options: Any) -> Build:
-    return build.ensure_build(project=tiny.project(base), source=str(base / "upstream"), **options)
+    return builds.ensure_build(project=tiny.project(base), source=str(base / "upstream"), **options)
 
 
 def answer(made: Build, name: str = "hello") -> str:
@@ -56,7 +58,7 @@ def runs(base: Path) -> Iterator[Any]:
 
     def start(**environment: str) -> subprocess.Popen[str]:
         command = [sys.executable, tiny.__file__, str(base)]
-        env = {**os.environ, "PYTHONPATH": str(Path(build.__file__).parent.parent), **environment}
+        env = {**os.environ, "PYTHONPATH": str(Path(builds.__file__).parents[2]), **environment}
         process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -98,7 +100,7 @@ def test_manifest(base: Path, project: Project) -> None:
     made = make(base)
     manifest = json.loads((made.root / "manifest.json").read_text())
     assert manifest == made.manifest
-    assert manifest["key"] == made.key == build.build_key(project, BuildOptions())
+    assert manifest["key"] == made.key == build_key(project, BuildOptions())
     assert manifest["llama_cpp"]["commit"] == project.pin.commit
     assert manifest["llama_cpp"]["tree"] == project.pin.tree
     assert manifest["patch_set"] == project.patch_set.hash
@@ -119,18 +121,18 @@ def test_a_second_call_runs_nothing(base: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(proc, "_spawn", refuse)
     assert make(base) == first
-    assert build.find_build(project=tiny.project(base)) == first
+    assert builds.find_build(project=tiny.project(base)) == first
 
 
 def test_test_targets_come_into_the_same_build(base: Path, project: Project) -> None:
     made = make(base)
-    assert build.find_build(BuildOptions(tests=True), project=project) is None
+    assert builds.find_build(BuildOptions(tests=True), project=project) is None
     both = make(base, options=BuildOptions(tests=True, jobs=1))
     assert both.root == made.root
     assert answer(both, "test-hello") == "42" == answer(both)
     assert both.manifest["targets"] == ["hello", "test-hello"]
     assert both.manifest["programs"]["hello"] == made.manifest["programs"]["hello"]
-    assert build.find_build(project=project) is not None
+    assert builds.find_build(project=project) is not None
     log = (made.root / "build.log").read_text()
     assert log.count("Linking C executable bin/hello") == 1 and log.count("-G Ninja") == 1
 
@@ -144,7 +146,7 @@ def test_a_damaged_program_is_built_again(base: Path, project: Project, damage: 
         program.unlink()
     else:
         program.write_bytes(content[:-100] if damage == "shorter" else content[:-1] + b"?")
-    assert build.find_build(project=project) is None
+    assert builds.find_build(project=project) is None
     again = make(base)
     assert answer(again) == "42"
     assert again.manifest["programs"]["hello"]["sha256"] == made.manifest["programs"]["hello"]["sha256"]
@@ -153,12 +155,12 @@ def test_a_damaged_program_is_built_again(base: Path, project: Project, damage: 
 def test_a_touched_program_is_still_current(base: Path, project: Project) -> None:
     made = make(base)
     os.utime(made.tool("hello"))
-    assert build.find_build(project=project) is not None
+    assert builds.find_build(project=project) is not None
 
 
 def test_the_key_tells_builds_apart(base: Path, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def key(options: BuildOptions | None = None, of: Project = project) -> str:
-        return build.build_key(of, options or BuildOptions())
+        return build_key(of, options or BuildOptions())
 
     keys = [key(), key(BuildOptions(native=False)), key(BuildOptions(cmake_args=("-DX=1",)))]
     keys.append(key(of=replace(project, pin=replace(project.pin, commit="0" * 40))))
@@ -190,7 +192,7 @@ def test_prune_keeps_the_current_build_and_one_in_the_making(base: Path, runs: A
     wait_for(marker, other)
     (base / "patches" / "overlay" / "added.c").write_text("int added(void) { return 98; }\n")
     new = make(base)
-    assert build.prune(new) == [old.root]
+    assert builds.prune(new) == [old.root]
     assert not old.root.exists() and answer(new) == "100"
     out, err = other.communicate(timeout=60)
     assert proc.run([Path(out.strip()) / "hello"]).stdout == "52\n", err
@@ -243,14 +245,14 @@ def test_a_patch_that_does_not_fit_leaves_no_build(base: Path, cache: Path) -> N
 def test_a_source_that_is_not_the_pinned_one(base: Path, project: Project) -> None:
     (base / "upstream" / "other.c").write_text("int other(void) {\n    return 7;\n}\n")
     with pytest.raises(SourceError, match="wanted is"):
-        build.ensure_build(project=project, source=str(base / "upstream"))
+        builds.ensure_build(project=project, source=str(base / "upstream"))
 
 
 def test_a_wrong_source_is_told_even_when_the_build_is_there(base: Path, project: Project) -> None:
     make(base)
     (base / "upstream" / "other.c").write_text("int other(void) {\n    return 7;\n}\n")
     with pytest.raises(SourceError, match="wanted is"):
-        build.ensure_build(project=project, source=str(base / "upstream"))
+        builds.ensure_build(project=project, source=str(base / "upstream"))
 
 
 @pytest.mark.parametrize("stage", ["COPY", "CONFIGURE", "COMPILE"])
@@ -262,7 +264,7 @@ def test_killed_in_the_middle_the_next_run_completes(
     wait_for(marker, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert build.find_build(project=project) is None
+    assert builds.find_build(project=project) is None
     made = make(base)
     assert answer(made) == "42"
     assert not (made.root / "src.tmp").exists()
@@ -291,7 +293,7 @@ def test_two_at_once_build_only_once(base: Path, project: Project, runs: Any, tm
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert "being made by another ggufrq" in outputs[1][1] and "Compiling" not in outputs[1][1]
-    found = build.find_build(project=project)
+    found = builds.find_build(project=project)
     assert found is not None and answer(found) == "42"
     assert (found.root / "build.log").read_text().count("Linking C executable") == 1
 
@@ -352,7 +354,7 @@ def test_missing_compiler_and_git_are_named_with_the_command(
 
 def test_without_a_build(base: Path) -> None:
     with pytest.raises(BuildError) as caught:
-        build.require_build()
+        builds.require_build()
     assert caught.value.remedy == "ggufrq build"
     with pytest.raises(UsageError, match="no backend 'abacus'"):
         backends.get("abacus")
@@ -363,6 +365,6 @@ def test_a_manifest_from_elsewhere_is_not_believed(base: Path, project: Project)
     manifest = made.root / "manifest.json"
     for bad in ("", "[]", "{}", json.dumps({**made.manifest, "key": "other"}), json.dumps({"key": made.key})):
         manifest.write_text(bad)
-        assert build.find_build(project=project) is None
-    assert patches.load(base / "patches").hash == project.patch_set.hash
+        assert builds.find_build(project=project) is None
+    assert load(base / "patches").hash == project.patch_set.hash
     assert answer(make(base)) == "42"

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import build, cuda_toolkit, paths, proc
-from ggufrq.build import BuildOptions
-from ggufrq.errors import ToolError
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ToolError
+from ggufrq.build import builds, cuda_toolkit
+from ggufrq.build.project import BuildOptions
 
 pytestmark = [pytest.mark.build, pytest.mark.cuda_compile, pytest.mark.slow]
 
@@ -47,6 +48,6 @@ def test_our_files_and_the_hooked_ones_compile(toolkit: None) -> None:
     assert len(names) >= 10
     targets = [f"{OBJECTS}/{name}.o" for name in names]
     options = BuildOptions(backend="cuda", cmake_args=("-DCMAKE_CUDA_ARCHITECTURES=90-real",))
-    made = build.ensure_build(options, targets=targets)
+    made = builds.ensure_build(options, targets=targets)
     assert all((made.root / "obj" / target).is_file() for target in targets)
     assert made.manifest["versions"]["nvcc"].startswith("1")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.base import proc
+from ggufrq.build.project import Build
 
 pytestmark = pytest.mark.build
 

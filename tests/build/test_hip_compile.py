@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 from debian import Unreachable, unpack
 
-from ggufrq import build, hip_toolkit, machine, parallel, paths, proc
-from ggufrq.errors import ToolError
+from ggufrq.base import machine, parallel, paths, proc
+from ggufrq.base.errors import ToolError
+from ggufrq.build import hip_toolkit
+from ggufrq.build.project import Build
 
 pytestmark = [pytest.mark.build, pytest.mark.hip_compile, pytest.mark.slow]
 
@@ -106,7 +108,7 @@ def _digest(compiler: Compiler, source: Path) -> str:
 
 
 def test_our_files_and_the_hooked_ones_compile_for_amd(
-    compiler: Compiler, llama_build: build.Build, tmp_path: Path
+    compiler: Compiler, llama_build: Build, tmp_path: Path
 ) -> None:
     sources = llama_build.source / "ggml" / "src"
     passed = paths.cache_dir() / "hip-compiled" / _digest(compiler, llama_build.source)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import build, cli, proc, source
-from ggufrq.build import Build, BuildOptions
-from ggufrq.errors import PatchError
-from ggufrq.patches import default_patch_set, function_of
-from ggufrq.pin import load_pin
-from ggufrq.project import TARGETS, TEST_TARGETS
-from ggufrq.trees import tree_hash
+from ggufrq import cli
+from ggufrq.base import proc
+from ggufrq.base.errors import PatchError
+from ggufrq.base.trees import tree_hash
+from ggufrq.build import builds
+from ggufrq.build.project import TARGETS, TEST_TARGETS, Build, BuildOptions
+from ggufrq.patchset.patches import function_of
+from ggufrq.patchset.series import default_patch_set
+from ggufrq.source import obtain
+from ggufrq.source.pin import load_pin
 
 pytestmark = pytest.mark.build
 
@@ -55,11 +58,11 @@ def test_a_second_build_does_nothing(
     assert json.loads(capsys.readouterr().out)["key"] == llama_build.key
     assert cli.invoke(["where", "bin"]) == 0 == cli.invoke(["where", "source"])
     assert capsys.readouterr().out.splitlines() == [str(llama_build.bin), str(llama_build.source)]
-    assert build.require_build(BuildOptions(tests=True)) == llama_build
+    assert builds.require_build(BuildOptions(tests=True)) == llama_build
 
 
 def test_the_source_is_the_pinned_one_plus_the_patch_set(llama_build: Build) -> None:
-    tree = source.cached(load_pin(), thorough=True)
+    tree = obtain.cached(load_pin(), thorough=True)
     assert tree is not None and tree_hash(tree) == load_pin().tree
     changed = set()
     for path in llama_build.source.rglob("*"):
@@ -79,7 +82,7 @@ def test_the_patch_set_applies_to_the_pinned_source(llama_build: Build, capsys: 
 
 def test_every_hunk_records_its_function(llama_build: Build) -> None:
     """So that a hunk whose lines stand in another function too cannot land there. See patches.fit."""
-    tree = source.cached(load_pin())
+    tree = obtain.cached(load_pin())
     assert tree is not None
     seen: set[str] = set()
     for patch in default_patch_set().patches:
@@ -95,7 +98,7 @@ def test_every_hunk_records_its_function(llama_build: Build) -> None:
 def test_a_changed_hooked_file_is_named_with_its_hunk_and_left_alone(
     llama_build: Build, tmp_path: Path, capsys: Captured, file: str
 ) -> None:
-    pristine = source.cached(load_pin())
+    pristine = obtain.cached(load_pin())
     assert pristine is not None
     patch_set = default_patch_set()
     tree = tmp_path / "changed llama.cpp"

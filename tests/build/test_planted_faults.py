@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from ggufrq import manifest, stages
-from ggufrq.build import Build, BuildOptions, llama_project
-from ggufrq.quantize import make_family
+from ggufrq.build import manifest, stages
+from ggufrq.build.project import Build, BuildOptions, llama_project
+from ggufrq.make.family import make_family
+from ggufrq.measure.validate.assemble import failed
+from ggufrq.measure.validate.plan import make_plan
+from ggufrq.measure.validate.validation import validate
 from ggufrq.report import html, terminal
-from ggufrq.validate.assemble import failed
-from ggufrq.validate.core import validate
-from ggufrq.validate.plan import make_plan
 
 pytestmark = [pytest.mark.build, pytest.mark.thorough]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
-from ggufrq.convert import convert
+from ggufrq.base import paths, proc
+from ggufrq.build.project import Build
+from ggufrq.models.convert import convert
 
 HERE = Path(__file__).resolve().parent
 

@@ -16,8 +16,8 @@ import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, run
 from loopback import changing, rpc_server, rpc_servers
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
+from ggufrq.base import paths, proc
+from ggufrq.build.project import Build
 from ggufrq.tools.logs import explain
 from ggufrq.tools.perplexity import parse_perplexity
 

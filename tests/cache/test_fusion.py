@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kv_drivers import DENSE, HYBRID, means, run
 
-from ggufrq import paths
+from ggufrq.base import paths
 
 pytestmark = [pytest.mark.native, pytest.mark.build]
 

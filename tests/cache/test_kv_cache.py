@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
-from ggufrq.calibrate import fingerprint
-from ggufrq.gguf_header import read_header
+from ggufrq.base import paths, proc
+from ggufrq.build.project import Build
+from ggufrq.ggufs.header import read_header
+from ggufrq.measure.calibrate import fingerprint
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD, run
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
+from ggufrq.base import paths, proc
+from ggufrq.build.project import Build
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]

@@ -12,17 +12,17 @@ import hollow
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.base import proc
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import KvPlan, kv_types, parse_plan
 from ggufrq.cli import cli
-from ggufrq.convert import ANY_TOKENIZER, convert
-from ggufrq.errors import ModelError
-from ggufrq.gguf_header import Header, read_header
-from ggufrq.kv import KvPlan, kv_types, parse_plan
-from ggufrq.memory.cells import Settings, why_not
+from ggufrq.ggufs.header import Header, read_header
+from ggufrq.ggufs.memory_shape import memory_shape
+from ggufrq.memory.cells import ContextSettings, why_not
 from ggufrq.memory.compute import DryRun, estimate
 from ggufrq.memory.estimate import Estimate, Memory
-from ggufrq.memory.model import memory_shape
+from ggufrq.models.convert import ANY_TOKENIZER, convert
 from ggufrq.tools.fit_params import arguments, compute_bytes
 from ggufrq.tools.logs import parse_context
 
@@ -49,7 +49,7 @@ def memories(llama_build: Build, f16_models: dict[str, Path]) -> Iterator[dict[s
         }
 
 
-def logged(build: Build, model: Path, plan: KvPlan, settings: Settings) -> str:
+def logged(build: Build, model: Path, plan: KvPlan, settings: ContextSettings) -> str:
     """The log of a run that really allocates, for one token."""
     command = [build.tool("llama-completion"), "-m", model, "-c", str(settings.ctx), "-fa", "on"]
     command += [*plan.arguments(), "-lv", "4", "-p", "a", "-n", "1", "-no-cnv", "-t", "1"]
@@ -80,7 +80,7 @@ def test_every_type_on_the_embedded_models(
 ) -> None:
     plan = parse_plan(kind)
     for ctx in (700, 8192) if kind != "iso3" else (300, 512, 2048, 5000, 8192, 32768):
-        settings = Settings(ctx)
+        settings = ContextSettings(ctx)
         found = memories[model].estimate(plan, settings)
         assert found.exact
         against(logged(llama_build, f16_models[model], plan, settings), found)
@@ -97,7 +97,7 @@ def test_what_a_server_takes(
     parallel: int,
 ) -> None:
     """The server asks for the logits of one token of each sequence: llama-cli is one inside a program."""
-    plan, settings = parse_plan("iso3"), Settings(6000, parallel)
+    plan, settings = parse_plan("iso3"), ContextSettings(6000, parallel)
     command = [llama_build.tool("llama-server"), "-m", f16_models[model], "-c", "6000", "-np", str(parallel)]
     command += [*plan.arguments(), "-fa", "on", "-lv", "4", "--port", "0", "--no-warmup", "-t", "1"]
     path = tmp_path / "server.log"
@@ -125,7 +125,7 @@ def test_every_architecture_is_as_computed_or_refused(
         except ModelError:
             refused.append(name)
             continue
-        settings = Settings(2048)
+        settings = ContextSettings(2048)
         plan = next(p for p in map(parse_plan, ("iso3", "q8_0", "f16")) if why_not(shape, p) is None)
         if "grok" in name:  # no flash attention, and so no quantized V
             plan = parse_plan("f16")
@@ -167,7 +167,7 @@ def test_a_model_of_27b_as_llama_cpp_would_allocate_it(
     with DryRun((big,), llama_build, tmp_path / "log") as dry:
         memory = Memory(shape, shape.weight_bytes, dry.buffers)
         for ctx in (8192, 32768, 131072, 262144):
-            settings = Settings(ctx)
+            settings = ContextSettings(ctx)
             found = memory.estimate(plan, settings)
             args = arguments(dry.whole, plan, n_ctx=ctx)
             log = proc.run([llama_build.tool("llama-fit-params"), *args], env=ONE_THREAD).stderr

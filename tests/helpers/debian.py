@@ -10,8 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
-from ggufrq import proc
-from ggufrq.errors import ToolError
+from ggufrq.base import proc
+from ggufrq.base.errors import ToolError
 
 #: Packages are amd64 or arm64 alike; of a release that is being made the date of validity may have passed.
 _CONFIGURATION = """\

@@ -13,8 +13,8 @@ from typing import Any
 
 import msl
 
-from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.base import proc
+from ggufrq.build.project import Build
 
 HERE = msl.HERE
 

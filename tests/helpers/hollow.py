@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ggufrq.resolve import embedded_models
+from ggufrq.models.resolve import embedded_models
 
 #: Qwen3.5-27B, as far as its text model goes.
 QWEN35_27B: dict[str, Any] = {

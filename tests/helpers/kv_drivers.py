@@ -9,8 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ggufrq import proc
-from ggufrq.calibrate import fingerprint
+from ggufrq.base import proc
+from ggufrq.measure.calibrate import fingerprint
 
 HYBRID, DENSE = "docs-qwen3.5-8m", "docs-qwen3-8m"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.base import proc
+from ggufrq.build.project import Build
 
 
 def free_port() -> int:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ggufrq import proc, toolchain
+from ggufrq.base import proc
+from ggufrq.build import toolchain
 
 HERE = Path(__file__).resolve().parents[1] / "metal"
 SHIM = HERE / "shim"

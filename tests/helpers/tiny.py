@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ggufrq import build, patches
-from ggufrq.build import Project
-from ggufrq.pin import Pin
-from ggufrq.trees import tree_hash
+from ggufrq.base.trees import tree_hash
+from ggufrq.build import builds
+from ggufrq.build.project import Project
+from ggufrq.patchset.series import load
+from ggufrq.source.pin import Pin
 
 CMAKE = """\
 cmake_minimum_required(VERSION 3.14)
@@ -74,9 +75,7 @@ def make(base: Path) -> None:
 def project(base: Path) -> Project:
     """The project made in ``base``; its program prints 42."""
     pin = Pin("file:///nowhere", "abcdef0123" * 4, tree_hash(base / "upstream"), "2026-01-01")
-    return Project(
-        pin, patches.load(base / "patches"), ("hello",), ("test-hello",), {"CMAKE_BUILD_TYPE": "Release"}
-    )
+    return Project(pin, load(base / "patches"), ("hello",), ("test-hello",), {"CMAKE_BUILD_TYPE": "Release"})
 
 
 def _stop_in_copy(marker: Path) -> None:
@@ -100,7 +99,7 @@ if __name__ == "__main__":
     if stop := os.environ.get("TINY_STOP_COPY"):
         _stop_in_copy(Path(stop))
     base = Path(sys.argv[1])
-    made = build.ensure_build(
+    made = builds.ensure_build(
         project=project(base), source=str(base / "upstream"), targets=sys.argv[2:] or None
     )
     print(made.bin)

@@ -10,8 +10,8 @@ import msl
 import pytest
 from fake_metal import HERE, HOST, OURS, RQ, UPSTREAM, Driver, Harness, compiler, in_parallel
 
-from ggufrq import proc
-from ggufrq.build import Build
+from ggufrq.base import proc
+from ggufrq.build.project import Build
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import msl
 import pytest
 from fake_metal import Driver
 
-from ggufrq import proc
+from ggufrq.base import proc
 
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fake_metal import HERE, compiler
 
-from ggufrq import proc
-from ggufrq.proc import Completed
+from ggufrq.base import proc
+from ggufrq.base.proc import Completed
 
 pytestmark = [pytest.mark.native]
 

@@ -11,10 +11,11 @@ from types import ModuleType
 import hubs
 import pytest
 
-from ggufrq.build import Build
+from ggufrq.build.project import Build
 from ggufrq.cli import COMMANDS
-from ggufrq.quantize import Family, make_family
-from ggufrq.tools import Programs
+from ggufrq.make.family import make_family
+from ggufrq.make.plan import Family
+from ggufrq.tools.programs import Programs
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
 TYPES = ("IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
@@ -33,7 +34,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, llama_build: Build) -> I
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         commands = [target.partition(":")[0] for target in COMMANDS.values()]
-        for name in ("ggufrq.build", "ggufrq.run", *commands):
+        for name in ("ggufrq.build.builds", "ggufrq.make.ready", *commands):
             module = importlib.import_module(name)
             for function in ("require_build", "find_build", "ensure_build"):
                 if hasattr(module, function):
@@ -65,7 +66,7 @@ def command_line() -> Callable[..., list[str]]:
 
     def make(build: Build, *arguments: str) -> list[str]:
         program = (
-            "import pathlib, ggufrq.build as b\n"
+            "import pathlib, ggufrq.build.builds as b\n"
             f"folders = map(pathlib.Path, {[str(build.root), str(build.bin), str(build.source)]!r})\n"
             f"build = b.Build({build.key!r}, *folders, {{}})\n"
             "b.require_build = b.find_build = b.ensure_build = lambda *_, **__: build\n"

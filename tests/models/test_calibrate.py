@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
-from ggufrq.calibrate import calibrate
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_kv
 from ggufrq.cli import cli
 from ggufrq.codec import rotate
-from ggufrq.convert import convert
-from ggufrq.errors import ModelError
-from ggufrq.kv import parse_kv
-from ggufrq.kv_capture import captured
-from ggufrq.kv_state import read_kv_state
-from ggufrq.quantize import Family
+from ggufrq.drive.kv_capture import captured
+from ggufrq.ggufs.kv_state import read_kv_state
+from ggufrq.make.plan import Family
+from ggufrq.measure.calibrate import calibrate
+from ggufrq.models.convert import convert
 from ggufrq.tools import perplexity
 
 pytestmark = pytest.mark.build

@@ -15,14 +15,16 @@ import hubs
 import pytest
 from huggingface_hub import constants
 
-from ggufrq import card, cli, paths
-from ggufrq.build import Build
-from ggufrq.card import measured, quickstart
+from ggufrq import cli
+from ggufrq.base import paths
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
+from ggufrq.card import compose, measured, quickstart
+from ggufrq.card.compose import Wishes, make
 from ggufrq.card.facts import Facts
-from ggufrq.errors import ToolError
-from ggufrq.quantize import Family
-from ggufrq.validate import plan
-from ggufrq.weight_quality import Settings
+from ggufrq.make.plan import Family
+from ggufrq.measure.validate import plan
+from ggufrq.measure.weight_quality import WeightSettings
 
 NAME, REPO = "docs-qwen3-8m", "user/docs-qwen3-8m-GGUF"
 
@@ -77,7 +79,7 @@ def test_card_and_upload(
     monkeypatch.setattr(plan, "QUICK", quick)
     monkeypatch.setattr(measured, "_SECTIONS", ("quality", "speed"))
     monkeypatch.setattr(measured, "CASES", ("q8_0", "iso3"))
-    monkeypatch.setattr(measured, "_QUICK", Settings(n_ctx=256, chunks=2))
+    monkeypatch.setattr(measured, "_QUICK", WeightSettings(n_ctx=256, chunks=2))
     wishes = ["--repo", REPO, "--license", "mit", "--measure", "--quick", "--exclude", "*-BF16.gguf"]
     assert cli.invoke(["card", str(folder), *wishes, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -115,7 +117,7 @@ def test_thinking_is_run_both_ways(folder: Path, llama_build: Build, monkeypatch
     monkeypatch.setattr(Facts, "thinks", True)
     monkeypatch.setattr(quickstart._Starts, "ggufrq", lambda *_: quickstart.Quickstart("", (), True))
     monkeypatch.setattr(quickstart._Starts, "server", lambda *_: quickstart.Quickstart("", (), True))
-    made = card.make(folder, llama_build, card.Wishes(exclude=("*-BF16.gguf", "*-Q8_0.gguf")))
+    made = make(folder, llama_build, Wishes(exclude=("*-BF16.gguf", "*-Q8_0.gguf")))
     (on, off) = made.quickstarts[3:5]
     assert "--reasoning on" in on.lines[0] and "--reasoning off" in off.lines[0] and on.ran and off.ran
 
@@ -125,14 +127,14 @@ def test_a_quickstart_that_does_not_do_what_it_says(
     folder: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(quickstart, "_cache", lambda _: ["-fa", "on", "--cache-type-k", "f16"])
-    starts = quickstart._Starts(card.core.collect(folder), llama_build, True)
+    starts = quickstart._Starts(compose.collect(folder), llama_build, True)
     with pytest.raises(ToolError, match=r"does not work with .*-Q4_K_M\.gguf: the cache was not kept"):
         starts.cli("", "iso3") if program == "cli" else starts.server("iso3")
 
 
 def test_a_quickstart_that_fails(folder: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "_cache", lambda _: ["--no-such-option"])
-    starts = quickstart._Starts(card.core.collect(folder), llama_build, True)
+    starts = quickstart._Starts(compose.collect(folder), llama_build, True)
     for start in (lambda: starts.cli("", "iso3"), lambda: starts.server("iso3")):
         with pytest.raises(ToolError):
             start()

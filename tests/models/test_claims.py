@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import claims as core
-from ggufrq.build import Build
-from ggufrq.claims import FAILS, HOLDS, OPEN
+from ggufrq.build.project import Build
 from ggufrq.cli import claims as module
-from ggufrq.quantize import Family
+from ggufrq.make.plan import Family
+from ggufrq.measure import claims as core
+from ggufrq.measure.claims import FAILS, HOLDS, OPEN
 
 HYBRID = "docs-qwen3.5-8m"
 
@@ -22,7 +22,7 @@ def test_claims(
 ) -> None:
     monkeypatch.setattr(module, "require_build", lambda: llama_build)
     monkeypatch.setattr(core, "OURS", ("iso3",))
-    monkeypatch.setattr(core.Settings, "__init__", short(core.Settings.__init__))
+    monkeypatch.setattr(core.ClaimSettings, "__init__", short(core.ClaimSettings.__init__))
     file = tmp_path / "claims.json"
     options = ["--ctx", "256", "--chunks", "2", "--rounds", "2", "-t", "1"]
     arguments = [str(families[HYBRID].file("Q8_0")), *options, "--json", str(file)]
@@ -56,7 +56,7 @@ def test_claims(
 def short(usual: object) -> object:
     """Speeds of a few tokens: whether they are measured, not how fast it is."""
 
-    def init(self: core.Settings, ctx: int, chunks: int, **options: object) -> None:
+    def init(self: core.ClaimSettings, ctx: int, chunks: int, **options: object) -> None:
         usual(self, ctx, chunks, prompt=16, generate=4, **options)  # type: ignore[operator]
 
     return init

@@ -10,23 +10,26 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import demo, measure
-from ggufrq.build import Build
+from ggufrq.base.errors import ToolError
+from ggufrq.base.paths import data_dir
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import parse_case
+from ggufrq.cache.kv import parse_kv
 from ggufrq.cli.demo import demo as command
-from ggufrq.errors import ToolError
-from ggufrq.kv import parse_kv
-from ggufrq.paths import data_dir
-from ggufrq.quantize import Family
+from ggufrq.flows import demo
+from ggufrq.make.plan import Family
+from ggufrq.measure import cost
+from ggufrq.measure.divergence import Row
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
-SETTINGS = measure.Settings(n_ctx=512, chunks=4, prompt=32, generate=4, depth=0, repetitions=1)
+SETTINGS = cost.CostSettings(n_ctx=512, chunks=4, prompt=32, generate=4, depth=0, repetitions=1)
 
 
-def rows_of(family: Family, build: Build, cases: list[str], **options: Any) -> dict[str, measure.Row]:
-    subject = measure.subject(family.base, family.file("Q8_0"), "Q8_0")
-    found = measure.measure(
+def rows_of(family: Family, build: Build, cases: list[str], **options: Any) -> dict[str, Row]:
+    subject = cost.subject(family.base, family.file("Q8_0"), "Q8_0")
+    found = cost.measure(
         subject,
-        [measure.parse_case(case) for case in cases],
+        [parse_case(case) for case in cases],
         build,
         data_dir("texts") / "heldout.txt",
         SETTINGS,
@@ -75,7 +78,7 @@ def test_rows_are_kept_and_a_stopped_run_goes_on(families: dict[str, Family], ll
 
     seen: list[tuple[str, bool]] = []
 
-    def on_row(row: measure.Row, kept: bool) -> None:
+    def on_row(row: Row, kept: bool) -> None:
         seen.append((row["type_k"], kept))
         if len(seen) == 2:
             raise Stopped
@@ -142,7 +145,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_usual_table_has_all_types() -> None:
-    names = [case.name for case in measure.default_cases()]
+    names = [case.name for case in cost.default_cases()]
     assert names[:3] == ["f16", "q8_0", "q4_0"]
     assert names[-1] == "iso3 block"
     assert sorted(names[3:-1]) == sorted(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import requests
 
-from ggufrq import proc
-from ggufrq.fallback import advise, write
-from ggufrq.quantize import Family
+from ggufrq.base import proc
+from ggufrq.drive.serve import choose_port
+from ggufrq.make.plan import Family
 from ggufrq.runtimes import runtime
-from ggufrq.serve import choose_port
-from ggufrq.tools import Programs
+from ggufrq.runtimes.fallback import advise, write
 from ggufrq.tools.logs import parse_context
+from ggufrq.tools.programs import Programs
 
 NAME = "docs-qwen3-8m"
 

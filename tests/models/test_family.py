@@ -21,17 +21,18 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import quantize
-from ggufrq.build import Build
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as command
-from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.family import matrix
-from ggufrq.family.verify import short_run
-from ggufrq.fold.core import default_text
-from ggufrq.gguf_file import read_gguf, read_model
-from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, make_family
-from ggufrq.resolve import embedded_models
+from ggufrq.ggufs.files import read_gguf, read_model
+from ggufrq.ggufs.header import read_header
+from ggufrq.make import family as quantize
+from ggufrq.make import matrix
+from ggufrq.make.family import make_family
+from ggufrq.make.fold.fold_file import default_text
+from ggufrq.make.plan import Family
+from ggufrq.make.verify import short_run
+from ggufrq.models.resolve import embedded_models
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
 # Bits per weight of a large model; the small ones keep more of their tensors in larger types.

@@ -13,19 +13,20 @@ import pytest
 import random_models
 from click.testing import CliRunner
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as command
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.family import matrix
-from ggufrq.fold import awq, core, imatrix, kv
-from ggufrq.fold.changes import Change
-from ggufrq.fold.facts import Pair, architecture_of, heads, pairs
-from ggufrq.fold.folding import Folding, scaled
-from ggufrq.fold.weights import Weights, write_changed
-from ggufrq.gguf_file import read_gguf
-from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, Request, make_family, parse_wants, plan_family
+from ggufrq.ggufs.files import read_gguf
+from ggufrq.ggufs.header import read_header
+from ggufrq.make import matrix
+from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.fold import awq, fold_file, imatrix, kv
+from ggufrq.make.fold.changes import Change
+from ggufrq.make.fold.facts import Pair, architecture_of, heads, pairs
+from ggufrq.make.fold.folding import Folding, scaled
+from ggufrq.make.fold.weights import Weights, write_changed
+from ggufrq.make.plan import Family, Request
 from ggufrq.tools import perplexity
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
@@ -132,7 +133,7 @@ def matrices(
         patch.setattr(matrix, "CHUNKS", 4)
         for name in MODELS:
             found[name] = folder / f"{name}-imatrix.gguf"
-            matrix.make_alone(bf16(families, name), found[name], [core.default_text()], llama_build)
+            matrix.make_alone(bf16(families, name), found[name], [fold_file.default_text()], llama_build)
     return found
 
 
@@ -147,8 +148,8 @@ def test_embedded_models_compute_the_same(
         write_changed(weights, plain, random_scales_of_one(weights), {})
         types = {info.name: "q4_0" if len(info.shape) > 1 else "f32" for info in weights.tensors}
     score(llama_build, plain, base, first=True)
-    for kind in core.KINDS:
-        folded = core.fold(
+    for kind in fold_file.KINDS:
+        folded = fold_file.fold(
             kind,
             source,
             tmp_path / kind,
@@ -160,7 +161,7 @@ def test_embedded_models_compute_the_same(
         assert abs(score(llama_build, folded.model, base)) < SAME
         assert read_header(folded.model).values["ggufrq.fold"] == kind
         with pytest.raises(ModelError, match="is folded already"):
-            core.fold(kind, folded.model, tmp_path / "again", types, llama_build, matrix=matrices[name])
+            fold_file.fold(kind, folded.model, tmp_path / "again", types, llama_build, matrix=matrices[name])
 
 
 def random_scales_of_one(weights: Weights) -> dict[str, Change]:

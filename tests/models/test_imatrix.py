@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufrq import hub, imatrix, mix, paths, proc
-from ggufrq.build import Build
-from ggufrq.errors import ModelError, ToolError
-from ggufrq.family import matrix
-from ggufrq.family.plan import Request
-from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, make_family, parse_wants, plan_family
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.build.project import Build
+from ggufrq.ggufs import imatrix
+from ggufrq.ggufs.header import read_header
+from ggufrq.make import matrix, mix
+from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.plan import Family, Request
+from ggufrq.models import hub
 from ggufrq.tools import imatrix as tool
 
 pytestmark = [pytest.mark.build]
@@ -92,7 +94,7 @@ def test_killed_at_any_moment_it_goes_on(
         llama_build, "imatrix", "make", str(model), "-o", str(out), "--text", str(text), "--chunks", "24"
     )
     program = program.replace(
-        "from ggufrq.cli", "import ggufrq.family.matrix as m; m.PART, m.CHUNK_SIZE = 4, 64\nfrom ggufrq.cli"
+        "from ggufrq.cli", "import ggufrq.make.matrix as m; m.PART, m.CHUNK_SIZE = 4, 64\nfrom ggufrq.cli"
     )
     state = paths.cache_dir() / "imatrix"
     rng, kept = random.Random(5), 0

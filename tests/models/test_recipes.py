@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import recipe, tensors
-from ggufrq.build import Build
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as command
-from ggufrq.errors import ModelError
-from ggufrq.family import matrix
-from ggufrq.family.quantizer import quantize_file
-from ggufrq.gguf_file import read_gguf
-from ggufrq.gguf_header import read_header
-from ggufrq.quantize import Family, Request, make_family, parse_wants, plan_family
-from ggufrq.recipe import Recipe
+from ggufrq.ggufs import tensors
+from ggufrq.ggufs.files import read_gguf
+from ggufrq.ggufs.header import read_header
+from ggufrq.make import matrix, recipe
+from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.inventory import inventory
+from ggufrq.make.plan import Family, Request
+from ggufrq.make.quantizer import quantize_file
+from ggufrq.make.recipe import Recipe
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
 EMBD, FF, EXPERTS, VOCAB = 256, 96, 4, 4096
@@ -84,9 +86,7 @@ def small_matrix(
 ) -> Path:
     """A matrix of the dense model with all entries that it can have, without running it."""
     path = tmp_path_factory.mktemp("matrix") / "given-imatrix.gguf"
-    return matrix.stand_in(
-        path, [Path("some text.txt")], tensors.inventory(source(families, MODELS[0]), llama_build)
-    )
+    return matrix.stand_in(path, [Path("some text.txt")], inventory(source(families, MODELS[0]), llama_build))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -125,7 +125,7 @@ def test_mixture_of_experts(experts: Path, llama_build: Build, tmp_path: Path) -
 
 
 def test_what_is_quantized_is_the_tools_own_answer(experts: Path, llama_build: Build) -> None:
-    model = tensors.inventory(experts, llama_build)
+    model = inventory(experts, llama_build)
     assert model.architecture == "qwen3moe"
     left = {tensor.name for tensor in model if not tensor.quantizable}
     assert "blk.0.ffn_gate_inp.weight" in left and all("norm" in name or "inp" in name for name in left)
@@ -156,7 +156,7 @@ def test_sizes_are_told_to_the_byte(
 def test_a_recipe_of_ones_own(families: dict[str, Family], llama_build: Build, tmp_path: Path) -> None:
     """Every tensor by name, as a solver writes it, and quantized without a family around it."""
     path = source(families, MODELS[1])
-    model = tensors.inventory(path, llama_build)
+    model = inventory(path, llama_build)
     kinds = ("q4_k", "q5_k", "q6_k", "q8_0", "bf16", "iq4_xs", "q4_0")
     rules = {tensor.name: kinds[i % len(kinds)] for i, tensor in enumerate(model.quantizable)}
     types = Recipe("solved", tensors=rules).plan(model)

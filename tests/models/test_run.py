@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggufrq.build import Build
-from ggufrq.calibrate import calibrate
+from ggufrq.base.errors import GgufrqError, ToolError
+from ggufrq.base.paths import data_dir
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import kv_type, kv_types, parse_kv, parse_plan
 from ggufrq.cli.run import run as command
-from ggufrq.errors import GgufrqError, ToolError
-from ggufrq.kv import kv_type, kv_types, parse_kv, parse_plan
-from ggufrq.memory import kv_shape
-from ggufrq.paths import data_dir
-from ggufrq.quantize import Family, make_family
-from ggufrq.resolve import embedded_models
-from ggufrq.run import generate
-from ggufrq.tools import Programs
+from ggufrq.drive.run import generate
+from ggufrq.ggufs.kv_shape import kv_shape
+from ggufrq.make.family import make_family
+from ggufrq.make.plan import Family
+from ggufrq.measure.calibrate import calibrate
+from ggufrq.models.resolve import embedded_models
 from ggufrq.tools.logs import parse_context
+from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 PROMPT = "The CREATE TABLE statement is used to"
@@ -141,7 +142,7 @@ def test_prompt_too_long_for_a_command_line(
 ) -> None:
     model, prompt, seen = families[DENSE].file("Q8_0"), "Some words,\nand \\n more of them. " * 20, []
     for longest in (100_000, 100):
-        monkeypatch.setattr("ggufrq.run._LONGEST_ARGUMENT", longest)
+        monkeypatch.setattr("ggufrq.drive.run._LONGEST_ARGUMENT", longest)
         found = generate(
             model, prompt, parse_kv("iso3"), programs, tokens=4, n_ctx=1024, raw=raw, temperature=0
         )

@@ -14,29 +14,29 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import parallel, paths
-from ggufrq.build import Build
+from ggufrq.base import parallel, paths
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as quantize_command
 from ggufrq.cli.sensitivity import sensitivity as command
-from ggufrq.errors import ModelError
-from ggufrq.family.plan import Request, Want
-from ggufrq.gguf_file import read_gguf
-from ggufrq.quantize import Family, make_family, plan_family
-from ggufrq.recipe import Recipe, load
-from ggufrq.sensitivity import core, trials
-from ggufrq.sensitivity.solve import Budget
-from ggufrq.weight_quality import Settings, WeightQuality
+from ggufrq.ggufs.files import read_gguf
+from ggufrq.make.family import make_family, plan_family
+from ggufrq.make.plan import Family, Request, Want
+from ggufrq.make.recipe import Recipe, load
+from ggufrq.measure.weight_quality import WeightQuality, WeightSettings
+from ggufrq.search.sensitivity import best_recipe, trials
+from ggufrq.search.sensitivity.solve import Budget
 
 NAME = "docs-qwen3-8m"
-SHORT = Settings(n_ctx=256, chunks=2)
+SHORT = WeightSettings(n_ctx=256, chunks=2)
 
 
 def source(families: dict[str, Family]) -> Path:
     return families[NAME].folder / f"{NAME}-BF16.gguf"
 
 
-def goal(budget: Budget | None) -> core.Goal:
-    return core.Goal(budget, ("q4_k", "q8_0"), settings=SHORT)
+def goal(budget: Budget | None) -> best_recipe.Goal:
+    return best_recipe.Goal(budget, ("q4_k", "q8_0"), settings=SHORT)
 
 
 def test_recipe_becomes_the_file_that_was_measured(
@@ -44,7 +44,7 @@ def test_recipe_becomes_the_file_that_was_measured(
 ) -> None:
     budget = Budget(size=6_000_123)
     request = Request(str(source(families)), (), tmp_path)
-    result = core.analyse(request, llama_build, goal(budget))
+    result = best_recipe.analyse(request, llama_build, goal(budget))
     assert [len(singles) for singles in result.singles.values()] == [2] * 8 and result.matrix is None
     for four, eight in result.singles.values():
         assert 0 < eight.kld < four.kld < four.kld_p999
@@ -62,7 +62,7 @@ def test_recipe_becomes_the_file_that_was_measured(
     assert row["kld_mean"] == pytest.approx(found.checked[0].measured.kld, abs=2e-6)
 
     monkeypatch.setattr(parallel, "each", None)  # nothing is measured twice
-    again = core.analyse(request, llama_build, goal(budget)).found
+    again = best_recipe.analyse(request, llama_build, goal(budget)).found
     assert again is not None and again.recipe == found.recipe and again.checked == found.checked
     assert not list(tmp_path.glob(".*"))
 
@@ -100,7 +100,7 @@ def test_a_quantized_model_is_refused(
 ) -> None:
     request = Request(str(families[NAME].file("Q8_0")), (), tmp_path)
     with pytest.raises(ModelError, match="is quantized already"):
-        core.analyse(request, llama_build, goal(Budget(bpw=Fraction(6))))
+        best_recipe.analyse(request, llama_build, goal(Budget(bpw=Fraction(6))))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process group")
@@ -129,7 +129,7 @@ def test_killed_and_run_again(
     taken = []
     take = trials.Trials._take
     monkeypatch.setattr(trials.Trials, "_take", lambda self, types: (taken.append(types), take(self, types)))
-    asked = core.Goal(None, ("q5_k", "q8_0"), settings=SHORT, jobs=1)
-    core.analyse(Request(str(source(families)), (), tmp_path), llama_build, asked)
+    asked = best_recipe.Goal(None, ("q5_k", "q8_0"), settings=SHORT, jobs=1)
+    best_recipe.analyse(Request(str(source(families)), (), tmp_path), llama_build, asked)
     assert len(taken) == 16 - len(before)
     assert not list(tmp_path.glob(".*")), "what was half-made is gone"

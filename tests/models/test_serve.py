@@ -19,15 +19,16 @@ import pytest
 import requests
 from loopback import free_port
 
-from ggufrq.build import Build
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.kv import parse_kv, parse_plan
-from ggufrq.memory import kv_shape
-from ggufrq.paths import data_dir
-from ggufrq.quantize import Family
-from ggufrq.serve import Server, serving
-from ggufrq.tools import Programs, server
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.base.paths import data_dir
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.drive.serve import Server, serving
+from ggufrq.ggufs.kv_shape import kv_shape
+from ggufrq.make.plan import Family
+from ggufrq.tools import server
 from ggufrq.tools.logs import parse_context
+from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 

@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq.build import Build
+from ggufrq.base.paths import data_dir
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_plan
 from ggufrq.cli.tune import tune as command
-from ggufrq.divergence import Scored
-from ggufrq.kv import parse_plan
-from ggufrq.measure import subject
-from ggufrq.memory import kv_shape
-from ggufrq.paths import data_dir
-from ggufrq.quantize import Family
-from ggufrq.tune import core
+from ggufrq.ggufs.kv_shape import kv_shape
+from ggufrq.make.plan import Family
+from ggufrq.measure.cost import subject
+from ggufrq.measure.divergence import Scored
+from ggufrq.search.tune import layers
 
 HYBRID = "docs-qwen3.5-8m"
 SCORED = Scored(512, 2, threads=1)
 
 
-def goal(budget: str, types: str) -> core.Goal:
+def goal(budget: str, types: str) -> layers.Goal:
     texts = data_dir("texts")
-    return core.Goal(
-        Fraction(budget), core.parse_types(types), texts / "calibration.txt", texts / "heldout.txt", SCORED
+    return layers.Goal(
+        Fraction(budget), layers.parse_types(types), texts / "calibration.txt", texts / "heldout.txt", SCORED
     )
 
 
@@ -36,7 +36,7 @@ def test_tuned_cache(
     model = subject(HYBRID, families[HYBRID].file("Q8_0"), "Q8_0")
     assert model.shape is not None
     asked = goal("3.5", "iso2,iso4")
-    result = core.tune(model, llama_build, asked)
+    result = layers.tune(model, llama_build, asked)
     assert result.bits <= 3.5 and result.bytes_per_token <= 3.5 * 2 * 2 * 512 / 8
     assert result.plan.bits(model.shape) == result.bits
     # fewer bits, more loss, for K and V of either layer; and each by itself loses less than all together
@@ -50,8 +50,8 @@ def test_tuned_cache(
     )
     assert result.checked[0].plan == result.plan
     # nothing is measured twice
-    monkeypatch.setattr("ggufrq.divergence.run_tool", None)
-    assert core.tune(model, llama_build, asked) == result
+    monkeypatch.setattr("ggufrq.measure.divergence.run_tool", None)
+    assert layers.tune(model, llama_build, asked) == result
 
 
 def test_command(families: dict[str, Family], tmp_path: Path) -> None:

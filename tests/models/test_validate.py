@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggufrq.build import Build
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
 from ggufrq.cli.validate import validate as command
 from ggufrq.codec.tables import code
-from ggufrq.divergence import Divergences
-from ggufrq.errors import ToolError
-from ggufrq.quantize import Family
-from ggufrq.validate import check, core, plan
-from ggufrq.validate.assemble import failed
-from ggufrq.validate.plan import Settings, make_plan
+from ggufrq.make.plan import Family
+from ggufrq.measure.divergence import Divergences
+from ggufrq.measure.validate import check, plan, validation
+from ggufrq.measure.validate.assemble import failed
+from ggufrq.measure.validate.plan import ValidationSettings, make_plan
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
-SETTINGS = Settings(
+SETTINGS = ValidationSettings(
     ctx=(512,), chunks=2, greedy_prompts=2, greedy_prompt_tokens=48, greedy_tokens=24, needle_ctx=(256, 384),
     needle_depths=(0.2, 0.8), retrieval_ctx=384, retrieval_keys=2, sanity_prompts=2, sanity_tokens=24,
     speed_depths=(0,), speed_prompt=32, speed_generate=4, speed_rounds=2, check_chunks=2,
@@ -37,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(family: Family, build: Build, out: Path, kv: str, *sections: str, **options: Any) -> dict[str, Any]:
     todo = make_plan(str(family.file("Q8_0")), kv=kv, sections=sections or None, quick=True, threads=1)
-    return core.validate(todo, build, out=out, **options)
+    return validation.validate(todo, build, out=out, **options)
 
 
 @pytest.mark.parametrize("name", [DENSE, HYBRID])

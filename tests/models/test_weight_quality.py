@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
-from ggufrq.errors import GgufrqError
-from ggufrq.quantize import Family
-from ggufrq.weight_quality import Settings, WeightQuality, measure_weights
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import GgufrqError
+from ggufrq.build.project import Build
+from ggufrq.make.plan import Family
+from ggufrq.measure.weight_quality import WeightQuality, WeightSettings, measure_weights
 
 NAME = "docs-qwen3-8m"
-SHORT = Settings(n_ctx=256, chunks=4)
+SHORT = WeightSettings(n_ctx=256, chunks=4)
 
 
 def test_rows(families: dict[str, Family], llama_build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import paths, proc
-from ggufrq.build import Build
-from ggufrq.patches import default_patch_set
-from ggufrq.quantize import Family
+from ggufrq.base import paths, proc
+from ggufrq.build.project import Build
+from ggufrq.make.plan import Family
+from ggufrq.patchset.series import default_patch_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: PyPI takes no larger files.
@@ -35,11 +35,16 @@ def test_it_carries_all_data(wheel: Path) -> None:
     assert not [name for name in held if name.endswith((".gguf", ".pyc", ".rej")) or "__pycache__" in name]
     listed = proc.run(["git", "ls-files", "ggufrq", "patches"], cwd=REPOSITORY, check=False)
     for name in listed.stdout.splitlines():  # none in an unpacked sdist
-        assert name.removeprefix("ggufrq/") in held, name
+        assert (f"data/{name}" if name.startswith("patches/") else name.removeprefix("ggufrq/")) in held, name
     patch_set = default_patch_set()
-    assert {f"patches/{patch.name}" for patch in patch_set.patches} <= held
-    assert {f"patches/overlay/{name}" for name in patch_set.overlay} <= held
-    assert {"pin.toml", "patches/series", "patches/compat/rows.json", "texts/heldout.txt"} <= held
+    assert {f"data/patches/{patch.name}" for patch in patch_set.patches} <= held
+    assert {f"data/patches/overlay/{name}" for name in patch_set.overlay} <= held
+    assert {
+        "source/pin.toml",
+        "data/patches/series",
+        "data/patches/compat/rows.json",
+        "data/texts/heldout.txt",
+    } <= held
 
 
 def test_it_runs_outside_the_checkout(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ggufrq import proc
+from ggufrq.base import proc
 from ggufrq.codec import dequantize, quantize, tables
 
 HERE = Path(__file__).resolve().parent

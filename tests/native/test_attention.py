@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import proc, toolchain
-from ggufrq.build import Build
+from ggufrq.base import proc
+from ggufrq.build import toolchain
+from ggufrq.build.project import Build
 
 pytestmark = [pytest.mark.native, pytest.mark.build]
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufrq import proc
+from ggufrq.base import proc
+from ggufrq.base.errors import ToolError
 from ggufrq.codec import dequantize, quantize, rotation_matrix, tables
 from ggufrq.codec.quant import Scale
 from ggufrq.codec.rotate import Family, Mode
-from ggufrq.errors import ToolError
 
 if TYPE_CHECKING:
-    from ggufrq.build import Build
+    from ggufrq.build.project import Build
 
 pytestmark = pytest.mark.native
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ggufrq import proc
+from ggufrq.base import proc
 from ggufrq.codec import dequantize, quantize, rotation_matrix, tables
 from ggufrq.codec.quant import Scale
 from ggufrq.codec.rotate import Family, Mode

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.pin import Pin, Sdist
+from ggufrq.source.pin import Pin, Sdist
 
 
 @dataclass

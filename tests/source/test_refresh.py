@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from ggufrq import compat, patches, refresh, series, snapshot, worktree
-from ggufrq import source as pristine_source
-from ggufrq.build import BuildOptions, Project, ensure_build
-from ggufrq.errors import BuildError, PatchError, UsageError
-from ggufrq.pin import PIN_FILE, Pin, load_pin, pin_toml
-from ggufrq.snapshot import Snapshot
-from ggufrq.trees import tree_hash
+from ggufrq.base.errors import BuildError, PatchError, UsageError
+from ggufrq.base.trees import tree_hash
+from ggufrq.build.builds import ensure_build
+from ggufrq.build.project import BuildOptions, Project
+from ggufrq.patchset import compat, patches, refresh, series, worktree
+from ggufrq.patchset.series import problems
+from ggufrq.source import obtain as pristine_source
+from ggufrq.source import snapshot
+from ggufrq.source.pin import PIN_FILE, Pin, load_pin, pin_toml
+from ggufrq.source.snapshot import Snapshot
 
 Git = Callable[..., str]
 
@@ -182,7 +185,7 @@ def test_another_upstream_is_fitted_by_hand_once(
     assert patches.fit(fitted, other.tree).failures == ()
     assert fitted.hash != series.load(root).hash
     assert {name: content for name, content in contents(root).items() if "compat" not in name} == before
-    assert patches.problems(root) == [] == compat.problems(root)
+    assert problems(root) == [] == compat.problems(root)
     patches.apply(fitted, other.tree, what="it")
     assert tree_hash(other.tree) == git(folder, "rev-parse", "HEAD^{tree}")
 
@@ -358,7 +361,7 @@ def test_what_fits_nothing_is_named(root: Path, versions: dict[str, Snapshot]) -
 
 
 def test_rows(root: Path) -> None:
-    from ggufrq import upstream
+    from ggufrq.flows import upstream
 
     def row(commit: str, day: str, **more: Any) -> dict[str, Any]:
         base = {

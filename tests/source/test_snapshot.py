@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import origins, trees
-from ggufrq import snapshot as module
-from ggufrq.errors import SourceError
-from ggufrq.snapshot import snapshot
-from ggufrq.trees import tree_hash
+from ggufrq.base import trees
+from ggufrq.base.errors import SourceError
+from ggufrq.base.trees import tree_hash
+from ggufrq.source import origins
+from ggufrq.source import snapshot as module
+from ggufrq.source.snapshot import snapshot
 from tests.source.conftest import Upstream
 
 

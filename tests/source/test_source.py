@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from ggufrq import proc, source, trees
-from ggufrq.errors import SourceError, ToolError
-from ggufrq.origins import checkout_commit
-from ggufrq.pin import Pin, load_pin
-from ggufrq.trees import file_hash, tree_hash
+from ggufrq.base import proc, trees
+from ggufrq.base.errors import SourceError, ToolError
+from ggufrq.base.trees import file_hash, tree_hash
+from ggufrq.source import obtain
+from ggufrq.source.origins import checkout_commit
+from ggufrq.source.pin import Pin, load_pin
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -81,7 +82,7 @@ def test_tree_hash_of_nothing_and_with_names_left_out(tmp_path: Path, upstream: 
 @pytest.mark.parametrize("way", ["git", "pypi", "plain", "checkout", "sdist file", "auto"])
 def test_every_way_gives_the_same_tree(upstream: Any, pypi: Any, cache: Path, way: str) -> None:
     given = {"plain": upstream.plain, "checkout": upstream.repository, "sdist file": upstream.sdist}
-    tree = source.pristine(upstream.pin, str(given.get(way, way)))
+    tree = obtain.pristine(upstream.pin, str(given.get(way, way)))
     assert tree.is_relative_to(cache)
     assert files(tree) == files(upstream.plain)
     assert tree_hash(tree) == upstream.pin.tree
@@ -90,22 +91,22 @@ def test_every_way_gives_the_same_tree(upstream: Any, pypi: Any, cache: Path, wa
 
 
 def test_cached_source_runs_nothing(upstream: Any, ran: list[list[str]]) -> None:
-    first = source.pristine(upstream.pin, str(upstream.plain))
+    first = obtain.pristine(upstream.pin, str(upstream.plain))
     ran.clear()
     for way in ("auto", "git", "pypi"):
-        assert source.pristine(upstream.pin, way) == first
-    assert source.cached(upstream.pin) == first
+        assert obtain.pristine(upstream.pin, way) == first
+    assert obtain.cached(upstream.pin) == first
     assert ran == []
 
 
 def test_a_changed_cached_tree_is_noticed_and_replaced(
     upstream: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree = source.pristine(upstream.pin, "git")
+    tree = obtain.pristine(upstream.pin, "git")
     (tree / "src" / "main.c").write_text("tampered\n")
-    assert source.cached(upstream.pin) == tree  # the quick look believes the marker
-    assert source.cached(upstream.pin, thorough=True) is None
-    again = source.pristine(upstream.pin, "git")
+    assert obtain.cached(upstream.pin) == tree  # the quick look believes the marker
+    assert obtain.cached(upstream.pin, thorough=True) is None
+    again = obtain.pristine(upstream.pin, "git")
     assert "tampered" not in (again / "src" / "main.c").read_text()
     assert "is not what was verified" in capsys.readouterr().err
 
@@ -117,14 +118,14 @@ def test_what_a_killed_run_left_is_not_trusted(upstream: Any, cache: Path) -> No
     (half / "half").touch()
     no_marker = home / upstream.pin.commit / "llama.cpp"
     no_marker.mkdir(parents=True)
-    assert source.cached(upstream.pin) is None
-    tree = source.pristine(upstream.pin, "git")
+    assert obtain.cached(upstream.pin) is None
+    tree = obtain.pristine(upstream.pin, "git")
     assert tree_hash(tree) == upstream.pin.tree
     assert not half.exists()
 
 
 def test_exactly_the_pinned_commit_is_fetched(upstream: Any, ran: list[list[str]]) -> None:
-    tree = source.pristine(upstream.pin, "git")  # the branch has moved on since
+    tree = obtain.pristine(upstream.pin, "git")  # the branch has moved on since
     assert "return 0" in (tree / "src" / "main.c").read_text()
     fetch = next(command for command in ran if "fetch" in command)
     assert fetch[-1] == upstream.pin.commit and "--depth" in fetch
@@ -133,14 +134,14 @@ def test_exactly_the_pinned_commit_is_fetched(upstream: Any, ran: list[list[str]
 def test_the_url_can_be_replaced(upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pin = replace(upstream.pin, url="file:///no/such/repository")
     with pytest.raises(SourceError, match=r"git cannot reach file:///no/such/repository"):
-        source.pristine(pin, "git")
+        obtain.pristine(pin, "git")
     monkeypatch.setenv("GGUFRQ_GIT_URL", upstream.pin.url)
-    assert tree_hash(source.pristine(pin, "git")) == pin.tree
+    assert tree_hash(obtain.pristine(pin, "git")) == pin.tree
 
 
 def test_auto_turns_to_pypi_and_says_so(upstream: Any, pypi: Any, capsys: pytest.CaptureFixture[str]) -> None:
     pin = replace(upstream.pin, url="file:///no/such/repository")
-    assert tree_hash(source.pristine(pin, "auto")) == pin.tree
+    assert tree_hash(obtain.pristine(pin, "auto")) == pin.tree
     said = capsys.readouterr().err.splitlines()
     assert "git cannot reach file:///no/such/repository" in said[0]
     assert "PyPI" in said[0] and "made-up==1.0" in said[1]
@@ -157,20 +158,20 @@ def test_auto_gives_git_a_short_time(
     )
     (folder / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(source, "PROBE_SECONDS", 0.5)
-    assert tree_hash(source.pristine(upstream.pin, "auto")) == upstream.pin.tree
+    monkeypatch.setattr(obtain, "PROBE_SECONDS", 0.5)
+    assert tree_hash(obtain.pristine(upstream.pin, "auto")) == upstream.pin.tree
 
 
 def test_a_commit_that_the_remote_has_not(upstream: Any) -> None:
     pin = replace(upstream.pin, commit="12345678" * 5)
     with pytest.raises(SourceError, match=f"commit {pin.commit} cannot be fetched"):
-        source.pristine(pin, "git")
+        obtain.pristine(pin, "git")
 
 
 def test_a_commit_with_another_tree(upstream: Any, cache: Path) -> None:
     pin = replace(upstream.pin, tree="0" * 40)
     with pytest.raises(SourceError, match=f"has tree {upstream.pin.tree}, wanted is {'0' * 40}"):
-        source.pristine(pin, "git")
+        obtain.pristine(pin, "git")
     assert [path.name for path in (cache / "sources").iterdir()] == [f"{pin.commit}.lock"]
 
 
@@ -189,11 +190,11 @@ def test_a_bad_sdist_names_both_hashes_and_is_not_kept(
     bad.write_bytes(content)
     pypi["archive"] = bad
     with pytest.raises(SourceError) as caught:
-        source.pristine(upstream.pin, "pypi")
+        obtain.pristine(upstream.pin, "pypi")
     assert file_hash(bad) in caught.value.message
     assert upstream.pin.sdist.sha256 in caught.value.message
     assert not list((cache / "sources").rglob("*.tar.gz"))
-    assert source.cached(upstream.pin) is None
+    assert obtain.cached(upstream.pin) is None
 
 
 def test_an_sdist_of_another_commit(
@@ -205,7 +206,7 @@ def test_an_sdist_of_another_commit(
         tar.add(upstream.plain, "made_up-1.0/vendor/x")
         tar.add(upstream.repository / ".git", "made_up-1.0/.git/modules/x")
     with pytest.raises(SourceError) as caught:
-        source.pristine(with_sdist(upstream.pin, other), str(other))
+        obtain.pristine(with_sdist(upstream.pin, other), str(other))
     assert upstream.later in caught.value.message and upstream.pin.commit in caught.value.message
 
 
@@ -218,7 +219,7 @@ def test_an_sdist_whose_files_are_not_those_of_its_commit(
         tar.add(upstream.plain, "made_up-1.0/vendor/x")
         tar.add(upstream.repository / ".git", "made_up-1.0/.git/modules/x")
     with pytest.raises(SourceError, match=upstream.pin.tree):
-        source.pristine(with_sdist(upstream.pin, other), str(other))
+        obtain.pristine(with_sdist(upstream.pin, other), str(other))
 
 
 @pytest.mark.parametrize(
@@ -246,24 +247,24 @@ def test_an_archive_cannot_write_outside(
         tar.add(upstream.plain, "made_up-1.0/vendor/x")
         tar.addfile(info, io.BytesIO(b""))
     with pytest.raises(SourceError, match=expected):
-        source.pristine(with_sdist(upstream.pin, evil), str(evil))
+        obtain.pristine(with_sdist(upstream.pin, evil), str(evil))
     assert not list(tmp_path.rglob("evil"))
 
 
 def test_a_checkout_at_another_commit(upstream: Any, git: Callable[..., str]) -> None:
     git(upstream.repository, "checkout", "-q", upstream.later)
     with pytest.raises(SourceError) as caught:
-        source.pristine(upstream.pin, str(upstream.repository))
+        obtain.pristine(upstream.pin, str(upstream.repository))
     assert upstream.later in caught.value.message and upstream.pin.commit in caught.value.message
     assert f"checkout {upstream.pin.commit}" in (caught.value.remedy or "")
 
 
 def test_a_checkout_with_changes(upstream: Any) -> None:
     (upstream.repository / "untracked.txt").write_text("does not matter\n")
-    assert tree_hash(source.pristine(upstream.pin, str(upstream.repository))) == upstream.pin.tree
+    assert tree_hash(obtain.pristine(upstream.pin, str(upstream.repository))) == upstream.pin.tree
     (upstream.repository / "src" / "main.c").write_text("changed\n")
     with pytest.raises(SourceError, match=r"files were changed in it: src/main\.c"):
-        source.pristine(upstream.pin, str(upstream.repository))
+        obtain.pristine(upstream.pin, str(upstream.repository))
 
 
 def test_a_folder_is_never_modified(upstream: Any) -> None:
@@ -273,14 +274,14 @@ def test_a_folder_is_never_modified(upstream: Any) -> None:
 
     os.utime(upstream.repository / "src" / "main.c")  # makes git want to refresh its index
     before = state()
-    source.pristine(upstream.pin, str(upstream.repository))
+    obtain.pristine(upstream.pin, str(upstream.repository))
     assert state() == before
 
 
 def test_a_plain_folder_of_another_version(upstream: Any) -> None:
     (upstream.plain / "src" / "main.c").write_text("another version\n")
     with pytest.raises(SourceError) as caught:
-        source.pristine(upstream.pin, str(upstream.plain))
+        obtain.pristine(upstream.pin, str(upstream.plain))
     assert tree_hash(upstream.plain) in caught.value.message
     assert upstream.pin.tree in caught.value.message
 
@@ -291,12 +292,12 @@ def test_a_repository_around_a_plain_folder_does_not_count(upstream: Any, git: C
     assert checkout_commit(upstream.repository) == upstream.pin.commit
     (upstream.plain / ".git").write_text("gitdir: ../gone\n")  # as a submodule that was copied out
     assert checkout_commit(upstream.plain) is None
-    assert tree_hash(source.pristine(upstream.pin, str(upstream.plain))) == upstream.pin.tree
+    assert tree_hash(obtain.pristine(upstream.pin, str(upstream.plain))) == upstream.pin.tree
 
 
 def test_a_source_that_does_not_exist(upstream: Any) -> None:
     with pytest.raises(SourceError, match="'nowhere' is neither a folder nor one of auto, git, pypi"):
-        source.pristine(upstream.pin, "nowhere")
+        obtain.pristine(upstream.pin, "nowhere")
 
 
 def test_without_pip(upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,14 +310,14 @@ def test_without_pip(upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(proc, "run", no_pip)
     with pytest.raises(SourceError, match="No module named pip") as caught:
-        source.pristine(upstream.pin, "pypi")
+        obtain.pristine(upstream.pin, "pypi")
     assert "ensurepip" in (caught.value.remedy or "")
 
 
 def test_without_git(upstream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SourceError, match="git is not there"):
-        source.pristine(upstream.pin, "git")
+        obtain.pristine(upstream.pin, "git")
 
 
 def test_our_pin(tmp_path: Path) -> None:
@@ -337,10 +338,10 @@ def test_a_file_system_without_modes_and_links(
 ) -> None:
     """As on Windows: what the archive says of modes is noted, so that the tree can still be verified."""
     monkeypatch.setattr(trees, "KEEPS_MODES", False)
-    tree = source.pristine(upstream.pin, way)
+    tree = obtain.pristine(upstream.pin, way)
     assert not (tree / "link").is_symlink() and (tree / "link").read_text() == "src/main.c"
-    assert source.cached(upstream.pin, thorough=True) == tree
+    assert obtain.cached(upstream.pin, thorough=True) == tree
     (tree / "run.sh").write_text("changed\n")
-    assert source.cached(upstream.pin, thorough=True) is None
-    again = source.pristine(upstream.pin, way)
+    assert obtain.cached(upstream.pin, thorough=True) is None
+    again = obtain.pristine(upstream.pin, way)
     assert (again / "run.sh").read_text() == "#!/bin/sh\n"

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from ggufrq import cli, docs, paths, upstream
-from ggufrq import snapshot as snapshot_module
-from ggufrq.build import Build, BuildOptions
+from ggufrq import cli
+from ggufrq.base import paths
+from ggufrq.base.errors import BuildError, PatchError, ToolError
+from ggufrq.build.project import Build, BuildOptions
+from ggufrq.cli import docs
 from ggufrq.cli import upstream as command
-from ggufrq.errors import BuildError, PatchError, ToolError
-from ggufrq.pin import Pin
-from ggufrq.snapshot import Snapshot
+from ggufrq.flows import upstream
+from ggufrq.source import snapshot as snapshot_module
+from ggufrq.source.pin import Pin
+from ggufrq.source.snapshot import Snapshot
 
 PATCH = "Hook.\n\n--- a/a.c\n+++ b/a.c\n@@ -1,2 +1,3 @@\n line 1\n+hook\n line 2\n"
 

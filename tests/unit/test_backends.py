@@ -6,8 +6,9 @@ import platform
 
 import pytest
 
-from ggufrq import backends, build
-from ggufrq.errors import BuildError, UsageError
+from ggufrq.base.errors import BuildError, UsageError
+from ggufrq.build import backends, builds
+from ggufrq.build.project import BuildOptions
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def mac(machine: pytest.MonkeyPatch, arch: str) -> None:
 
 def test_metal_is_the_default_on_a_mac_of_apples_own_processors(machine: pytest.MonkeyPatch) -> None:
     mac(machine, "arm64")
-    assert backends.default() == "metal" == build.BuildOptions().backend
+    assert backends.default() == "metal" == BuildOptions().backend
     mac(machine, "x86_64")  # its GPUs lack matrices
     assert backends.default() == "cpu"
 
@@ -50,9 +51,9 @@ def test_on_a_mac_metal_is_built_only_where_it_was_chosen(machine: pytest.Monkey
 @pytest.mark.usefixtures("cache", "no_programs")
 def test_metal_is_refused_elsewhere(machine: pytest.MonkeyPatch) -> None:
     assert backends.get("metal").missing()[0].remedy == "ggufrq build --backend cpu"
-    machine.setattr(build.toolchain, "git", lambda: object())
-    machine.setattr(build.toolchain, "cmake", lambda: object())
-    machine.setattr(build.toolchain, "ninja", lambda: object())
+    machine.setattr(builds.toolchain, "git", lambda: object())
+    machine.setattr(builds.toolchain, "cmake", lambda: object())
+    machine.setattr(builds.toolchain, "ninja", lambda: object())
     with pytest.raises(BuildError, match="Metal is a part of macOS, and this is not macOS") as caught:
-        build.ensure_build(build.BuildOptions("metal", native=False))
+        builds.ensure_build(BuildOptions("metal", native=False))
     assert caught.value.remedy == "ggufrq build --backend cpu"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.errors import ToolError, UsageError
+from ggufrq.base.errors import ToolError, UsageError
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 

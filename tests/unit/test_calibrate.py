@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import calibrate, kv_capture, paths
+from ggufrq.base import paths
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.cache.kv import kv_type
 from ggufrq.cli.calibrate import calibrate as command
 from ggufrq.codec import rotate
-from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.kv import kv_type
-from ggufrq.kv_state import KvLayer, KvState
+from ggufrq.drive import kv_capture
+from ggufrq.ggufs.kv_state import KvLayer, KvState
+from ggufrq.measure import calibrate
 
 HEADS, DIM, TOKENS, LAYERS = 2, 128, 16, (1, 3)
 BUILD: Any = None

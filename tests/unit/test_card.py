@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import yaml
 
-from ggufrq import card
-from ggufrq.build import Build
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.card import head
-from ggufrq.card.core import parse_sibling
-from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.family.record import Record
-from ggufrq.weight_quality import WeightQuality
+from ggufrq.card.compose import Wishes, make, parse_sibling
+from ggufrq.make.record import Record
+from ggufrq.measure.weight_quality import WeightQuality
 
 NAME = "Small-1B"
 LOGS = Path(__file__).resolve().parent.parent / "logs"
 TEMPLATE = "{%- if enable_thinking %}<think>{%- endif %}{{ messages }}"
-DRY = card.Wishes(run=False)
+DRY = Wishes(run=False)
 
 
 def gguf_file(path: Path, *, head_dim: int = 128, source: bool = False, template: str = "") -> None:
@@ -106,7 +105,7 @@ def head_of(text: str) -> dict[str, Any]:
 
 def test_what_metadata_says(tmp_path: Path, build: Build) -> None:
     folder = family(tmp_path / "f", source=True, template=TEMPLATE)
-    made = card.make(folder, build, card.Wishes(repo="me/Small-1B-GGUF", run=False))
+    made = make(folder, build, Wishes(repo="me/Small-1B-GGUF", run=False))
     assert head_of(made.text) == {
         "base_model": "org/Small-1B",
         "base_model_relation": "quantized",
@@ -136,7 +135,7 @@ def test_what_metadata_says(tmp_path: Path, build: Build) -> None:
 
 
 def test_memory(tmp_path: Path, build: Build) -> None:
-    made = card.make(family(tmp_path / "f"), build, DRY)
+    made = make(family(tmp_path / "f"), build, DRY)
     rows = tables(made.text)["Memory of the KV cache"]
     assert rows[0][1:3] == ["f16 (16 bits)", "q8_0 (8.5 bits)"]
     assert [row[0] for row in rows[1:]] == ["8,192", "16,384", "32,768", "65,536"]
@@ -146,7 +145,7 @@ def test_memory(tmp_path: Path, build: Build) -> None:
 
 
 def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
-    made = card.make(family(tmp_path / "f"), build, DRY)
+    made = make(family(tmp_path / "f"), build, DRY)
     found = tables(made.text)
     assert all(row[2:] == ["not measured"] * 4 for row in found["What the weights cost"][1:])
     caches = [row for row in found["What the KV cache costs"] if row[0] != "Cache"]
@@ -159,7 +158,7 @@ def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
 
 
 def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
-    made = card.make(family(tmp_path / "f", head_dim=64), build, DRY)
+    made = make(family(tmp_path / "f", head_dim=64), build, DRY)
     assert "iso3" not in made.text.split("## Who takes")[0].split("## Quickstart")[1]
     assert "do not fill the blocks of 128 values" in made.text
     assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text
@@ -179,7 +178,7 @@ def test_validated_caches(tmp_path: Path, build: Build) -> None:
     result = result_for(folder)
     (folder / "validate-Small").mkdir()
     (folder / "validate-Small" / "report.json").write_text(json.dumps(result))
-    made = card.make(folder, build, DRY)
+    made = make(folder, build, DRY)
     rows = tables(made.text)["What the KV cache costs"]
     q4_0 = next(row for row in rows if row[:2] == ["q4_0", "4.5"])
     assert q4_0[2:] == ["1,024", "9.644", "0.00460 ± 0.00021", "0.0638", "95.8 ± 0.6"]
@@ -197,18 +196,18 @@ def test_results_of_other_files(tmp_path: Path, build: Build, capsys: pytest.Cap
     other["subject"]["sha256"] = "0" * 64
     (folder / "validate-Small").mkdir()
     (folder / "validate-Small" / "report.json").write_text(json.dumps(other))
-    assert "was not measured" in card.make(folder, build, DRY).text
+    assert "was not measured" in make(folder, build, DRY).text
     assert "is left out: it is no report on a file of this family" in capsys.readouterr().err
     given = tmp_path / "report.json"
     given.write_text(json.dumps(other))
-    wishes = card.Wishes(run=False, reports=(given,))
+    wishes = Wishes(run=False, reports=(given,))
     with pytest.raises(ModelError, match="is no report on a file of this family"):
-        card.make(folder, build, wishes)
+        make(folder, build, wishes)
     failed = result_for(folder)
     failed["checks"][0]["ok"] = False
     given.write_text(json.dumps(failed))
     with pytest.raises(ModelError, match="its run failed"):
-        card.make(folder, build, wishes)
+        make(folder, build, wishes)
 
 
 def test_measured_weights(tmp_path: Path, build: Build) -> None:
@@ -226,7 +225,7 @@ def test_measured_weights(tmp_path: Path, build: Build) -> None:
             "meta": {**quality.facts, "llama_cpp": "a" * 40, "text_name": "heldout.txt"},
         }
         quality.results.put(quality._facts(file), row)
-    made = card.make(folder, build, card.Wishes(run=False, exclude=("*-BF16.gguf",)))
+    made = make(folder, build, Wishes(run=False, exclude=("*-BF16.gguf",)))
     found = tables(made.text)
     rows = {row[0]: row for row in found["What the weights cost"][1:]}
     assert rows[f"`{file.name}`"][2:] == ["13.25", "0.0123 ± 0.0004", "0.450", "96.1"]
@@ -245,7 +244,7 @@ def test_importance_matrix(tmp_path: Path, build: Build) -> None:
         record.finish(f"{NAME}-imatrix.gguf", [(temporary, f"{NAME}-imatrix.gguf")], {}, {"type": "imatrix"})
     record.files[f"{NAME}-Q4_K_M.gguf"]["imatrix"] = "e" * 64
     record.save()
-    found = tables(card.make(folder, build, DRY).text)
+    found = tables(make(folder, build, DRY).text)
     how = dict((row[0], row[1]) for row in found["How it was made"])
     assert how["Importance matrix"] == f"`{NAME}-imatrix.gguf`; for Q4_K_M"
     assert [row[4].count("importance matrix") for row in found["Files"][1:]] == [1, 0]
@@ -254,7 +253,7 @@ def test_importance_matrix(tmp_path: Path, build: Build) -> None:
 def test_siblings(tmp_path: Path, build: Build) -> None:
     folder, other = family(tmp_path / "a"), family(tmp_path / "b", {"IQ4_XS": "IQ4_XS"})
     sibling = parse_sibling(f"{other}=me/Other-GGUF")
-    made = card.make(folder, build, card.Wishes(repo="me/Small-GGUF", siblings=(sibling,), run=False))
+    made = make(folder, build, Wishes(repo="me/Small-GGUF", siblings=(sibling,), run=False))
     rows = tables(made.text)["The family"]
     assert [row[0] for row in rows[1:]] == [
         "[me/Other-GGUF](https://huggingface.co/me/Other-GGUF)",
@@ -276,32 +275,32 @@ def test_split_file(tmp_path: Path, build: Build) -> None:
         (folder / name).write_bytes((folder / first["name"]).read_bytes())
     entry["parts"] = [{**first, "name": name} for name in names]
     record.save()
-    made = card.make(folder, build, DRY)
+    made = make(folder, build, DRY)
     (row,) = tables(made.text)["Files"][1:]
     assert row[0] == f"`{names[0]}`" and row[3] == "2 parts"
     assert made.facts.parameters == 2 * 2 * 256 * 64
     (folder / names[1]).unlink()
     with pytest.raises(ModelError, match=f"lacks files of its manifest: {names[1]}"):
-        card.make(folder, build, DRY)
+        make(folder, build, DRY)
 
 
 def test_own_text_is_kept(tmp_path: Path, build: Build) -> None:
     folder = family(tmp_path / "f")
-    first = card.make(folder, build, DRY)
+    first = make(folder, build, DRY)
     own = "# Mine\n\nWith | bars and\n\n```\ncode\n```"
     text = first.text.replace(head.BEGIN, f"{head.BEGIN}\n{own}")
     text = text.replace("library_name: gguf\n", "library_name: gguf\nwidget:\n- text: Hello\n", 1)
     text = text.replace("---\n", "---\nlicense: mit\nbase_model: org/Base\n", 1)
     text = text.replace("## Files", "## Files\n\nthis is lost")
     first.path.write_text(text)
-    second = card.make(folder, build, DRY)
+    second = make(folder, build, DRY)
     assert own in second.text and "this is lost" not in second.text
     data = head_of(second.text)
     assert data["license"] == "mit" and data["base_model"] == "org/Base"
     assert data["base_model_relation"] == "quantized" and data["widget"] == [{"text": "Hello"}]
     second.path.write_text(second.text)
-    assert card.make(folder, build, DRY).text == second.text, "writing it anew changes nothing"
-    given = card.make(folder, build, card.Wishes(run=False, license="apache-2.0"))
+    assert make(folder, build, DRY).text == second.text, "writing it anew changes nothing"
+    given = make(folder, build, Wishes(run=False, license="apache-2.0"))
     assert head_of(given.text)["license"] == "apache-2.0"
 
 
@@ -319,14 +318,14 @@ def test_cards_that_are_not_replaced(tmp_path: Path, build: Build, text: str, sa
     folder = family(tmp_path / "f")
     (folder / "README.md").write_text(text)
     with pytest.raises(UsageError, match=says):
-        card.make(folder, build, DRY)
+        make(folder, build, DRY)
     assert (folder / "README.md").read_text() == text
 
 
 def test_force(tmp_path: Path, build: Build) -> None:
     folder = family(tmp_path / "f")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# My own card\n")
-    made = card.make(folder, build, card.Wishes(run=False, force=True))
+    made = make(folder, build, Wishes(run=False, force=True))
     assert head_of(made.text)["license"] == "mit" and "My own card" not in made.text
 
 
@@ -344,11 +343,11 @@ def test_folders_that_are_no_family(tmp_path: Path, build: Build, spoil: Any, sa
     folder = family(tmp_path / "f")
     spoil(folder)
     with pytest.raises(GgufrqError, match=says):
-        card.make(folder, build, DRY)
+        make(folder, build, DRY)
 
 
 def test_who_takes_what(tmp_path: Path, build: Build) -> None:
-    rows = tables(card.make(family(tmp_path / "f"), build, DRY).text)["Who takes which cache type"]
+    rows = tables(make(family(tmp_path / "f"), build, DRY).text)["Who takes which cache type"]
     by_name = {row[0]: row for row in rows[1:]}
     assert by_name["Ollama"][1:6] == ["yes", "yes", "yes", "", "no"]
     assert by_name["vLLM"][1:4] == ["yes", "no", "no"]

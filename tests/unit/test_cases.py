@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.cases import Case, assignments, parse_case, parse_cases
-from ggufrq.errors import UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.cases import Case, assignments, parse_case, parse_cases
+from ggufrq.cache.kv import parse_kv
 
 
 @pytest.mark.parametrize(

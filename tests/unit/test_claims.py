@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ggufrq import claims
-from ggufrq.claims import FAILS, HOLDS, OPEN, UNMEASURED
+from ggufrq.measure import claims
+from ggufrq.measure.claims import FAILS, HOLDS, OPEN, UNMEASURED
+from ggufrq.measure.verdict import Difference
 from ggufrq.report.claims import render
-from ggufrq.validate.verdict import Difference
 
 PUBLISHED = claims.published()
 

@@ -11,11 +11,14 @@ from pathlib import Path
 import click
 import pytest
 
-from ggufrq import __version__, build, cli, log, patches, paths
-from ggufrq.build import Build
-from ggufrq.errors import BuildError, GgufrqError, ModelError, PatchError
-from ggufrq.pin import load_pin
-from ggufrq.trees import tree_hash
+from ggufrq import __version__, cli
+from ggufrq.base import log, paths
+from ggufrq.base.errors import BuildError, GgufrqError, ModelError, PatchError
+from ggufrq.base.trees import tree_hash
+from ggufrq.build import builds
+from ggufrq.build.project import Build
+from ggufrq.patchset.series import default_patch_set
+from ggufrq.source.pin import load_pin
 
 Captured = pytest.CaptureFixture[str]
 
@@ -107,7 +110,7 @@ def test_version(capsys: Captured) -> None:
     assert cli.invoke(["--version"]) == 0
     out = capsys.readouterr().out
     assert f"ggufrq {__version__}\n" in out
-    assert load_pin().commit in out and patches.default_patch_set().hash in out
+    assert load_pin().commit in out and default_patch_set().hash in out
 
 
 @pytest.mark.usefixtures("no_programs")
@@ -119,7 +122,7 @@ def test_where(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert cli.invoke(["where", "bin"]) == 5
     assert "try: ggufrq build" in capsys.readouterr().err
     made = Build("key", tmp_path, tmp_path / "obj" / "bin", tmp_path / "src", {})
-    monkeypatch.setattr(build, "require_build", lambda: made)
+    monkeypatch.setattr(builds, "require_build", lambda: made)
     assert cli.invoke(["where", "bin"]) == 0 == cli.invoke(["where", "source"])
     assert capsys.readouterr().out.splitlines() == [str(made.bin), str(made.source)]
 
@@ -189,7 +192,7 @@ def test_check_of_a_patch_set_that_is_not_in_order(patched_tree: Path, capsys: C
 )
 def test_signals_unwind(tmp_path: Path, number: int, status: int) -> None:
     code = (
-        "import sys, time, click; from ggufrq import cli, proc\n"
+        "import sys, time, click; from ggufrq import cli; from ggufrq.base import proc\n"
         "def body(): proc.run([sys.executable, '-u', '-c', 'import time; print(1); time.sleep(60)'],"
         " on_stdout=lambda _: print('ready', flush=True))\n"
         "cli._LazyGroup.get_command = lambda *_: click.Command('x', callback=body)\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.compile_log import NinjaProgress, first_failure
+from ggufrq.build.compile_log import NinjaProgress, first_failure
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 LOGS = Path(__file__).parent.parent / "logs" / "build"

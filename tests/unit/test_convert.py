@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import convert
-from ggufrq.errors import ModelError
+from ggufrq.base.errors import ModelError
+from ggufrq.models import convert
 
 # A converter that treats tokenizers as the real one does: it knows one, and refuses others.
 _BASE = """

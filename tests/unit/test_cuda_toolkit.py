@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import backends, cuda_toolkit, doctor, proc
-from ggufrq.backends import cuda
-from ggufrq.cuda_toolkit import Card
-from ggufrq.errors import BuildError, UsageError
-from ggufrq.proc import Completed
+from ggufrq.base import proc
+from ggufrq.base.errors import BuildError, UsageError
+from ggufrq.base.proc import Completed
+from ggufrq.build import backends, cuda_toolkit, doctor
+from ggufrq.build.backends import cuda
+from ggufrq.build.cuda_toolkit import Card
 
 SMI = "NVIDIA H100 80GB HBM3, 9.0, 81559, 580.159.04\nNVIDIA GeForce RTX 5090, 12.0, 32607, 580.159.04\n"
 

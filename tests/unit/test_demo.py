@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from ggufrq import demo, measure, table
-from ggufrq.errors import UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.base import table
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.cases import Case, parse_case
+from ggufrq.cache.kv import parse_kv
+from ggufrq.flows import demo
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -128,10 +130,10 @@ def test_plan() -> None:
 
 
 def test_case() -> None:
-    assert measure.parse_case("iso3:block") == measure.Case(parse_kv("iso3"), "block")
-    assert measure.parse_case("iso3") == measure.Case(parse_kv("iso3"))
+    assert parse_case("iso3:block") == Case(parse_kv("iso3"), "block")
+    assert parse_case("iso3") == Case(parse_kv("iso3"))
     with pytest.raises(UsageError):
-        measure.parse_case("iso5:block")
+        parse_case("iso5:block")
 
 
 def test_json_is_one_list(tmp_path: Path) -> None:

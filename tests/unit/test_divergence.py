@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.build import Build
-from ggufrq.cases import parse_case
-from ggufrq.context import CacheError
-from ggufrq.divergence import Divergences, Scored, Subject, divergences
-from ggufrq.errors import ToolError
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import parse_case
+from ggufrq.drive.cache_check import CacheError
+from ggufrq.measure.divergence import Divergences, Scored, Subject, divergences
 from ggufrq.tools import perplexity
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"

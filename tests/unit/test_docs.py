@@ -9,9 +9,8 @@ import click
 import pytest
 from snippets import Snippet, options_of, snippets
 
-from ggufrq import docs
-from ggufrq.cli import COMMANDS, cli
-from ggufrq.errors import GgufrqError
+from ggufrq.base.errors import GgufrqError
+from ggufrq.cli import COMMANDS, cli, docs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALL = snippets(REPOSITORY)

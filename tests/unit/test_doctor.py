@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import doctor, hip_toolkit, machine, manifest, paths, toolchain
+from ggufrq.base import machine, paths
+from ggufrq.build import doctor, hip_toolkit, manifest, toolchain
+from ggufrq.build.toolchain import Program
 from ggufrq.cli.doctor import doctor as command
-from ggufrq.toolchain import Program
 
 
 @pytest.fixture

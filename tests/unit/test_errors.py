@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrq import errors
+from ggufrq.base import errors
 
 
 def test_every_error_has_its_own_exit_code() -> None:

@@ -14,11 +14,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ggufrq import fallback
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.cache.kv import kv_types
 from ggufrq.cli.fallback import fallback as command
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.kv import kv_types
-from ggufrq.runtimes import runtime, runtimes
+from ggufrq.runtimes import fallback, runtime, runtimes
 
 LLAMA_CPP = set(kv_types()) - {name for name, kind in kv_types().items() if kind.ours}
 

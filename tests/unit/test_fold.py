@@ -12,14 +12,14 @@ import random_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.fold import awq, core, imatrix, kv
-from ggufrq.fold.changes import Change, as_type
-from ggufrq.fold.facts import Heads, architecture_of, architectures, heads, pairs
-from ggufrq.fold.folding import Folding, per_kv_head, per_query_head, scaled
-from ggufrq.fold.weights import Weights, write_changed
-from ggufrq.gguf_file import read_gguf
-from ggufrq.gguf_header import TensorInfo, read_header
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.ggufs.files import read_gguf
+from ggufrq.ggufs.header import TensorInfo, read_header
+from ggufrq.make.fold import awq, fold_file, imatrix, kv
+from ggufrq.make.fold.changes import Change, as_type
+from ggufrq.make.fold.facts import Heads, architecture_of, architectures, heads, pairs
+from ggufrq.make.fold.folding import Folding, per_kv_head, per_query_head, scaled
+from ggufrq.make.fold.weights import Weights, write_changed
 
 TOKENS = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tuple(f"t{i}" for i in range(64))}
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_folded_is_refused() -> None:
     with pytest.raises(ModelError, match="nothing to fold: no pair of tensors of llama"):
         pairs(llama, infos("blk.0.attn_norm.weight", "output_norm.weight"))
     with pytest.raises(UsageError, match="for quantized types; F16 keeps the weights"):
-        core.check_types("awq", {"a": "f16", "b": "f32"}, "F16")
+        fold_file.check_types("awq", {"a": "f16", "b": "f32"}, "F16")
 
 
 def test_a_norm_is_left_alone_when_a_reader_is_missing_or_there_is_another() -> None:
@@ -169,7 +169,7 @@ def test_the_copy_has_the_changes_and_nothing_else(
     source = in_bf16(model, tmp_path / "source.gguf")
     factors = np.exp(np.random.default_rng(3).standard_normal((1, random_models.EMBD)))
     out = tmp_path / "out.gguf"
-    monkeypatch.setattr("ggufrq.fold.weights._PIECE", 1000)  # many pieces
+    monkeypatch.setattr("ggufrq.make.fold.weights._PIECE", 1000)  # many pieces
     with Weights(source) as weights:
         (pair,) = [
             pair
@@ -226,15 +226,15 @@ def test_the_matrix_goes_with_the_weights(tmp_path: Path) -> None:
 
 
 def test_what_is_said_of_a_folded_file(model: Path) -> None:
-    assert core.metadata("awq", model) == {
+    assert fold_file.metadata("awq", model) == {
         "ggufrq.fold": "awq",
         "ggufrq.fold.version": "1",
         "ggufrq.fold.parts": "attention feed_forward up_down values",
     }
-    assert core.metadata("kv", model)["ggufrq.fold.parts"] == "keys value-rotations"
+    assert fold_file.metadata("kv", model)["ggufrq.fold.parts"] == "keys value-rotations"
     gemma = random_models.write("gemma3", model.with_name("gemma.gguf"), TOKENS)
     with pytest.raises(ModelError, match="it has sliding windows"):
-        core.metadata("kv", gemma)
+        fold_file.metadata("kv", gemma)
     assert heads(read_header(model), 0) == Heads(4, 2, 32, 32, 32)
 
 

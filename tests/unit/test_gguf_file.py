@@ -6,9 +6,9 @@ import gguf
 import numpy as np
 import pytest
 
-from ggufrq.errors import ModelError
-from ggufrq.gguf_file import GgufFacts, open_with_gguf, read_gguf, read_model, shards, verify_types
-from ggufrq.gguf_header import read_header
+from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.files import GgufFacts, open_with_gguf, read_gguf, read_model, shards, verify_types
+from ggufrq.ggufs.header import read_header
 
 
 def write(path: Path, tensors: dict[str, tuple[int, ...]], **fields: int) -> Path:

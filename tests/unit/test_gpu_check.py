@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from ggufrq import build
-from ggufrq.errors import ToolError
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import llama_project
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOGS = REPOSITORY / "tests" / "logs"
@@ -100,7 +100,7 @@ def test_report_of_nothing_and_of_some(check: ModuleType, tmp_path: Path) -> Non
 
 
 def test_definitions_are_those_of_a_build(check: ModuleType) -> None:
-    assert set(check.TARGETS) <= {*build.llama_project().targets, *build.llama_project().test_targets}
+    assert set(check.TARGETS) <= {*llama_project().targets, *llama_project().test_targets}
 
 
 def test_a_build_that_takes_too_long_is_ended_and_goes_on_the_next_time(

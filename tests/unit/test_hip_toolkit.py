@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import backends, build, doctor, hip_toolkit, patches
-from ggufrq.backends import hip
+from ggufrq.base.errors import BuildError
+from ggufrq.build import backends, builds, doctor, hip_toolkit
+from ggufrq.build.backends import hip
+from ggufrq.build.project import BuildOptions, Project, build_key, llama_project
 from ggufrq.cli.build import build as command
-from ggufrq.errors import BuildError
+from ggufrq.patchset.series import PatchSet
 
 LOGS = Path(__file__).parent.parent / "logs" / "build"
 NEW = (LOGS / "hipconfig-6.4.txt").read_text(encoding="utf-8")  # forky: hipcc 7.0.2, HIP 6.4.3
@@ -78,7 +80,7 @@ def test_one_that_is_too_old_is_refused_before_anything_is_fetched(
     (lack,) = hip_toolkit.missing()
     assert lack.what == f"HIP 5.2.21153 in {root} is too old, llama.cpp needs 6.1"
     with pytest.raises(BuildError, match="too old"):
-        build.ensure_build(build.BuildOptions("hip", native=False), source="pypi")
+        builds.ensure_build(BuildOptions("hip", native=False), source="pypi")
     told = doctor._amd_gpu()
     assert (told.state, told.remedy) == ("optional", lack.remedy) and "no card, and HIP 5.2" in told.found
     result = CliRunner().invoke(command, ["--backend", "hip"])
@@ -126,7 +128,7 @@ def test_cards(root: Path) -> None:
 def test_it_is_taken_only_where_it_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has run our kernels on an AMD card."""
     program(rocm(root), "rocm_agent_enumerator", AGENTS)
-    monkeypatch.setattr("ggufrq.cuda_toolkit.cards", lambda: ())
+    monkeypatch.setattr("ggufrq.build.cuda_toolkit.cards", lambda: ())
     monkeypatch.setattr("platform.system", lambda: "Linux")
     assert backends.default() == "cpu"
     monkeypatch.setenv(backends.VARIABLE, "hip")
@@ -135,24 +137,24 @@ def test_it_is_taken_only_where_it_is_named(root: Path, monkeypatch: pytest.Monk
 
 def test_the_architecture_makes_another_build(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rocm(root)
-    seen: list[build.BuildOptions] = []
+    seen: list[BuildOptions] = []
 
-    def stop(options: build.BuildOptions, **_: object) -> None:
+    def stop(options: BuildOptions, **_: object) -> None:
         seen.append(options)
         raise BuildError("enough")
 
-    monkeypatch.setattr(build, "ensure_build", stop)
+    monkeypatch.setattr(builds, "ensure_build", stop)
     for arguments in (["--hip-arch", "gfx1100"], []):
         CliRunner().invoke(command, ["--backend", "hip", *arguments])
     one, usual = seen
     assert one.cmake_args == ("-DCMAKE_HIP_ARCHITECTURES=gfx1100",) and usual.cmake_args == ()
-    project = build.llama_project()
-    assert build.build_key(project, one) != build.build_key(project, usual)
+    project = llama_project()
+    assert build_key(project, one) != build_key(project, usual)
 
 
 def test_where_the_patch_of_cuda_is_left_out_there_is_no_hip_either(root: Path) -> None:
     rocm(root)
-    whole = build.llama_project()
-    left = patches.PatchSet(**{**vars(whole.patch_set), "without": ("cuda",)})
+    whole = llama_project()
+    left = PatchSet(**{**vars(whole.patch_set), "without": ("cuda",)})
     with pytest.raises(BuildError, match="do not run on hip"):
-        build.ensure_build(build.BuildOptions("hip"), project=build.Project(whole.pin, left))
+        builds.ensure_build(BuildOptions("hip"), project=Project(whole.pin, left))

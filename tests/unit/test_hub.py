@@ -10,13 +10,14 @@ from typing import Any
 import hubs
 import pytest
 
-from ggufrq import convert, hub, proc
-from ggufrq.errors import ModelError
+from ggufrq.base import proc
+from ggufrq.base.errors import ModelError
+from ggufrq.models import convert, hub
 
 _PROGRAM = """
 import json, sys
-from ggufrq import hub
-from ggufrq.errors import GgufrqError
+from ggufrq.models import hub
+from ggufrq.base.errors import GgufrqError
 try:
     found = getattr(hub, sys.argv[1])(*sys.argv[2:])
     folder = getattr(found, "folder", found)
@@ -45,7 +46,7 @@ fake = hubs.fake()
 def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:
     done = proc.run(
         [sys.executable, "-c", _PROGRAM, *arguments],
-        cwd=Path(hub.__file__).parent.parent,
+        cwd=Path(hub.__file__).parents[2],
         env={
             "HF_ENDPOINT": url,
             "HF_HOME": str(home),

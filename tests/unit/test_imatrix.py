@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import imatrix
+from ggufrq.base.errors import ModelError
 from ggufrq.cli import cli
-from ggufrq.errors import ModelError
-from ggufrq.imatrix import Entry, Matrix
+from ggufrq.ggufs import imatrix
+from ggufrq.ggufs.imatrix import Entry, Matrix
 
 
 def matrix(*, columns: int = 4, experts: int = 1, name: str = "blk.0.ffn_up.weight", seed: int = 1) -> Matrix:

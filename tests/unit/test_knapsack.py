@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrq.knapsack import cheapest
+from ggufrq.search.knapsack import cheapest
 
 OPTIONS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 50)), min_size=1, max_size=3)
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufrq import codec
-from ggufrq.errors import UsageError
-from ggufrq.kv import KvPair, KvPlan, as_plan, kv_type, kv_types, parse_kv, parse_plan, parse_plans
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.kv import KvPair, KvPlan, as_plan, kv_type, kv_types, parse_kv, parse_plan, parse_plans
 
 NAMES = sorted(kv_types())
 

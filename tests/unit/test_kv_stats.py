@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from kvlab.kv_stats import SETS, generate
 
 from ggufrq.codec import dequantize, quantize, rotate
-from ggufrq.kv_stats import SETS, generate
 
 EVERY = pytest.mark.parametrize("name", SETS)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import log, paths
+from ggufrq.base import log, paths
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggufrq.kv import parse_kv
+from ggufrq.cache.kv import parse_kv
 from ggufrq.tools.logs import error_lines, parse_context, uses
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import machine
-from ggufrq.machine import GIB, Processor
+from ggufrq.base import machine
+from ggufrq.base.machine import GIB, Processor
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 

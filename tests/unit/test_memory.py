@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import proc, units
+from ggufrq.base import proc, sizes
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.cli import cli
 from ggufrq.cli import memory as command
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.gguf_header import read_header
-from ggufrq.kv import parse_kv, parse_plan
-from ggufrq.memory import kv_shape
-from ggufrq.memory.cells import Settings, kv_bytes, state_bytes, why_not
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.kv_shape import kv_shape
+from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
+from ggufrq.memory.cells import ContextSettings, kv_bytes, state_bytes, why_not
 from ggufrq.memory.compute import Buffers, estimate
 from ggufrq.memory.estimate import Memory
-from ggufrq.memory.model import MemoryShape, memory_shape
 from ggufrq.memory.told import published
 
 fake = hubs.fake()
@@ -92,7 +92,7 @@ def values(shape: MemoryShape) -> list[tuple[int, int]]:
 
 def test_numbers_of_tokens_and_sizes() -> None:
     texts = ("8K", "32k", "128K", "131K", "262K", "256K", "1M", "1000", "40K")
-    assert [units.parse_tokens(text) for text in texts] == [
+    assert [sizes.parse_tokens(text) for text in texts] == [
         8192,
         32768,
         131072,
@@ -103,24 +103,26 @@ def test_numbers_of_tokens_and_sizes() -> None:
         1000,
         40960,
     ]
-    assert units.parse_memory("24GB") == 24 * 10**9
-    assert units.parse_memory("1.5 GiB") == 3 << 29
+    assert sizes.parse_memory("24GB") == 24 * 10**9
+    assert sizes.parse_memory("1.5 GiB") == 3 << 29
     for wrong in ("", "0", "8X", "-1", "1.5K"):
         with pytest.raises(UsageError):
-            units.parse_tokens(wrong)
+            sizes.parse_tokens(wrong)
     for wrong in ("24", "GB", "0GB"):
         with pytest.raises(UsageError):
-            units.parse_memory(wrong)
+            sizes.parse_memory(wrong)
 
 
 def test_the_table_of_qwen35_27b(tmp_path: Path) -> None:
     shape = shape_of(tmp_path, "qwen35", QWEN35_27B)
     for name, row in QWEN35_27B_TABLE.items():
         for ctx, mib in zip(("8K", "32K", "128K", "262K"), row, strict=True):
-            settings = Settings(units.parse_tokens(ctx))
+            settings = ContextSettings(sizes.parse_tokens(ctx))
             assert sum(kv_bytes(shape, parse_plan(name), settings)) == mib * MIB
-    assert round(state_bytes(shape, Settings(8192)) / MIB, 1) == 149.6
-    assert state_bytes(shape, Settings(8192, parallel=4)) == 4 * state_bytes(shape, Settings(8192))
+    assert round(state_bytes(shape, ContextSettings(8192)) / MIB, 1) == 149.6
+    assert state_bytes(shape, ContextSettings(8192, parallel=4)) == 4 * state_bytes(
+        shape, ContextSettings(8192)
+    )
     assert values(shape)[:4] == [(0, 0), (0, 0), (0, 0), (1024, 1024)]
     told = "\n".join(published(shape))
     for claim in ("10.3", "16 times", "110 GB", "57 GB", "30 GB", "23 GB"):
@@ -145,10 +147,10 @@ def test_dense_models(tmp_path: Path) -> None:
         (0, 0),
     ]
     plan = parse_plan("iso3; 0,-1:q8_0/f16")
-    k, v = kv_bytes(shape, plan, Settings(1000))  # padded to 1,024 cells
+    k, v = kv_bytes(shape, plan, ContextSettings(1000))  # padded to 1,024 cells
     assert k == 1024 * (2 * 256 * 50 // 128 + 2 * 256 * 34 // 32)
     assert v == 1024 * (2 * 256 * 50 // 128 + 2 * 256 * 2)
-    assert sum(kv_bytes(shape, parse_plan("f16"), Settings(1000, parallel=3))) == 3 * 512 * 4 * 1024
+    assert sum(kv_bytes(shape, parse_plan("f16"), ContextSettings(1000, parallel=3))) == 3 * 512 * 4 * 1024
 
 
 def test_compressed_models_keep_one_row_of_k(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_compressed_models_keep_one_row_of_k(tmp_path: Path) -> None:
     }
     shape = shape_of(tmp_path, "deepseek2", DENSE | mla)
     assert values(shape) == [(576, 0)] * 4
-    assert kv_bytes(shape, parse_plan("q8_0"), Settings(4096)) == (4 * 4096 * 576 * 34 // 32, 0)
+    assert kv_bytes(shape, parse_plan("q8_0"), ContextSettings(4096)) == (4 * 4096 * 576 * 34 // 32, 0)
     assert "blocks of 128" in str(why_not(shape, parse_plan("iso3")))
     assert "cannot have different types" in str(why_not(shape, parse_plan("q8_0/f16")))
     assert "types of their own" in str(why_not(shape, parse_plan("f16; 0:q8_0")))
@@ -200,9 +202,9 @@ def test_cells_of_a_window(tmp_path: Path) -> None:
         attention__sliding_window=128,
     )
     assert [layer.k for layer in shape.layers] == [512, 256, 512, 256]
-    k, _ = kv_bytes(shape, parse_plan("f16"), Settings(8192))
+    k, _ = kv_bytes(shape, parse_plan("f16"), ContextSettings(8192))
     assert k == 2 * (2 * 512 * 768 + 2 * 256 * 8192)  # 128 + 512 tokens, padded to 256
-    k, _ = kv_bytes(shape, parse_plan("f16"), Settings(512))
+    k, _ = kv_bytes(shape, parse_plan("f16"), ContextSettings(512))
     assert k == 2 * (2 * 512 * 512 + 2 * 256 * 512)
 
 
@@ -264,7 +266,7 @@ def test_the_largest_context(tmp_path: Path) -> None:
     shape = shape_of(tmp_path, "llama", DENSE)
     memory = Memory(shape, 10 * MIB)
     plan = parse_plan("f16")
-    need = memory.estimate(plan, Settings(2048)).total
+    need = memory.estimate(plan, ContextSettings(2048)).total
     fit = memory.fit(plan, need)
     assert fit.estimate is not None and (fit.estimate.ctx, fit.native) == (2048, False)
     fit = memory.fit(plan, need - 1)
@@ -281,11 +283,11 @@ def test_the_largest_context(tmp_path: Path) -> None:
 def test_the_estimate_of_compute_buffers_has_masks_and_logits(tmp_path: Path) -> None:
     shape = shape_of(tmp_path, "llama", DENSE)
     plan = parse_plan("f16")
-    small, large = estimate(shape, plan, Settings(2048)), estimate(shape, plan, Settings(4096))
+    small, large = estimate(shape, plan, ContextSettings(2048)), estimate(shape, plan, ContextSettings(4096))
     assert large.served - small.served == 2048 * 512 * 2
-    assert estimate(shape, plan, Settings(4096, parallel=2)).served == small.served
+    assert estimate(shape, plan, ContextSettings(4096, parallel=2)).served == small.served
     words = shape_of(tmp_path, "llama", DENSE | {"vocab_size": 100_000})
-    assert estimate(words, plan, Settings(2048)).batch == 512 * 4 * (100_000 + 2 * 512)
+    assert estimate(words, plan, ContextSettings(2048)).batch == 512 * 4 * (100_000 + 2 * 512)
     assert not small.exact
 
 
@@ -362,15 +364,17 @@ def test_of_a_model_on_the_hub_only_the_header_is_fetched(tmp_path: Path) -> Non
 
 
 def test_what_llama_cpp_cannot_say_is_estimated(tmp_path: Path) -> None:
-    from ggufrq.errors import ToolError
+    from ggufrq.base.errors import ToolError
 
     shape = shape_of(tmp_path, "llama", DENSE)
 
     def refuse(*_: object) -> Buffers:
         raise ToolError("no")
 
-    assert not Memory(shape, 0, refuse).estimate(parse_plan("f16"), Settings(512)).exact
-    dry = Memory(shape, 0, lambda *_: Buffers(5, 9, exact=True)).estimate(parse_plan("f16"), Settings(512))
+    assert not Memory(shape, 0, refuse).estimate(parse_plan("f16"), ContextSettings(512)).exact
+    dry = Memory(shape, 0, lambda *_: Buffers(5, 9, exact=True)).estimate(
+        parse_plan("f16"), ContextSettings(512)
+    )
     assert (dry.compute, dry.batch_extra, dry.exact) == (5, 4, True)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ggufrq import mix, paths
+from ggufrq.base import paths
+from ggufrq.make import mix
 
 TOOLS = "days_in_february"
 TEMPLATE = (

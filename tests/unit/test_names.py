@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from ggufrq import hub, paths, proc
-from ggufrq.errors import ModelError
-from ggufrq.kv import parse_plan
-from ggufrq.resolve import resolve
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ModelError
+from ggufrq.base.trees import tree_hash
+from ggufrq.cache.kv import parse_plan
+from ggufrq.models import hub
+from ggufrq.models.resolve import resolve
 from ggufrq.tools import bench, completion, perplexity, server
-from ggufrq.trees import tree_hash
 
 NAME = "Ein Ordner für 'Modelle' (日本)"
 WINDOWS = cast(Path, PureWindowsPath(r"C:\Users\Jürgen Groß\mein modell.gguf"))

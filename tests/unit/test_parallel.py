@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ggufrq import parallel, proc
-from ggufrq.errors import ToolError
+from ggufrq.base import parallel, proc
+from ggufrq.base.errors import ToolError
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

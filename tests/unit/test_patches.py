@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import compat, patches, paths, series
-from ggufrq.errors import PatchError
-from ggufrq.trees import tree_hash
+from ggufrq.base import paths
+from ggufrq.base.errors import PatchError
+from ggufrq.base.trees import tree_hash
+from ggufrq.patchset import compat, patches, series
+from ggufrq.patchset.series import default_patch_set, load, problems
 
 LINES = [f"line {number}" for number in range(1, 61)]
 
@@ -58,26 +60,26 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_load(root: Path) -> None:
-    found = patches.load(root)
+    found = load(root)
     assert [patch.name for patch in found.patches] == ["core/first.patch", "core/second.patch"]
     assert found.patches[0].header == "Hook something."
     assert found.overlay == ("src/new.c",)
     assert found.files == ["src/a.c", "src/b.c"]
     assert found.hunks == 4
     assert found.patches[0].files[0].hunks[1] == series.Hunk(2, 38, "line 37", 1)
-    assert patches.problems(root) == []
+    assert problems(root) == []
 
 
 def test_an_empty_folder_is_an_empty_patch_set(tmp_path: Path, tree: Path) -> None:
     before = tree_hash(tree)
-    found = patches.load(tmp_path)
+    found = load(tmp_path)
     assert found.patches == () and found.overlay == ()
     patches.apply(found, tree, what="it")
     assert tree_hash(tree) == before
 
 
 def test_apply(root: Path, tree: Path) -> None:
-    patches.apply(patches.load(root), tree, what="it")
+    patches.apply(load(root), tree, what="it")
     lines = (tree / "src" / "a.c").read_text().splitlines()
     assert lines[8:14] == ["line 9", "line 10", "hook 10", "line 11", "hook 12", "line 12"]
     assert "hook 40" in lines
@@ -88,17 +90,17 @@ def test_apply(root: Path, tree: Path) -> None:
 def test_it_applies_inside_a_repository_and_in_one(root: Path, tree: Path, git: object) -> None:
     assert callable(git)
     git(tree.parent, "init", "-q")  # one around it, which git would otherwise take paths from
-    patches.apply(patches.load(root), tree, what="it")
+    patches.apply(load(root), tree, what="it")
     assert "hook 10" in (tree / "src" / "a.c").read_text()
 
 
 def test_an_offset_is_fine_but_fuzz_is_not(root: Path, tree: Path) -> None:
     moved = text(["new first", *LINES])
     (tree / "src" / "a.c").write_text(moved)
-    assert patches.fit(patches.load(root), tree).failures == ()
+    assert patches.fit(load(root), tree).failures == ()
     outermost = moved.replace("line 38\n", "line thirty-eight\n")  # the first context line of a hunk
     (tree / "src" / "a.c").write_text(outermost)
-    assert len(patches.fit(patches.load(root), tree).failures) == 1
+    assert len(patches.fit(load(root), tree).failures) == 1
 
 
 def test_a_hunk_may_move_but_not_into_another_function(root: Path, tree: Path) -> None:
@@ -106,7 +108,7 @@ def test_a_hunk_may_move_but_not_into_another_function(root: Path, tree: Path) -
     old = ["// top", "", "void first(void) {", *body, "", "void second(void) {", *body]
     (root / "core" / "first.patch").write_text(patch_text("src/a.c", old, {6: "        case OURS:"}))
     (root / "series").write_text("core/first.patch\n")
-    loaded = patches.load(root)
+    loaded = load(root)
     assert loaded.patches[0].files[0].hunks[0].context == "void first(void) {"
     (tree / "src" / "a.c").write_text(text(["// more", "// more", *old]))
     found = patches.fit(loaded, tree)
@@ -127,7 +129,7 @@ def test_a_changed_file_fails_with_file_and_hunk_and_is_not_touched(root: Path, 
     (tree / "src" / "a.c").write_text(content)
     before = tree_hash(tree)
     with pytest.raises(PatchError) as caught:
-        patches.apply(patches.load(root), tree, what="llama.cpp 123abc")
+        patches.apply(load(root), tree, what="llama.cpp 123abc")
     message = caught.value.message
     assert "llama.cpp 123abc" in message
     assert "core/first.patch: src/a.c, hunk 2 of 2 (line 38, in 'line 37')" in message
@@ -140,7 +142,7 @@ def test_all_failing_places_are_named_at_once(root: Path, tree: Path) -> None:
     (tree / "src" / "a.c").write_text(text(LINES).replace("line 9\n", "x\n").replace("line 39\n", "y\n"))
     (tree / "src" / "b.c").unlink()
     (tree / "src" / "new.c").touch()
-    found = patches.fit(patches.load(root), tree).failures
+    found = patches.fit(load(root), tree).failures
     places = [(failure.patch, failure.file, failure.hunk and failure.hunk.number) for failure in found]
     assert places == [
         ("overlay", "src/new.c", None),
@@ -155,13 +157,13 @@ def test_all_failing_places_are_named_at_once(root: Path, tree: Path) -> None:
 def test_an_overlay_file_never_replaces_one(root: Path, tree: Path) -> None:
     (tree / "src" / "new.c").write_text("theirs\n")
     with pytest.raises(PatchError, match=re.escape("src/new.c: exists in the source already")):
-        patches.apply(patches.load(root), tree, what="it")
+        patches.apply(load(root), tree, what="it")
     assert (tree / "src" / "new.c").read_text() == "theirs\n"
     assert "hook" not in (tree / "src" / "a.c").read_text()
 
 
 def test_a_tree_that_is_patched_already_is_recognised(root: Path, tree: Path) -> None:
-    found = patches.load(root)
+    found = load(root)
     patches.apply(found, tree, what="it")
     assert any("holds this patch already" in str(failure) for failure in patches.fit(found, tree).failures)
 
@@ -173,27 +175,27 @@ def test_user_settings_of_git_do_not_matter(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
     (tree / "src" / "b.c").write_text(text(LINES).replace("line 6", "line  6"))
-    assert [failure.file for failure in patches.fit(patches.load(root), tree).failures] == ["src/b.c"]
+    assert [failure.file for failure in patches.fit(load(root), tree).failures] == ["src/b.c"]
     (tree / "src" / "b.c").write_text(text(LINES))
-    patches.apply(patches.load(root), tree, what="it")
+    patches.apply(load(root), tree, what="it")
     assert b"\r" not in (tree / "src" / "a.c").read_bytes()
 
 
 def test_the_hash_depends_on_what_is_built_only(root: Path) -> None:
-    first = patches.load(root).hash
-    assert patches.load(root).hash == first
+    first = load(root).hash
+    assert load(root).hash == first
     (root / "series").write_text("core/first.patch\ncore/second.patch\n")
     (root / "README.md").write_text("words")
     (root / "overlay" / "src" / "new.c~").write_text("an editor's copy")
-    assert patches.load(root).hash == first
+    assert load(root).hash == first
     (root / "series").write_text("core/second.patch\ncore/first.patch\n")
-    assert patches.load(root).hash != first
+    assert load(root).hash != first
     (root / "series").write_text("core/first.patch\ncore/second.patch\n")
     (root / "overlay" / "src" / "new.c").write_text("int y;\n")
-    second = patches.load(root).hash
+    second = load(root).hash
     assert second != first
     (root / "overlay" / "src" / "new.c").rename(root / "overlay" / "src" / "newer.c")
-    assert patches.load(root).hash not in (first, second)
+    assert load(root).hash not in (first, second)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_the_hash_depends_on_what_is_built_only(root: Path) -> None:
 def test_problems(root: Path, change: object, expected: str) -> None:
     assert callable(change)
     change(root)
-    assert expected in patches.problems(root)
+    assert expected in problems(root)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_malformed_patches_name_file_and_line(tmp_path: Path, content: str, expe
     (tmp_path / "bad.patch").write_text(content)
     (tmp_path / "series").write_text("bad.patch\n")
     with pytest.raises(PatchError, match=r"^bad\.patch, line \d+: ") as caught:
-        patches.load(tmp_path)
+        load(tmp_path)
     assert expected in caught.value.message
 
 
@@ -250,16 +252,16 @@ def test_malformed_patches_name_file_and_line(tmp_path: Path, content: str, expe
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "series").write_text(f"# first\n{name}\n")
     with pytest.raises(PatchError, match="line 2"):
-        patches.load(tmp_path)
+        load(tmp_path)
 
 
 def test_missing_git_is_explained(root: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(PatchError, match="git is not there"):
-        patches.fit(patches.load(root), tree)
+        patches.fit(load(root), tree)
 
 
 def test_our_own_patch_set_is_in_order() -> None:
     root = paths.data_dir("patches")
-    assert patches.problems(root) == [] == compat.problems(root)
-    assert patches.default_patch_set().hash == patches.load(root).hash
+    assert problems(root) == [] == compat.problems(root)
+    assert default_patch_set().hash == load(root).hash

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import paths
-from ggufrq.errors import GgufrqError
+from ggufrq.base import paths
+from ggufrq.base.errors import GgufrqError
 
 
 def test_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,8 +37,8 @@ def test_data_is_taken_from_the_package_before_the_checkout(
     (tmp_path / "patches").mkdir(parents=True)
     monkeypatch.setattr(paths, "_PACKAGE", package)
     assert paths.data_dir("patches") == tmp_path / "patches"
-    (package / "patches").mkdir(parents=True)
-    assert paths.data_dir("patches") == package / "patches"
+    (package / "data" / "patches").mkdir(parents=True)
+    assert paths.data_dir("patches") == package / "data" / "patches"
     with pytest.raises(GgufrqError, match="models"):
         paths.data_dir("models")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import proc
-from ggufrq.errors import ToolError
+from ggufrq.base import proc
+from ggufrq.base.errors import ToolError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
 
@@ -205,7 +205,7 @@ def test_start_of_a_missing_program() -> None:
 def started_by(starter: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A Python program that uses ``proc`` and prints process ids."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = f"import os, sys, time; from ggufrq import proc\n{starter}"
+    code = f"import os, sys, time; from ggufrq.base import proc\n{starter}"
     with subprocess.Popen(python(code), stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         yield process, list(map(int, process.stdout.readline().split()))

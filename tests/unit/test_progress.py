@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrq import log
-from ggufrq import progress as module
-from ggufrq.progress import clock, progress
+from ggufrq.base import log
+from ggufrq.base import progress as module
+from ggufrq.base.progress import clock, progress
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 

@@ -19,8 +19,8 @@ import pytest
 from huggingface_hub import constants
 
 from ggufrq import cli
-from ggufrq.errors import GgufrqError, HubError, ModelError, UsageError
-from ggufrq.family.record import Record
+from ggufrq.base.errors import GgufrqError, HubError, ModelError, UsageError
+from ggufrq.make.record import Record
 from ggufrq.publish import remote
 from ggufrq.publish.local import local_files
 

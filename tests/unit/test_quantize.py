@@ -11,17 +11,17 @@ import gguf
 import numpy as np
 import pytest
 
-from ggufrq import quantize, recipe
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.cli.quantize import chosen
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
-from ggufrq.errors import GgufrqError, ModelError, UsageError
-from ggufrq.family import matrix, quantizer
-from ggufrq.family.plan import Conversion, Output, Plan, Want, needs_imatrix
-from ggufrq.family.quantizer import Forecast, Job
-from ggufrq.family.record import Record
-from ggufrq.family.split import parse_size
-from ggufrq.gguf_header import read_header
-from ggufrq.tensors import Inventory, Tensor
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.tensors import Inventory, Tensor
+from ggufrq.make import family as quantize
+from ggufrq.make import matrix, quantizer, recipe
+from ggufrq.make.plan import Conversion, FamilyPlan, Output, Want, needs_imatrix
+from ggufrq.make.quantizer import Forecast, Job
+from ggufrq.make.record import Record
+from ggufrq.make.split import parse_size
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import Incomplete
 
@@ -268,7 +268,9 @@ def test_a_damaged_record_is_an_empty_one(tmp_path: Path, text: str) -> None:
 # The plan
 
 
-def plan(tmp_path: Path, *, kept: bool = False, size: int = 3_000_000, split: int | None = None) -> Plan:
+def plan(
+    tmp_path: Path, *, kept: bool = False, size: int = 3_000_000, split: int | None = None
+) -> FamilyPlan:
     types = {"token_embd.weight": "q5_0", "blk.0.ffn_up_exps.weight": "q8_0", "output_norm.weight": "f32"}
     output = Output(
         Want("mine", recipe.Recipe("mine")),
@@ -280,7 +282,7 @@ def plan(tmp_path: Path, *, kept: bool = False, size: int = 3_000_000, split: in
         kept,
     )
     conversion = Conversion("m-BF16.gguf", "model", "BF16", {}, 7_000_000)
-    return Plan("m", tmp_path / "not" / "there", {}, MODEL, (conversion,), (output,), split)
+    return FamilyPlan("m", tmp_path / "not" / "there", {}, MODEL, (conversion,), (output,), split)
 
 
 def test_what_a_plan_needs(tmp_path: Path) -> None:

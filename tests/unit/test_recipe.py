@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import recipe
-from ggufrq.errors import UsageError
-from ggufrq.recipe import Recipe
-from ggufrq.tensors import Inventory, Tensor, fallback, type_bits
+from ggufrq.base.errors import UsageError
+from ggufrq.ggufs.tensors import Inventory, Tensor, fallback, type_bits
+from ggufrq.make import recipe
+from ggufrq.make.recipe import Recipe
 
 ROW = 512
 

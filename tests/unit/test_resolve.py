@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import resolve
-from ggufrq.errors import ModelError, UsageError
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.models import resolve
 
 
 def test_embedded_models() -> None:

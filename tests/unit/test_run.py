@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ggufrq import cli, run, serve
-from ggufrq.build import Build
-from ggufrq.errors import GgufrqError, ToolError, UsageError
-from ggufrq.kv import parse_kv, parse_plan
-from ggufrq.tools import Programs
+from ggufrq import cli
+from ggufrq.base.errors import GgufrqError, ToolError, UsageError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.drive import run, serve
 from ggufrq.tools.logs import parse_context
+from ggufrq.tools.programs import Programs
 
 LOGS = Path(__file__).parent.parent / "logs" / "tools"
 UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")

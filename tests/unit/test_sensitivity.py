@@ -20,20 +20,20 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrq.build import Build
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.cli import sensitivity as cli
 from ggufrq.cli.quantize import quantize as quantize_command
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.family.plan import Request, Want
-from ggufrq.family.quantizer import Forecast
-from ggufrq.family.record import Record
-from ggufrq.gguf_header import pad
-from ggufrq.recipe import dump, parse
-from ggufrq.sensitivity import core, report, solve, trials, units
-from ggufrq.sensitivity.solve import Budget, Problem
-from ggufrq.sensitivity.trials import Measured
-from ggufrq.tensors import Inventory, Tensor
-from ggufrq.weight_quality import Settings
+from ggufrq.ggufs.header import pad
+from ggufrq.ggufs.tensors import Inventory, Tensor
+from ggufrq.make.plan import Request, Want
+from ggufrq.make.quantizer import Forecast
+from ggufrq.make.recipe import dump, parse
+from ggufrq.make.record import Record
+from ggufrq.measure.weight_quality import WeightSettings
+from ggufrq.search.sensitivity import best_recipe, parts, report, solve, trials
+from ggufrq.search.sensitivity.solve import Budget, Problem
+from ggufrq.search.sensitivity.trials import Measured
 
 try:
     import tomllib
@@ -81,7 +81,7 @@ WEIGHTS = sum(t.values for t in MODEL)
     ],
 )
 def test_units(by: str, names: list[str]) -> None:
-    every = units.units(MODEL, TYPES, by, 2)
+    every = parts.units(MODEL, TYPES, by, 2)
     assert [unit.name for unit in every] == names
     assert sorted(t.name for unit in every for t in unit.tensors) == sorted(t.name for t in MODEL.quantizable)
 
@@ -89,7 +89,7 @@ def test_units(by: str, names: list[str]) -> None:
 @given(layers=st.integers(1, 9), ranges=st.integers(1, 12))
 def test_ranges_hold_every_layer_once(layers: int, ranges: int) -> None:
     model = Inventory("qwen3", tuple(tensor(f"blk.{i}.ffn_up.weight", 256, 4) for i in range(layers)))
-    every = units.units(model, TYPES, "layer", ranges)
+    every = parts.units(model, TYPES, "layer", ranges)
     assert len(every) == min(layers, ranges)
     for unit in every:
         first, _, last = unit.name.removeprefix("ffn_up ").partition("-")
@@ -98,12 +98,12 @@ def test_ranges_hold_every_layer_once(layers: int, ranges: int) -> None:
 
 
 def test_single_tensors() -> None:
-    every = units.units(MODEL, TYPES, "tensor", 1)
+    every = parts.units(MODEL, TYPES, "tensor", 1)
     assert len(every) == len(MODEL.quantizable) and all(len(unit.tensors) == 1 for unit in every)
 
 
 def test_options_are_what_llama_quantize_would_make() -> None:
-    odd = units.units(MODEL, ("q3_k", "q4_0", "q8_0", "bf16"), "class", 1)[-1]
+    odd = parts.units(MODEL, ("q3_k", "q4_0", "q8_0", "bf16"), "class", 1)[-1]
     # rows of 96 hold no block of 256: q3_k becomes q4_0, which is there already
     assert [(o.kind, *o.types.values(), o.exact) for o in odd.options] == [
         ("q3_k", "q4_0", False),
@@ -111,7 +111,7 @@ def test_options_are_what_llama_quantize_would_make() -> None:
         ("bf16", "bf16", True),
     ]
     assert [sum(o.sizes) for o in odd.options] == [3 * 18 * 8, 3 * 34 * 8, 2 * 96 * 8]
-    larger = units.units(MODEL, ("f32", "f16"), "class", 1)[0]
+    larger = parts.units(MODEL, ("f32", "f16"), "class", 1)[0]
     assert [o.kind for o in larger.options] == ["bf16"], "nothing that is not smaller"
 
 
@@ -127,21 +127,21 @@ def test_options_are_what_llama_quantize_would_make() -> None:
 )
 def test_types_that_are_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        units.parse_types(text)
+        parts.parse_types(text)
 
 
 def test_default_types_end_with_the_model_s_own() -> None:
-    assert units.default_types(MODEL) == (*units.DEFAULT_TYPES, "bf16")
+    assert parts.default_types(MODEL) == (*parts.DEFAULT_TYPES, "bf16")
     whole = Inventory("qwen3", tuple(replace(t, type="f32") for t in MODEL))
-    assert units.default_types(whole) == (*units.DEFAULT_TYPES, "bf16", "f32")
-    assert units.parse_types("Q4_K, q8_0") == ("q4_k", "q8_0")
+    assert parts.default_types(whole) == (*parts.DEFAULT_TYPES, "bf16", "f32")
+    assert parts.parse_types("Q4_K, q8_0") == ("q4_k", "q8_0")
 
 
 @given(st.lists(st.sampled_from(TYPES), min_size=11, max_size=11), st.booleans())
 def test_a_recipe_says_just_these_types(kinds: list[str], imatrix: bool) -> None:
     wanted = {t.name: k for t, k in zip(MODEL.quantizable, kinds, strict=True)}
     wanted["blk.0.odd.weight"] = "q8_0"
-    made = units.as_recipe("a", "b", MODEL, wanted, imatrix=imatrix)
+    made = parts.as_recipe("a", "b", MODEL, wanted, imatrix=imatrix)
     again = parse(tomllib.loads(dump(made)), "x")
     assert again == made and again.imatrix == imatrix
     assert again.plan(MODEL) == {**{t.name: t.type for t in MODEL}, **wanted}
@@ -276,7 +276,7 @@ class World:
     asked: list[tuple[str, Mapping[str, str]]]
 
     def __init__(
-        self, shop: Any, build: Build, matrix: Any, text: Path, settings: Settings, **more: Any
+        self, shop: Any, build: Build, matrix: Any, text: Path, settings: WeightSettings, **more: Any
     ) -> None:
         self.text, self.on_done, self.jobs, self.threads = text, more["on_done"], 1, 1
         self.quality = SimpleNamespace(text=text)
@@ -313,17 +313,19 @@ def world(monkeypatch: pytest.MonkeyPatch) -> type[World]:
         yield Shop()
 
     World.asked = []
-    monkeypatch.setattr(core.quantize, "workshop", workshop)
-    monkeypatch.setattr(core, "Trials", World)
+    monkeypatch.setattr(best_recipe.family, "workshop", workshop)
+    monkeypatch.setattr(best_recipe, "Trials", World)
     return World
 
 
-def goal(budget: Budget | None, types: str = "q3_k,q4_k,q6_k,bf16", by: str = "class") -> core.Goal:
-    return core.Goal(budget, units.parse_types(types), by, text=Path("a.txt"), check_text=Path("b.txt"))
+def goal(budget: Budget | None, types: str = "q3_k,q4_k,q6_k,bf16", by: str = "class") -> best_recipe.Goal:
+    return best_recipe.Goal(
+        budget, parts.parse_types(types), by, text=Path("a.txt"), check_text=Path("b.txt")
+    )
 
 
-def analysed(budget: Budget | None, **more: Any) -> core.Result:
-    return core.analyse(Request("toy", ()), BUILD, goal(budget, **more))
+def analysed(budget: Budget | None, **more: Any) -> best_recipe.Result:
+    return best_recipe.analyse(Request("toy", ()), BUILD, goal(budget, **more))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def analysed(budget: Budget | None, **more: Any) -> core.Result:
 def test_finds_the_best_of_all(world: type[World], budget: Budget) -> None:
     result = analysed(budget)
     assert result.found is not None
-    every = units.units(MODEL, TYPES, "class", 1)
+    every = parts.units(MODEL, TYPES, "class", 1)
     best, best_bytes = math.inf, 0
     for chosen in itertools.product(*(range(len(unit.options)) for unit in every)):
         types = {t.name: t.type for t in MODEL}
@@ -413,8 +415,8 @@ def test_what_a_refusal_names_is_enough(world: type[World]) -> None:
 
 def test_progress_ends_at_its_total(world: type[World]) -> None:
     totals, done = [], []
-    steps = core.Steps(total=totals.append, done=lambda: done.append(1))
-    core.analyse(Request("toy", ()), BUILD, goal(Budget(bpw=Fraction(5))), steps)
+    steps = best_recipe.Steps(total=totals.append, done=lambda: done.append(1))
+    best_recipe.analyse(Request("toy", ()), BUILD, goal(Budget(bpw=Fraction(5))), steps)
     assert totals[-1] == len(done) == len(world.asked)
 
 
@@ -428,7 +430,9 @@ class Quality:
     fails_after = 10**9
     lock = threading.Lock()
 
-    def __init__(self, reference: Path, build: Build, *, text: Path, settings: Settings, **_: Any) -> None:
+    def __init__(
+        self, reference: Path, build: Build, *, text: Path, settings: WeightSettings, **_: Any
+    ) -> None:
         self.facts, self.text, self.base = {"text": text.name, "settings": settings.n_ctx}, text, Path("base")
 
     def make_base(self) -> None:
@@ -463,11 +467,11 @@ def shop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def asked() -> list[Mapping[str, str]]:
-    return [o.types for unit in units.units(MODEL, TYPES, "class", 1) for o in unit.options if not o.exact]
+    return [o.types for unit in parts.units(MODEL, TYPES, "class", 1) for o in unit.options if not o.exact]
 
 
 def a_trial(shop: Any, text: str = "a.txt", matrix: Path | None = None, **more: Any) -> trials.Trials:
-    return trials.Trials(shop, BUILD, matrix, Path(text), Settings(), **more)
+    return trials.Trials(shop, BUILD, matrix, Path(text), WeightSettings(), **more)
 
 
 def test_what_was_measured_is_kept_and_goes_on(shop: Any) -> None:
@@ -524,7 +528,7 @@ def test_large_models_are_measured_one_at_a_time(shop: Any, monkeypatch: pytest.
 
 def test_report(world: type[World]) -> None:
     asked_for = goal(Budget(bpw=Fraction("5.7")))
-    result = core.analyse(Request("toy", ()), BUILD, asked_for)
+    result = best_recipe.analyse(Request("toy", ()), BUILD, asked_for)
     assert result.found is not None
     text = report.render(result, asked_for)
     assert max(map(len, text.splitlines())) <= 80

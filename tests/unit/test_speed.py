@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from ggufrq.build import Build
-from ggufrq.cases import Case, parse_cases
-from ggufrq.context import CacheError
-from ggufrq.errors import ToolError
+from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import Case, parse_cases
+from ggufrq.drive.cache_check import CacheError
+from ggufrq.measure.validate import speed
+from ggufrq.measure.validate.speed import FASTER, SLOWER, SpeedSettings, judge, measure_speed, speed_steps
+from ggufrq.measure.verdict import NONE
 from ggufrq.tools import bench
-from ggufrq.validate import speed
-from ggufrq.validate.speed import FASTER, SLOWER, SpeedSettings, judge, measure_speed, speed_steps
-from ggufrq.validate.verdict import NONE
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"
 SETTINGS = SpeedSettings(depths=(0, 1024), prompt=64, generate=8, rounds=4, threads=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq import toolchain
+from ggufrq.build import toolchain
 
 
 def script(folder: Path, name: str, body: str) -> None:

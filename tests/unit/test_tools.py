@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.kv import parse_kv
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.cache.kv import parse_kv
 from ggufrq.tools import bench, cli, completion, fit_params, imatrix, perplexity, programs, quantize, server
 from ggufrq.tools.logs import Incomplete, error_lines, exact_bytes, explain, parse_context, retried, uses
 from ggufrq.tools.tail import Tail

@@ -16,13 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import cli
-from ggufrq.build import Build
-from ggufrq.cases import Case
-from ggufrq.divergence import Row, Scored, Subject
-from ggufrq.errors import GgufrqError, UsageError
-from ggufrq.kv import KvPair, KvPlan, kv_type, parse_plan
-from ggufrq.memory import KvShape
-from ggufrq.tune import core, report
+from ggufrq.base.errors import GgufrqError, UsageError
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import Case
+from ggufrq.cache.kv import KvPair, KvPlan, kv_type, parse_plan
+from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.measure.divergence import Row, Scored, Subject
+from ggufrq.search.tune import layers, report
 
 # A model whose divergence is known: by layer, side and type, and a little more for each pair of coarse ones.
 
@@ -77,19 +77,21 @@ MODEL = Subject("toy", Path("toy.gguf"), "0" * 64, "Q8_0", SHAPE)
 BUILD = Build("key", Path(), Path(), Path(), {})
 
 
-def goal(budget: str = "3.5", types: str = "iso2,iso3,iso4,q8_0") -> core.Goal:
-    return core.Goal(Fraction(budget), core.parse_types(types), Path("a.txt"), Path("b.txt"), Scored(512, 4))
+def goal(budget: str = "3.5", types: str = "iso2,iso3,iso4,q8_0") -> layers.Goal:
+    return layers.Goal(
+        Fraction(budget), layers.parse_types(types), Path("a.txt"), Path("b.txt"), Scored(512, 4)
+    )
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
-    monkeypatch.setattr(core, "divergences", made.divergences)
+    monkeypatch.setattr(layers, "divergences", made.divergences)
     return made
 
 
-def tuned(budget: str = "3.5", types: str = "iso2,iso3,iso4,q8_0") -> core.Result:
-    return core.tune(MODEL, BUILD, goal(budget, types))
+def tuned(budget: str = "3.5", types: str = "iso2,iso3,iso4,q8_0") -> layers.Result:
+    return layers.tune(MODEL, BUILD, goal(budget, types))
 
 
 @pytest.mark.parametrize("budget", ["2.125", "3", "3.5", "4.2", "9"])
@@ -110,7 +112,7 @@ def test_measures_single_changes_against_an_exact_rest(world: World) -> None:
     result = tuned()
     assert len(result.singles) == 6 and all(len(types) == 4 for types in result.singles.values())
     assert ("a.txt", "f16; 2:f16/iso3") in world.asked and ("a.txt", "f16; 0:q8_0/f16") in world.asked
-    kld, error = result.singles[core.Unit(2, "V", 512)]["iso3"]
+    kld, error = result.singles[layers.Unit(2, "V", 512)]["iso3"]
     assert kld == truth(parse_plan("f16; 2:f16/iso3")) and 0 < error < kld
     on_other = [name for text, name in world.asked if text == "b.txt"]
     assert on_other[0] == result.plan.name and "iso3" in on_other and "iso2/iso4" in on_other
@@ -140,29 +142,29 @@ def test_refuses(world: World, budget: str, types: str, says: str) -> None:
 
 
 def test_calibration_goes_where_k_is_ours(world: World) -> None:
-    core.tune(MODEL, BUILD, replace(goal(), calib=Path("means.gguf")))
+    layers.tune(MODEL, BUILD, replace(goal(), calib=Path("means.gguf")))
     assert {"f16; 0:iso3/f16", "iso3", "iso2/iso4"} <= world.calibrated
     assert not {"f16; 0:f16/iso3", "f16; 0:q8_0/f16", "q8_0"} & world.calibrated
 
 
 def test_progress_counts_every_measurement(world: World) -> None:
     totals, rows = [], []
-    core.tune(MODEL, BUILD, goal(), on_total=totals.append, on_row=lambda: rows.append(1))
+    layers.tune(MODEL, BUILD, goal(), on_total=totals.append, on_row=lambda: rows.append(1))
     assert totals[-1] == len(rows) == len(world.asked)
 
 
 def test_layers_that_hold_no_values(world: World) -> None:
     """Some models keep K alone; what is not there is not tuned."""
     shape = KvShape(k_layers=(256, 256), v_layers=(0, 256))
-    assert [(unit.layer, unit.side) for unit in core.units(shape)] == [(0, "K"), (1, "K"), (1, "V")]
+    assert [(unit.layer, unit.side) for unit in layers.units(shape)] == [(0, "K"), (1, "K"), (1, "V")]
 
 
 # The report
 
 
-def measured(name: str, kld: float, error: float = 0.001) -> core.Measured:
+def measured(name: str, kld: float, error: float = 0.001) -> layers.Measured:
     plan = parse_plan(name)
-    return core.Measured(plan, plan.bits(SHAPE), kld, error)
+    return layers.Measured(plan, plan.bits(SHAPE), kld, error)
 
 
 def test_comparison_with_the_line_and_with_what_is_no_larger() -> None:

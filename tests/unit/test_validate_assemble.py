@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ggufrq.build import Build
-from ggufrq.cases import Case, parse_case
-from ggufrq.divergence import Row, Subject
-from ggufrq.validate.assemble import Facts, Taken, assemble, failed
-from ggufrq.validate.check import cache_check, unmeasured
-from ggufrq.validate.plan import Plan, make_plan
-from ggufrq.validate.units import Unit
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import Case, parse_case
+from ggufrq.measure.divergence import Row, Subject
+from ggufrq.measure.validate.assemble import Facts, Taken, assemble, failed
+from ggufrq.measure.validate.check import cache_check, unmeasured
+from ggufrq.measure.validate.pieces import Unit
+from ggufrq.measure.validate.plan import ValidationPlan, make_plan
 
 F16, ISO3, Q4 = (parse_case(name) for name in ("f16", "iso3:block", "q4_0"))
 
@@ -45,7 +45,7 @@ def greedy(case: Case, *tokens: int) -> tuple[Unit, Row]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[Plan, Facts, Build]:
+def made(tmp_path: Path) -> tuple[ValidationPlan, Facts, Build]:
     model = tmp_path / "m.gguf"
     model.write_bytes(b"GGUF")
     text = tmp_path / "text.txt"
@@ -55,7 +55,9 @@ def made(tmp_path: Path) -> tuple[Plan, Facts, Build]:
     return plan, facts, Build("key", tmp_path, tmp_path, tmp_path, {"patch_set": "ps"})
 
 
-def result_of(made: tuple[Plan, Facts, Build], *rows: tuple[Unit, Row], **taken: Any) -> dict[str, Any]:
+def result_of(
+    made: tuple[ValidationPlan, Facts, Build], *rows: tuple[Unit, Row], **taken: Any
+) -> dict[str, Any]:
     plan, facts, build = made
     given = {"failures": {}, "checks": [], "logs": facts.model.path.parent / "logs", **taken}
     found = assemble(plan, facts, build, Taken(dict(rows), **given))
@@ -63,7 +65,7 @@ def result_of(made: tuple[Plan, Facts, Build], *rows: tuple[Unit, Row], **taken:
     return found
 
 
-def test_quality_and_verdicts(made: tuple[Plan, Facts, Build]) -> None:
+def test_quality_and_verdicts(made: tuple[ValidationPlan, Facts, Build]) -> None:
     found = result_of(
         made,
         quality(F16, 1024, kld_mean=1e-6, kld_mean_err=1e-6),
@@ -97,7 +99,7 @@ def test_quality_and_verdicts(made: tuple[Plan, Facts, Build]) -> None:
     assert found["notes"][-1].startswith("the build was not checked")
 
 
-def test_only_what_was_measured(made: tuple[Plan, Facts, Build]) -> None:
+def test_only_what_was_measured(made: tuple[ValidationPlan, Facts, Build]) -> None:
     found = result_of(made, greedy(F16, 97, 98, 99), greedy(ISO3, 97, 98, 100))
     base, iso3, q4 = found["cases"]
     assert iso3["quality"] is None and iso3["needle"] is None and iso3["speed"] is None
@@ -107,7 +109,7 @@ def test_only_what_was_measured(made: tuple[Plan, Facts, Build]) -> None:
     assert found["comparisons"] == []
 
 
-def test_failures_are_told_once(made: tuple[Plan, Facts, Build]) -> None:
+def test_failures_are_told_once(made: tuple[ValidationPlan, Facts, Build]) -> None:
     found = result_of(
         made,
         quality(F16, 1024),

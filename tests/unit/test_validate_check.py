@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ggufrq.cases import Case, parse_case, parse_cases
-from ggufrq.validate import check
+from ggufrq.cache.cases import Case, parse_case, parse_cases
+from ggufrq.measure.validate import check
 
 #: As measured on docs-qwen3-8m with two texts of 512 tokens (q4_0 with its rotation: see docs/validation.md).
 SOUND = {

@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ggufrq.build import Build
+from ggufrq.base.errors import GgufrqError, ToolError, UsageError
+from ggufrq.build.project import Build
 from ggufrq.cli import validate as cli
-from ggufrq.errors import GgufrqError, ToolError, UsageError
+from ggufrq.measure.validate import validation
+from ggufrq.measure.validate.check import unmeasured
+from ggufrq.measure.validate.plan import ValidationPlan
 from ggufrq.report import html, terminal
-from ggufrq.validate import core
-from ggufrq.validate.check import unmeasured
-from ggufrq.validate.plan import Plan
 
 
 @pytest.fixture
-def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Plan, dict[str, Any]]]:
+def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[ValidationPlan, dict[str, Any]]]:
     """Plans that were run, with the options of the run; the result of each has the checks of ``CHECKS``."""
-    ran: list[tuple[Plan, dict[str, Any]]] = []
+    ran: list[tuple[ValidationPlan, dict[str, Any]]] = []
 
-    def run(plan: Plan, build: Build, **options: Any) -> dict[str, Any]:
+    def run(plan: ValidationPlan, build: Build, **options: Any) -> dict[str, Any]:
         ran.append((plan, options))
         options["out"].mkdir(parents=True)
         return {"again": plan.again, "checks": CHECKS, "cases": []}
 
-    monkeypatch.setattr(core, "validate", run)
+    monkeypatch.setattr(validation, "validate", run)
     monkeypatch.setattr(cli, "require_build", lambda: Build("key", tmp_path, tmp_path, tmp_path, {}))
     monkeypatch.setattr(html, "render", lambda result: "<!doctype html>")
     monkeypatch.setattr(terminal, "render", lambda result: "the tables")
@@ -45,7 +45,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def test_report_lies_in_a_folder_named_after_the_model(
-    done: list[tuple[Plan, dict[str, Any]]], tmp_path: Path
+    done: list[tuple[ValidationPlan, dict[str, Any]]], tmp_path: Path
 ) -> None:
     found = invoke(
         "docs-qwen3-8m", "--kv", "iso3; 0,-1:q8_0, f16", "--ctx", "512, 1024", "--quick", "--fresh"
@@ -62,7 +62,7 @@ def test_report_lies_in_a_folder_named_after_the_model(
 
 
 def test_failed_check_is_an_error_and_the_report_is_written(
-    done: list[tuple[Plan, dict[str, Any]]], tmp_path: Path
+    done: list[tuple[ValidationPlan, dict[str, Any]]], tmp_path: Path
 ) -> None:
     CHECKS.append(unmeasured("speed", "llama-bench measured nothing"))
     found = invoke("docs-qwen3-8m", "-o", str(tmp_path / "out"), "--json", str(tmp_path / "x.json"))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrq.validate import compare
-from ggufrq.validate.compare import first_difference
+from ggufrq.measure.validate import compare
+from ggufrq.measure.validate.compare import first_difference
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ggufrq.errors import ToolError, UsageError
-from ggufrq.validate import generation
-from ggufrq.validate.client import Client
-from ggufrq.validate.plan import Settings
-from ggufrq.validate.prompts import facts, haystack, passage
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.measure.validate import generation
+from ggufrq.measure.validate.client import Client
+from ggufrq.measure.validate.plan import ValidationSettings
+from ggufrq.measure.validate.prompts import facts, haystack, passage
 
 BEGIN = 1
 TEXT = "\n\n".join(f"Paragraph {i} speaks of {i * 7} things and of others." for i in range(400))
@@ -162,7 +162,7 @@ def test_answer_is_scored_token_by_token(fake: Callable[..., Fake]) -> None:
 
 def test_greedy_is_from_an_empty_cache_and_of_full_length(fake: Callable[..., Fake]) -> None:
     server = fake()
-    settings = Settings(greedy_prompts=2, greedy_prompt_tokens=30, greedy_tokens=5)
+    settings = ValidationSettings(greedy_prompts=2, greedy_prompt_tokens=30, greedy_tokens=5)
     steps: list[int] = []
     found = generation.greedy(server.client, TEXT, settings, steps.append)
     assert [len(answer["tokens"]) for answer in found["answers"]] == [5, 5]
@@ -174,7 +174,7 @@ def test_greedy_is_from_an_empty_cache_and_of_full_length(fake: Callable[..., Fa
 
 def test_needle_grid(fake: Callable[..., Fake]) -> None:
     server = fake()
-    settings = Settings(needle_ctx=(300, 600), needle_depths=(0.1, 0.9), needle_repeats=2)
+    settings = ValidationSettings(needle_ctx=(300, 600), needle_depths=(0.1, 0.9), needle_repeats=2)
     found = generation.needle(server.client, TEXT, settings, lambda _: None)
     assert [(cell["ctx"], cell["depth"], cell["repeat"]) for cell in found["cells"]] == [
         (ctx, depth, repeat) for ctx in (300, 600) for depth in (0.1, 0.9) for repeat in (0, 1)
@@ -185,7 +185,7 @@ def test_needle_grid(fake: Callable[..., Fake]) -> None:
 def test_all_keys_are_asked_of_one_text(fake: Callable[..., Fake]) -> None:
     server = fake()
     found = generation.retrieval(
-        server.client, TEXT, Settings(retrieval_ctx=1500, retrieval_keys=3), lambda _: None
+        server.client, TEXT, ValidationSettings(retrieval_ctx=1500, retrieval_keys=3), lambda _: None
     )
     assert [key["depth"] for key in found["keys"]] == [pytest.approx((i + 0.5) / 3) for i in range(3)]
     first = ["".join(map(chr, body["prompt"])) for body in server.of("/completion")][::6]
@@ -198,7 +198,7 @@ def test_all_keys_are_asked_of_one_text(fake: Callable[..., Fake]) -> None:
 
 def test_sanity_is_drawn_with_different_seeds(fake: Callable[..., Fake]) -> None:
     server = fake()
-    settings = Settings(sanity_prompts=3, sanity_tokens=60, greedy_prompt_tokens=20)
+    settings = ValidationSettings(sanity_prompts=3, sanity_tokens=60, greedy_prompt_tokens=20)
     found = generation.sanity(server.client, TEXT, settings, lambda _: None)
     assert len({body["seed"] for body in server.of("/completion")}) == 3
     assert all(not body.get("ignore_eos") for body in server.of("/completion"))

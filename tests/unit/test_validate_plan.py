@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ggufrq.errors import UsageError
-from ggufrq.validate.plan import QUICK, SECTIONS, USUAL, make_plan, within
+from ggufrq.base.errors import UsageError
+from ggufrq.measure.validate.plan import QUICK, SECTIONS, USUAL, make_plan, within
 
 
 def test_usual() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ggufrq.validate.verdict import BETTER, NONE, WORSE, Difference, between, mean_and_error, paired
+from ggufrq.measure.verdict import BETTER, NONE, WORSE, Difference, between, mean_and_error, paired
 
 
 @pytest.mark.parametrize(

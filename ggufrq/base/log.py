@@ -1,0 +1,89 @@
+"""What is said to the user on stderr, and the log of each run under ``logs_dir()``."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from ggufrq import __version__
+from ggufrq.base import machine, paths
+from ggufrq.base.errors import GgufrqError
+
+_KEPT = 30
+_state = {"quiet": False}
+
+
+class _LazyFileHandler(logging.Handler):
+    """Creates the run's log on the first record, so that commands that only print a path leave no file
+    behind.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        super().__init__(logging.DEBUG)
+        self._command = command
+        self._inner: logging.FileHandler | None = None
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._inner is None:
+            try:
+                self._inner = self._open()
+            except (OSError, GgufrqError):  # a full or read-only disk must not stop the command itself
+                logging.getLogger("ggufrq").removeHandler(self)
+                return
+        self._inner.emit(record)
+
+    def close(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+        super().close()
+
+    def _open(self) -> logging.FileHandler:
+        folder = paths.logs_dir()
+        for old in sorted(folder.glob("run-*.log"))[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        name = time.strftime("run-%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1000000:06d}.log"
+        head = f"ggufrq {__version__}, Python {platform.python_version()}, {machine.system()}"
+        inner = logging.FileHandler(folder / name, encoding="utf-8")
+        inner.setFormatter(self.formatter)
+        assert inner.stream is not None
+        inner.stream.write(f"{head}\n$ ggufrq {shlex.join(self._command)}\n")
+        return inner
+
+
+def set_up(*, debug: bool = False, quiet: bool = False, command: list[str] | None = None) -> None:
+    """Send debug records to the run's log and, with ``debug``, to stderr too. ``quiet`` silences ``say``."""
+    logger = logging.getLogger("ggufrq")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(_LazyFileHandler(command if command is not None else sys.argv[1:]))
+    if debug:
+        stream = logging.StreamHandler(sys.stderr)
+        stream.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger.addHandler(stream)
+    _state["quiet"] = quiet
+
+
+def is_quiet() -> bool:
+    """Whether hints and progress are off."""
+    return _state["quiet"]
+
+
+def say(message: str) -> None:
+    """A hint for the person at the terminal: one line on stderr, none when quiet; always in the run's log."""
+    logging.getLogger("ggufrq").info("%s", message)
+    if not is_quiet():
+        print(message, file=sys.stderr, flush=True)
+
+
+def latest() -> Path | None:
+    """Log of the last run that left one."""
+    logs = sorted(paths.logs_dir().glob("run-*.log"))
+    return logs[-1] if logs else None

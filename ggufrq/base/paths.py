@@ -1,0 +1,143 @@
+"""Where things live: the cache, the data that comes with the package, and how files are written.
+
+Everything is written to a temporary name in the same folder and renamed, so a killed run leaves nothing
+half-made under a name that a later run trusts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from ggufrq.base.errors import GgufrqError
+
+#: Environment variable that moves the whole cache.
+CACHE_VARIABLE = "GGUFRQ_CACHE"
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def cache_dir() -> Path:
+    """The cache: ``$GGUFRQ_CACHE``, or the user's cache folder. Created when missing.
+
+    Raises GgufrqError when it cannot be created.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    root = (
+        Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ggufrq", appauthor=False))
+    )
+    return _made(root.absolute())
+
+
+def builds_dir() -> Path:
+    """Builds of llama.cpp, one folder per key."""
+    return _made(cache_dir() / "builds")
+
+
+def sources_dir() -> Path:
+    """Verified pristine source trees, one folder per upstream commit."""
+    return _made(cache_dir() / "sources")
+
+
+def logs_dir() -> Path:
+    """Logs of runs."""
+    return _made(cache_dir() / "logs")
+
+
+def data_dir(name: str) -> Path:
+    """Folder of data that comes with ggufrq: ``patches``, ``models`` or ``texts``.
+
+    Found inside the package when installed from a wheel, else beside it in the checkout.
+    Raises GgufrqError when it is in neither place.
+    """
+    for candidate in (_PACKAGE / "data" / name, _PACKAGE.parent / name):
+        if candidate.is_dir():
+            return candidate
+    raise GgufrqError(
+        f"the folder '{name}' that comes with ggufrq is missing from {_PACKAGE}",
+        remedy="reinstall: python -m pip install --force-reinstall ggufrq",
+    )
+
+
+def in_checkout() -> bool:
+    """Whether ggufrq runs from its own checkout, whose data may be written, and not from a wheel."""
+    return not (_PACKAGE / "data" / "patches").is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file()
+
+
+def checkout_dir() -> Path:
+    """The checkout that ggufrq lies in; in a wheel there is no ``pyproject.toml`` in it."""
+    return _PACKAGE.parent
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in ``path``'s folder; rename it to ``path`` on success, remove it on failure.
+
+    The caller creates the temporary path, as a file or as a folder. A folder replaces no existing folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        if temporary.is_dir() and not temporary.is_symlink():
+            remove_tree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """Write ``data`` (text as UTF-8) to ``path`` so that readers see the old content or all of the new
+    one.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file that holds a JSON object, None when it does not."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours if it exists, read-only files (git objects) included."""
+
+    def writable_again(function: object, name: str, _: object) -> None:
+        Path(name).parent.chmod(0o700)
+        Path(name).chmod(0o700)
+        function(name)  # type: ignore[operator]
+
+    if not path.exists():
+        return
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=writable_again)
+    else:
+        shutil.rmtree(path, onerror=writable_again)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GgufrqError(
+            f"cannot create the folder {folder}: {error.strerror}",
+            remedy=f"set {CACHE_VARIABLE} to a folder that you can write to",
+        ) from error
+    return folder

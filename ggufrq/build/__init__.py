@@ -1,0 +1,1 @@
+"""Builds of the patched llama.cpp: what they need, how they are made, kept and checked."""

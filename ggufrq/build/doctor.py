@@ -1,0 +1,194 @@
+"""What this machine has for ggufrq, what it lacks, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ggufrq.base import machine, paths
+from ggufrq.base.errors import GgufrqError
+from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, toolchain
+from ggufrq.patchset.series import load, problems
+from ggufrq.source import obtain
+from ggufrq.source.pin import load_pin
+
+#: ``missing`` is required; ``todo`` is a step not yet taken; ``optional`` is something one can do without.
+State = Literal["ok", "missing", "todo", "optional"]
+
+#: Modules that llama.cpp's converter imports.
+CONVERSION = ("torch", "transformers", "safetensors", "sentencepiece")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what, how it stands, what was found, and the command that mends it."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As an object for ``--json``."""
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """Look at everything; runs a few ``--version`` commands and touches no network."""
+    return [
+        _python(),
+        _program("C++ compiler", toolchain.compiler(), toolchain.remedy("compiler")),
+        _program("git", toolchain.git(), toolchain.remedy("git")),
+        _program("cmake", toolchain.cmake(), f"{sys.executable} -m pip install cmake"),
+        _program("ninja", toolchain.ninja(), f"{sys.executable} -m pip install ninja"),
+        _program("ccache", toolchain.ccache(), toolchain.remedy("ccache"), otherwise="optional"),
+        _processor(),
+        _gpu(),
+        _amd_gpu(),
+        _memory(),
+        _disk(),
+        _patches(),
+        _source(),
+        _build(),
+        _conversion(),
+        _models(),
+    ]
+
+
+def healthy(checks: list[Check]) -> bool:
+    """Whether nothing that is required is missing."""
+    return all(check.state != "missing" for check in checks)
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} ({sys.executable})"
+    good = sys.version_info >= (3, 10)
+    return Check("Python", "ok" if good else "missing", found, "" if good else "install Python 3.10 or newer")
+
+
+def _program(
+    name: str, program: toolchain.Program | None, remedy: str, otherwise: State = "missing"
+) -> Check:
+    if program is None:
+        return Check(name, otherwise, "not found", remedy)
+    return Check(name, "ok", f"{program.version} ({program.path})")
+
+
+def _processor() -> Check:
+    processor = machine.processor()
+    return Check(
+        "processor",
+        "ok",
+        f"{processor.name or processor.arch}, {machine.cores()} cores, {processor.simd}",
+    )
+
+
+def _gpu() -> Check:
+    cards = cuda_toolkit.cards()
+    if not cards:
+        return Check("NVIDIA GPU", "ok", "none that nvidia-smi shows")
+    found = ", ".join(f"{card.name} ({card.memory / 1024:.0f} GiB)" for card in cards)
+    lacks = cuda_toolkit.missing()
+    if lacks:
+        return Check("NVIDIA GPU", "optional", f"{found}, but {lacks[0].what}", lacks[0].remedy)
+    return Check("NVIDIA GPU", "ok", f"{found}, driver {cards[0].driver}")
+
+
+def _amd_gpu() -> Check:
+    cards, hip = hip_toolkit.cards(), hip_toolkit.toolkit()
+    if not cards and hip is None:
+        return Check("AMD GPU", "ok", "none that rocm_agent_enumerator shows, and no HIP")
+    found = ", ".join(cards) or "no card"
+    lacks = hip_toolkit.missing()
+    if lacks:
+        return Check("AMD GPU", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
+    assert hip is not None
+    return Check("AMD GPU", "ok", f"{found}, HIP {hip.version} ({hip.root}), for: ggufrq build --backend hip")
+
+
+def _memory() -> Check:
+    found = machine.memory()
+    if found is None:
+        return Check("memory", "ok", "unknown")
+    total, available = found
+    text = f"{available / machine.GIB:.1f} of {total / machine.GIB:.1f} GiB free, "
+    text += f"enough for {machine.compile_jobs()} compilers at once"
+    enough = available >= machine.BYTES_PER_JOB
+    remedy = "close programs, or build with: ggufrq build --jobs 1"
+    return Check("memory", "ok" if enough else "todo", text, "" if enough else remedy)
+
+
+def _disk() -> Check:
+    free = machine.free_disk(paths.cache_dir())
+    enough = free >= builds.NEEDED_DISK
+    text = f"{free / 1e9:.1f} GB free for {paths.cache_dir()}"
+    remedy = f"free 1 GB, or set {paths.CACHE_VARIABLE} to a folder on a larger disk"
+    return Check("disk", "ok" if enough else "missing", text, "" if enough else remedy)
+
+
+def _patches() -> Check:
+    try:
+        root = paths.data_dir("patches")
+        wrong = problems(root)
+        if wrong:
+            return Check("patch set", "missing", wrong[0], f"git checkout {root}")
+        loaded = load(root)
+    except GgufrqError as error:
+        return Check("patch set", "missing", error.message, error.remedy or "")
+    return Check(
+        "patch set",
+        "ok",
+        f"{loaded.hash[:8]}: {len(loaded.patches)} patches, {len(loaded.overlay)} files of ours",
+    )
+
+
+def _source() -> Check:
+    pin = load_pin()
+    tree = obtain.cached(pin)
+    if tree is None:
+        return Check("llama.cpp source", "todo", f"{pin.short} is not cached", "ggufrq build")
+    return Check("llama.cpp source", "ok", f"{pin.short} of {pin.date} ({tree})")
+
+
+def _build() -> Check:
+    try:
+        found = builds.find_build()
+    except GgufrqError as error:
+        return Check("build", "missing", error.message, error.remedy or "")
+    if found is None:
+        others = len(list(paths.builds_dir().glob(f"*/{manifest.MANIFEST}")))
+        text = f"none for this patch set and processor ({others} for others)" if others else "none"
+        return Check("build", "todo", text, "ggufrq build")
+    return Check("build", "ok", f"{found.key} of {found.manifest['date'][:10]} ({found.bin})")
+
+
+def _conversion() -> Check:
+    absent = [name for name in CONVERSION if importlib.util.find_spec(name) is None]
+    if not absent:
+        return Check("conversion", "ok", ", ".join(CONVERSION))
+    return Check(
+        "conversion",
+        "optional",
+        f"no {', '.join(absent)}: safetensors models cannot be converted, GGUF files can be used",
+        f"{sys.executable} -m pip install {_requirement()}",
+    )
+
+
+def _requirement() -> str:
+    checkout = paths.checkout_dir()
+    return f"-e '{checkout}[convert]'" if (checkout / "pyproject.toml").is_file() else "'ggufrq[convert]'"
+
+
+def _models() -> Check:
+    try:
+        root = paths.data_dir("models")
+    except GgufrqError as error:
+        return Check("embedded models", "missing", error.message, error.remedy or "")
+    names = sorted(folder.parent.name for folder in root.glob("*/config.json"))
+    whole = [name for name in names if any((root / name).glob("*.safetensors"))]
+    if not whole:
+        return Check("embedded models", "missing", f"none in {root}", "reinstall ggufrq, or clone it again")
+    return Check("embedded models", "ok", ", ".join(whole))

@@ -1,0 +1,136 @@
+"""What is built: options, targets, CMake's definitions, and the key that tells builds apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggufrq.base.errors import ToolError
+from ggufrq.build import backends
+from ggufrq.patchset.series import PatchSet, default_patch_set
+from ggufrq.source.pin import Pin, load_pin
+
+#: Variables that CMake reads on the first configure; they make another build.
+_ENVIRONMENT = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
+
+TARGETS = (
+    "llama-quantize",
+    "llama-completion",
+    "llama-cli",
+    "llama-perplexity",
+    "llama-bench",
+    "llama-imatrix",
+    "llama-server",
+    "llama-gguf-split",
+    "llama-fit-params",
+    "ggml-rpc-server",
+)
+TEST_TARGETS = (
+    "test-backend-ops",
+    "test-quantize-fns",
+    "test-quantize-perf",
+    "test-arg-parser",
+    "test-llama-archs",
+    "test-save-load-state",
+    "test-state-restore-fragmented",
+)
+DEFINITIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "CMAKE_BUILD_RPATH_USE_ORIGIN": "ON",
+    "BUILD_SHARED_LIBS": "ON",
+    "GGML_RPC": "ON",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_TESTS": "ON",
+    "LLAMA_BUILD_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+}
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build is for. ``tests`` and ``jobs`` do not make another build, the rest does.
+
+    ``native`` compiles for this very processor; ``cmake_args`` are added to CMake's command line as they are.
+    """
+
+    backend: str = field(default_factory=backends.default)
+    native: bool = True
+    tests: bool = False
+    jobs: int | None = None
+    cmake_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Project:
+    """What is built: the pinned source, the patch set, CMake's definitions, and the targets."""
+
+    pin: Pin
+    patch_set: PatchSet
+    targets: tuple[str, ...] = TARGETS
+    test_targets: tuple[str, ...] = TEST_TARGETS
+    definitions: dict[str, str] = field(default_factory=lambda: dict(DEFINITIONS), hash=False)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A complete build: its key, its folder, the folder of its programs, the patched source, and its
+    manifest.
+    """
+
+    key: str
+    root: Path
+    bin: Path
+    source: Path
+    manifest: dict[str, Any] = field(repr=False, compare=False)
+
+    def tool(self, name: str) -> Path:
+        """Path of a program of this build. Raises ToolError when it was not built."""
+        path = self.bin / (name + (".exe" if os.name == "nt" else ""))
+        if not path.is_file():
+            command = "ggufrq build --tests" if name.startswith("test-") else f"ggufrq build --target {name}"
+            raise ToolError(f"the build in {self.root} has no program '{name}'", remedy=command)
+        return path
+
+
+def llama_project() -> Project:
+    """llama.cpp at the pinned commit with the patch set that comes with ggufrq."""
+    return Project(load_pin(), default_patch_set())
+
+
+def build_key(project: Project, options: BuildOptions) -> str:
+    """The name of a build: commit, backend, and a hash of everything that its programs depend on."""
+    backend = backends.get(options.backend)
+    facts = {
+        "commit": project.pin.commit,
+        "patches": project.patch_set.hash,
+        "definitions": sorted(definitions(project, options).items()),
+        "machine": backend.identity(native=options.native),
+        "cmake_args": list(options.cmake_args),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return f"{project.pin.short}-{options.backend}-{digest[:12]}"
+
+
+def definitions(project: Project, options: BuildOptions) -> dict[str, str]:
+    """CMake's cache definitions: the project's, the backend's, and the stamp that the programs print."""
+    backend = backends.get(options.backend)
+    return {
+        **project.definitions,
+        **backend.definitions(native=options.native),
+        "LLAMA_BUILD_NUMBER": "0",  # upstream counts commits, which a pinned tree without history cannot
+        "LLAMA_BUILD_COMMIT": f"{project.pin.short}-rq{project.patch_set.hash[:8]}",
+    }
+
+
+def wanted_targets(project: Project, options: BuildOptions, targets: Sequence[str] | None) -> tuple[str, ...]:
+    """The targets asked for: those given or the usual ones, and with ``tests`` the tests."""
+    chosen = tuple(targets) if targets else project.targets
+    return chosen + (project.test_targets if options.tests else ())

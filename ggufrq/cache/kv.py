@@ -1,0 +1,350 @@
+"""Types of the KV cache: their names as people write them, and what a cache of them takes.
+
+The nine types of ours come from ``ggufrq.codec``; those of upstream are listed here.
+
+``iso3`` and ``iso3/planar4`` are pairs: the types of K and V in all layers. A plan is a pair with exceptions:
+``iso3/planar4; 0-1,-1:q8_0; 5:iso4/iso3``. Its layers are those that have a KV cache, counted from 0,
+negative ones from the end; the last entry that names a layer wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from ggufrq import codec
+from ggufrq.base.errors import UsageError
+
+#: Upstream's cache types: values and bytes per block.
+_UPSTREAM = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),
+    "q4_0": (32, 18),
+    "q4_1": (32, 20),
+    "iq4_nl": (32, 18),
+    "q5_0": (32, 22),
+    "q5_1": (32, 24),
+}
+
+
+@dataclass(frozen=True)
+class KvType:
+    """A type that llama.cpp can keep K or V in: blocks of ``block`` values in ``block_bytes`` bytes."""
+
+    name: str
+    block: int
+    block_bytes: int
+    ours: bool = False
+
+    @property
+    def bits(self) -> float:
+        """Bits per value, scales included."""
+        return 8 * self.block_bytes / self.block
+
+    def bytes_for(self, values: int) -> int:
+        """Bytes that ``values`` values take. ValueError when they do not fill whole blocks."""
+        blocks, rest = divmod(values, self.block)
+        if rest:
+            raise ValueError(f"{values} values do not fill blocks of {self.block}, which {self.name} needs")
+        return blocks * self.block_bytes
+
+
+@dataclass(frozen=True)
+class KvPair:
+    """The types of K and V."""
+
+    k: KvType
+    v: KvType
+
+    @property
+    def name(self) -> str:
+        """As it is written on the command line: ``iso3``, or ``iso3/planar4``."""
+        return self.k.name if self.k == self.v else f"{self.k.name}/{self.v.name}"
+
+    @property
+    def bits(self) -> float:
+        """Bits per value when K and V hold equally many."""
+        return (self.k.bits + self.v.bits) / 2
+
+    @property
+    def ours(self) -> bool:
+        """Whether it takes the patched llama.cpp."""
+        return self.k.ours or self.v.ours
+
+    def bytes_for(self, k_values: int, v_values: int) -> int:
+        """Bytes of a cache that holds that many values of K and of V."""
+        return self.k.bytes_for(k_values) + self.v.bytes_for(v_values)
+
+    def arguments(self) -> list[str]:
+        """Arguments for the tools of llama.cpp."""
+        return ["-ctk", self.k.name, "-ctv", self.v.name]
+
+
+@cache
+def kv_types() -> dict[str, KvType]:
+    """All types by name, upstream's first."""
+    types = {name: KvType(name, block, size) for name, (block, size) in _UPSTREAM.items()}
+    types |= {t.name: KvType(t.name, t.block, t.bytes, ours=True) for t in codec.cache_types()}
+    return types
+
+
+def kv_type(name: str) -> KvType:
+    """The type with this name, however it is capitalized. Raises UsageError that suggests the nearest
+    name."""
+    types = kv_types()
+    found = types.get(name.strip().lower())
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(name.strip().lower(), types, n=1, cutoff=0.4)
+    raise UsageError(
+        f"there is no cache type '{name}'; there are {', '.join(types)}",
+        remedy=f"--kv {near[0]}" if near else "--kv iso3",
+    )
+
+
+def parse_kv(text: str) -> KvPair:
+    """``iso3`` is K and V in iso3, ``iso3/planar4`` is K in iso3 and V in planar4. Raises UsageError."""
+    parts = text.split("/")
+    if len(parts) > 2 or not all(part.strip() for part in parts):
+        raise UsageError(
+            f"'{text}' is not a pair of cache types", remedy="--kv iso3, or K/V apart: --kv iso3/planar4"
+        )
+    return KvPair(kv_type(parts[0]), kv_type(parts[-1]))
+
+
+#: What ``--kv-layers``, ``--kv-calib`` and ``--kv-recent`` say, for tools that lack them (llama-bench).
+LAYERS_VARIABLE = "LLAMA_RQ_LAYERS"
+CALIBRATION_VARIABLE = "LLAMA_RQ_CALIB"
+RECENT_VARIABLE = "LLAMA_RQ_RECENT"
+#: How many of the newest tokens llama.cpp keeps in f16 at most.
+MAX_RECENT = 4096
+
+_LAYERS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
+
+
+class LayerShape(Protocol):
+    """Values of K and of V that one token takes, by layers that have a cache; see ``memory.KvShape``."""
+
+    @property
+    def k_layers(self) -> tuple[int, ...]:
+        """Values of K in each layer."""
+
+    @property
+    def v_layers(self) -> tuple[int, ...]:
+        """Values of V in each layer."""
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """Layers ``first`` to ``last``, both included; negative numbers count from the end."""
+
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """As it is written: ``3`` or ``3-5``."""
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def indices(self, layers: int) -> range:
+        """The layers that are meant where there are so many. Raises UsageError when one is not there."""
+        for number in (self.first, self.last):
+            if not -layers <= number < layers:
+                raise UsageError(
+                    f"there is no layer {number}: the model has {layers} with a KV cache, 0 to {layers - 1}",
+                    remedy=f"layers from 0 to {layers - 1}, or from the end: -1 to -{layers}",
+                )
+        first, last = self.first % layers, self.last % layers
+        if first > last:
+            raise UsageError(
+                f"layers {self.name} run backwards: of {layers}, they are {first} to {last}",
+                remedy=f"{self.last}-{self.first}",
+            )
+        return range(first, last + 1)
+
+
+@dataclass(frozen=True)
+class KvPlan:
+    """The types of K and V layer by layer: a pair for all, and pairs for some, of which the last one wins;
+    the file with the means of K that are subtracted, if any; and how many of its newest tokens a query sees
+    in f16."""
+
+    base: KvPair
+    overrides: tuple[tuple[tuple[LayerRange, ...], KvPair], ...] = ()
+    calib: Path | None = None
+    recent: int = 0
+
+    @classmethod
+    def of_layers(cls, pairs: Sequence[KvPair]) -> KvPlan:
+        """A plan that gives layer ``i`` the pair ``pairs[i]``, in few words: the commonest pair is the
+        base."""
+        base = Counter(pairs).most_common(1)[0][0]
+        overrides = []
+        for pair in dict.fromkeys(pair for pair in pairs if pair != base):
+            overrides.append((_ranges([i for i, other in enumerate(pairs) if other == pair]), pair))
+        return cls(base, tuple(overrides))
+
+    def calibrated(self, file: Path | None) -> KvPlan:
+        """The same with this calibration file, or with none."""
+        return replace(self, calib=file)
+
+    def with_recent(self, tokens: int) -> KvPlan:
+        """The same with so many of the newest tokens in f16, too."""
+        return replace(self, recent=tokens)
+
+    @property
+    def name(self) -> str:
+        """As it is written after ``--kv``: ``iso3; 0-1,-1:q8_0``. The same for every spelling."""
+        return "; ".join([self.base.name, *self._entries()])
+
+    @property
+    def layered(self) -> bool:
+        """Whether some layers are named apart."""
+        return bool(self.overrides)
+
+    @property
+    def pairs(self) -> tuple[KvPair, ...]:
+        """The base pair and those of the exceptions."""
+        return (self.base, *(pair for _, pair in self.overrides))
+
+    @property
+    def ours(self) -> bool:
+        """Whether it takes the patched llama.cpp: for a type of ours, layers named apart, calibration, or the
+        newest tokens."""
+        return self.layered or self.base.ours or self.calib is not None or self.recent > 0
+
+    @property
+    def rotated(self) -> bool:
+        """Whether K or V is in a type of ours in some layer: only then the newest tokens are kept in f16."""
+        return any(pair.ours for pair in self.pairs)
+
+    @property
+    def k_ours(self) -> bool:
+        """Whether K is in a type of ours in some layer: only then it can be calibrated."""
+        return any(pair.k.ours for pair in self.pairs)
+
+    def resolve(self, layers: int) -> tuple[KvPair, ...]:
+        """The pair of each of so many layers with a cache. Raises UsageError when it names one that is not
+        there."""
+        pairs = [self.base] * layers
+        for ranges, pair in self.overrides:
+            for part in ranges:
+                for index in part.indices(layers):
+                    pairs[index] = pair
+        return tuple(pairs)
+
+    def bytes_for(self, shape: LayerShape, tokens: int) -> int:
+        """Exact bytes of a cache for so many tokens, without ``recent_bytes``. ValueError when a row of a
+        layer does not fill whole blocks of its type; UsageError as ``resolve``."""
+        per_token = sum(
+            pair.bytes_for(k, v)
+            for pair, k, v in zip(
+                self.resolve(len(shape.k_layers)), shape.k_layers, shape.v_layers, strict=True
+            )
+        )
+        return per_token * tokens
+
+    def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
+        """Bytes that the newest tokens of so many sequences take in f16, in a cache of ``cells`` tokens in
+        each of ``streams`` streams: a row for each, and one more for each stream."""
+        rows = min(cells, self.recent * sequences // streams) + 1 if self.recent else 0
+        return 2 * rows * streams * (sum(shape.k_layers) + sum(shape.v_layers))
+
+    def bits(self, shape: LayerShape) -> float:
+        """Bits per value over all of K and V, without ``recent_bytes``. Raises as ``bytes_for``."""
+        return 8 * self.bytes_for(shape, 1) / (sum(shape.k_layers) + sum(shape.v_layers))
+
+    def arguments(self) -> list[str]:
+        """Arguments for the tools that read llama.cpp's common options (all but llama-bench)."""
+        args = self.base.arguments()
+        if self.layered:
+            args += ["--kv-layers", self._spec()]
+        if self.calib is not None:
+            args += ["--kv-calib", str(self.calib)]
+        return [*args, "--kv-recent", str(self.recent)] if self.recent else args
+
+    def environment(self) -> dict[str, str | None]:
+        """Variables that say to any tool what ``arguments`` says beside the types of the base; None unsets
+        one that the user may have set."""
+        return {
+            LAYERS_VARIABLE: self._spec() if self.layered else None,
+            CALIBRATION_VARIABLE: None if self.calib is None else str(self.calib),
+            RECENT_VARIABLE: str(self.recent) if self.recent else None,
+        }
+
+    def _entries(self) -> list[str]:
+        return [f"{','.join(part.name for part in ranges)}:{pair.name}" for ranges, pair in self.overrides]
+
+    def _spec(self) -> str:
+        return ";".join(self._entries())
+
+
+#: What functions take that need no layers of their own.
+Kv = KvPair | KvPlan
+
+
+def as_plan(kv: Kv) -> KvPlan:
+    """A pair as a plan without exceptions; a plan as it is."""
+    return KvPlan(kv) if isinstance(kv, KvPair) else kv
+
+
+def parse_plan(text: str) -> KvPlan:
+    """``iso3; 0-1,-1:q8_0`` is K and V in iso3 but for the first two layers and the last.
+
+    Raises UsageError.
+    """
+    first, *entries = text.split(";")
+    if ":" in first:
+        raise UsageError(
+            f"'{first.strip()}' names layers, but the types of all others must come first",
+            remedy=f'--kv "iso3; {first.strip()}"',
+        )
+    return KvPlan(parse_kv(first), tuple(_parse_entry(entry) for entry in entries))
+
+
+def parse_plans(text: str) -> list[KvPlan]:
+    """A list with commas, as ``iso3,planar3/q8_0``; commas between layer numbers part nothing. Raises
+    UsageError."""
+    return [parse_plan(part) for part in re.split(r",\s*(?![\s\d-])", text)]
+
+
+def _parse_entry(text: str) -> tuple[tuple[LayerRange, ...], KvPair]:
+    layers, colon, pair = text.partition(":")
+    if not colon or not layers.strip() or not pair.strip():
+        raise UsageError(
+            f"'{text.strip()}' is not LAYERS:TYPE",
+            remedy='--kv "iso3; 0-1,-1:q8_0", or K/V apart: "iso3; 0:q8_0/iso4"',
+        )
+    ranges = []
+    for part in layers.split(","):
+        found = _LAYERS.fullmatch(part.strip())
+        if found is None:
+            raise UsageError(
+                f"'{part.strip()}' is no layer and no range of layers",
+                remedy='numbers from 0, as in "0-1,5", or from the end: "-1"',
+            )
+        first = int(found[1])
+        last = first if found[2] is None else int(found[2])
+        if first > last and (first < 0) == (last < 0):
+            raise UsageError(f"layers {part.strip()} run backwards", remedy=f"{last}-{first}")
+        ranges.append(LayerRange(first, last))
+    return tuple(ranges), parse_kv(pair)
+
+
+def _ranges(indices: Sequence[int]) -> tuple[LayerRange, ...]:
+    """Ascending layer numbers as few ranges."""
+    found: list[LayerRange] = []
+    for index in indices:
+        if found and found[-1].last == index - 1:
+            found[-1] = LayerRange(found[-1].first, index)
+        else:
+            found.append(LayerRange(index, index))
+    return tuple(found)

@@ -1,0 +1,276 @@
+"""One prompt through llama-cli with quantized K and V: the answer as it comes, then what the cache took."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufrq.base import log, paths, proc
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.build.builds import require_build
+from ggufrq.cache.kv import Kv, KvPair, KvPlan, as_plan, kv_type
+from ggufrq.drive import cache_log
+from ggufrq.tools import cli, completion
+from ggufrq.tools.logs import retried
+from ggufrq.tools.programs import Programs
+
+#: What every llama.cpp has, and what LM Studio and Ollama offer; see ``runtimes.fallback``.
+FALLBACK = "q8_0"
+_LONGEST_ARGUMENT = 30_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text and figures of one generation. Bytes are exact, from llama.cpp's own log, or None where its
+    figures are too coarse; ``kv_mib`` is as printed. ``recurrent_mib`` is state that no cache type changes.
+    Types are those of all layers but for the exceptions that ``kv`` names.
+    """
+
+    text: str
+    kv: str
+    type_k: str
+    type_v: str
+    tokens_held: int
+    kv_bytes: int | None
+    f16_bytes: int | None
+    kv_mib: float
+    recurrent_mib: float
+    prompt_tokens: int
+    prompt_tps: float
+    tokens: int
+    tps: float
+    log: Path
+
+
+def programs_for(folder: Path | None) -> Programs:
+    """The programs to use: those in ``folder``, or our build. Raises BuildError when there is none."""
+    return Programs.in_folder(folder) if folder is not None else Programs.of_build(require_build())
+
+
+def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
+    """The cache to use with these programs: ``kv``, or with ``fallback`` what is left of it with q8_0 in
+    place of types that they lack, and without layers apart, calibration or newest tokens if they cannot do
+    these.
+
+    ``command`` is the command line to repeat, without ``--kv``, ``--kv-calib`` and ``--kv-recent``. Raises
+    UsageError when something is missing, ToolError when it is missing in our own build.
+    """
+    plan = as_plan(kv)
+    missing = programs.missing_types(plan)
+    lacks = [f"no cache type {' and '.join(missing)}"] if missing else []
+    layers = plan.layered and not programs.has_option("--kv-layers")
+    calib = plan.calib is not None and not programs.has_option("--kv-calib")
+    lacks += ["no option --kv-layers, so that all layers are alike"] * layers
+    lacks += ["no option --kv-calib"] * calib
+    recent = plan.recent > 0 and not programs.has_option("--kv-recent")
+    lacks += ["no option --kv-recent"] * recent
+    if not lacks:
+        return plan
+    what = f"has {'; '.join(lacks)}"
+    if programs.build is not None:
+        raise ToolError(f"the build in {programs.build.root} {what}", remedy="ggufrq build")
+
+    def known(pair: KvPair) -> KvPair:
+        safe = kv_type(FALLBACK)
+        return KvPair(*(safe if side.name in missing else side for side in (pair.k, pair.v)))
+
+    usable = KvPlan(
+        known(plan.base),
+        () if layers else tuple((ranges, known(pair)) for ranges, pair in plan.overrides),
+        None if calib else plan.calib,
+    )
+    if not recent and usable.rotated:
+        usable = usable.with_recent(plan.recent)
+    instead = (
+        usable.name
+        if plan.layered
+        else f"{usable.name} ({usable.base.bits:g} bits per value instead of {plan.base.bits:g})"
+    )
+    what = f"the llama.cpp in {programs.folder} {what}"
+    if not fallback:
+        raise UsageError(
+            f"{what}; it has {', '.join(programs.cache_types)}",
+            remedy=f"{command} --kv {shlex.quote(usable.name)}, or --fallback to do that by itself: "
+            f"{instead}; for LM Studio, Ollama and others: ggufrq fallback RUNTIME MODEL",
+        )
+    log.say(f"{what}; using {instead}")
+    return usable
+
+
+def generate(
+    model: Path,
+    prompt: str,
+    kv: Kv,
+    programs: Programs,
+    *,
+    tokens: int = 256,
+    n_ctx: int = 4096,
+    raw: bool = False,
+    threads: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Answer ``prompt`` by llama-cli, or with ``raw`` continue it by llama-completion, with K and V as in
+    ``kv``.
+
+    ``on_text`` gets the answer in pieces as it comes. Raises ToolError with llama.cpp's own reason when it
+    fails, also when its exit status says otherwise, and when the cache was not kept as ``kv`` says.
+    """
+    plan = as_plan(kv)
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", remedy='-p "…"')
+    if not raw and prompt.startswith(cli.COMMANDS):
+        raise UsageError(
+            f"llama-cli takes a prompt that begins with {prompt.split()[0]} as a command of its own"
+        )
+    tool = completion if raw else cli
+    name = "llama-completion" if raw else "llama-cli"
+    log_path = paths.logs_dir() / f"{name}.log"
+    log_path.unlink(missing_ok=True)
+    out = _Text(on_text)
+    with _passed(prompt) as handed:
+        args = tool.arguments(
+            model,
+            handed,
+            plan,
+            tokens=tokens,
+            n_ctx=n_ctx,
+            threads=threads,
+            temperature=temperature,
+            seed=random.randrange(1 << 31) if seed is None else seed,
+        )
+        command = [programs.tool(name), *args]
+        try:
+            figures = retried(
+                lambda: _attempt(command, prompt, out, log_path, env=plan.environment(), raw=raw)
+            )
+        except ToolError as error:
+            raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
+    if not cache_log.as_asked(figures.context, plan):
+        raise ToolError(
+            f"llama.cpp kept {cache_log.found(figures.context)}, although {plan.name} was asked for",
+            remedy=f"see {log_path}",
+        )
+    return _answer(out.text, figures, plan, model, log_path)
+
+
+def _attempt(
+    command: list[str | Path],
+    prompt: str,
+    out: _Text,
+    log_path: Path,
+    *,
+    env: proc.Environment,
+    raw: bool,
+) -> completion.Generation:
+    stream = completion.continuation() if raw else cli.Answer(prompt)
+    out.begin()
+    done = proc.run(
+        command, env=env, log=log_path, check=False, on_stdout=lambda chunk: out.take(stream.feed(chunk))
+    )
+    figures = completion.parse_timing(done.stderr)
+    out.take(stream.close())
+    if done.rc != 0:
+        raise ToolError(proc.failure_message(done))
+    return figures
+
+
+class _Text:
+    """Hands text on as it comes; of a run that is repeated with the same seed only what has not come yet."""
+
+    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+        self._on_text = on_text
+        self._given = 0
+        self.text = ""
+
+    def begin(self) -> None:
+        """A run begins, with the same text as the one before."""
+        self.text = ""
+
+    def take(self, piece: str) -> None:
+        """The next piece of the run."""
+        self.text += piece
+        fresh = self.text[self._given :]
+        if fresh:
+            self._given = len(self.text)
+            if self._on_text is not None:
+                self._on_text(fresh)
+
+
+def cache_lines(answer: Answer, kv: Kv) -> list[str]:
+    """What the cache took, and what f16 would have taken."""
+    plan = as_plan(kv)
+    size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
+    times = answer.f16_bytes / answer.kv_bytes if answer.kv_bytes and answer.f16_bytes is not None else None
+    if times is None and not plan.layered and not plan.recent:
+        times = 16 / plan.base.bits
+    bits = "" if times is None else f", {16 / times:g} bits per value"
+    lines = [f"{plan.name}{bits}: {size} for {answer.tokens_held:,} tokens"]
+    if plan.calib is not None:
+        lines.append(f"means of K subtracted: {plan.calib.name}")
+    if plan.recent:
+        lines.append(f"the newest {plan.recent:,} tokens in f16, which is counted above")
+    if times is not None and plan.name != "f16":
+        f16 = "f16 takes" if answer.f16_bytes is None else f"f16 takes {answer.f16_bytes:,} bytes,"
+        lines.append(f"{f16} {times:.2f} times that")
+    if answer.recurrent_mib:
+        lines.append(f"and {answer.recurrent_mib:.2f} MiB of recurrent state in f32, whatever the cache type")
+    return lines
+
+
+def speed_text(answer: Answer) -> str:
+    """Tokens per second, as one line."""
+    return (
+        f"prompt {answer.prompt_tokens:,} tokens at {answer.prompt_tps:,.0f} tokens/s, "
+        f"answer {answer.tokens:,} at {answer.tps:,.1f} tokens/s"
+    )
+
+
+@contextmanager
+def _passed(prompt: str) -> Iterator[str | Path]:
+    """The prompt as it is, or a file with it when it is too long for a command line."""
+    if len(prompt.encode()) <= _LONGEST_ARGUMENT:
+        yield prompt
+        return
+    with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
+        path = Path(folder) / "prompt.txt"
+        path.write_text(prompt, encoding="utf-8", newline="")
+        yield path
+
+
+def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path, log_path: Path) -> Answer:
+    context = figures.context
+    return Answer(
+        text=text,
+        kv=plan.name,
+        type_k=plan.base.k.name,
+        type_v=plan.base.v.name,
+        tokens_held=context.tokens,
+        kv_bytes=cache_log.cache_bytes(context, plan, model),
+        f16_bytes=cache_log.f16_bytes(context, plan, model),
+        kv_mib=context.kv_mib,
+        recurrent_mib=context.recurrent_mib,
+        prompt_tokens=figures.prompt_tokens,
+        prompt_tps=figures.prompt_tps,
+        tokens=figures.tokens,
+        tps=figures.tps,
+        log=log_path,
+    )
+
+
+def _remedy(message: str, log_path: Path) -> str:
+    if "exceeds the available context size" in message or "prompt is too long" in message:
+        return "a larger context: -c N"
+    if "cannot hold this model's" in message:
+        return "--kv q8_0"
+    if "calibration" in message:
+        return "ggufrq calibrate with this model and these cache types, or without --kv-calib"
+    if "layers of the KV cache:" in message:
+        return '--kv with layers that the model has, as in "iso3; 0-1,-1:q8_0"'
+    return f"see {log_path}"

@@ -1,0 +1,194 @@
+"""llama-server with quantized K and V: started, waited for, and stopped without leaving anything behind."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufrq.base import log, paths, proc
+from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.cache.kv import Kv, as_plan
+from ggufrq.drive import cache_log
+from ggufrq.tools import server
+from ggufrq.tools.logs import Context, error_lines, parse_context
+from ggufrq.tools.programs import Programs
+
+DEFAULT_PORT = 8080
+_POLL = 0.2
+
+
+@dataclass
+class Server:
+    """A server that is ready: its address, its process, its log, and the cache that it keeps, with its exact
+    bytes where they can be told."""
+
+    url: str
+    process: proc.Running
+    log: Path
+    context: Context
+    kv_bytes: int | None
+
+
+def choose_port(host: str, port: int | None) -> int:
+    """``port`` if it is free, or else 8080, or any free one. Raises UsageError when the port asked for is
+    taken."""
+    if port is not None:
+        if not _is_free(host, port):
+            raise UsageError(
+                f"port {port} of {host} cannot be used, something else listens there",
+                remedy="--port N with another one, or without --port: then a free one is found",
+            )
+        return port
+    return DEFAULT_PORT if _is_free(host, DEFAULT_PORT) else _any_free(host)
+
+
+@contextmanager
+def serving(
+    model: Path,
+    kv: Kv,
+    programs: Programs,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    n_ctx: int = 4096,
+    parallel: int = 1,
+    threads: int | None = None,
+    timeout: float = 600.0,
+    extra: tuple[str, ...] = (),
+    env: proc.Environment | None = None,
+    log_path: Path | None = None,
+    on_log: Callable[[str], None] | None = None,
+) -> Iterator[Server]:
+    """A running llama-server, ready for requests; it is stopped at the end, whatever happens, even when this
+    process is killed.
+
+    ``env`` is added to its environment; ``log_path`` is written anew, by default a file among the logs.
+    ``on_log`` gets its log by pieces while it starts. Raises ToolError with llama.cpp's own reason when it
+    does not come up within ``timeout`` seconds or does not keep the cache as ``kv`` says.
+    """
+    plan = as_plan(kv)
+    chosen = choose_port(host, port)
+    log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
+    log_path.unlink(missing_ok=True)
+    args = server.arguments(
+        model, plan, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra
+    )
+    tool = programs.tool("llama-server")
+    url = f"http://{_reachable(host)}:{chosen}"
+    log.say(f"starting llama-server; its log is {log_path}")
+    with proc.start([tool, *args], env={**plan.environment(), **(env or {})}, log=log_path) as process:
+        follower = Follower(log_path, on_log)
+        _wait(process, url, log_path, timeout, follower)
+        text = log_path.read_text(encoding="utf-8", errors="replace")
+        context = parse_context(text)
+        if context is None or not cache_log.as_asked(context, plan):
+            instead = "" if context is None else f", but {cache_log.found(context)}"
+            raise ToolError(
+                f"llama-server does not keep its cache in {plan.name}{instead}", remedy=f"see {log_path}"
+            )
+        yield Server(url, process, log_path, context, cache_log.cache_bytes(context, plan, model))
+
+
+class Follower:
+    """Hands what is added to a log to a callback."""
+
+    def __init__(self, path: Path, on_text: Callable[[str], None] | None) -> None:
+        self._path = path
+        self._on_text = on_text
+        self._at = 0
+
+    def poll(self) -> None:
+        """Hand over what has been added since the last time."""
+        if self._on_text is None or not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            added = file.read()
+        complete = added[: added.rfind(b"\n") + 1]
+        self._at += len(complete)
+        if complete:
+            self._on_text(complete.decode(errors="replace"))
+
+
+def watch(running: Server, on_log: Callable[[str], None] | None = None) -> None:
+    """Follow the server until it ends by itself, which raises ToolError, or an exception stops the
+    watching."""
+    follower = Follower(running.log, on_log)
+    while running.process.poll() is None:
+        follower.poll()
+        time.sleep(_POLL)
+    follower.poll()
+    raise _died(running.process, running.log, "ended by itself")
+
+
+def example(url: str) -> str:
+    """A request to try, as a command line."""
+    return (
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        '  -d \'{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}\''
+    )
+
+
+def _wait(process: proc.Running, url: str, log_path: Path, timeout: float, follower: Follower) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        follower.poll()
+        if process.poll() is not None:
+            raise _died(process, log_path, "ended before it was ready")
+        if server.healthy(url):
+            return
+        if time.monotonic() > deadline:
+            raise ToolError(
+                f"llama-server was not ready within {timeout:g} s\n{_last_lines(log_path)}",
+                remedy=f"--timeout with more seconds for a large model; see {log_path}",
+            )
+        time.sleep(_POLL)
+
+
+def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
+    text = log_path.read_text(encoding="utf-8", errors="replace") if log_path.is_file() else ""
+    reasons = error_lines(text)
+    detail = reasons[0] if reasons else f"exit status {process.poll()}\n{_last_lines(log_path)}"
+    remedy = "--kv q8_0" if "cannot hold this model's" in detail else f"see {log_path}"
+    return ToolError(f"llama-server {how}: {detail}", remedy=remedy)
+
+
+def _last_lines(log_path: Path, count: int = 6) -> str:
+    text = log_path.read_text(encoding="utf-8", errors="replace") if log_path.is_file() else ""
+    return "\n".join(f"  {line}" for line in text.splitlines()[-count:])
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        # as llama-server does it: a port that was just let go may be used again
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _any_free(host: str) -> int:
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen on {host}: {error.strerror}", remedy="--host 127.0.0.1"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

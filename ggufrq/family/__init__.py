@@ -1,1 +1,0 @@
-"""A family of GGUF files from one model: source, plan, quantization, verification and record."""

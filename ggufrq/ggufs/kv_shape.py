@@ -1,0 +1,54 @@
+"""Values of K and V by layer, for models whose cache holds every token in every layer that has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufrq.base.errors import ModelError
+from ggufrq.cache.kv import KvPair
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.memory_shape import memory_shape
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """Values of K and of V that one token takes, by the layers that keep any."""
+
+    k_layers: tuple[int, ...]
+    v_layers: tuple[int, ...]
+
+    @property
+    def k_values(self) -> int:
+        """Values of K over all layers."""
+        return sum(self.k_layers)
+
+    @property
+    def v_values(self) -> int:
+        """Values of V over all layers."""
+        return sum(self.v_layers)
+
+    @property
+    def layers(self) -> int:
+        """How many layers keep any."""
+        return len(self.k_layers)
+
+    def bytes_for(self, pair: KvPair, tokens: int) -> int:
+        """Bytes of a cache for that many tokens. ValueError when a row does not fill whole blocks."""
+        return pair.bytes_for(self.k_values * tokens, self.v_values * tokens)
+
+    def bits_for(self, size: int, tokens: int) -> float:
+        """Bits per value of a cache of ``size`` bytes for that many tokens."""
+        return 8 * size / ((self.k_values + self.v_values) * tokens)
+
+
+def kv_shape(path: Path) -> KvShape:
+    """The shape of a GGUF model's cache, from its metadata.
+
+    Raises ModelError for models whose cache is not simply K and V of every token: compressed, with sliding
+    windows, or none.
+    """
+    shape = memory_shape([read_header(path)])
+    if shape.window or shape.mla or not shape.cached:
+        raise ModelError(f"the cache of {path.name} is not simply K and V of every token")
+    return KvShape(tuple(layer.k for layer in shape.cached), tuple(layer.v for layer in shape.cached))

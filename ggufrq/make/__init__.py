@@ -1,0 +1,1 @@
+"""A family of GGUF files from one model: recipe, folds, plan, quantization, verification and record."""

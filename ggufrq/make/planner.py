@@ -1,0 +1,216 @@
+"""Works out the plan of a request from the source, the folder's record, and llama-quantize's dry runs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ggufrq import __version__
+from ggufrq.base import paths
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.trees import file_hash
+from ggufrq.build.project import Build
+from ggufrq.ggufs.files import read_model
+from ggufrq.ggufs.tensors import Inventory
+from ggufrq.make import matrix as matrices
+from ggufrq.make import quantizer
+from ggufrq.make.fold import fold_file as folds
+from ggufrq.make.inventory import inventory
+from ggufrq.make.plan import Conversion, FamilyPlan, Output, Request, Want, needs_imatrix
+from ggufrq.make.quantizer import Job
+from ggufrq.make.recipe import dump
+from ggufrq.make.record import Record
+from ggufrq.models import as_gguf, convert
+from ggufrq.models.as_gguf import Source
+from ggufrq.models.resolve import Model
+from ggufrq.tools.quantize import LONGEST_VALUE
+
+
+class Planner:
+    """Plans of one request over one folder."""
+
+    def __init__(self, request: Request, model: Model, folder: Path, build: Build, record: Record) -> None:
+        self.request = request
+        self.model = model
+        self.base = model.name
+        self.folder = folder
+        self.build = build
+        self.record = record
+        self.log = paths.logs_dir() / f"quantize-{self.base}.log"
+        self.options = as_gguf.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
+
+    def find(self, *, weights: bool = True) -> Source:
+        """The source, fetched if need be; without ``weights`` only what a plan takes."""
+        found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        if found.hf is None and (self.request.mmproj or self.request.mtp == "apart"):
+            raise UsageError(
+                f"{self.model.name} is a GGUF file; projector and head are made of the original model",
+                remedy="name the folder with safetensors, or the Hub id",
+            )
+        return found
+
+    def preview(self) -> FamilyPlan:
+        """The plan without anything being written, downloaded or converted but headers."""
+        found = self.find(weights=False)
+        with ExitStack() as stack:
+            gguf = self.converted(found) or stack.enter_context(self.header(found))
+            return self.plan(found, gguf)
+
+    def plan(self, found: Source, gguf: Path) -> FamilyPlan:
+        """The plan for a source that is there as GGUF, if only as a header. Raises ModelError or
+        UsageError."""
+        facts = read_model(gguf)
+        if facts.is_quantized and not self.request.requantize:
+            raise ModelError(
+                f"{gguf.name} is quantized already ({facts.file_type}); doing it once more loses quality",
+                remedy="start from the F16 or BF16 file or the original model, or add --requantize",
+            )
+        model = inventory(gguf, self.build, log=self.log)
+        for path in self.request.imatrix:
+            matrices.check(path, model)
+        outputs = tuple(
+            self._output(want, found, gguf, model)
+            for want in self.request.wants
+            if want.recipe is not None or want.label != found.kind or self.request.fold
+        )
+        conversions = self.conversions(found, facts.file_bytes)
+        return FamilyPlan(
+            self.base,
+            self.folder,
+            found.identity,
+            model,
+            conversions,
+            outputs,
+            self.request.split_size,
+            facts.file_bytes if self.request.fold else 0,
+        )
+
+    def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
+        """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
+        if found.hf is None:
+            return ()
+        parts = ["model"]
+        parts += ["mmproj"] if self.request.mmproj else []
+        parts += ["mtp"] if self.request.mtp == "apart" else []
+        made = []
+        for part in parts:
+            convert.require_part(found.hf, part)
+            kind = convert.part_type(found.hf, part).upper()
+            name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
+            key = {"source": found.key, "part": part}
+            kept = self.record.kept(name, key) is not None
+            made.append(Conversion(name, part, kind, key, size if part == "model" else 0, kept))
+        return tuple(made)
+
+    def converted(self, found: Source) -> Path | None:
+        """The model as GGUF, when it is one or was converted before."""
+        if found.gguf is not None:
+            return found.gguf
+        model = self.conversions(found)[0]
+        return self.folder / model.name if model.kept else None
+
+    @contextmanager
+    def header(self, found: Source) -> Iterator[Path]:
+        """The model as GGUF without its weights, for as long as the context lasts."""
+        with as_gguf.header(found, self.build.source, self.options, self.log) as path:
+            yield path
+
+    @property
+    def matrix(self) -> Path:
+        """Where an importance matrix goes, made or given: beside the files, named so that nobody takes it for
+        a model."""
+        return self.folder / f"{self.base}-imatrix.gguf"
+
+    def matrix_from(self, found: Source) -> dict[str, str]:
+        """What tells this run's matrix from others of its name."""
+        if self.request.imatrix:
+            return matrices.given(self.request.imatrix)
+        return matrices.made_from(found.key, self.request.calibrate)
+
+    @property
+    def fold_text(self) -> Path:
+        """What K and V are looked at on, when the run folds for caches."""
+        return self.request.calibrate[0] if self.request.calibrate else folds.default_text()
+
+    def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
+        wanted: Mapping[str, str] = {}
+        types: Mapping[str, str] | None = None
+        fold = self.request.fold
+        base = f"{self.base}-{fold}" if fold else self.base
+        kind, name = want.label, f"{base}-{want.label}.gguf"
+        if want.recipe is not None:
+            wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
+            kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
+            name = f"{base}-{want.label}-{kind}.gguf"
+        matrix = self._matrix_for(
+            types if types is not None else kind, asked=want.recipe is not None and want.recipe.imatrix
+        )
+        made_from = {
+            "source": found.key,
+            "imatrix": self._matrix_key(matrix, found),
+            "recipe": dump(want.recipe) if want.recipe is not None else "",
+            "split": str(self.request.split_size or ""),
+        }
+        metadata = self._metadata(want, found, matrix)
+        if fold:
+            made_from["fold"] = json.dumps(
+                {"kind": folds.identity(fold), "text": file_hash(self.fold_text) if fold == "kv" else ""}
+            )
+            metadata |= folds.metadata(fold, gguf)
+        requantize = self.request.requantize
+        with self._present(matrix, model) as there:
+            job = Job(gguf, kind, types, there, metadata, requantize)
+            forecast = quantizer.forecast(job, self.build, log=self.log)
+        if fold:
+            folds.check_types(fold, forecast.types, want.label)
+        job = Job(gguf, kind, types, matrix, metadata, requantize)
+        kept = self.record.kept(name, made_from) is not None
+        return Output(want, name, job, forecast, made_from, wanted, kept)
+
+    def _metadata(self, want: Want, found: Source, matrix: Path | None) -> dict[str, str]:
+        """What the new file says of its making."""
+        values = {
+            "general.quantized_by": f"ggufrq {__version__}",
+            **found.metadata,
+            "ggufrq.llama_cpp": str(self.build.manifest.get("llama_cpp", {}).get("commit", "")),
+            "ggufrq.patch_set": str(self.build.manifest.get("patch_set", "")),
+            "ggufrq.recipe": want.recipe.name if want.recipe is not None else "",
+        }
+        if matrix is not None:  # of one that is still to be made the length alone is known
+            kept = self.record.kept(matrix.name, self.matrix_from(found))
+            values["ggufrq.imatrix.sha256"] = kept["parts"][0]["sha256"] if kept is not None else "0" * 64
+        return {key: _shortened(value) for key, value in values.items() if value}
+
+    def _matrix_for(self, types: Mapping[str, str] | str, *, asked: bool) -> Path | None:
+        """The matrix for a file of these types, which may still have to be made; ``asked`` by its recipe."""
+        asked = asked or self.request.fold == "awq" or bool(self.request.imatrix or self.request.calibrate)
+        return self.matrix if asked or needs_imatrix(types) else None
+
+    def _matrix_key(self, matrix: Path | None, found: Source) -> str:
+        """What tells files by their matrix: the content of given ones, or how one is made."""
+        if matrix is None:
+            return ""
+        key = self.matrix_from(found)
+        return key.get("given") or json.dumps(key, sort_keys=True)
+
+    @contextmanager
+    def _present(self, matrix: Path | None, model: Inventory) -> Iterator[Path | None]:
+        """The matrix, or one of its name that stands in for it until it is there."""
+        if matrix is None or (matrix.is_file() and not self.request.imatrix):
+            yield matrix
+            return
+        with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
+            path = Path(folder) / matrix.name
+            if self.request.imatrix:
+                matrices.publish(self.request.imatrix, path)
+            else:
+                matrices.stand_in(path, self.request.calibrate, model)
+            yield path
+
+
+def _shortened(value: str) -> str:
+    """A value that llama-quantize takes: at most so many bytes."""
+    return value.encode()[:LONGEST_VALUE].decode(errors="ignore")

@@ -1,0 +1,43 @@
+"""The file that is run or measured for a user's MODEL, made now where it has to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggufrq.base.errors import ModelError
+from ggufrq.build.builds import find_build, require_build
+from ggufrq.make.family import make_family
+from ggufrq.models import hub
+from ggufrq.models.resolve import resolve
+
+#: The weights of embedded models that caches are tried on: close to the original, so that the loss is the
+#: cache's.
+WEIGHTS = "Q8_0"
+
+
+def model_file(model: str, *, revision: str | None = None) -> Path:
+    """The GGUF file to run for a user's MODEL: itself, the Hub's, or Q8_0 of an embedded model (made now if
+    absent).
+
+    Raises ModelError for a model that is not in GGUF yet.
+    """
+    chosen = resolve(model)
+    if chosen.kind == "gguf":
+        assert chosen.path is not None
+        return chosen.path
+    if chosen.kind == "hub":
+        assert chosen.repo is not None
+        return hub.fetch_gguf(chosen.repo, chosen.label, revision)
+    if chosen.kind == "folder":
+        raise ModelError(
+            f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
+        )
+    return make_family(model, [WEIGHTS], find_build() or require_build()).file(WEIGHTS)
+
+
+def weights_of(name: str) -> str:
+    """The label of the weights that a model is measured with."""
+    chosen = resolve(name)
+    return (
+        WEIGHTS if chosen.kind == "embedded" else chosen.label or (chosen.path.name if chosen.path else name)
+    )

@@ -1,0 +1,70 @@
+"""Checks of a finished file beyond its types: the ``gguf`` package opens it, and llama.cpp runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggufrq.base import log, machine, proc
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import KvPair, kv_type
+from ggufrq.ggufs.files import GgufFacts, open_with_gguf
+from ggufrq.tools import completion
+from ggufrq.tools.logs import retried
+
+#: Tokens of the short run; of shorter ones the end of the log is often lost, see ``logs.Incomplete``.
+TOKENS = 16
+_ATTEMPTS = 10
+#: Up to this size one thread will do; more would wait for each other when the machine is busy.
+_SMALL = 1 << 30
+_PROMPT = "The"
+#: A model beyond this share of the memory would be read from the disk again for every token.
+_SHARE = 0.8
+#: Architectures that read a text but do not write one.
+_ENCODERS = ("bert", "t5encoder")
+
+
+def check_file(path: Path, facts: GgufFacts, build: Build, log_path: Path, *, run: bool = True) -> int:
+    """Open a file with the ``gguf`` package and let it write a few tokens; how many it wrote.
+
+    0 when ``run`` is off, for models that write no text, and for those larger than the memory. Raises
+    ModelError or ToolError.
+    """
+    open_with_gguf(path)
+    if not run or any(name in facts.architecture for name in _ENCODERS):
+        return 0
+    memory = machine.memory()
+    if memory is not None and facts.file_bytes > _SHARE * memory[0]:
+        log.say(f"{path.name.lstrip('.')} is larger than the memory: it is not run for a test")
+        return 0
+    return short_run(path, build, log_path)
+
+
+def short_run(path: Path, build: Build, log_path: Path) -> int:
+    """Let a model write a few tokens; how many it wrote. Raises ModelError or ToolError."""
+    kind = kv_type("f16")
+    args = completion.arguments(
+        path,
+        _PROMPT,
+        KvPair(kind, kind),
+        tokens=TOKENS,
+        n_ctx=64,
+        threads=1 if path.stat().st_size < _SMALL else None,
+        temperature=0,
+        seed=1,
+    )
+
+    def attempt() -> int:
+        done = proc.run(
+            [build.tool("llama-completion"), *args, "--ignore-eos", "--no-warmup", "--no-repack"],
+            log=log_path,
+            check=False,
+        )
+        if done.rc != 0:
+            raise ModelError(
+                f"llama.cpp does not run the new file:\n{proc.failure_message(done)}",
+                remedy=f"see {log_path}",
+            )
+        return completion.parse_timing(done.stderr).tokens
+
+    return retried(attempt, _ATTEMPTS)

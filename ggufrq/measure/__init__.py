@@ -1,0 +1,1 @@
+"""What caches and types of weights cost: divergence, speed, validation, published claims, calibration."""

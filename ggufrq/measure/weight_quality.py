@@ -1,0 +1,228 @@
+"""What quantized weights cost in quality: perplexity, and divergence from the 16-bit model.
+
+Every figure is llama-perplexity's. The cache is f16 in every run, so that all loss is the weights'. Rows are
+kept by the content of all that they depend on, so that nothing is measured twice and a run that was stopped
+goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.results import ResultStore
+from ggufrq.base.trees import file_hash
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import KvPair, kv_type
+from ggufrq.ggufs.files import read_model, shards
+from ggufrq.ggufs.header import read_header
+from ggufrq.tools import perplexity
+from ggufrq.tools.logs import Result, retried
+
+_VERSION = 2
+#: Bytes of logits that one batch may hold; the base file takes half as much per token.
+_BATCH_BYTES = 1 << 30
+#: The base file keeps log-probabilities in 16 bits, so that a perplexity from it differs a little.
+_ROUNDING = 1e-3
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """``chunks`` texts of ``n_ctx`` tokens; the second half of each is scored."""
+
+    n_ctx: int = 512
+    chunks: int = 8
+
+
+def measure_weights(
+    reference: Path,
+    files: Sequence[Path],
+    build: Build,
+    *,
+    text: Path | None = None,
+    settings: WeightSettings | None = None,
+    threads: int | None = None,
+    log: Path | None = None,
+    on_row: Callable[[Row, bool], None] | None = None,
+) -> list[Row]:
+    """One row per file, in order, each against ``reference`` (the model in 16 bits).
+
+    ``text`` is the held-out text that comes with ggufrq when none is given; ``on_row`` gets each row and
+    whether it was kept from an earlier run. Raises ModelError or ToolError.
+    """
+    rows = []
+    with WeightQuality(reference, build, text=text, settings=settings, threads=threads, log=log) as quality:
+        for file in files:
+            kept = quality.kept(file)
+            row = kept or quality.row(file)
+            rows.append(row)
+            if on_row is not None:
+                on_row(row, kept is not None)
+    return rows
+
+
+class WeightQuality:
+    """Measures one file after the other against the same reference, whose run is made once, when it is first
+    needed. A context manager that removes the (large) base file. ``threads`` is all cores when None; on a
+    busy machine fewer are faster."""
+
+    def __init__(
+        self,
+        reference: Path,
+        build: Build,
+        *,
+        text: Path | None = None,
+        settings: WeightSettings | None = None,
+        threads: int | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.reference = reference
+        self.threads = threads
+        self.build = build
+        self.text = text or paths.data_dir("texts") / "heldout.txt"
+        self.settings = settings or WeightSettings()
+        self.log = log or paths.logs_dir() / "weight-quality.log"
+        self.results = ResultStore(paths.cache_dir() / "weight-quality")
+        self.facts = {
+            "version": _VERSION,
+            "reference": content_hash(reference),
+            "text": file_hash(self.text),
+            "build": build.key,
+            "settings": asdict(self.settings),
+            "cores": os.cpu_count(),
+        }
+        self.base = self.results.path({**self.facts, "base": os.getpid()}).with_suffix(".bin")
+        self.ppl_base: float | None = None
+        self._hashes: dict[tuple[Path, int, int], str] = {}
+
+    def __enter__(self) -> WeightQuality:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the base file."""
+        self.base.unlink(missing_ok=True)
+
+    def kept(self, file: Path) -> Row | None:
+        """The row of an earlier run over a file with this content, None when there is none."""
+        row = self.results.get(self._facts(file))
+        return None if row is None else {**row, "file": file.name}
+
+    def row(self, file: Path) -> Row:
+        """Measure a file, or give what is kept: ``bytes``, ``bits`` per weight, ``ppl``, ``ppl_err``,
+        ``ppl_base``, ``kld_mean``, ``kld_mean_err``, ``kld_p999`` (nats) and ``same_top`` (a share)."""
+        kept = self.kept(file)
+        if kept is not None:
+            return kept
+        row = {"sha256": self._hash(file), **self.measure(file)}
+        self.results.put(self._facts(file), row)
+        return {**row, "file": file.name}
+
+    def measure(self, file: Path, *, log: Path | None = None) -> Row:
+        """As ``row``, measured in any case, and kept nowhere; ``log`` when not that of all."""
+        facts = read_model(file)
+        self.make_base()
+        found = self._run(file, divergence=True, parse=perplexity.parse_divergence, log=log)
+        assert self.ppl_base is not None
+        if abs(found.ppl_base / self.ppl_base - 1) > _ROUNDING:
+            raise ToolError(
+                f"the run in 16 bits had perplexity {self.ppl_base}, but {file.name} was compared with "
+                f"{found.ppl_base}"
+            )
+        return {
+            "file": file.name,
+            "bytes": facts.file_bytes,
+            "bits": facts.bits,
+            "file_type": facts.file_type,
+            "ppl": found.ppl,
+            "ppl_err": found.ppl_err,
+            "ppl_base": found.ppl_base,
+            "kld_mean": found.kld_mean,
+            "kld_mean_err": found.kld_mean_err,
+            "kld_p999": found.kld_p999,
+            "kld_p99": found.kld_p99,
+            "same_top": found.same_top,
+            "meta": {
+                **self.facts,
+                "llama_cpp": self.build.manifest.get("llama_cpp", {}).get("commit"),
+                "patch_set": self.build.manifest.get("patch_set"),
+                "text_name": self.text.name,
+            },
+        }
+
+    def make_base(self) -> None:
+        """Run the reference, if that has not been done: before several files are measured at once."""
+        if self.ppl_base is None:
+            result = self._run(self.reference, divergence=False, parse=perplexity.parse_perplexity)
+            self.ppl_base = result.ppl
+
+    def arguments(self, model: Path, *, divergence: bool) -> list[str]:
+        """What llama-perplexity is run with on a file; on the reference without ``divergence``."""
+        s = self.settings
+        kind = kv_type("f16")
+        return perplexity.arguments(
+            model,
+            self.text,
+            KvPair(kind, kind),
+            self.base,
+            n_ctx=s.n_ctx,
+            chunks=s.chunks,
+            divergence=divergence,
+            threads=self.threads,
+            together=self._together(model),
+        )
+
+    def _run(
+        self,
+        model: Path,
+        *,
+        divergence: bool,
+        parse: Callable[[str, str], Result],
+        log: Path | None = None,
+    ) -> Result:
+        log = log or self.log
+        args = self.arguments(model, divergence=divergence)
+
+        def attempt() -> Result:
+            done = proc.run([self.build.tool("llama-perplexity"), *args], log=log, check=False)
+            if done.rc != 0:
+                raise ToolError(proc.failure_message(done), remedy=f"see {self.log}")
+            return parse(done.stdout, done.stderr)
+
+        return retried(attempt)
+
+    def _together(self, model: Path) -> int:
+        """How many chunks go into one batch: its logits must fit into memory."""
+        tokens = read_header(model).values.get("tokenizer.ggml.tokens")
+        if not tokens:
+            raise ModelError(f"{model.name} has no vocabulary; nothing can be measured on text")
+        return max(1, min(self.settings.chunks, _BATCH_BYTES // (4 * len(tokens) * self.settings.n_ctx)))
+
+    def _hash(self, file: Path) -> str:
+        found = file.stat()
+        key = (file, found.st_size, found.st_mtime_ns)
+        if key not in self._hashes:
+            self._hashes[key] = content_hash(file)
+        return self._hashes[key]
+
+    def _facts(self, file: Path) -> Row:
+        return {**self.facts, "file": self._hash(file)}
+
+
+def content_hash(model: Path) -> str:
+    """sha256 of a model's file, or of the hashes of its shards."""
+    parts = [file_hash(shard) for shard in shards(model)]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()

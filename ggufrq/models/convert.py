@@ -1,0 +1,324 @@
+"""A Hugging Face folder to GGUF, by llama.cpp's own converter from the tree that was built."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import ModelError
+
+#: Declares what the converter cannot know, beside the model's own files: ``{"pre_tokenizer": "qwen2"}``.
+DECLARATION = "ggufrq.json"
+NEEDED_MODULES = "torch transformers sentencepiece safetensors"
+
+#: In place of the name of a pre-tokenizer, where only headers are wanted: whichever it is.
+ANY_TOKENIZER = "*"
+
+#: What a conversion makes: the model, its vision projector, or the head that predicts further tokens.
+PARTS = ("model", "mmproj", "mtp")
+
+#: Bytes of a value by safetensors' name of its type.
+_VALUE_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+_WRAPPER = Path(__file__).with_name("_hf_to_gguf.py")
+_WRITTEN = re.compile(r"Writing: +(\d+)%")
+_PRE_TOKENIZER = re.compile(r'tokenizer_pre == "([\w.-]+)"')
+
+
+@dataclass(frozen=True)
+class HfModel:
+    """A folder in Hugging Face form whose files are all there: tensor names, and the bytes of their data.
+
+    ``name`` is what the model is called where the folder is not (the Hub's cache names folders by commits).
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: tuple[str, ...]
+    data_bytes: int
+    name: str = ""
+
+    @property
+    def out_type(self) -> str:
+        """The 16-bit type that keeps the weights as they are: ``bf16``, or ``f16``."""
+        text = self.config.get("text_config", {})
+        dtype = next(
+            (c[k] for c in (self.config, text) for k in ("dtype", "torch_dtype") if k in c), "bfloat16"
+        )
+        return "f16" if dtype == "float16" else "bf16"
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether it brings the layers that predict several tokens."""
+        return any(name.startswith(("mtp.", "model.mtp.")) for name in self.tensors)
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether it brings an encoder of images, whose projector can be converted."""
+        return "vision_config" in self.config
+
+
+def inspect(folder: Path) -> HfModel:
+    """Check a model folder without reading its weights: configuration, tokenizer, every shard whole.
+
+    Raises ModelError that names what is missing or damaged.
+    """
+    config = _json(folder / "config.json", "this is not a model in Hugging Face form")
+    if not any(
+        (folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+    ):
+        raise ModelError(f"{folder} has no tokenizer", remedy="download the model again, with tokenizer.json")
+    index = folder / "model.safetensors.index.json"
+    listed: dict[str, str] = {}
+    if index.is_file():
+        listed = _json(index, "the list of shards").get("weight_map", {})
+        if not isinstance(listed, dict) or not listed:
+            raise ModelError(f"{index} is damaged", remedy=f"download {index.name} again")
+        names = sorted(set(listed.values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        found = [n.name for p in ("*.bin", "*.pth", "*.gguf") for n in folder.glob(p)]
+        hint = f"; it has {found[0]}, which ggufrq does not convert" if found else ""
+        raise ModelError(f"{folder} has no safetensors file{hint}", remedy="download the model again")
+    tensors: list[str] = []
+    size = 0
+    for name in names:
+        header, data = read_safetensors_header(folder / name)
+        lacking = [tensor for tensor, shard in listed.items() if shard == name and tensor not in header]
+        if lacking:
+            raise ModelError(f"{name} has no {lacking[0]}, which the index says is in it")
+        tensors += header
+        size += data
+    return HfModel(folder, config, tuple(tensors), size)
+
+
+def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Tensors of a safetensors file by name, and the bytes of its data. Raises ModelError when it is not
+    whole."""
+    again = f"download {path.name} again"
+    try:
+        whole = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(whole - 8, 100_000_000):
+                raise ModelError(f"{path} is not a safetensors file, or is damaged", remedy=again)
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is missing from {path.parent}", remedy=again) from None
+    except ValueError:
+        raise ModelError(f"{path} is damaged: its header cannot be read", remedy=again) from None
+    try:
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = _check_layout(tensors)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ModelError(f"{path} is damaged: its header makes no sense", remedy=again) from None
+    if 8 + length + end != whole:
+        raise ModelError(f"{path} is damaged: {whole} bytes instead of {8 + length + end}", remedy=again)
+    return tensors, end
+
+
+def _check_layout(tensors: dict[str, Any]) -> int:
+    """Where the data of a safetensors file ends; its tensors must lie one behind the other, each as long as
+    its shape says. Raises ValueError."""
+    end = 0
+    for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"][0]):
+        start, stop = entry["data_offsets"]
+        size = _VALUE_BYTES.get(entry["dtype"])
+        if start != end or stop < start or (size and stop - start != size * math.prod(entry["shape"])):
+            raise ValueError(entry)
+        end = stop
+    return end
+
+
+def declared_pre_tokenizer(folder: Path) -> str | None:
+    """The pre-tokenizer that the folder declares in ``ggufrq.json``, or None."""
+    path = folder / DECLARATION
+    if not path.is_file():
+        return None
+    name = _json(path, "the declaration of the pre-tokenizer").get("pre_tokenizer")
+    return str(name) if name else None
+
+
+def known_pre_tokenizers(source: Path) -> set[str]:
+    """Names of the pre-tokenizers that the llama.cpp in ``source`` implements."""
+    return set(_PRE_TOKENIZER.findall((source / "src" / "llama-vocab.cpp").read_text(encoding="utf-8")))
+
+
+def convert(
+    folder: Path | HfModel,
+    out: Path,
+    source: Path,
+    *,
+    pre_tokenizer: str | None = None,
+    part: str = "model",
+    mtp: bool = True,
+    header_only: bool = False,
+    log: Path | None = None,
+    on_percent: Callable[[int], None] | None = None,
+) -> Path:
+    """Convert the model in ``folder``, which may have been inspected, to ``out`` with the converter of the
+    llama.cpp tree ``source``.
+
+    ``pre_tokenizer`` goes before what the folder declares. ``part`` is one of ``PARTS``; ``mtp`` tells
+    whether the model keeps its head for further tokens. With ``header_only`` a hole takes the place of the
+    weights. ``out`` appears only when it is whole. Raises ModelError for a model that is damaged,
+    unsupported, undeclared or without that part, and when torch is missing.
+    """
+    with paths.atomic_path(out) as temporary:
+        convert_to(
+            temporary,
+            folder if isinstance(folder, HfModel) else inspect(folder),
+            source,
+            pre_tokenizer=pre_tokenizer,
+            part=part,
+            mtp=mtp,
+            header_only=header_only,
+            log=log,
+            on_percent=on_percent,
+        )
+    return out
+
+
+def convert_to(
+    out: Path,
+    model: HfModel,
+    source: Path,
+    *,
+    pre_tokenizer: str | None = None,
+    part: str = "model",
+    mtp: bool = True,
+    header_only: bool = False,
+    log: Path | None = None,
+    on_percent: Callable[[int], None] | None = None,
+) -> None:
+    """As ``convert``, but straight into ``out``, which is left half-made on failure."""
+    folder = model.folder
+    require_part(model, part)
+    declared = pre_tokenizer or declared_pre_tokenizer(folder)
+    if declared not in (None, ANY_TOKENIZER) and declared not in known_pre_tokenizers(source):
+        raise ModelError(
+            f"llama.cpp has no pre-tokenizer '{declared}'",
+            remedy=f'the names are in {source / "src" / "llama-vocab.cpp"}: tokenizer_pre == "…"',
+        )
+
+    def progressed(line: str) -> None:
+        found = _WRITTEN.findall(line)
+        if found and on_percent is not None:
+            on_percent(int(found[-1]))
+
+    command = [
+        sys.executable,
+        str(_WRAPPER),
+        str(source),
+        declared or "-",
+        "header" if header_only else "all",
+    ]
+    environment = {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUTF8": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": None,
+    }
+    with _called(model) as path:
+        command += [str(path), "--outtype", part_type(model, part), "--outfile", str(out.absolute())]
+        command += _part_options(model, part, mtp)
+        completed = proc.run(command, log=log, check=False, env=environment, on_stderr=progressed)
+    if completed.rc != 0 or not out.is_file():
+        raise _failure(folder, completed, log)
+
+
+@contextmanager
+def _called(model: HfModel) -> Iterator[Path]:
+    """The folder under the model's name: from it the converter takes the name that it writes."""
+    if not model.name or model.folder.name == model.name:
+        yield model.folder
+        return
+    with TemporaryDirectory(prefix="ggufrq-") as temporary:
+        path = Path(temporary) / model.name
+        try:
+            path.symlink_to(model.folder.absolute(), target_is_directory=True)
+        except OSError:  # Windows without the right to make links
+            path = model.folder
+        yield path
+
+
+def part_type(model: HfModel, part: str) -> str:
+    """The type that a part is converted to: projectors to f16, which every backend computes in."""
+    return "f16" if part == "mmproj" else model.out_type
+
+
+def require_part(model: HfModel, part: str) -> None:
+    """Raise ModelError when the model does not have this part."""
+    if part == "mmproj" and not model.has_vision:
+        raise ModelError(f"{model.folder.name} has no vision encoder", remedy="leave out --mmproj")
+    if part == "mtp" and not model.has_mtp:
+        raise ModelError(
+            f"{model.folder.name} has no head for further tokens", remedy="leave out --mtp apart"
+        )
+
+
+def _part_options(model: HfModel, part: str, mtp: bool) -> list[str]:
+    """Options of the converter. Upstream takes it for granted that some architectures bring the layers that
+    predict several tokens, and must be told when they do not."""
+    if part != "model":
+        return [f"--{part}"]
+    names = model.config.get("architectures") or [""]
+    assumed = str(names[0]).startswith(("Qwen3_5", "Qwen3Next"))
+    return ["--no-mtp"] if (model.has_mtp and not mtp) or (assumed and not model.has_mtp) else []
+
+
+def _failure(folder: Path, completed: proc.Completed, log: Path | None) -> ModelError:
+    output = completed.stdout + completed.stderr
+    if "ggufrq: unknown pre-tokenizer" in output:
+        return ModelError(
+            f"llama.cpp does not know the tokenizer of {folder.name}: its pre-tokenizer must be declared",
+            remedy=f'--pre-tokenizer NAME, or {{"pre_tokenizer": "NAME"}} in {folder / DECLARATION}; NAME '
+            "as the model's authors say, e.g. qwen2 or llama-bpe: a wrong one costs quality silently",
+        )
+    conflict = re.search(r"ggufrq: known pre-tokenizer (\S+)", output)
+    if conflict is not None:
+        return ModelError(
+            f"llama.cpp knows the pre-tokenizer of {folder.name} as '{conflict[1]}', another one is declared",
+            remedy=f"--pre-tokenizer {conflict[1]}, or correct {folder / DECLARATION}",
+        )
+    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", output)
+    if missing is not None:
+        return ModelError(
+            f"conversion needs the Python module '{missing[1]}', which is not installed",
+            remedy=f"{os.fspath(sys.executable)} -m pip install {NEEDED_MODULES}",
+        )
+    unsupported = re.search(r"Model (\S+) is not supported", output)
+    if unsupported is not None:
+        return ModelError(f"llama.cpp does not support the architecture {unsupported[1]} of {folder.name}")
+    lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
+    reason = lines[-1] if lines else f"exit status {completed.rc}"
+    return ModelError(f"{folder.name} could not be converted: {reason}", remedy=f"see {log}" if log else None)
+
+
+def _json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing: {what}") from None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is damaged")
+    return data

@@ -1,0 +1,77 @@
+"""What a user's MODEL means: an embedded model, a folder in Hugging Face form, a GGUF file, or a Hub id."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufrq.base import paths
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.ggufs.header import is_gguf
+from ggufrq.models import hub
+
+_ENCODING = re.compile(r"[-_.](?:(?:UD-)?I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)$", re.IGNORECASE)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Model:
+    """``kind`` is ``embedded``, ``folder``, ``gguf`` or ``hub``; ``name`` the base of file names made from
+    it.
+
+    ``path`` is the folder or file, None for the Hub, where ``repo`` and ``label`` are set.
+    """
+
+    kind: str
+    name: str
+    path: Path | None = None
+    repo: str | None = None
+    label: str | None = None
+
+
+def embedded_models() -> dict[str, Path]:
+    """The models that come with ggufrq: name -> folder in Hugging Face form."""
+    folder = paths.data_dir("models")
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+
+
+def embedded_folder(name: str) -> Path:
+    """Where the GGUF files of an embedded model are kept."""
+    return paths.cache_dir() / "models" / name
+
+
+def resolve(text: str) -> Model:
+    """Find out what ``text`` means, without touching the network. Raises UsageError or ModelError."""
+    embedded = embedded_models()
+    if text in embedded:
+        return Model("embedded", text, embedded[text])
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return Model("folder", base_name(path.absolute().name), path)
+        ggufs = sorted(path.glob("*.gguf"))
+        if ggufs:
+            raise UsageError(f"{path} holds GGUF files; name one of them", remedy=str(ggufs[0]))
+        raise ModelError(f"{path} is not a model: it has no config.json")
+    if path.is_file():
+        if is_gguf(path):
+            return Model("gguf", base_name(path.stem), path)
+        raise ModelError(
+            f"{path} is not a GGUF file", remedy="a folder with config.json and safetensors, or a .gguf file"
+        )
+    hub_id = hub.parse_id(text)
+    if hub_id is not None and not text.endswith(".gguf") and not text.startswith((".", "~")):
+        repo, label = hub_id
+        return Model("hub", base_name(repo.partition("/")[2]), repo=repo, label=label)
+    raise ModelError(
+        f"there is no model '{text}': no such file or folder, and none of the embedded models",
+        remedy=f"one of {', '.join(embedded)}; a .gguf file; a folder; or a Hub id such as Qwen/Qwen3-0.6B",
+    )
+
+
+def base_name(stem: str) -> str:
+    """The name of a model without ``-GGUF``, shard numbers and the encoding at its end."""
+    name = _SHARD.sub("", stem)
+    name = re.sub(r"[-_.]GGUF$", "", name, flags=re.IGNORECASE)
+    return _ENCODING.sub("", name) or name

@@ -1,0 +1,198 @@
+"""The settings that serve best where our cache types are missing: for LM Studio, Ollama and others.
+
+What each runtime takes is data, see ``ggufrq.runtimes``. Templates there name ``$model`` (the path of the
+file), ``$model_quoted`` (for a shell), ``$name``, ``$short`` (names of the file and of the model, the latter
+fit for any program), ``$context``, ``$source`` (the Hub id of the original model) and ``$file`` (the settings
+file). A line that names something that is not known is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ggufrq.base import paths
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.cache.kv import KvPair, kv_type
+from ggufrq.ggufs.files import read_model, shards
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.kv_shape import KvShape, kv_shape
+from ggufrq.models.resolve import base_name
+from ggufrq.runtimes import Runtime
+
+#: What the comparison is with.
+OURS = "iso3"
+#: Without a wish the context is the model's own, but no longer than this.
+_CONTEXT = 32768
+_NAME = re.compile(r"\$(\w+)")
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """A file for a runtime: its name, its text, how its form was verified, and whether it is only lines to
+    add to a file that the runtime makes."""
+
+    name: str
+    text: str
+    verified: str
+    add: bool = False
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Settings of a runtime for a model. ``kv_bytes`` are the bytes of the cache for ``context`` tokens in
+    ``use``, ``ours_context`` the tokens that iso3 would hold in as many (None where the shape of the cache
+    cannot be told), ``times`` their ratio, None when the model cannot be kept in iso3 at all."""
+
+    runtime: Runtime
+    model: Path
+    context: int
+    trained: int | None
+    kv_bytes: int | None
+    ours_context: int | None
+    times: float | None
+    files: tuple[SettingsFile, ...]
+    steps: tuple[str, ...]
+
+    @property
+    def use(self) -> str:
+        """The cache type that serves best there."""
+        return self.runtime.use
+
+    def as_data(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        r = self.runtime
+        return {
+            "runtime": r.id,
+            "name": r.name,
+            "checked": r.checked.isoformat(),
+            "version": r.version,
+            "sources": list(r.sources),
+            "types": list(r.types),
+            "model": str(self.model),
+            "use": r.use,
+            "bits_per_value": r.bits_per_value,
+            "flash_attention": r.flash_attention,
+            "context": self.context,
+            "kv_bytes": self.kv_bytes,
+            "ours": OURS,
+            "ours_context": self.ours_context,
+            "times": self.times,
+            "environment": dict(r.environment),
+            "files": [vars(file) for file in self.files],
+            "steps": list(self.steps),
+            "notes": list(r.notes),
+        }
+
+
+def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: str | None = None) -> Advice:
+    """The settings of a runtime for a GGUF file and a context of so many tokens (by default the model's own,
+    at most 32,768). ``place`` is how they name the file, its absolute path by default. Raises ModelError
+    for a damaged one, and UsageError when the path cannot be written in the runtime's file."""
+    read_model(model)
+    values = read_header(model).values
+    arch = values.get("general.architecture", "")
+    trained = values.get(f"{arch}.context_length")
+    trained = trained if isinstance(trained, int) else None
+    chosen = context or min(trained or _CONTEXT, _CONTEXT)
+    shape = shape_of(model)
+    taken = None if shape is None else _bytes(runtime, shape, chosen)
+    times, ours = None, None
+    if fits(values, OURS):
+        times = runtime.bits_per_value / kv_type(OURS).bits
+        ours = None if shape is None or taken is None else int(taken / shape.bytes_for(_pair(OURS), 1))
+    path = place or str(model.absolute())
+    known: dict[str, Any] = {
+        "model": path,
+        "model_quoted": shlex.quote(path),
+        "name": model.name,
+        "short": re.sub(r"[^\w.-]+", "-", base_name(model.stem)),
+        "context": chosen,
+        "source": values.get("ggufrq.source.repo"),
+    }
+    files = tuple(_files(runtime, known))
+    known["file"] = shlex.quote(files[0].name) if files else None
+    steps = tuple(step for line in runtime.steps if (step := _fill(line, known, "plain")) is not None)
+    return Advice(runtime, model, chosen, trained, taken, ours, times, files, steps)
+
+
+def write(advice: Advice, folder: Path) -> list[Path]:
+    """Write the files of an advice into a folder. Raises UsageError when one is there with other content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / file.name for file in advice.files]
+    for path, file in zip(written, advice.files, strict=True):
+        if path.is_file() and path.read_text(encoding="utf-8") != file.text:
+            raise UsageError(f"{path} is there and differs", remedy="-o with another folder")
+    for path, file in zip(written, advice.files, strict=True):
+        paths.atomic_write(path, file.text)
+    return written
+
+
+def fits(values: dict[str, Any], name: str) -> bool:
+    """Whether heads of a model with this metadata fill whole blocks of a cache type."""
+    arch = values.get("general.architecture", "")
+    lengths = [values.get(f"{arch}.attention.{side}_length") for side in ("key", "value")]
+    if not all(isinstance(length, int) for length in lengths):
+        heads, width = values.get(f"{arch}.attention.head_count"), values.get(f"{arch}.embedding_length")
+        if not isinstance(heads, int) or not isinstance(width, int) or not heads:
+            return False
+        lengths = [width // heads]
+    return all(length % kv_type(name).block == 0 for length in lengths if length)
+
+
+def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:
+    form = runtime.file
+    if form is None or not form.verified:
+        return []
+    lines = (_fill(line, known, form.format) for line in form.text.strip().splitlines())
+    text = "\n".join(line for line in lines if line is not None) + "\n"
+    files = [SettingsFile(str(_fill(form.name, known, "plain")), text, form.verified, form.add)]
+    if runtime.environment:
+        text = "".join(f"{name}={value}\n" for name, value in runtime.environment.items())
+        files.append(SettingsFile(f"{runtime.id}.env", text, form.verified))
+    return files
+
+
+def _fill(line: str, known: dict[str, Any], form: str) -> str | None:
+    """A line of a template with its values; None when one is not known."""
+    names = _NAME.findall(line)
+    if any(known.get(name) is None for name in names):
+        return None
+    return Template(line).substitute({name: _written(known[name], form) for name in names})
+
+
+def _written(value: str | int, form: str) -> str:
+    """A value as a file of this form has it. Raises UsageError when it cannot hold it."""
+    text = str(value)
+    if form in ("json", "yaml"):
+        return json.dumps(value, ensure_ascii=False)
+    if form == "ini" and re.search(r"[;#\[\]]", text):
+        raise UsageError(
+            f"'{text}' cannot be written in an ini file of llama.cpp, where ; and # begin a comment",
+            remedy="give the file or its folder another name",
+        )
+    if "\n" in text:
+        raise UsageError(f"the name {text!r} has a line break in it", remedy="give it another name")
+    return text
+
+
+def shape_of(model: Path) -> KvShape | None:
+    """The shape of a model's cache, None where it cannot be told from one file's tensors."""
+    try:
+        return kv_shape(model) if len(shards(model)) == 1 else None
+    except ModelError:
+        return None
+
+
+def _pair(name: str) -> KvPair:
+    return KvPair(kv_type(name), kv_type(name))
+
+
+def _bytes(runtime: Runtime, shape: KvShape, tokens: int) -> int:
+    values = (shape.k_values + shape.v_values) * tokens
+    return round(values * runtime.bits_per_value / 8)

@@ -1,0 +1,297 @@
+"""The best recipe for a model under a budget of bytes or of bits per weight, by measurement.
+
+1. **Single changes.** One unit (a class of tensors, a class in some layers, or a tensor) is quantized to one
+   type while all else stays as it is, and the mean divergence (KLD) from the unquantized model is measured.
+   Against an otherwise exact model the change is all that there is to see, with a standard error of a few per
+   cent of itself.
+2. **Model.** The KLD of a recipe is taken as the sum of those of its single changes. A gain below the
+   standard error counts as none.
+3. **Choice.** The cheapest recipes by this model within the budget, exactly (``knapsack``), by sizes as
+   llama-quantize writes them.
+4. **Search.** The sum is an approximation: the cheapest few and the cheapest without the coarsest types are
+   measured as they are, then neighbours of the best one (a step up or down of one unit, or of two), as long
+   as that finds a better one.
+5. **Proof.** The best by measurement is measured once more on another text, which had no part in the choice,
+   beside the recipes and types that ggufrq comes with and that are no larger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from ggufrq.base import paths
+from ggufrq.base.errors import GgufrqError, UsageError
+from ggufrq.build.project import Build
+from ggufrq.ggufs.header import pad
+from ggufrq.make import family
+from ggufrq.make.plan import Request, Want, needs_imatrix
+from ggufrq.make.recipe import Recipe, load, shipped
+from ggufrq.make.workshop import Workshop
+from ggufrq.measure.weight_quality import WeightSettings
+from ggufrq.search.sensitivity import solve
+from ggufrq.search.sensitivity.parts import Unit, as_recipe, default_types, units
+from ggufrq.search.sensitivity.solve import Assignment, Budget, Problem
+from ggufrq.search.sensitivity.trials import NOTHING, Measured, Trials, say_jobs
+
+#: How many of the cheapest recipes are measured, and how many without the coarsest types.
+_BEST, _DROPPED = 4, 3
+#: Neighbours that are measured in a round of the search, and rounds at most.
+_WIDTH, _ROUNDS = 8, 8
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for: the budget (None: only measure), the types to choose from (None: the default ones),
+    what one type is chosen for (``units.BY``), the texts to choose on and to check on, and how much of each
+    is read."""
+
+    budget: Budget | None = None
+    types: tuple[str, ...] | None = None
+    by: str = "class"
+    ranges: int = 4
+    text: Path | None = None
+    check_text: Path | None = None
+    settings: WeightSettings = field(default_factory=lambda: WeightSettings(chunks=16))
+    jobs: int | None = None
+
+    @property
+    def texts(self) -> tuple[Path, Path]:
+        """To choose on, and to check on."""
+        folder = paths.data_dir("texts")
+        return self.text or folder / "calibration.txt", self.check_text or folder / "heldout.txt"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe: its types by name of the tensor, bits per weight, and what it measured; ``predicted`` is the
+    sum of its single changes."""
+
+    name: str
+    types: Mapping[str, str]
+    bits: float
+    measured: Measured
+    predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer: the recipe and the ``bytes`` of its file; all recipes that were measured on the text of the
+    choice, the best first; and the answer and what ggufrq comes with on the checking text. ``chosen`` are the
+    types by name of the unit."""
+
+    recipe: Recipe
+    bytes: int
+    tuned: list[Candidate]
+    checked: list[Candidate]
+    chosen: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Units, what their options measured one at a time, and, with a budget, what was found. ``matrix`` is the
+    importance matrix of every measurement."""
+
+    base: str
+    folder: Path
+    gguf: Path
+    matrix: Path | None
+    types: tuple[str, ...]
+    singles: dict[Unit, list[Measured]]
+    found: Found | None
+    command: str
+    jobs: int
+    threads: int
+
+
+@dataclass
+class Steps:
+    """Called as the work goes on: ``total`` with the number of measurements still to be made, ``done`` after
+    each, ``step`` with what comes next."""
+
+    total: Callable[[int], None] = lambda _: None
+    done: Callable[[], None] = lambda: None
+    step: Callable[[str], None] = lambda _: None
+
+
+def analyse(request: Request, build: Build, goal: Goal, steps: Steps | None = None) -> Result:
+    """Measure the parts of ``request.model`` and, with a budget, find the best recipe. Of the request,
+    ``wants`` does not count; its matrix is used for every measurement, or one is made as ``ggufrq quantize``
+    does.
+
+    What an earlier run has measured is taken from it. Raises UsageError for a budget that is too small or
+    needs nothing quantized, ModelError for a model that is quantized already, and as ``Trials.measure``.
+    """
+    with family.workshop(request, build) as shop:
+        return _Analysis(shop, build, goal, steps or Steps()).run()
+
+
+class _Analysis:
+    def __init__(self, shop: Workshop, build: Build, goal: Goal, steps: Steps) -> None:
+        self.shop, self.build, self.goal, self.steps = shop, build, goal, steps
+        self.model = shop.model
+        self.types = goal.types or default_types(shop.model)
+        self.units = units(shop.model, self.types, goal.by, goal.ranges)
+        kinds = [kind for unit in self.units for option in unit.options for kind in option.types.values()]
+        # Stands for every recipe: whether it has a matrix, and how large the header is.
+        specimen = self._recipe(tuple(0 for _ in self.units), imatrix=any(map(needs_imatrix, kinds)))
+        self.capacity = self._capacity(specimen) if goal.budget is not None else 0
+        self.matrix = shop.matrix_for(specimen)
+        self._done = 0
+
+    def run(self) -> Result:
+        text, check_text = self.goal.texts
+        with self._trials(text) as trials:
+            say_jobs(trials)
+            singles = self._singles(trials)
+            found = None
+            if self.goal.budget is not None:
+                problem = self._problem(singles)
+                tuned = self._search(trials, problem)
+                with self._trials(check_text) as check:
+                    found = self._found(problem, tuned, check)
+            return Result(
+                base=self.shop.base,
+                folder=self.shop.folder,
+                gguf=self.shop.gguf,
+                matrix=self.matrix,
+                types=self.types,
+                singles=singles,
+                found=found,
+                command=trials.command(),
+                jobs=trials.jobs,
+                threads=trials.threads,
+            )
+
+    def _singles(self, trials: Trials) -> dict[Unit, list[Measured]]:
+        every = [(unit, option) for unit in self.units for option in unit.options]
+        changes = [option.types for _, option in every if not option.exact]
+        later = _BEST + _DROPPED + 2 * _WIDTH + len(self._others()) if self.goal.budget is not None else 0
+        self._expect(trials.missing(changes), later)
+        self.steps.step("one at a time")
+        measured = iter(trials.measure(changes))
+        singles: dict[Unit, list[Measured]] = {unit: [] for unit in self.units}
+        for unit, option in every:
+            singles[unit].append(NOTHING if option.exact else next(measured))
+        return singles
+
+    def _problem(self, singles: Mapping[Unit, Sequence[Measured]]) -> Problem:
+        assert self.goal.budget is not None
+        return Problem(
+            [[self.goal.budget.option_bytes(option) for option in unit.options] for unit in self.units],
+            [solve.real_costs(singles[unit]) for unit in self.units],
+            self.capacity,
+        )
+
+    def _search(self, trials: Trials, problem: Problem) -> dict[Assignment, Measured]:
+        def measure(chosen: Sequence[Assignment]) -> list[Measured]:
+            types = [self._types(assignment) for assignment in chosen]
+            self._expect(trials.missing(types), _WIDTH + len(self._others()))
+            self.steps.step("the best together")
+            return trials.measure(types)
+
+        first = solve.start(problem, _BEST, _DROPPED)
+        return solve.search(problem, first, measure, width=_WIDTH, rounds=_ROUNDS)
+
+    def _found(self, problem: Problem, tuned: Mapping[Assignment, Measured], check: Trials) -> Found:
+        budget = self.goal.budget
+        assert budget is not None
+        ordered = sorted(tuned, key=lambda assignment: tuned[assignment].kld)
+        best, others = ordered[0], self._others()
+        types = [self._types(best), *others.values()]
+        self._expect(check.missing(types), 0)
+        self.steps.step("on the other text")
+        on_other = check.measure(types)
+        recipe = self._recipe(
+            best,
+            imatrix=self.matrix is not None,
+            description=f"chosen by measurement: at most {budget.text}, mean KLD "
+            f"{on_other[0].kld:.5f} on {check.quality.text.name}",
+        )
+        forecast = self.shop.output(Want(recipe.name, recipe)).forecast
+        if not budget.allows(forecast) or not types[0].items() <= forecast.types.items():
+            raise GgufrqError(f"{recipe.name} would not become the file that was measured, or a larger one")
+        names = [recipe.name, *others]
+        return Found(
+            recipe=recipe,
+            bytes=forecast.file_bytes,
+            tuned=[
+                self._candidate("", self._types(chosen), tuned[chosen], problem.cost(chosen))
+                for chosen in ordered
+            ],
+            checked=[self._candidate(*each) for each in zip(names, types, on_other, strict=True)],
+            chosen={
+                unit.name: unit.options[option].kind for unit, option in zip(self.units, best, strict=True)
+            },
+        )
+
+    @cache  # noqa: B019 - lives as long as the analysis
+    def _others(self) -> dict[str, dict[str, str]]:
+        """Types of what ``ggufrq quantize`` makes by itself and the budget allows, by name: the recipes that
+        come with it and its default family."""
+        budget = self.goal.budget
+        assert budget is not None
+        found = {}
+        for want in (*(Want(name, load(name)) for name in shipped()), *map(Want, family.DEFAULT_TYPES)):
+            with contextlib.suppress(UsageError):  # a recipe that knows nothing of this architecture
+                forecast = self.shop.output(want).forecast
+                if budget.allows(forecast):
+                    names = [tensor.name for tensor in self.model.quantizable]
+                    found[want.label] = {name: forecast.types[name] for name in names}
+        return found
+
+    def _capacity(self, specimen: Recipe) -> int:
+        """Bytes of the budget for the tensors that are quantized."""
+        budget = self.goal.budget
+        assert budget is not None
+        forecast = self.shop.output(Want(specimen.name, specimen)).forecast
+        data = sum(pad(tensor.bytes_as(forecast.types[tensor.name])) for tensor in self.model)
+        capacity = budget.capacity(self.model, forecast.file_bytes - data)
+        sizes = [[budget.option_bytes(option) for option in unit.options] for unit in self.units]
+        over = sum(map(min, sizes)) - capacity
+        if over > 0:
+            least = budget.raised(over, sum(tensor.values for tensor in self.model))
+            raise UsageError(
+                f"{budget.text} are too few: in the smallest types the model takes {least}",
+                remedy="a larger budget, or smaller --types",
+            )
+        if sum(map(max, sizes)) <= capacity:
+            raise UsageError(
+                f"{budget.text} hold the model in its largest types; there is nothing to choose",
+                remedy="a smaller budget, or larger --types",
+            )
+        return capacity
+
+    def _types(self, chosen: Assignment) -> dict[str, str]:
+        return {
+            name: kind
+            for unit, option in zip(self.units, chosen, strict=True)
+            for name, kind in unit.options[option].types.items()
+        }
+
+    def _recipe(self, chosen: Assignment, *, imatrix: bool, description: str = "") -> Recipe:
+        budget = self.goal.budget
+        name = "sensitivity" if budget is None else f"sensitivity-{budget.name}"
+        return as_recipe(name, description, self.model, self._types(chosen), imatrix=imatrix)
+
+    def _candidate(
+        self, name: str, types: Mapping[str, str], measured: Measured, predicted: float | None = None
+    ) -> Candidate:
+        every = {tensor.name: types.get(tensor.name, tensor.type) for tensor in self.model}
+        return Candidate(name, types, self.model.bits_as(every), measured, predicted)
+
+    def _trials(self, text: Path) -> Trials:
+        goal = self.goal
+        return Trials(
+            self.shop, self.build, self.matrix, text, goal.settings, jobs=goal.jobs, on_done=self._advance
+        )
+
+    def _advance(self) -> None:
+        self._done += 1
+        self.steps.done()
+
+    def _expect(self, now: int, later: int) -> None:
+        self.steps.total(self._done + now + later)

@@ -1,0 +1,1 @@
+"""The pinned llama.cpp: where its tree can be had, and the verified pristine tree."""

@@ -1,1 +1,0 @@
-"""Types for K and V of every layer, chosen by measurement. ``core`` says how, ``report`` what it came to."""

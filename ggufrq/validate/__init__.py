@@ -1,5 +1,0 @@
-"""What a cache costs on a model, with errors and verdicts: ``core.validate`` runs a ``plan.Plan``.
-
-``quality`` is llama-perplexity, ``generation`` and ``needle`` ask a server, ``check`` holds the build itself
-against the specification, ``verdict`` says when a difference is one, ``assemble`` makes the result of it all.
-"""
