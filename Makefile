@@ -49,8 +49,8 @@ bench-metal: $(STAMP) ## the same, and speeds into docs/metal.md
 	$(BIN)/python bench/metal.py
 
 lint: $(STAMP) ## ruff
-	$(BIN)/ruff check ggufrq tests scripts
-	$(BIN)/ruff format --check ggufrq tests scripts
+	$(BIN)/ruff check ggufrq tests bench scripts
+	$(BIN)/ruff format --check ggufrq tests bench scripts
 
 types: $(STAMP) ## mypy, strict
 	$(BIN)/mypy

@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -124,7 +125,7 @@ def _unshrunk(code: Code) -> Callable[[F32], F32]:
 def beyond(n_ctx: int, chunks: int, work: Path) -> None:
     """Learned transforms, first and newest tokens in f16."""
     from kvlab.beyond import learned, sinks
-    from kvlab.models import Lab
+    from kvlab.models import Change, Lab
     from kvlab.sweep import Sweep, changed
 
     plain = "iso:full:3:inner"
@@ -134,7 +135,7 @@ def beyond(n_ctx: int, chunks: int, work: Path) -> None:
         names = [plain]
         for count in (1, 4, 32):
             names.append(f"the first {count} tokens in f16")
-            sweep.tokens(names[-1], lambda count=count: sinks(made, made, count))
+            sweep.tokens(names[-1], partial(sinks, made, made, count))
         for count in (32, 128):
             names.append(f"the newest {count} tokens in f16")
             sweep.lab.recent = count
@@ -145,7 +146,11 @@ def beyond(n_ctx: int, chunks: int, work: Path) -> None:
             change, gains = learned(sweep.lab, calibration, made, sides)
             name = f"learned transform of {sides.upper()} (gain foretold {gains[sides]:.2f})"
             names.append(name)
-            sweep.tokens(name, lambda change=change: change)
+
+            def given(change: Change = change) -> Change:
+                return change
+
+            sweep.tokens(name, given)
         rows = [
             [r["name"], with_error(r["kld"], r["error"]), with_error(r["diff"], r["diff_error"])]
             for r in sweep.rows(names, plain)

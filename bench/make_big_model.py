@@ -94,7 +94,7 @@ def main() -> None:
             shards.append({})
         shards[-1][name] = shape
     rng = np.random.default_rng(1)
-    index = {}
+    index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         index |= dict.fromkeys(shard, file_name)

@@ -68,7 +68,8 @@ def compile_with_apple(build: Build) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in LIBRARIES:
             source = folder / f"ggml-metal-embed-{name}.metal"
-            flags = ["-DGGML_METAL_EMBED_LIBRARY=1", "-c", source, "-o", Path(scratch) / f"{name}.air"]
+            out = Path(scratch) / f"{name}.air"
+            flags: list[str | Path] = ["-DGGML_METAL_EMBED_LIBRARY=1", "-c", source, "-o", out]
             proc.run(["xcrun", "-sdk", "macosx", "metal", *flags], timeout=600)
 
 
@@ -85,7 +86,8 @@ def check(build: Build) -> dict[str, Outcome]:
     """Each operation on our types, on the GPU against the CPU."""
     found = {}
     for operation in OPERATIONS:
-        command = [build.tool("test-backend-ops"), "test", "-o", operation, "-p", "planar|iso|rotor"]
+        tool = str(build.tool("test-backend-ops"))
+        command = [tool, "test", "-o", operation, "-p", "planar|iso|rotor"]
         found[operation] = parse_outcome(proc.run(command, check=False, timeout=3600).stdout)
         log.say(f"{operation}: {found[operation]}")
     return found

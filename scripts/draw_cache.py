@@ -112,18 +112,18 @@ def draw() -> str:
     out += [arrow(300, 142, 338, 142), arrow(618, 142, 656, 142)]
     # The block.
     out.append(text(28, 274, "The block in the cache: 50 bytes, 3.125 bits per value", size=17, bold=True))
-    left = 28.0
+    at = 28.0
     for width, words, under, fill in (
         (72.0, "scale", "fp16, 2 bytes", "#fde8d3"),
         (552.0, "low two bits of 128 indices", "32 bytes", "#fbd3ab"),
         (276.0, "high bits of 128 indices", "16 bytes", "#f7b877"),
     ):
-        out.append(rect(left, 290, width, 40, fill, CACHE))
+        out.append(rect(at, 290, width, 40, fill, CACHE))
         out += [
-            text(left + width / 2, 315, words, anchor="middle", size=13),
-            text(left + width / 2, 348, under, anchor="middle", size=12, color="#52606d"),
+            text(at + width / 2, 315, words, anchor="middle", size=13),
+            text(at + width / 2, 348, under, anchor="middle", size=12, color="#52606d"),
         ]
-        left += width
+        at += width
     # The graph.
     out.append(text(28, 396, "In llama.cpp's graph", size=17, bold=True))
     rows = {"q": 416.0, "k": 482.0, "v": 548.0}

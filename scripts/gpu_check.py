@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def pack(out: Path) -> None:
     """Write the bundle: patched source, ggufrq, packages, models, text, CMake's definitions."""
     import ggufrq
     from ggufrq.base import paths
-    from ggufrq.build import project
+    from ggufrq.build import cmake_files
     from ggufrq.models.convert import convert
     from ggufrq.models.resolve import embedded_models
     from ggufrq.patchset import patches
@@ -111,7 +112,7 @@ def pack(out: Path) -> None:
         facts = {
             "commit": load_pin().commit,
             "patch_set": patch_set.hash,
-            "definitions": project.DEFINITIONS,
+            "definitions": cmake_files.options("common") | cmake_files.options("cuda"),
             "models": list(embedded_models()),
         }
         (root / "bundle.json").write_text(json.dumps(facts, indent=2))
@@ -196,9 +197,7 @@ def build(run: Run) -> Iterator[None]:
     def make() -> dict[str, Any]:
         defined = {
             **run.facts["definitions"],
-            "GGML_CUDA": "ON",
             "GGML_NATIVE": "ON",
-            "LLAMA_BUILD_NUMBER": "0",
             "LLAMA_BUILD_COMMIT": f"{run.facts['commit'][:9]}-rq{run.facts['patch_set'][:8]}",
             "CMAKE_CUDA_ARCHITECTURES": cuda.architectures(cuda_toolkit.find().version),
             **cuda_toolkit.definitions(cuda_toolkit.find()),
@@ -213,7 +212,8 @@ def build(run: Run) -> Iterator[None]:
         run.compile([str(cmake.path), "--build", str(run.obj), "-j", jobs, "--target", *TARGETS])
         return {"machine": machine(), "definitions": defined}
 
-    yield run.unit("build", 60, make)
+    run.unit("build", 60, make)
+    yield
 
 
 def ops(run: Run) -> Iterator[None]:
@@ -224,7 +224,8 @@ def ops(run: Run) -> Iterator[None]:
             done = run.tool("test-backend-ops", "test", "-b", "CUDA0", "-o", op, "-p", params, "-j", "8")
             return {"rc": done.rc, **parse_test(done.stdout)}
 
-        yield run.unit(f"ops-{name}", 240, test)
+        run.unit(f"ops-{name}", 240, test)
+        yield
 
 
 def parse_test(text: str) -> dict[str, Any]:
@@ -273,7 +274,8 @@ def kld(run: Run) -> Iterator[None]:
             # "unfused": rotations and stores one by one; what their one launch does must be the same
             for where in ("cuda", "cpu", *(("unfused",) if cache == "iso3" else ())):
                 name = f"kld-{model}-{cache.replace('/', '_')}-{where}"
-                yield run.unit(name, 60, lambda m=model, c=cache, w=where: measure(m, c, w))
+                run.unit(name, 60, partial(measure, model, cache, where))
+                yield
         (run.results / f"{model}.logits").unlink(missing_ok=True)
 
 
@@ -286,7 +288,8 @@ def attention(run: Run) -> Iterator[None]:
             done = run.tool("test-backend-ops", "perf", "-b", "CUDA0", "-o", "FLASH_ATTN_EXT", "-p", pattern)
             return {"rows": parse_perf(done.stdout)}
 
-        yield run.unit(f"attention-{head_dim}", 240, measure)
+        run.unit(f"attention-{head_dim}", 240, measure)
+        yield
 
 
 def parse_perf(text: str) -> list[dict[str, Any]]:
@@ -326,7 +329,8 @@ def speed(run: Run) -> Iterator[None]:
     for shape in SHAPES:
         for depth in DEPTHS:
             needs = 120 if depth < 10000 else 200 if depth < 100000 else 420
-            yield run.unit(f"speed-{shape.name}-{depth}", needs, lambda s=shape, d=depth: measure(s, d))
+            run.unit(f"speed-{shape.name}-{depth}", needs, partial(measure, shape, depth))
+            yield
 
 
 def write_model(path: Path, shape: Shape) -> None:

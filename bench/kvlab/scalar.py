@@ -22,8 +22,9 @@ Scale = Literal["lsq", "norm", "inner", "search", "best"]
 @cache
 def _codebook(bits: int) -> tuple[F32, F32, float]:
     """Positive centroids with the outermost 1, thresholds between them, and the outermost in sigmas."""
-    magnitudes = np.array(code(bits).magnitudes, np.float32) / 127
-    return magnitudes, (magnitudes[1:] + magnitudes[:-1]) / 2, lloyd_max(len(magnitudes))[-1]
+    magnitudes = np.asarray(np.array(code(bits).magnitudes, np.float32) / 127, np.float32)
+    edges = np.asarray((magnitudes[1:] + magnitudes[:-1]) / 2, np.float32)
+    return magnitudes, edges, lloyd_max(len(magnitudes))[-1]
 
 
 def _nearest(a: F32, d: F32, bits: int) -> F32:

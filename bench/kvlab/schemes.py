@@ -98,7 +98,7 @@ class Statistics:
 
     def rotated(self, r: F32) -> Statistics:
         """Those of x @ r for a symmetric r."""
-        return Statistics(self.mean @ r, r @ self.covariance @ r)
+        return Statistics(self.mean @ r, np.asarray(r @ self.covariance @ r, np.float32))
 
 
 def scheme(name: str) -> Scheme:
@@ -114,8 +114,10 @@ def scheme(name: str) -> Scheme:
             made = replace(made, size=256)
         elif mark in ("norm", "inner", "search", "best", "lsq"):
             made = replace(made, scale=cast(Scale, mark))
-        elif mark in ("centre", "channels"):
-            made = replace(made, **{mark: True})
+        elif mark == "centre":
+            made = replace(made, centre=True)
+        elif mark == "channels":
+            made = replace(made, channels=True)
         else:
             raise ValueError(f"no mark {mark!r} in {name!r}")
     return made

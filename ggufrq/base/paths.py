@@ -54,7 +54,7 @@ def logs_dir() -> Path:
 
 
 def data_dir(name: str) -> Path:
-    """Folder of data that comes with ggufrq: ``patches``, ``models`` or ``texts``.
+    """Folder of data that comes with ggufrq: ``patches``, ``cmake``, ``models``, ``recipes`` or ``texts``.
 
     Found inside the package when installed from a wheel, else beside it in the checkout.
     Raises GgufrqError when it is in neither place.

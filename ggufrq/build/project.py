@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq.base.errors import ToolError
-from ggufrq.build import backends
+from ggufrq.build import backends, cmake_files
 from ggufrq.patchset.series import PatchSet, default_patch_set
 from ggufrq.source.pin import Pin, load_pin
 
@@ -39,18 +39,6 @@ TEST_TARGETS = (
     "test-save-load-state",
     "test-state-restore-fragmented",
 )
-DEFINITIONS = {
-    "CMAKE_BUILD_TYPE": "Release",
-    "CMAKE_BUILD_RPATH_USE_ORIGIN": "ON",
-    "BUILD_SHARED_LIBS": "ON",
-    "GGML_RPC": "ON",
-    "LLAMA_BUILD_APP": "OFF",
-    "LLAMA_BUILD_EXAMPLES": "OFF",
-    "LLAMA_BUILD_TESTS": "ON",
-    "LLAMA_BUILD_UI": "OFF",
-    "LLAMA_OPENSSL": "OFF",
-    "LLAMA_USE_PREBUILT_UI": "OFF",
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ class Project:
     patch_set: PatchSet
     targets: tuple[str, ...] = TARGETS
     test_targets: tuple[str, ...] = TEST_TARGETS
-    definitions: dict[str, str] = field(default_factory=lambda: dict(DEFINITIONS), hash=False)
+    definitions: dict[str, str] = field(default_factory=lambda: cmake_files.options("common"), hash=False)
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,6 @@ def definitions(project: Project, options: BuildOptions) -> dict[str, str]:
     return {
         **project.definitions,
         **backend.definitions(native=options.native),
-        "LLAMA_BUILD_NUMBER": "0",  # upstream counts commits, which a pinned tree without history cannot
         "LLAMA_BUILD_COMMIT": f"{project.pin.short}-rq{project.patch_set.hash[:8]}",
     }
 

@@ -131,7 +131,7 @@ _LAYERS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
 
 
 class LayerShape(Protocol):
-    """Values of K and of V that one token takes, by layers that have a cache; see ``memory.KvShape``."""
+    """Values of K and of V that one token takes, by layers that have a cache; see ``ggufs.kv_shape``."""
 
     @property
     def k_layers(self) -> tuple[int, ...]:

@@ -19,28 +19,18 @@ from ggufrq import __version__
 from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError
 
-#: Command name -> "module:attribute", imported when the command is used.
-COMMANDS = {
-    "build": "ggufrq.cli.build:build",
-    "doctor": "ggufrq.cli.doctor:doctor",
-    "where": "ggufrq.cli.where:where",
-    "quantize": "ggufrq.cli.quantize:quantize",
-    "imatrix": "ggufrq.cli.imatrix:imatrix",
-    "run": "ggufrq.cli.run:run",
-    "serve": "ggufrq.cli.serve:serve",
-    "fallback": "ggufrq.cli.fallback:fallback",
-    "validate": "ggufrq.cli.validate:validate",
-    "claims": "ggufrq.cli.claims:claims",
-    "calibrate": "ggufrq.cli.calibrate:calibrate",
-    "tune": "ggufrq.cli.tune:tune",
-    "sensitivity": "ggufrq.cli.sensitivity:sensitivity",
-    "memory": "ggufrq.cli.memory:memory",
-    "card": "ggufrq.cli.card:card",
-    "publish": "ggufrq.cli.publish:publish",
-    "demo": "ggufrq.cli.demo:demo",
-    "upstream": "ggufrq.cli.upstream:upstream",
-    "completion": "ggufrq.cli.completion:completion",
+#: Commands by what they are for, in the order of the help.
+GROUPS = {
+    "Build": ("build", "doctor", "where", "completion"),
+    "Make": ("quantize", "imatrix", "sensitivity"),
+    "Run": ("run", "serve", "memory", "fallback"),
+    "Measure": ("demo", "validate", "claims", "calibrate", "tune"),
+    "Publish": ("card", "publish"),
+    "Follow upstream": ("upstream",),
 }
+
+#: Command name -> "module:attribute", imported when the command is used.
+COMMANDS = {name: f"ggufrq.cli.{name}:{name}" for names in GROUPS.values() for name in names}
 
 
 class _LazyGroup(click.Group):
@@ -56,6 +46,19 @@ class _LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        for title, names in GROUPS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (name.ljust(max(map(len, COMMANDS))), command.get_short_help_str(width))
+                        for name, command in found
+                        if command
+                    ]
+                )
 
 
 class _Stopped(BaseException):

@@ -67,7 +67,7 @@ def load_pin(path: Path | None = None) -> Pin:
         pin = Pin(**upstream, sdist=Sdist(**sdist) if sdist else None)
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise SourceError(
-            f"{path} cannot be read: {error}", remedy="restore it: git checkout ggufrq/pin.toml"
+            f"{path} cannot be read: {error}", remedy="restore it: git checkout ggufrq/source/pin.toml"
         ) from error
     for what, value, digits in (("commit", pin.commit, 40), ("tree", pin.tree, 40)):
         if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):

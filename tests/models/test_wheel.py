@@ -33,9 +33,10 @@ def test_it_carries_all_data(wheel: Path) -> None:
     assert wheel.stat().st_size < LIMIT
     held = {name.removeprefix("ggufrq/") for name in zipfile.ZipFile(wheel).namelist()}
     assert not [name for name in held if name.endswith((".gguf", ".pyc", ".rej")) or "__pycache__" in name]
-    listed = proc.run(["git", "ls-files", "ggufrq", "patches"], cwd=REPOSITORY, check=False)
+    listed = proc.run(["git", "ls-files", "ggufrq", "patches", "cmake"], cwd=REPOSITORY, check=False)
     for name in listed.stdout.splitlines():  # none in an unpacked sdist
-        assert (f"data/{name}" if name.startswith("patches/") else name.removeprefix("ggufrq/")) in held, name
+        inside = name.removeprefix("ggufrq/") if name.startswith("ggufrq/") else f"data/{name}"
+        assert inside in held, name
     patch_set = default_patch_set()
     assert {f"data/patches/{patch.name}" for patch in patch_set.patches} <= held
     assert {f"data/patches/overlay/{name}" for name in patch_set.overlay} <= held

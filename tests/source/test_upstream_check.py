@@ -141,7 +141,8 @@ def test_the_command_keeps_a_row_and_fails_with_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(paths, "data_dir", lambda _: root)
+    options = paths.data_dir("cmake")
+    monkeypatch.setattr(paths, "data_dir", lambda name: options if name == "cmake" else root)
     monkeypatch.setattr(snapshot_module, "snapshot", lambda _: tree)
     assert cli.invoke(["upstream", "check", "--source", "x", "--no-build"]) == 0
     assert not (root / upstream.ROWS).exists()

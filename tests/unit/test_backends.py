@@ -9,6 +9,7 @@ import pytest
 from ggufrq.base.errors import BuildError, UsageError
 from ggufrq.build import backends, builds
 from ggufrq.build.project import BuildOptions
+from ggufrq.patchset import series
 
 
 @pytest.fixture
@@ -57,3 +58,7 @@ def test_metal_is_refused_elsewhere(machine: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match="Metal is a part of macOS, and this is not macOS") as caught:
         builds.ensure_build(BuildOptions("metal", native=False))
     assert caught.value.remedy == "ggufrq build --backend cpu"
+
+
+def test_patches_know_the_backends() -> None:
+    assert set(series.BACKENDS) == {backends.sources(name) for name in backends.BACKENDS}

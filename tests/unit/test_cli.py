@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_every_command_has_help(capsys: Captured) -> None:
     assert cli.invoke(["--help"]) == 0
     listed = capsys.readouterr().out
     assert all(f"  {name} " in listed for name in cli.COMMANDS)
+
+
+def test_the_help_lists_commands_by_what_they_are_for(capsys: Captured) -> None:
+    assert cli.invoke(["--help"]) == 0
+    _, *sections = re.split(r"^(\w[\w ]*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    listed = {
+        title: tuple(re.findall(r"^  ([a-z]+) ", body, re.MULTILINE))
+        for title, body in zip(sections[::2], sections[1::2], strict=True)
+    }
+    assert {title: names for title, names in listed.items() if title != "Options"} == cli.GROUPS
+    named = [name for names in cli.GROUPS.values() for name in names]
+    assert len(named) == len(set(named)) and named == list(cli.COMMANDS)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (data / "models" / "docs-small" / "config.json").touch()
     (data / "models" / "docs-small" / "model.safetensors").touch()
     (data / "patches").mkdir()
+    (data / "cmake").symlink_to(paths.data_dir("cmake"))
     monkeypatch.setattr(paths, "data_dir", lambda name: data / name)
 
 

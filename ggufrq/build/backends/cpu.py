@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-
 from ggufrq.base import machine
-from ggufrq.build import toolchain
+from ggufrq.build import cmake_files, toolchain
 from ggufrq.build.toolchain import Missing
 
 
@@ -13,10 +11,7 @@ def definitions(*, native: bool) -> dict[str, str]:
     """``native`` compiles for exactly this processor; without it the result runs on any of its
     architecture.
     """
-    found = {"GGML_NATIVE": "ON" if native else "OFF"}
-    if platform.system() == "Darwin":
-        found["GGML_METAL"] = "OFF"  # upstream's default there is ON
-    return found
+    return {"GGML_NATIVE": "ON" if native else "OFF", **cmake_files.options("cpu")}
 
 
 def identity(*, native: bool) -> str:

@@ -4,7 +4,7 @@ GPU.
 
 from __future__ import annotations
 
-from ggufrq.build import cuda_toolkit
+from ggufrq.build import cmake_files, cuda_toolkit
 from ggufrq.build.backends import cpu
 from ggufrq.build.toolchain import Missing
 
@@ -50,7 +50,7 @@ def definitions(*, native: bool) -> dict[str, str]:
     toolkit = cuda_toolkit.find()
     return {
         **cpu.definitions(native=native),
-        "GGML_CUDA": "ON",
+        **cmake_files.options("cuda"),
         "CMAKE_CUDA_ARCHITECTURES": architectures(toolkit.version),
         **cuda_toolkit.definitions(toolkit),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggufrq.build import hip_toolkit
+from ggufrq.build import cmake_files, hip_toolkit
 from ggufrq.build.backends import cpu
 from ggufrq.build.toolchain import Missing
 
@@ -24,7 +24,7 @@ def definitions(*, native: bool) -> dict[str, str]:
     """The CPU backend's, too: what does not fit on the GPU runs there."""
     return {
         **cpu.definitions(native=native),
-        "GGML_HIP": "ON",
+        **cmake_files.options("hip"),
         "CMAKE_HIP_ARCHITECTURES": architectures(),
         **hip_toolkit.definitions(hip_toolkit.find()),
     }

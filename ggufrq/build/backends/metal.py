@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import platform
 
+from ggufrq.build import cmake_files
 from ggufrq.build.backends import cpu
 from ggufrq.build.toolchain import Missing
 
@@ -17,7 +18,7 @@ def detected() -> bool:
 
 def definitions(*, native: bool) -> dict[str, str]:
     """The CPU backend's, too: what the GPU does not do runs there."""
-    return {**cpu.definitions(native=native), "GGML_METAL": "ON", "GGML_METAL_EMBED_LIBRARY": "ON"}
+    return {**cpu.definitions(native=native), **cmake_files.options("metal")}
 
 
 def identity(*, native: bool) -> str:

@@ -62,10 +62,6 @@ class Client:
         """Tokens of a text; with ``begin`` what the model wants at the beginning of one goes before."""
         return [int(t) for t in self._post("tokenize", content=text, add_special=begin)["tokens"]]
 
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
-        return str(self._post("detokenize", tokens=list(tokens))["content"])
-
     def greedy(self, prompt: Sequence[int], tokens: int) -> Answer:
         """The likeliest continuation of exactly so many tokens, from an empty cache."""
         answer = self._complete(prompt, tokens, temperature=0, ignore_eos=True)

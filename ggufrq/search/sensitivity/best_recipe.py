@@ -46,7 +46,7 @@ _WIDTH, _ROUNDS = 8, 8
 @dataclass(frozen=True)
 class Goal:
     """What is asked for: the budget (None: only measure), the types to choose from (None: the default ones),
-    what one type is chosen for (``units.BY``), the texts to choose on and to check on, and how much of each
+    what one type is chosen for (``parts.BY``), the texts to choose on and to check on, and how much of each
     is read."""
 
     budget: Budget | None = None
