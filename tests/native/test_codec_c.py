@@ -101,14 +101,6 @@ def test_other_scales(
             assert np.array_equal(library.quantize(part, bits), quantize(part, bits, scale=scale)), name
 
 
-@BITS
-def test_rows(rq: Any, bits: int) -> None:
-    x = np.random.default_rng(4).standard_normal((7, 384)).astype(np.float32)
-    blocks, size = rq.quantize_rows(x, bits)
-    assert np.array_equal(blocks, quantize(x, bits))
-    assert size == blocks.size
-
-
 @pytest.mark.parametrize(
     "flags", ["-O0", "-O1", "-O2", "-O3", "-O3 -march=native", "-O2 -march=native -ffp-contract=off", "-Os"]
 )
@@ -202,7 +194,7 @@ def test_a_planted_mistake_is_found(
     old: str,
     new: str,
 ) -> None:
-    for name in ("ggml-rq.c", "ggml-rq.h", "ggml-rq-tables.h"):
+    for name in ("ggml-rq.c", "ggml-rq.h", "ggml-rq-blocks.h", "ggml-rq-tables.h"):
         shutil.copy(SOURCES / name, tmp_path)
     text = (tmp_path / file).read_text()
     assert text.count(old) == 1
