@@ -58,7 +58,8 @@ void ggml_backend_cpu_push_rq_buffer_type(std::vector<ggml_backend_buffer_type_t
 
     static ggml_backend_buffer_type type = [] {
         ggml_backend_buffer_type t = *ggml_backend_cpu_buffer_type();
-        t.context = &context;
+        t.iface.get_name = [](ggml_backend_buffer_type_t) { return "CPU_RQ"; };
+        t.context        = &context;
         return t;
     }();
 
