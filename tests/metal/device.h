@@ -3,6 +3,8 @@
 #include "ggml-metal-device.h"
 #include "ggml-metal-ops.h"
 
+#undef ggml_type_name // the tests' names are those of types, not of kernels
+
 #include <set>
 #include <string>
 

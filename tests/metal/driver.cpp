@@ -154,7 +154,7 @@ static void random_cache(ggml_tensor * t, float scale) {
     if (t->type == GGML_TYPE_F32) {
         memcpy(t->data, x.data(), n*sizeof(float));
     } else {
-        ggml_quantize_chunk(t->type, x.data(), t->data, 0, n/t->ne[0], t->ne[0], nullptr);
+        ggml_get_type_traits(t->type)->from_float_ref(x.data(), t->data, n);
     }
 }
 
@@ -262,7 +262,7 @@ static void convert_row(ggml_type from, const void * x, ggml_type to, void * y, 
     if (to == GGML_TYPE_F32) {
         memcpy(y, values.data(), n*sizeof(float));
     } else {
-        ggml_quantize_chunk(to, values.data(), y, 0, 1, n, nullptr);
+        ggml_get_type_traits(to)->from_float_ref(values.data(), y, n);
     }
 }
 

@@ -88,7 +88,7 @@ FAULTS = [
         "fa_vec_rq",
         "block_q, QK_RQ/4, dequantize_rq_t4, block_q",
         "block_q, QK_RQ/8, dequantize_rq_t4, block_q",
-        "rq3_dk128_dv128_q1_ne4",
+        "rq3_dk128_dv128",
         VEC,
     ),
     Fault(
@@ -96,7 +96,7 @@ FAULTS = [
         "fa_vec_rq",
         "xb->qs + 4*(i % 8)) >> (2*(i/8))",
         "xb->qs + 4*(i % 8)) >> (2*(i/16))",
-        "rq3_dk128_dv128_q1_ne4",
+        "rq3_dk128_dv128",
         VEC,
     ),
     Fault(

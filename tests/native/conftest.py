@@ -33,21 +33,12 @@ class Rq:
         self.lib = ctypes.CDLL(str(path))
         self.lib.ggml_rq_rotation_matrix.restype = ctypes.c_bool
         self.lib.ggml_rq_rotate_row.restype = ctypes.c_bool
-        for bits in (2, 3, 4):
-            getattr(self.lib, f"quantize_rq{bits}").restype = ctypes.c_size_t
 
     def quantize(self, x: F32, bits: int) -> U8:
         """quantize_row_rqN_ref of x [..., n]."""
         out = np.full(x.size // 128 * tables.code(bits).bytes, 0xA5, np.uint8)
         getattr(self.lib, f"quantize_row_rq{bits}_ref")(_pointer(x), _pointer(out), ctypes.c_int64(x.size))
         return out.reshape(*x.shape[:-1], -1)
-
-    def quantize_rows(self, x: F32, bits: int) -> tuple[U8, int]:
-        """quantize_rqN of x [rows, n] and the size it returns."""
-        out = np.full((len(x), x.shape[1] // 128 * tables.code(bits).bytes), 0xA5, np.uint8)
-        rows, columns = map(ctypes.c_int64, x.shape)
-        size = getattr(self.lib, f"quantize_rq{bits}")(_pointer(x), _pointer(out), rows, columns, None)
-        return out, size
 
     def dequantize(self, blocks: U8, bits: int) -> F32:
         """dequantize_row_rqN of blocks [..., bytes]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shutil
 from collections.abc import Callable
@@ -56,6 +57,29 @@ def test_bit_for_bit(rq: Any, hard_data: dict[str, F32], expected: Expected) -> 
         assert blocks.any() == (name not in {"zero", "denormal"})
 
 
+def test_names_of_scales(rq: Any) -> None:
+    """Those of the reference, in the order of its numbers; nothing and "" are the first."""
+    name, from_name = rq.lib.ggml_rq_scale_name, rq.lib.ggml_rq_scale_from_name
+    name.restype, from_name.restype = ctypes.c_char_p, ctypes.c_bool
+    names = get_args(Scale)
+    assert [name(i).decode() for i in range(len(names))] == list(names)
+    for text, expected in [(n.encode(), i) for i, n in enumerate(names)] + [(None, 0), (b"", 0)]:
+        found = ctypes.c_int(-1)
+        assert from_name(text, ctypes.byref(found))
+        assert found.value == expected
+    assert not from_name(b"ful", ctypes.byref(ctypes.c_int()))
+
+
+def test_an_unknown_scale_is_inner(
+    build_rq: Callable[..., Any], hard_data: dict[str, F32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp refuses it where a model is loaded; who comes here without gets the default."""
+    monkeypatch.setenv("LLAMA_RQ_SCALE", "ful")
+    library = build_rq(COMPILERS[0], "-O2")
+    x = hard_data["gaussian"][:300]
+    assert np.array_equal(library.quantize(x, 3), quantize(x, 3, scale="inner"))
+
+
 @BITS
 @settings(max_examples=300, deadline=None)
 @given(
@@ -99,14 +123,6 @@ def test_other_scales(
         part = x[:300]
         for bits in (2, 3, 4):
             assert np.array_equal(library.quantize(part, bits), quantize(part, bits, scale=scale)), name
-
-
-@BITS
-def test_rows(rq: Any, bits: int) -> None:
-    x = np.random.default_rng(4).standard_normal((7, 384)).astype(np.float32)
-    blocks, size = rq.quantize_rows(x, bits)
-    assert np.array_equal(blocks, quantize(x, bits))
-    assert size == blocks.size
 
 
 @pytest.mark.parametrize(
@@ -202,7 +218,7 @@ def test_a_planted_mistake_is_found(
     old: str,
     new: str,
 ) -> None:
-    for name in ("ggml-rq.c", "ggml-rq.h", "ggml-rq-tables.h"):
+    for name in ("ggml-rq.c", "ggml-rq.h", "ggml-rq-blocks.h", "ggml-rq-tables.h"):
         shutil.copy(SOURCES / name, tmp_path)
     text = (tmp_path / file).read_text()
     assert text.count(old) == 1

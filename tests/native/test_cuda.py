@@ -113,6 +113,7 @@ def _build(target: Path, sources: Path = SOURCES, *defines: str) -> Kernels:
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unknown-pragmas", "-Wno-unused-function", *defines]
     include = ["-I", HERE / "cuda" / "shim", "-I", sources / "ggml-cuda", "-I", sources]
+    include += ["-I", SOURCES.parent / "include"]
     proc.run([compiler, *flags, *include, HERE / "cuda" / "kernels.cpp", "-o", target])
     return Kernels(target)
 

@@ -265,3 +265,17 @@ def test_our_own_patch_set_is_in_order() -> None:
     root = paths.data_dir("patches")
     assert problems(root) == [] == compat.problems(root)
     assert default_patch_set().hash == load(root).hash
+
+
+@pytest.mark.parametrize(("topics", "most"), [(("core", "cpu"), 20), (("cuda",), 7), (("metal",), 8)])
+def test_hooks_are_few(topics: tuple[str, ...], most: int) -> None:
+    """Hunks cost work at every version of upstream: what a new hook does belongs into the overlay."""
+    found = {p.name: p.hunks for p in default_patch_set().patches if p.name.split("/")[0] in topics}
+    assert found and sum(found.values()) <= most, found
+
+
+def test_the_page_tells_how_many_hunks_each_patch_has() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "patching.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| ([a-z]+/[a-z-]+) \| \d+ \| (\d+) \|$", page, re.MULTILINE)
+    there = {p.name.removesuffix(".patch"): p.hunks for p in default_patch_set().patches}
+    assert {name: int(hunks) for name, hunks in told} == there

@@ -2,6 +2,7 @@
 // against f64, and attention against upstream's own on f32 copies of the same data, over random shapes, strides,
 // masks and options, with and without recent rows. Usage: rq_attention [cases] [seed] [max KV rows]
 
+#include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml-rq-types.h"
 #include "ggml.h"
@@ -398,6 +399,19 @@ static int test_broken_queries() {
     return failed;
 }
 
+// our buffer type is asked about operations, and not among those that weights may be put into
+static int test_buffer_types() {
+    ggml_backend_reg_t reg = ggml_backend_cpu_reg();
+    const auto extra = (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts");
+    for (ggml_backend_buffer_type_t * type = extra(ggml_backend_reg_dev_get(reg, 0)); *type; ++type) {
+        if (strcmp(ggml_backend_buft_name(*type), "CPU_RQ") == 0) {
+            printf("weights may be put into CPU_RQ\n");
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int main(int argc, char ** argv) {
     const int cases  = argc > 1 ? atoi(argv[1]) : 300;
     const int seed   = argc > 2 ? atoi(argv[2]) : 1;
@@ -405,7 +419,7 @@ int main(int argc, char ** argv) {
     ggml_cpu_init();
 
     rng.seed(seed);
-    int failed = test_codes() + test_broken_queries();
+    int failed = test_codes() + test_broken_queries() + test_buffer_types();
     double worst = 0.0;
     double worst_threads = 0.0;
     for (int i = 0; i < cases; ++i) {

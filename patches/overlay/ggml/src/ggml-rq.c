@@ -9,6 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(_MSC_VER) && !defined(__clang__)
+typedef volatile int rq_atomic_int; // has no stdatomic.h for C
+#else
+#include <stdatomic.h>
+typedef atomic_int rq_atomic_int;
+#endif
+
 // The encoder works on integers, so that every compiler and backend produces the same bytes: values are scaled by
 // a power of two (exact) and truncated to 15 bits, the sums are exact and therefore independent of their order, and
 // the only rounding is the last one, of the scale to fp16. The numpy reference is ggufrq/codec/quant.py.
@@ -148,22 +155,6 @@ static void rq_sums(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRI
     *den = (uint32_t) sd;
 }
 
-enum rq_scale_kind {
-    RQ_SCALE_INNER, // the inner product of a block with what is decoded from it is that with itself
-    RQ_SCALE_LSQ,   // least squares
-    RQ_SCALE_NORM,  // from the norm of the block, as it was published
-};
-
-// LLAMA_RQ_SCALE: the others are there to be compared with
-static enum rq_scale_kind rq_scale_from_env(void) {
-    static int kind = -1; // every thread that comes here first writes the same
-    if (kind < 0) {
-        const char * env = getenv("LLAMA_RQ_SCALE");
-        kind = env && strcmp(env, "norm") == 0 ? RQ_SCALE_NORM : env && strcmp(env, "lsq") == 0 ? RQ_SCALE_LSQ : RQ_SCALE_INNER;
-    }
-    return (enum rq_scale_kind) kind;
-}
-
 static int64_t rq_squares(const int16_t * a) {
     int64_t sum = 0;
     for (int j = 0; j < RQ_N; j++) {
@@ -228,8 +219,8 @@ static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8
 
     int16_t  t[RQ_MAX_MID];
     int16_t  c[RQ_N];
-    const enum rq_scale_kind kind = rq_scale_from_env();
-    uint32_t s = kind == RQ_SCALE_NORM ? rq_norm(b.a, norm) : rq_least_squares(&b, mid2, n_mid, starts, choose);
+    const enum ggml_rq_scale kind = ggml_rq_scale_kind();
+    uint32_t s = kind == GGML_RQ_SCALE_NORM ? rq_norm(b.a, norm) : rq_least_squares(&b, mid2, n_mid, starts, choose);
 
     *d = rq_stored(s, b.e);
     s  = (uint32_t) (GGML_FP16_TO_FP32(*d) * rq_exp2(18 - b.e));
@@ -238,7 +229,7 @@ static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8
     }
 
     rq_thresholds(s, mid2, n_mid, t);
-    if (kind == RQ_SCALE_INNER) {
+    if (kind == GGML_RQ_SCALE_INNER) {
         choose(b.a, t, c);
         *d = rq_stored(rq_inner(b.a, c), b.e);
         if (*d == 0) {
@@ -305,6 +296,35 @@ void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRI
             memset(&y[i], 0, sizeof(y[i]));
         }
     }
+}
+
+#ifndef GGML_RQ_NATIVE // see ggml-cpu/rq-native.c
+
+static const char * const rq_scale_names[] = { "inner", "lsq", "norm" };
+
+const char * ggml_rq_scale_name(enum ggml_rq_scale scale) {
+    return rq_scale_names[scale];
+}
+
+bool ggml_rq_scale_from_name(const char * name, enum ggml_rq_scale * scale) {
+    for (int i = GGML_RQ_SCALE_INNER; i <= GGML_RQ_SCALE_NORM; i++) {
+        if (!name || !*name || strcmp(name, rq_scale_names[i]) == 0) {
+            *scale = (enum ggml_rq_scale) i;
+            return true;
+        }
+    }
+    return false;
+}
+
+enum ggml_rq_scale ggml_rq_scale_kind(void) {
+    static rq_atomic_int kind = -1; // threads that come here first together find the same
+    int found = kind;
+    if (found < 0) {
+        enum ggml_rq_scale scale = GGML_RQ_SCALE_INNER;
+        ggml_rq_scale_from_name(getenv("LLAMA_RQ_SCALE"), &scale);
+        kind = found = (int) scale;
+    }
+    return (enum ggml_rq_scale) found;
 }
 
 static void rq_unpack_low(const uint8_t * GGML_RESTRICT qs, int8_t * GGML_RESTRICT idx) {
@@ -377,23 +397,7 @@ void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT
     }
 }
 
-size_t quantize_rq2(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix) {
-    GGML_UNUSED(imatrix);
-    quantize_row_rq2_ref(src, (block_rq2 *) dst, nrows*n_per_row);
-    return (size_t) (nrows*(n_per_row/RQ_N))*sizeof(block_rq2);
-}
-
-size_t quantize_rq3(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix) {
-    GGML_UNUSED(imatrix);
-    quantize_row_rq3_ref(src, (block_rq3 *) dst, nrows*n_per_row);
-    return (size_t) (nrows*(n_per_row/RQ_N))*sizeof(block_rq3);
-}
-
-size_t quantize_rq4(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix) {
-    GGML_UNUSED(imatrix);
-    quantize_row_rq4_ref(src, (block_rq4 *) dst, nrows*n_per_row);
-    return (size_t) (nrows*(n_per_row/RQ_N))*sizeof(block_rq4);
-}
+#endif // GGML_RQ_NATIVE
 
 // rotations
 
@@ -401,6 +405,8 @@ static bool rq_valid(int family, int mode, int64_t n) {
     return family >= GGML_RQ_PLANAR && family <= GGML_RQ_ROTOR && mode >= GGML_RQ_NONE && mode <= GGML_RQ_FULL &&
            (n == RQ_N || n == 2*RQ_N);
 }
+
+#ifndef GGML_RQ_NATIVE
 
 // width of the block of B that holds row i, its first row in *first and row i of the block in row[]
 static int rq_block_row(int family, int n, int * first, float row[4]) {
@@ -481,6 +487,8 @@ bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst) {
     }
     return true;
 }
+
+#endif // GGML_RQ_NATIVE
 
 static void rq_apply_blocks(int family, float * v) {
     switch (family) {

@@ -14,6 +14,7 @@
 #include "ggml-common.h"
 
 #include "ggml.h"
+#include "ggml-rq-blocks.h"
 #include "ggml-rq-tables.h"
 
 #ifdef __cplusplus
@@ -33,7 +34,23 @@ enum ggml_rq_mode {
     GGML_RQ_FULL     = 3, // B*H*B
 };
 
-// quantization, k and n_per_row are multiples of 128
+// How the encoder chooses the scale of a block. All but the first are there to be compared with.
+enum ggml_rq_scale {
+    GGML_RQ_SCALE_INNER = 0, // the inner product of a block with what is decoded from it is that with itself
+    GGML_RQ_SCALE_LSQ   = 1, // least squares
+    GGML_RQ_SCALE_NORM  = 2, // from the norm of the block, as it was published
+};
+
+// what LLAMA_RQ_SCALE asked for when it was first needed, on every backend; a name that there is not counts as inner here
+GGML_API enum ggml_rq_scale ggml_rq_scale_kind(void);
+
+// "inner", "lsq" or "norm"
+GGML_API const char * ggml_rq_scale_name(enum ggml_rq_scale scale);
+
+// false if there is no such name; nullptr and "" are inner
+GGML_API bool ggml_rq_scale_from_name(const char * name, enum ggml_rq_scale * scale);
+
+// quantization, k is a multiple of 128
 // NaN is encoded as 0, infinities and magnitudes beyond 64992.25 as 64992.25 with their sign
 GGML_API void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k);
@@ -42,11 +59,6 @@ GGML_API void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GG
 GGML_API void dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
-
-// return the bytes written; imatrix is ignored: a cache has none
-GGML_API size_t quantize_rq2(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
-GGML_API size_t quantize_rq3(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
-GGML_API size_t quantize_rq4(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
 
 // fill dst with the n x n row-major rotation of n values; every rotation is symmetric and its own inverse; false if
 // family, mode or n (neither 128 nor 256) is not valid

@@ -11,8 +11,8 @@
 
 enum ggml_type {
     GGML_TYPE_F32 = 0, GGML_TYPE_F16 = 1, GGML_TYPE_Q8_0 = 8,
-    GGML_TYPE_PLANAR2 = 112, GGML_TYPE_PLANAR3, GGML_TYPE_PLANAR4, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4,
-    GGML_TYPE_ROTOR2, GGML_TYPE_ROTOR3, GGML_TYPE_ROTOR4,
+#include "ggml-rq-ids.h"
+    GGML_RQ_TYPE_IDS,
 };
 
 // ggml-rq-types.h looks into the attention's operation

@@ -38,8 +38,11 @@ static constexpr int RQ_NG        = QK_RQ/4;      // dwords of a block
 static constexpr int RQ_NV        = QK_RQ/RQ_W;   // vectors of 32 bits per element of a block
 static constexpr int RQ_P_MAX     = 127*128 + 127; // largest weight in two planes of 7 bits
 static constexpr int RQ_SPLIT_MAX = 32;           // rows per head group up to which the KV range is split
+static constexpr int RQ_TILE_MAX  = 128;          // rows of a tile where it is not
 static constexpr int RQ_GEMM_MIN  = 8;            // rows from which a K of another type is worth transposing
 static constexpr int RQ_GEMM_ROWS = 32;           // query rows that meet a transposed tile of recent rows at a time
+
+static constexpr size_t RQ_ALIGN = 64; // of the work buffer: a cache line
 
 static constexpr size_t RQ_FETCH_FROM = 8 << 20; // bytes of K and V from which rows are fetched ahead: no L2 holds them
 
@@ -252,7 +255,7 @@ struct rq_fattn {
     const ggml_tensor * v;
     const ggml_tensor * mask;
     const ggml_tensor * sinks;
-    ggml_tensor * dst;
+    const ggml_tensor * dst;
 
     int DK;
     int DV;
@@ -830,16 +833,7 @@ static int rq_gcd(int a, int b) {
     return b == 0 ? a : rq_gcd(b, a % b);
 }
 
-size_t ggml_rq_flash_attn_ext_work_size(const ggml_tensor * dst) {
-    if (!dst->src[GGML_RQ_RECENT_MASK]) {
-        return 0;
-    }
-    const size_t DK = dst->src[1]->ne[0];
-    const size_t DV = dst->src[2]->ne[0];
-    return sizeof(float)*(RQ_KV*(DK + DV) + (1 + RQ_GEMM_ROWS)*DK) + 4*64; // kf, vf, row, qr
-}
-
-bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
+static rq_fattn rq_make_fattn(const ggml_tensor * dst) {
     rq_fattn f;
     f.q     = dst->src[0];
     f.k     = dst->src[1];
@@ -848,34 +842,18 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
     f.sinks = dst->src[4];
     f.dst   = dst;
 
-    // to measure and to debug: leave these types to upstream's attention
-    static const bool off = getenv("GGML_RQ_UPSTREAM_FATTN") != nullptr;
-
-    const bool k_rq = ggml_rq_is_type(f.k->type);
-    const bool v_rq = ggml_rq_is_type(f.v->type);
     f.recent_mask = dst->src[GGML_RQ_RECENT_MASK];
-    if (f.recent_mask) { // which nobody else knows of
-        GGML_ASSERT(f.q->type == GGML_TYPE_F32);
-        for (int i = 0; i < 2; ++i) {
-            f.recent_k[i] = dst->src[i == 0 ? GGML_RQ_RECENT_K : GGML_RQ_RECENT_K_NEW];
-            f.recent_v[i] = dst->src[i == 0 ? GGML_RQ_RECENT_V : GGML_RQ_RECENT_V_NEW];
-        }
-    } else if (off || params->use_ref || !(k_rq || v_rq) || f.q->type != GGML_TYPE_F32) {
-        return false;
-    }
-
-    GGML_ASSERT(f.q->nb[0] == sizeof(float));
-    GGML_ASSERT(f.k->nb[0] == ggml_type_size(f.k->type));
-    GGML_ASSERT(f.v->nb[0] == ggml_type_size(f.v->type));
-    GGML_ASSERT(dst->nb[0] == sizeof(float) && dst->nb[1] == dst->ne[0]*sizeof(float));
-    GGML_ASSERT(dst->type == GGML_TYPE_F32);
+    f.recent_k[0] = dst->src[GGML_RQ_RECENT_K];
+    f.recent_k[1] = dst->src[GGML_RQ_RECENT_K_NEW];
+    f.recent_v[0] = dst->src[GGML_RQ_RECENT_V];
+    f.recent_v[1] = dst->src[GGML_RQ_RECENT_V_NEW];
 
     typedef decltype(f.unpack_k) unpack_k_t;
     typedef decltype(f.unpack_v) unpack_v_t;
     const unpack_k_t unpack_k[] = { rq_unpack_k<2>, rq_unpack_k<3>, rq_unpack_k<4> };
     const unpack_v_t unpack_v[] = { rq_unpack_v<2>, rq_unpack_v<3>, rq_unpack_v<4> };
-    f.unpack_k = k_rq ? unpack_k[ggml_rq_type_bits(f.k->type) - 2] : nullptr;
-    f.unpack_v = v_rq ? unpack_v[ggml_rq_type_bits(f.v->type) - 2] : nullptr;
+    f.unpack_k = ggml_rq_is_type(f.k->type) ? unpack_k[ggml_rq_type_bits(f.k->type) - 2] : nullptr;
+    f.unpack_v = ggml_rq_is_type(f.v->type) ? unpack_v[ggml_rq_type_bits(f.v->type) - 2] : nullptr;
 
     f.DK       = (int) f.k->ne[0];
     f.DV       = (int) f.v->ne[0];
@@ -888,107 +866,190 @@ bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, 
     if (f.softcap != 0.0f) {
         f.scale /= f.softcap;
     }
+    f.k_gemm = !f.unpack_k && f.q->ne[1]*f.group >= RQ_GEMM_MIN;
+    return f;
+}
 
-    const int ith = params->ith;
-    const int nth = params->nth;
-    const int64_t ne3    = f.q->ne[3];
-    const int64_t n_rows = f.q->ne[1]*f.group; // of a head group
+// how the work is cut into items, and where these lie in the work buffer: one scratch per thread, then the states
+struct rq_plan {
+    int64_t n_rows;  // of a head group
+    int64_t n_tiles; // of the KV range; all recent rows count as the last
 
-    f.k_gemm = !k_rq && n_rows >= RQ_GEMM_MIN;
+    bool    split;   // an item is a range of the KV rows, otherwise a tile of rows of a head group
+    int64_t n_items;
+    size_t  scratch;
 
-    // the work buffer, from a cache line on
-    char * const wdata = (char *) GGML_PAD((uintptr_t) params->wdata, 64);
-    const size_t wsize = params->wsize - (size_t) (wdata - (char *) params->wdata);
+    int64_t n_chunks; // split: ranges
+    size_t  state;    // split: bytes of a head group's state in one of them
 
-    // KV split: one scratch per thread, then the states of all chunks; all recent rows count as the last tile
-    const int64_t n_tiles = (f.n_kv + RQ_KV - 1)/RQ_KV + (f.recent_mask ? 1 : 0);
-    int64_t n_chunks = 0;
-    size_t scratch = 0;
-    if (n_rows <= RQ_SPLIT_MAX) {
-        scratch = rq_buffers(f, (int) n_rows, f.n_groups, nullptr).size;
-        const size_t state = rq_state::size(f, n_rows)*f.n_groups*ne3;
-        if (scratch*nth + state <= wsize) {
-            n_chunks = std::min<int64_t>(n_tiles, (wsize - scratch*nth)/state);
+    int     tile;        // no split: rows at most
+    int64_t n_row_tiles; // no split: of a head group
+
+    // the whole work of a split into n chunks
+    size_t split_size(const rq_fattn & f, int nth, int64_t n) const {
+        return rq_buffers(f, (int) n_rows, f.n_groups, nullptr).size*nth + rq_state::size(f, n_rows)*f.n_groups*f.q->ne[3]*n;
+    }
+
+    // scratch for tiles of so many rows
+    static size_t tile_size(const rq_fattn & f, int tile) {
+        return rq_buffers(f, tile, 1, nullptr).size + rq_state::size(f, tile);
+    }
+
+    rq_plan(const rq_fattn & f, int nth, size_t wsize) {
+        n_rows  = f.q->ne[1]*f.group;
+        n_tiles = (f.n_kv + RQ_KV - 1)/RQ_KV + (f.recent_mask ? 1 : 0);
+
+        n_chunks = 0;
+        if (n_rows <= RQ_SPLIT_MAX && split_size(f, nth, 1) <= wsize) {
+            const size_t none = split_size(f, nth, 0);
+            n_chunks = std::min<int64_t>(n_tiles, (wsize - none)/(split_size(f, nth, 1) - none));
             n_chunks = std::min<int64_t>(n_chunks, 4*nth);
         }
-    }
-    const bool split = n_chunks >= std::min<int64_t>(n_tiles, nth) && n_chunks > 0;
+        split = n_chunks >= std::min<int64_t>(n_tiles, nth) && n_chunks > 0;
 
-    // no split: the largest tile of rows that fits and gives every thread something to do
-    int tile = 128;
-    if (!split) {
-        const auto size = [&]() { return rq_buffers(f, tile, 1, nullptr).size + rq_state::size(f, tile); };
-        while (tile > 1 && (size()*nth > wsize ||
+        const int64_t ne3 = f.q->ne[3];
+        if (split) {
+            scratch     = rq_buffers(f, (int) n_rows, f.n_groups, nullptr).size;
+            state       = rq_state::size(f, n_rows);
+            n_items     = ne3*n_chunks;
+            tile        = 0;
+            n_row_tiles = 0;
+            return;
+        }
+
+        // the largest tile of rows that fits and gives every thread something to do
+        tile = RQ_TILE_MAX;
+        while (tile > 1 && (tile_size(f, tile)*nth > wsize ||
                 (tile > 16 && ne3*f.n_groups*((n_rows + tile - 1)/tile) < 2*nth))) {
             tile /= 2;
         }
-        scratch = size();
+        scratch     = tile_size(f, tile);
+        state       = 0;
+        n_row_tiles = (n_rows + tile - 1)/tile;
+        n_items     = ne3*f.n_groups*n_row_tiles;
+        GGML_ASSERT(scratch*nth <= wsize);
     }
-    GGML_ASSERT(scratch*nth <= wsize);
+};
 
-    const int64_t n_row_tiles = split ? 1 : (n_rows + tile - 1)/tile;
-    const int64_t n_items     = split ? ne3*n_chunks : ne3*f.n_groups*n_row_tiles;
+bool ggml_rq_flash_attn_ext_work_size(int n_threads, const ggml_tensor * dst, size_t & size) {
+    if (!dst->src[GGML_RQ_RECENT_MASK]) {
+        return false;
+    }
+    // all that a plan can make use of
+    const rq_fattn f = rq_make_fattn(dst);
+    const rq_plan  p(f, n_threads, SIZE_MAX);
+    size = RQ_ALIGN + (p.split ? p.split_size(f, n_threads, p.n_chunks) : rq_plan::tile_size(f, RQ_TILE_MAX)*n_threads);
+    return true;
+}
+
+// a range of the KV rows, for all rows
+static void rq_item_of_split(const rq_fattn & f, const rq_plan & p, int64_t item, char * scratch, char * states) {
+    const int64_t i3  = item/p.n_chunks;
+    const int64_t ic  = item % p.n_chunks;
+    const int64_t ic0 = p.n_tiles*ic/p.n_chunks*RQ_KV;
+    const int64_t ic1 = std::min(p.n_tiles*(ic + 1)/p.n_chunks*RQ_KV, f.n_kv);
+
+    const rq_buffers t(f, (int) p.n_rows, f.n_groups, scratch);
+    rq_attend(f, t, states + item*f.n_groups*p.state, i3, 0, f.n_groups, 0, (int) p.n_rows, ic0, ic1, f.recent_mask && ic == p.n_chunks - 1);
+}
+
+// a tile of rows of one head group, for the whole KV range
+static void rq_item_of_rows(const rq_fattn & f, const rq_plan & p, int64_t item, char * scratch) {
+    // the last queries of a causal mask have the most to do: first
+    const int64_t i3   = item/(f.n_groups*p.n_row_tiles);
+    const int64_t rest = item % (f.n_groups*p.n_row_tiles);
+    const int     grp  = (int) (rest % f.n_groups);
+    const int64_t row0 = (p.n_row_tiles - 1 - rest/f.n_groups)*p.tile;
+    const int     rows = (int) std::min<int64_t>(p.tile, p.n_rows - row0);
+
+    const rq_buffers t(f, rows, 1, scratch);
+    char * const state = scratch + t.size;
+    rq_attend(f, t, state, i3, grp, 1, row0, rows, 0, f.n_kv, f.recent_mask != nullptr);
+
+    const rq_state s(f, rows, state);
+    for (int r = 0; r < rows; ++r) {
+        rq_finish(f, i3, grp, row0 + r, s.M[r], s.S[r], s.out + (size_t) r*f.DV);
+    }
+}
+
+// reduce the chunks of row i of all into the first
+static void rq_reduce(const rq_fattn & f, const rq_plan & p, int64_t i, char * states) {
+    const int64_t i3  = i/(f.n_groups*p.n_rows);
+    const int64_t grp = i/p.n_rows % f.n_groups;
+    const int64_t row = i % p.n_rows;
+
+    char * const first = states + (i3*p.n_chunks*f.n_groups + grp)*p.state;
+    const rq_state s(f, p.n_rows, first);
+    float * out = s.out + row*f.DV;
+    for (int64_t c = 1; c < p.n_chunks; ++c) {
+        const rq_state o(f, p.n_rows, first + c*f.n_groups*p.state);
+        if (o.M[row] == -INFINITY) {
+            continue;
+        }
+        const float M  = std::max(s.M[row], o.M[row]);
+        const float ms = expf(s.M[row] - M);
+        const float mo = expf(o.M[row] - M);
+        ggml_vec_scale_f32(f.DV, out, ms);
+        ggml_vec_mad_f32(f.DV, out, o.out + row*f.DV, mo);
+        s.M[row] = M;
+        s.S[row] = s.S[row]*ms + o.S[row]*mo;
+    }
+    rq_finish(f, i3, (int) grp, row, s.M[row], s.S[row], out);
+}
+
+// false if the op is left to upstream's attention, which knows of no recent rows
+static bool rq_is_ours(const ggml_compute_params * params, const ggml_tensor * dst) {
+    // to measure and to debug
+    static const bool off = getenv("GGML_RQ_UPSTREAM_FATTN") != nullptr;
+
+    if (dst->src[GGML_RQ_RECENT_MASK]) {
+        GGML_ASSERT(dst->src[0]->type == GGML_TYPE_F32);
+        return true;
+    }
+    return !off && !params->use_ref && dst->src[0]->type == GGML_TYPE_F32 &&
+        (ggml_rq_is_type(dst->src[1]->type) || ggml_rq_is_type(dst->src[2]->type));
+}
+
+bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (!rq_is_ours(params, dst)) {
+        return false;
+    }
+    const rq_fattn f = rq_make_fattn(dst);
+
+    GGML_ASSERT(f.q->nb[0] == sizeof(float));
+    GGML_ASSERT(f.k->nb[0] == ggml_type_size(f.k->type));
+    GGML_ASSERT(f.v->nb[0] == ggml_type_size(f.v->type));
+    GGML_ASSERT(dst->nb[0] == sizeof(float) && dst->nb[1] == dst->ne[0]*sizeof(float));
+    GGML_ASSERT(dst->type == GGML_TYPE_F32);
+
+    const int ith = params->ith;
+    const int nth = params->nth;
+
+    // the work buffer, from a cache line on
+    char * const wdata = (char *) GGML_PAD((uintptr_t) params->wdata, RQ_ALIGN);
+    const rq_plan p(f, nth, params->wsize - (size_t) (wdata - (char *) params->wdata));
+
+    char * const scratch = wdata + p.scratch*ith;
+    char * const states  = wdata + p.scratch*nth;
 
     if (ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, nth);
     }
     ggml_barrier(params->threadpool);
 
-    char * const own    = wdata + scratch*ith;
-    char * const states = wdata + scratch*nth;
-    const size_t state_size = split ? rq_state::size(f, n_rows) : 0;
-
-    for (int64_t item = ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-        if (split) {
-            const int64_t i3 = item/n_chunks;
-            const int64_t ic = item % n_chunks;
-            const rq_buffers t(f, (int) n_rows, f.n_groups, own);
-            rq_attend(f, t, states + item*f.n_groups*state_size, i3, 0, f.n_groups, 0, (int) n_rows,
-                    n_tiles*ic/n_chunks*RQ_KV, std::min(n_tiles*(ic + 1)/n_chunks*RQ_KV, f.n_kv), f.recent_mask && ic == n_chunks - 1);
-            continue;
-        }
-        // the last queries of a causal mask have the most to do: first
-        const int64_t i3   = item/(f.n_groups*n_row_tiles);
-        const int64_t rest = item % (f.n_groups*n_row_tiles);
-        const int     grp  = (int) (rest % f.n_groups);
-        const int64_t row0 = (n_row_tiles - 1 - rest/f.n_groups)*tile;
-        const int     rows = (int) std::min<int64_t>(tile, n_rows - row0);
-        const rq_buffers t(f, rows, 1, own);
-        char * const state = own + t.size;
-        rq_attend(f, t, state, i3, grp, 1, row0, rows, 0, f.n_kv, f.recent_mask != nullptr);
-        const rq_state s(f, rows, state);
-        for (int r = 0; r < rows; ++r) {
-            rq_finish(f, i3, grp, row0 + r, s.M[r], s.S[r], s.out + (size_t) r*f.DV);
+    for (int64_t item = ith; item < p.n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        if (p.split) {
+            rq_item_of_split(f, p, item, scratch, states);
+        } else {
+            rq_item_of_rows(f, p, item, scratch);
         }
     }
-    if (!split) {
-        return true;
-    }
 
-    // reduce the chunks of each row into the first
-    ggml_barrier(params->threadpool);
-    const int64_t n_all = ne3*f.n_groups*n_rows;
-    for (int64_t i = ith; i < n_all; i += nth) {
-        const int64_t i3  = i/(f.n_groups*n_rows);
-        const int64_t grp = i/n_rows % f.n_groups;
-        const int64_t row = i % n_rows;
-        char * const first = states + (i3*n_chunks*f.n_groups + grp)*state_size;
-        const rq_state s(f, n_rows, first);
-        float * out = s.out + row*f.DV;
-        for (int64_t c = 1; c < n_chunks; ++c) {
-            const rq_state o(f, n_rows, first + c*f.n_groups*state_size);
-            if (o.M[row] == -INFINITY) {
-                continue;
-            }
-            const float M  = std::max(s.M[row], o.M[row]);
-            const float ms = expf(s.M[row] - M);
-            const float mo = expf(o.M[row] - M);
-            ggml_vec_scale_f32(f.DV, out, ms);
-            ggml_vec_mad_f32(f.DV, out, o.out + row*f.DV, mo);
-            s.M[row] = M;
-            s.S[row] = s.S[row]*ms + o.S[row]*mo;
+    if (p.split) {
+        ggml_barrier(params->threadpool);
+        for (int64_t i = ith; i < f.q->ne[3]*f.n_groups*p.n_rows; i += nth) {
+            rq_reduce(f, p, i, states);
         }
-        rq_finish(f, i3, (int) grp, row, s.M[row], s.S[row], out);
     }
     return true;
 }

@@ -183,6 +183,38 @@ GGML_RQ_VEC_DOT(2)
 GGML_RQ_VEC_DOT(3)
 GGML_RQ_VEC_DOT(4)
 
+// rows r0 up to r1 of nr are this thread's
+static void ggml_rq_rows_of_thread(const ggml_compute_params * params, int64_t nr, int64_t & r0, int64_t & r1) {
+    const int64_t dr = (nr + params->nth - 1)/params->nth;
+    r0 = MIN(dr*params->ith, nr);
+    r1 = MIN(r0 + dr, nr);
+}
+
+void ggml_compute_forward_rq_get_rows(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor * src0 = dst->src[0];
+    const ggml_tensor * src1 = dst->src[1]; // which rows
+
+    GGML_TENSOR_BINARY_OP_LOCALS
+
+    GGML_ASSERT(src1->type == GGML_TYPE_I32 && dst->type == GGML_TYPE_F32);
+    GGML_ASSERT(ne0 == ne00 && nb0 == sizeof(float) && nb00 == ggml_type_size(src0->type));
+    GGML_ASSERT(ne02 == ne11 && ne03 == ne12);
+
+    const ggml_to_float_t to_float = ggml_get_type_traits(src0->type)->to_float;
+
+    int64_t r0, r1;
+    ggml_rq_rows_of_thread(params, ggml_nelements(src1), r0, r1);
+    for (int64_t r = r0; r < r1; ++r) {
+        const int64_t i2 = r/(ne10*ne11);
+        const int64_t i1 = r/ne10 % ne11;
+        const int64_t i0 = r % ne10;
+        const int64_t row = *(const int32_t *) ((const char *) src1->data + i0*nb10 + i1*nb11 + i2*nb12);
+        GGML_ASSERT(row >= 0 && row < ne01);
+
+        to_float((const char *) src0->data + row*nb01 + i1*nb02 + i2*nb03, (float *) ((char *) dst->data + i0*nb1 + i1*nb2 + i2*nb3), ne00);
+    }
+}
+
 void ggml_compute_forward_rq_rotate(const ggml_compute_params * params, ggml_tensor * dst) {
     const ggml_tensor * src0 = dst->src[1]; // the rows; dst->src[0] is the matrix
 
@@ -196,11 +228,8 @@ void ggml_compute_forward_rq_rotate(const ggml_compute_params * params, ggml_ten
     GGML_ASSERT(nb00 == sizeof(float) && nb0 == sizeof(float));
     GGML_ASSERT(ne00 == QK_RQ || ne00 == 2*QK_RQ);
 
-    const int64_t nr = ne01*ne02*ne03;
-    const int64_t dr = (nr + params->nth - 1)/params->nth;
-    const int64_t r0 = dr*params->ith;
-    const int64_t r1 = MIN(r0 + dr, nr);
-
+    int64_t r0, r1;
+    ggml_rq_rows_of_thread(params, ne01*ne02*ne03, r0, r1);
     for (int64_t r = r0; r < r1; ++r) {
         const int64_t i3 = r/(ne02*ne01);
         const int64_t i2 = (r - i3*ne02*ne01)/ne01;

@@ -18,9 +18,6 @@ void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int
 void ggml_rq_native_quantize_row_rq2(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq3(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq4(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k);
-void ggml_rq_native_dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
-void ggml_rq_native_dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
-void ggml_rq_native_dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 bool ggml_rq_native_rotate_row(int family, int mode, const float * x, float * y, int64_t n);
 
 // s = sum of x[i]*y[i] over n values (n a multiple of 128); vx: block_rqN, vy: block_q8_0; nrc is 1
@@ -28,16 +25,26 @@ void ggml_vec_dot_rq2_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void
 void ggml_vec_dot_rq3_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 void ggml_vec_dot_rq4_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 
+// GET_ROWS from a tensor of ours
+void ggml_compute_forward_rq_get_rows(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
 // a MUL_MAT that carries ggml_rq_hint(): dst = rotation of the rows of src1 (F32), src0 is not read
 void ggml_compute_forward_rq_rotate(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
-// FLASH_ATTN_EXT with a K or V of ours or with recent rows; false, on every thread alike, if the op is not for it:
-// upstream's goes on
-bool ggml_compute_forward_rq_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst);
-
-// bytes that recent rows take per thread, beyond what upstream plans for the op
-size_t ggml_rq_flash_attn_ext_work_size(const struct ggml_tensor * dst);
-
 #ifdef __cplusplus
 }
+
+#include "ggml-backend.h"
+
+#include <vector>
+
+// FLASH_ATTN_EXT with a K or V of ours or with recent rows; false, on every thread alike, if the op is not for it:
+// upstream's goes on
+bool ggml_compute_forward_rq_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst);
+
+// the bytes that it works in; false where those that upstream plans for the op do
+bool ggml_rq_flash_attn_ext_work_size(int n_threads, const ggml_tensor * dst, size_t & size);
+
+// into the list of extra buffer types, see rq-traits.cpp
+void ggml_backend_cpu_push_rq_buffer_type(std::vector<ggml_backend_buffer_type_t> & types);
 #endif

@@ -202,10 +202,6 @@ static __device__ __forceinline__ void ggml_cuda_rq_write4(half * dst, const flo
 
 // ---- the encoder, by a warp of which each lane holds four values ----
 
-#define GGML_CUDA_RQ_SCALE_INNER 0
-#define GGML_CUDA_RQ_SCALE_LSQ   1
-#define GGML_CUDA_RQ_SCALE_NORM  2
-
 #define GGML_CUDA_RQ_BITS_INF 0x7f800000
 #define GGML_CUDA_RQ_BITS_MAX 0x477de040 // 64992.25
 #define GGML_CUDA_RQ_BITS_MIN 0x33800000 // 2^-24
@@ -309,7 +305,7 @@ static __device__ __forceinline__ half ggml_cuda_rq_encode(const float (&x)[4], 
     uint32_t num;
     uint32_t den;
     uint32_t s = 0;
-    if (scale_kind == GGML_CUDA_RQ_SCALE_NORM) {
+    if (scale_kind == GGML_RQ_SCALE_NORM) {
         s = (uint32_t) (sqrt((double) ggml_cuda_rq_squares(a)) * code::norm);
     } else {
         uint64_t best = 0;
@@ -334,7 +330,7 @@ static __device__ __forceinline__ half ggml_cuda_rq_encode(const float (&x)[4], 
     }
 
     ggml_cuda_rq_thresholds<code>(s, t);
-    if (scale_kind == GGML_CUDA_RQ_SCALE_INNER) {
+    if (scale_kind == GGML_RQ_SCALE_INNER) {
         ggml_cuda_rq_sums<code>(a, t, num, den);
         d = ggml_cuda_rq_stored(num > 0 ? (uint32_t) ((ggml_cuda_rq_squares(a) << 11) / num) : 0, e);
         if (__half2float(d) == 0.0f) {

@@ -2,21 +2,8 @@
 #include "rq-kernels.cuh"
 #include "rq-fuse.h"
 
-#include <cstdlib>
-#include <cstring>
-
 bool ggml_cuda_rq_is_type(const ggml_type type) {
     return ggml_rq_is_type(type);
-}
-
-// LLAMA_RQ_SCALE, as ggml-rq.c reads it
-static int ggml_cuda_rq_scale_kind() {
-    static const int kind = []() {
-        const char * env = getenv("LLAMA_RQ_SCALE");
-        return env && strcmp(env, "norm") == 0 ? GGML_CUDA_RQ_SCALE_NORM :
-               env && strcmp(env, "lsq")  == 0 ? GGML_CUDA_RQ_SCALE_LSQ  : GGML_CUDA_RQ_SCALE_INNER;
-    }();
-    return kind;
 }
 
 ggml_cuda_kernel_launch_params ggml_cuda_rq_launch_params(const int64_t warps, cudaStream_t stream) {
@@ -63,7 +50,7 @@ static void ggml_cuda_rq_set_rows(ggml_backend_cuda_context & ctx, ggml_tensor *
         const auto launch = [&](auto kernel) {
             ggml_cuda_kernel_launch(kernel, params, (const char *) src->data, (const char *) idx->data, (char *) dst->data, n,
                 ggml_cuda_rq_make_rows(src), init_fastdiv_values(idx->ne[1]), init_fastdiv_values(idx->ne[2]), (int64_t) idx->nb[0], (int64_t) idx->nb[1], (int64_t) idx->nb[2],
-                (int64_t) dst->nb[1], (int64_t) dst->nb[2], (int64_t) dst->nb[3], ggml_cuda_rq_scale_kind());
+                (int64_t) dst->nb[1], (int64_t) dst->nb[2], (int64_t) dst->nb[3], (int) ggml_rq_scale_kind());
         };
         if (idx->type == GGML_TYPE_I64) {
             launch(ggml_cuda_rq_set_rows_kernel<bits.value, int64_t>);
@@ -100,7 +87,7 @@ static void ggml_cuda_rq_cpy(ggml_backend_cuda_context & ctx, const ggml_tensor 
     if (!ggml_rq_is_type(src->type)) {
         ggml_cuda_rq_with_bits(dst->type, [&](auto bits) {
             ggml_cuda_kernel_launch(ggml_cuda_rq_quantize_kernel<bits.value>, ggml_cuda_rq_launch_params(n, ctx.stream()),
-                (const char *) src->data, (char *) dst->data, n, s, d, ggml_cuda_rq_scale_kind());
+                (const char *) src->data, (char *) dst->data, n, s, d, (int) ggml_rq_scale_kind());
         });
     } else if (dst->type == GGML_TYPE_F32) {
         ggml_cuda_rq_with_bits(src->type, [&](auto bits) {
@@ -182,7 +169,7 @@ static void ggml_cuda_rq_rotate(ggml_backend_cuda_context & ctx, const ggml_cuda
         return;
     }
     jobs.n          = n;
-    jobs.scale_kind = ggml_cuda_rq_scale_kind();
+    jobs.scale_kind = (int) ggml_rq_scale_kind();
     const bool wide_rows = rotations[0].rot->ne[0] == 2*QK_RQ;
     ggml_cuda_kernel_launch(wide_rows ? ggml_cuda_rq_rotate_kernel<2*QK_RQ> : ggml_cuda_rq_rotate_kernel<QK_RQ>,
         ggml_cuda_rq_launch_params(rows, ctx.stream()), jobs);

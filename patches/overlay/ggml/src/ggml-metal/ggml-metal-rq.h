@@ -6,7 +6,6 @@
 #include "../ggml-rq-types.h"
 
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
 // Types of the same width share one code and its kernels: the name that stands in those of kernels
@@ -15,6 +14,9 @@ static inline const char * ggml_metal_rq_type_name(enum ggml_type type) {
 
     return ggml_rq_is_type(type) ? codes[ggml_rq_type_bits(type) - 2] : ggml_type_name(type);
 }
+
+// in the names of kernels, the one place where upstream's host code asks for that of a type, other than in messages
+#define ggml_type_name ggml_metal_rq_type_name
 
 // can kernels read both as one type?
 static inline bool ggml_metal_rq_same_code(enum ggml_type a, enum ggml_type b) {
@@ -40,9 +42,7 @@ static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * 
 
 // the encoder has one way to choose the scale (ggml-rq.c has more of them, to be compared with)
 static inline bool ggml_metal_rq_encodes(void) {
-    const char * env = getenv("LLAMA_RQ_SCALE");
-
-    return !env || !*env || strcmp(env, "inner") == 0;
+    return ggml_rq_scale_kind() == GGML_RQ_SCALE_INNER;
 }
 
 static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {

@@ -5,6 +5,7 @@
 #include "common.h"
 #include "dequantize.h"
 
+#include "ggml-rq-blocks.h"
 #define GGML_RQ_TABLES_ENCODER
 #include "ggml-rq-tables.h"
 

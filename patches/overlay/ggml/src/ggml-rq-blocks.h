@@ -1,0 +1,25 @@
+#pragma once
+
+// Blocks of the rotated KV cache codes; layout in ggml-rq.h. Metal embeds this file, too.
+// Wants ggml-common.h before it, with the ggml_half of the language.
+
+#define QK_RQ 128
+
+typedef struct {
+    ggml_half d;           // scale: value = d * centroid / 128
+    uint8_t qs[QK_RQ / 4]; // index, 2 bits
+} block_rq2;
+static_assert(sizeof(block_rq2) == sizeof(ggml_half) + QK_RQ / 4, "wrong rq2 block size/padding");
+
+typedef struct {
+    ggml_half d;           // scale
+    uint8_t qs[QK_RQ / 4]; // index, low 2 bits
+    uint8_t qh[QK_RQ / 8]; // index, high bit
+} block_rq3;
+static_assert(sizeof(block_rq3) == sizeof(ggml_half) + QK_RQ / 4 + QK_RQ / 8, "wrong rq3 block size/padding");
+
+typedef struct {
+    ggml_half d;           // scale
+    uint8_t qs[QK_RQ / 2]; // index, 4 bits
+} block_rq4;
+static_assert(sizeof(block_rq4) == sizeof(ggml_half) + QK_RQ / 2, "wrong rq4 block size/padding");

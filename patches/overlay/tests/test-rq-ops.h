@@ -1,0 +1,88 @@
+#pragma once
+
+// Cases of test-backend-ops.cpp for the rotated cache types, which includes this where its own cases are defined
+
+#include "test-rq.h"
+
+// MUL_MAT with one of our rotations and its hint: the fast form of a backend against the dense product of the CPU
+struct test_rq_rotation : public test_mul_mat {
+    const ggml_rq_family family;
+    const ggml_rq_mode   mode;
+
+    test_rq_rotation(ggml_rq_family family, ggml_rq_mode mode, int64_t n, int64_t rows) :
+        test_mul_mat(GGML_TYPE_F32, GGML_TYPE_F32, n, rows, n, {1, 1}, {1, 1}), family(family), mode(mode) {}
+
+    ggml_tensor * build_graph(ggml_context * ctx) override {
+        ggml_tensor * out = test_mul_mat::build_graph(ctx);
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+            if (t->op == GGML_OP_MUL_MAT) {
+                t->op_params[1] = ggml_rq_hint(family, mode);
+            }
+        }
+        return out;
+    }
+
+    void initialize_tensors(ggml_context * ctx) override {
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+            if (strcmp(t->name, "a") == 0) {
+                std::vector<float> data(t->ne[0]*t->ne[0]);
+                GGML_ASSERT(ggml_rq_rotation_matrix(family, mode, t->ne[0], data.data()));
+                ggml_backend_tensor_set(t, data.data(), 0, data.size()*sizeof(float));
+            } else if (t->type == GGML_TYPE_F32) {
+                init_tensor_uniform(t);
+            }
+        }
+    }
+
+    std::string vars() override {
+        return "family=" + std::to_string(family) + ",mode=" + std::to_string(mode) + "," + test_mul_mat::vars();
+    }
+
+    std::string op_desc(ggml_tensor *) override {
+        return "MUL_MAT_RQ";
+    }
+};
+
+static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    for (ggml_rq_family family : { GGML_RQ_PLANAR, GGML_RQ_ISO, GGML_RQ_ROTOR }) {
+        for (ggml_rq_mode mode : { GGML_RQ_BLOCK, GGML_RQ_FULL }) {
+            for (int64_t n : { 128, 256 }) {
+                for (int64_t rows : { 1, 5, 300 }) {
+                    test_cases.emplace_back(new test_rq_rotation(family, mode, n, rows));
+                }
+            }
+        }
+    }
+
+    // attention: every pair with each other, with f16 and with q8_0, then shapes and flags
+    for (ggml_type type_K : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_RQ_TYPE_LIST }) {
+        for (ggml_type type_V : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_RQ_TYPE_LIST }) {
+            test_cases.emplace_back(new test_flash_attn_ext(128, 128, 2, {4, 1}, 113, 3, true, false, 0, 0, GGML_PREC_F32, type_K, type_V));
+        }
+    }
+    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+        for (int hs : { 128, 256 }) {
+            for (int nb : { 1, 3, 32, 75 }) {
+                test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 8, 1},  512, nb, true,  false, 0,    0,  GGML_PREC_F32, type, type));
+                test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 4, 3},  113, nb, true,  true,  8,    30, GGML_PREC_F32, type, type, {0, 2, 1, 3}));
+                test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 4, { 1, 1}, 1025, nb, false, false, 0,    0,  GGML_PREC_F32, type, type));
+            }
+        }
+    }
+}
+
+// beside f16, q8_0 and q4_0
+static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    for (int hs : { 128, 256 }) {
+        for (int group : { 4, 8 }) {
+            for (int kv : { 4096, 32768, 131072 }) {
+                for (int nb : { 1, 512 }) {
+                    if (kv > 32768 && nb > 1) { continue; }
+                    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 }) {
+                        test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 32/group, {group, 1}, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 2, 1, 3}));
+                    }
+                }
+            }
+        }
+    }
+}
