@@ -71,11 +71,8 @@ def sides(tensors: Tensors, facts: Facts, shape: MemoryShape, il: int, source: i
         k_heads = heads[k_block] if isinstance(heads, tuple) else heads
         k = Side("k", k_block, kv_heads, dim, f"blk.{k_block}.attn_qkv", int(k_heads) * dim, dim)
     for side in (q, k):
-        rows, need = (
-            tensors.shape(f"{side.tensor}.weight")[0],
-            side.first + (side.heads - 1) * side.stride + dim,
-        )
-        if rows < need or (side.tensor.endswith(f"_{side.letter}") and rows != side.heads * side.stride):
+        rows, end = tensors.shape(f"{side.tensor}.weight")[0], side.first + side.heads * side.stride
+        if rows < end or (rows != end and side.tensor.endswith(f"_{side.letter}")):
             raise ModelError(
                 f"{side.tensor} of {tensors.path.name} has {rows} rows, not {side.heads} heads of {dim}, "
                 "so no profile can be made from its weights",
@@ -93,12 +90,11 @@ def layer_input(tensors: Tensors, facts: Facts, block: int) -> Input:
     """The norm that Q and K of a layer read; inputs are white as they are where there is none."""
     centered = facts.get("attention.layer_norm_epsilon") is not None
     centered = centered and facts.get("attention.layer_norm_rms_epsilon") is None
-    for name in ("attn_norm_2", "attn_norm"):  # the first one is Falcon's
-        if f"blk.{block}.{name}.weight" in tensors and (
-            name == "attn_norm" or facts.architecture == "falcon"
-        ):
-            where = f"blk.{block}.{name}"
-            return Input(tensors.vector(f"{where}.weight"), tensors.vector(f"{where}.bias"), centered)
+    falcon = facts.architecture == "falcon"  # attention has a norm of its own in the larger ones
+    for where in (f"blk.{block}.attn_norm_2", f"blk.{block}.attn_norm")[0 if falcon else 1 :]:
+        weight = tensors.vector(f"{where}.weight")
+        if weight is not None:
+            return Input(weight, tensors.vector(f"{where}.bias"), centered)
     return Input()
 
 
