@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from ggufrq.convert import convert
 from ggufrq.gguf_header import read_header
 from ggufrq.kv import parse_kv
 from ggufrq.kv_capture import captured
-from ggufrq.memory.model import memory_shape
+from ggufrq.memory.model import _rules, memory_shape
+from ggufrq.profile import facts
 from ggufrq.profile.angles import layer_rope
 from ggufrq.profile.facts import Facts
 from ggufrq.profile.layers import layer_input, sides
@@ -75,11 +77,11 @@ def test_k_of_the_first_layer_is_what_the_parts_say(
     states.close()
 
     tensors = Tensors(model)
-    facts = Facts(tensors.headers[0].values)
+    known = Facts(tensors.headers[0].values)
     shape = memory_shape(tensors.headers)
-    _, k = sides(tensors, facts, shape, 0, 0)
-    rope = layer_rope(tensors, facts, 0, dim=k.dim, window=False, windows=False, n_ctx=TOKENS + 16)
-    source = layer_input(tensors, facts, 0)
+    _, k = sides(tensors, known, shape, 0, 0)
+    rope = layer_rope(tensors, known, 0, dim=k.dim, window=False, windows=False, n_ctx=TOKENS + 16)
+    source = layer_input(tensors, known, 0)
     assert rope is not None and source.weight is not None
     x = tensors.rows("token_embd.weight").astype(np.float64)[list(state.tokens)]
     x = x / np.sqrt((x**2).mean(axis=1, keepdims=True)) * source.weight
@@ -94,3 +96,39 @@ def test_k_of_the_first_layer_is_what_the_parts_say(
     assert np.abs(kept - turned).max() < 2e-3 * np.abs(turned).max()
     # and without RoPE, or with its pairs the other way round, it is another one
     assert np.abs(kept - found).max() > 0.1 * np.abs(turned).max()
+
+
+#: Architectures without an entry: MLA, encoders, drafts, no attention, or layers in an order of their own.
+WITHOUT = {
+    "arwkv7", "bailingmoe3", "clip", "deepseek2", "deepseek2-ocr", "dream", "eagle3", "glm5-next",
+    "hrm_text", "jina-bert-v2", "kimi-k3", "kimi-linear", "llada", "llada-moe", "llama-embed", "mamba",
+    "mamba2", "minicpm3", "mistral4", "plm", "rnd1", "rwkv6", "rwkv6qwen2", "rwkv7", "t5", "t5encoder",
+    "wavtokenizer-dec",
+}  # fmt: skip
+
+
+def test_every_architecture_pairs_as_llama_cpp_does(llama_build: Build) -> None:
+    source = llama_build.source / "src"
+    names = dict(re.findall(r'\{ *(LLM_ARCH_\w+), *"([^"]+)"', (source / "llama-arch.cpp").read_text()))
+    code = (source / "llama-model.cpp").read_text()
+    code = code[code.index("llama_rope_type llama_model_rope_type(") :]
+    code = code[: code.index("\n}")]
+    kinds: dict[str, str] = {}
+    for block in re.findall(r"((?:\s*case LLM_ARCH_\w+:(?:\s*//[^\n]*)*)+)([^;]*;)", code):
+        kind = block[1].strip()
+        kinds |= dict.fromkeys((names[case] for case in re.findall(r"LLM_ARCH_\w+", block[0])), kind)
+    assert len(kinds) > 120
+    tables = facts._tables()["rope"]
+    ours = {name: kind for kind in ("none", "norm", "neox") for name in tables[kind]}
+    for name, kind in ours.items():
+        told = kinds[name]
+        if name in tables["sections"]:
+            assert "use_mrope()" in told and told.endswith(f"LLAMA_ROPE_TYPE_{kind.upper()};"), name
+        elif kind == "none":  # StarCoder has a type of RoPE there, but no RoPE
+            assert told.endswith("TYPE_NONE;") or name == "starcoder", name
+        else:
+            allowed = ("NORM",) if kind == "norm" else ("NEOX", "MROPE", "IMROPE")
+            assert told.endswith(tuple(f"LLAMA_ROPE_TYPE_{one};" for one in allowed)), (name, told)
+    rules = _rules()
+    covered = ours.keys() | set(rules["none"]["names"]) | rules["refused"].keys() | WITHOUT
+    assert kinds.keys() - covered - {"(unknown)"} == set()
