@@ -136,7 +136,8 @@ def _normalized(tensors: Tensors, facts: Facts, side: Side, moments: Moments, ro
     rule = facts.rule("qk_norm")
     name = f"blk.{side.block}.attn_{side.letter}_norm"
     weight, bias = tensors.vector(f"{name}.weight"), tensors.vector(f"{name}.bias")
-    if weight is None and not (rule.get("plain") and rope is not None):
+    plain = rope is not None and facts.number("expert_count", 0) in rule.get("plain", ())
+    if weight is None and not plain:
         return moments
     whole = weight is not None and weight.ndim == 1 and weight.size == side.heads * side.dim != side.dim
     if whole and weight is not None:

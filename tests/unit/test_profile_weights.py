@@ -203,6 +203,13 @@ CASES: dict[str, tuple[str, dict[str, Any], list[Any], dict[str, Any], dict[int,
         "olmo2", numbers(), [{k: v for k, v in WIDE.items() if k != "attn_norm.weight"}], {},
         {0: Expected("neox", qk="whole")},
     ),
+    "QK-norm without weights": (
+        "llama4", numbers(expert_count=16), [{**SPLIT, **BIASES}] * 4, {},
+        {0: Expected(qk="rms", mean=True), 3: Expected(theta=NOTHING, mean=True)},
+    ),
+    "QK-norm of fewer experts": (
+        "llama4", numbers(expert_count=128), [{**SPLIT, **BIASES}], {}, {0: Expected(mean=True)},
+    ),
     "LayerNorm of heads": (
         "command-r", layer_norm_numbers(), [{**SPLIT, **HEAD_NORMS}], {},
         {0: Expected(layer_norm=True, qk="layer")},
@@ -318,6 +325,29 @@ def test_progress_and_the_context_by_default(tmp_path: Path) -> None:
     assert profile.n_ctx == 512
     write(tmp_path / "model.gguf", "llama", numbers(context_length=1 << 20), [SPLIT])
     assert profile_from_weights(tmp_path / "model.gguf").n_ctx == 32768
+
+
+def test_shards(tmp_path: Path) -> None:
+    """Any of them names the model; the headers of the others have tensors only."""
+    tensors = write(tmp_path / "model.gguf", "llama", numbers(), [SPLIT] * 2)
+    whole = profile_from_weights(tmp_path / "model.gguf", N)
+    writer = gguf.GGUFWriter(tmp_path / "split.gguf", "llama", split_max_tensors=4)
+    writer.add_uint32("llama.block_count", 2)
+    for key, value in numbers().items():
+        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"llama.{key}", value)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.astype(np.float32))
+    writer.write_header_to_file(tmp_path / "split.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for part in sorted(tmp_path.glob("split-*.gguf")):
+        found = profile_from_weights(part, N)
+        assert found.model == whole.model
+        assert all(np.array_equal(found.layers[il].k_map, whole.layers[il].k_map) for il in range(2))
+    (tmp_path / "split-00002-of-00002.gguf").unlink()
+    with pytest.raises(ModelError, match=r"split-00002-of-00002\.gguf is missing"):
+        profile_from_weights(tmp_path / "split-00001-of-00002.gguf", N)
 
 
 def test_heads_that_differ_by_layer(tmp_path: Path) -> None:
