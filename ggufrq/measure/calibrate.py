@@ -30,14 +30,13 @@ from ggufrq.cache.kv import KvType
 from ggufrq.codec.rotate import Family, Mode
 from ggufrq.drive import kv_capture
 from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_state import KvState
 
 F64 = npt.NDArray[np.float64]
 
 _VERSION = 1
-_OFFSET, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, 64 bits
-_LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")  # the second name is that of LFM2
 _MODES = ("full", "block", "hadamard", "none")
 
 
@@ -137,35 +136,6 @@ def calibrate(
 def mode_of_k() -> str:
     """The rotation mode of K that ``LLAMA_RQ_MODE`` asks for; ``full`` without it."""
     return (os.environ.get("LLAMA_RQ_MODE") or "full").split("/")[0]
-
-
-def fingerprint(model: Path) -> str:
-    """What names a model whatever its quantization: the hash of architecture, layers, width and last norm.
-    The patched llama.cpp computes the same (src/llama-rq-calib.cpp)."""
-    header = read_header(model)
-    arch = str(header.values.get("general.architecture", ""))
-    blocks, width = (header.values.get(f"{arch}.{key}", 0) for key in ("block_count", "embedding_length"))
-    return f"{_hash(f'{arch}/{blocks}/{width}/'.encode() + _last_norm(model)):016x}"
-
-
-def _hash(data: bytes) -> int:
-    value = _OFFSET
-    for byte in data:
-        value = (value ^ byte) * _PRIME & 0xFFFFFFFFFFFFFFFF
-    return value
-
-
-def _last_norm(model: Path) -> bytes:
-    """The bytes of the norm before the output, empty when there is none."""
-    found: dict[str, bytes] = {}
-    for part in shards(model):
-        header = read_header(part)
-        for tensor in header.tensors:
-            if tensor.name in _LAST_NORMS:
-                with part.open("rb") as file:
-                    file.seek(header.data_offset + tensor.offset)
-                    found[tensor.name] = file.read(tensor.values * {0: 4, 1: 2, 30: 2}.get(tensor.type, 0))
-    return next((found[name] for name in _LAST_NORMS if name in found), b"")
 
 
 def _check_exact(model: Path) -> None:

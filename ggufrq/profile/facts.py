@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ggufrq.errors import ModelError
+from ggufrq.base.errors import ModelError
+from ggufrq.base.toml import tomllib
 from ggufrq.profile.rope import Pairing
-from ggufrq.toml import tomllib
 
 
 @dataclass(frozen=True)

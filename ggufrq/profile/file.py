@@ -19,10 +19,11 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq import __version__, paths
-from ggufrq.errors import GgufrqError, ModelError
-from ggufrq.gguf_file import read_gguf
-from ggufrq.gguf_header import Header, TensorInfo, read_header
+from ggufrq import __version__
+from ggufrq.base import paths
+from ggufrq.base.errors import GgufrqError, ModelError
+from ggufrq.ggufs.files import read_gguf
+from ggufrq.ggufs.header import Header, TensorInfo, read_header
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

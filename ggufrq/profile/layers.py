@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq.errors import ModelError
-from ggufrq.memory.model import MemoryShape
+from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.memory_shape import MemoryShape
 from ggufrq.profile.facts import Facts
 from ggufrq.profile.moments import Input, Moments, normalize, project
 from ggufrq.profile.rope import Rope

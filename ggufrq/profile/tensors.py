@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq.errors import ModelError
-from ggufrq.gguf_file import shards
-from ggufrq.gguf_header import Header, TensorInfo, read_header
+from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.header import Header, TensorInfo, read_header
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-
-_OFFSET, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, 64 bits
-_LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")  # the second name is that of LFM2
 
 
 class Tensors:
@@ -69,28 +66,6 @@ class Tensors:
         if name not in self:
             return None
         return np.asarray(self.rows(name), np.float64).reshape(self.shape(name))
-
-    def fingerprint(self) -> str:
-        """What names a model whatever its quantization: the hash of architecture, layers, width and last
-        norm. The patched llama.cpp computes the same."""
-        values = self.headers[0].values
-        arch = str(values.get("general.architecture", ""))
-        blocks, width = (values.get(f"{arch}.{key}", 0) for key in ("block_count", "embedding_length"))
-        hashed = _OFFSET
-        for byte in f"{arch}/{blocks}/{width}/".encode() + self._last_norm():
-            hashed = (hashed ^ byte) * _PRIME & 0xFFFFFFFFFFFFFFFF
-        return f"{hashed:016x}"
-
-    def _last_norm(self) -> bytes:
-        """The bytes of the norm before the output as they lie in the file, none when it is quantized or
-        missing."""
-        for name in _LAST_NORMS:
-            if name in self:
-                part, header, tensor = self._get(name)
-                with part.open("rb") as file:
-                    file.seek(header.data_offset + tensor.offset)
-                    return file.read(tensor.values * {0: 4, 1: 2, 30: 2}.get(tensor.type, 0))
-        return b""
 
     def _get(self, name: str) -> tuple[Path, Header, TensorInfo]:
         if name not in self._found:

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ggufrq.errors import ModelError, UsageError
-from ggufrq.machine import cores
-from ggufrq.memory.model import MemoryShape, memory_shape
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.machine import cores
+from ggufrq.ggufs.fingerprint import fingerprint
+from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
 from ggufrq.profile.angles import layer_rope
 from ggufrq.profile.facts import Facts
 from ggufrq.profile.file import LayerProfile, Profile
@@ -61,7 +62,7 @@ def profile_from_weights(
             layers[il] = layer
             if progress is not None:
                 progress(len(layers), len(readers))
-    return Profile(tensors.fingerprint(), "weights", n_ctx, layers)
+    return Profile(fingerprint(model), "weights", n_ctx, layers)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
 
 from ggufrq.base import paths, proc
 from ggufrq.build.project import Build
+from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
-from ggufrq.measure.calibrate import fingerprint
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]
@@ -67,8 +67,8 @@ def test_rotation_modes_differ_and_all_are_right(
     assert all(0 < error < 0.05 for error in errors.values()), errors
 
 
-# base types of K and V, types of layers, largest error: q8_0 with upstream's rotation and f16 beside ours, layers
-# of ours in an f16 cache, upstream's types alone, entries that overwrite each other
+# base types of K and V, types of layers, largest error: q8_0 with upstream's rotation and f16 beside ours,
+# layers of ours in an f16 cache, upstream's types alone, entries that overwrite each other
 LAYERED = [
     ("iso3", "planar4", "0,-1:q8_0;1:iso4/f16", 0.02),
     ("f16", "f16", "0-1:iso3/rotor3", 0.02),

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from ggufrq.base import proc
-from ggufrq.measure.calibrate import fingerprint
+from ggufrq.ggufs.fingerprint import fingerprint
 
 HYBRID, DENSE = "docs-qwen3.5-8m", "docs-qwen3-8m"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

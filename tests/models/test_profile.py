@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import random_models
-
-from ggufrq import paths
-from ggufrq.build import Build
 from ggufrq.convert import convert
 from ggufrq.gguf_header import read_header
 from ggufrq.kv import parse_kv
 from ggufrq.kv_capture import captured
 from ggufrq.memory.model import _rules, memory_shape
+
+from ggufrq import paths
+from ggufrq.build import Build
 from ggufrq.profile import facts
 from ggufrq.profile.angles import layer_rope
 from ggufrq.profile.facts import Facts

@@ -17,6 +17,7 @@ from ggufrq.cache.kv import kv_type
 from ggufrq.cli.calibrate import calibrate as command
 from ggufrq.codec import rotate
 from ggufrq.drive import kv_capture
+from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.kv_state import KvLayer, KvState
 from ggufrq.measure import calibrate
 
@@ -89,7 +90,7 @@ def test_the_file_has_the_rotated_means(
     assert facts["rq.calib.arch"] == "qwen3"
     assert facts["rq.calib.n_layer"] == 4
     assert facts["rq.calib.k_rotation"] == f"{family}/{mode}/128" == made.rotation
-    assert facts["rq.calib.model"] == calibrate.fingerprint(model)
+    assert facts["rq.calib.model"] == fingerprint(model)
     assert facts["rq.calib.tokens"] == 3 * TOKENS == made.tokens
     assert [tensor.name for tensor in reader.tensors] == ["blk.1.k_mean", "blk.3.k_mean"]
     for j, tensor in enumerate(reader.tensors):
@@ -137,9 +138,9 @@ def test_a_short_text_gives_fewer_chunks(tmp_path: Path, text: Path, monkeypatch
 
 
 def test_the_fingerprint_is_of_the_model_and_not_of_its_weights_types(tmp_path: Path) -> None:
-    one = calibrate.fingerprint(make_model(tmp_path / "1.gguf"))
-    assert one == calibrate.fingerprint(make_model(tmp_path / "2.gguf", extra="blk.0.attn_k.weight"))
-    assert one != calibrate.fingerprint(make_model(tmp_path / "3.gguf", norm=1.5))
+    one = fingerprint(make_model(tmp_path / "1.gguf"))
+    assert one == fingerprint(make_model(tmp_path / "2.gguf", extra="blk.0.attn_k.weight"))
+    assert one != fingerprint(make_model(tmp_path / "3.gguf", norm=1.5))
     assert len(one) == 16
 
 

@@ -20,6 +20,7 @@ ORDER = (
     "patchset",
     "ggufs",
     "build",
+    "profile",
     "models",
     "tools",
     "runtimes",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufrq.errors import GgufrqError, ModelError
+from ggufrq.base.errors import GgufrqError, ModelError
 from ggufrq.profile import LayerProfile, Profile, read_profile
 from ggufrq.profile.solve import solve
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pytest
 from attention_models import BIASES, DIM, FUSED, HEADS, KV_HEADS, QK_NORM, SPLIT, WIDTH, numbers, write
 
-from ggufrq.calibrate import fingerprint
-from ggufrq.errors import ModelError, UsageError
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.profile import LayerProfile, profile_from_weights
 from ggufrq.profile.solve import solve
 
