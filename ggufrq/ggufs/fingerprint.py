@@ -13,8 +13,8 @@ _LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")  # the second nam
 
 def fingerprint(model: Path) -> str:
     """What names a model whatever its quantization: the hash of architecture, layers, width and last norm.
-    The patched llama.cpp computes the same (src/llama-rq-profile.cpp)."""
-    header = read_header(model)
+    Any shard names it. The patched llama.cpp computes the same (src/llama-rq-profile.cpp)."""
+    header = read_header(shards(model)[0])  # the others have tensors only
     arch = str(header.values.get("general.architecture", ""))
     blocks, width = (header.values.get(f"{arch}.{key}", 0) for key in ("block_count", "embedding_length"))
     return f"{_hash(f'{arch}/{blocks}/{width}/'.encode() + _last_norm(model)):016x}"
