@@ -13,10 +13,10 @@ ggml_tensor * llama_rq_tensors::add(ggml_backend_buffer_type_t buft, ggml_type t
     return ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, ne2);
 }
 
-ggml_tensor * llama_rq_tensors::add(ggml_backend_buffer_type_t buft, std::vector<float> values, int64_t ne0, int64_t ne1, int64_t ne2) {
+ggml_tensor * llama_rq_tensors::add(ggml_backend_buffer_type_t buft, ggml_type type, std::vector<float> values, int64_t ne0, int64_t ne1, int64_t ne2) {
     GGML_ASSERT((int64_t) values.size() == ne0*ne1*ne2);
 
-    ggml_tensor * res = add(buft, GGML_TYPE_F32, ne0, ne1, ne2);
+    ggml_tensor * res = add(buft, type, ne0, ne1, ne2);
     data.emplace_back(res, std::move(values));
     return res;
 }
@@ -40,7 +40,14 @@ void llama_rq_tensors::allocate(ggml_backend_buffer_usage usage, bool no_alloc) 
     }
 
     for (const auto & [t, values] : data) {
-        if (!no_alloc) {
+        if (no_alloc) {
+            continue;
+        }
+        if (t->type == GGML_TYPE_F16) {
+            std::vector<ggml_fp16_t> halves(values.size());
+            ggml_fp32_to_fp16_row(values.data(), halves.data(), values.size());
+            ggml_backend_tensor_set(t, halves.data(), 0, ggml_nbytes(t));
+        } else {
             ggml_backend_tensor_set(t, values.data(), 0, ggml_nbytes(t));
         }
     }

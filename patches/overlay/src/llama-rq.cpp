@@ -157,7 +157,7 @@ void llama_rq_cache::add_rotations() {
         }
         ggml_tensor *& res = made[{ buft, turn.n, turn.hint }];
         if (!res) {
-            res = weights->add(buft, turn.matrix(), turn.n, turn.n);
+            res = weights->add(buft, GGML_TYPE_F32, turn.matrix(), turn.n, turn.n);
             res->op_params[0] = turn.hint; // llama_rq_rotate hands it on
             ggml_format_name(res, "rq_rot_%x_%d", turn.hint, (int) turn.n);
         }
@@ -204,15 +204,18 @@ void llama_rq_cache::add_profile() {
     for (const auto & [il, from] : profile.layers) {
         llama_rq_layer & layer = layers.at(il);
         if (!from.k_mean.empty()) {
-            layer.k_mean = weights->add(layer.buft, from.k_mean, from.k_mean.size());
+            layer.k_mean = weights->add(layer.buft, GGML_TYPE_F32, from.k_mean, from.k_mean.size());
             // named and shaped as a bias of K, which is split by heads as K is where several devices share a layer
             ggml_format_name(layer.k_mean, "blk.%d.attn_k.bias", il);
         }
         if (!from.k_map.empty()) {
             const int64_t n      = hparams.n_embd_head_k(il);
             const int64_t n_head = hparams.n_head_kv(il);
-            layer.k_map = weights->add(layer.buft, llama_rq_turned(turn(layer.k, il, false), from.k_map, n), n, n, n_head);
-            layer.q_map = weights->add(layer.buft, llama_rq_turned(turn(layer.k, il, false), from.q_map, n), n, n, n_head);
+            const auto    how    = turn(layer.k, il, false);
+            // rounding them costs a thousandth of what a quantized K loses, and they are read for every token
+            const auto    type   = ggml_is_quantized(layer.k->type) ? GGML_TYPE_F16 : GGML_TYPE_F32;
+            layer.k_map = weights->add(layer.buft, type, llama_rq_turned(how, from.k_map, n), n, n, n_head);
+            layer.q_map = weights->add(layer.buft, type, llama_rq_turned(how, from.q_map, n), n, n, n_head);
             ggml_format_name(layer.k_map, "rq_k_map_%d", il);
             ggml_format_name(layer.q_map, "rq_q_map_%d", il);
         }
@@ -250,7 +253,9 @@ static ggml_tensor * llama_rq_map(ggml_context * ctx, ggml_tensor * cur, ggml_te
     if (cur->type != GGML_TYPE_F32) {
         cur = ggml_cast(ctx, cur, GGML_TYPE_F32);
     }
-    return ggml_permute(ctx, ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3)), 0, 2, 1, 3);
+    cur = ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3));
+    ggml_prec_set_acc(cur, GGML_PREC_F32);
+    return ggml_permute(ctx, cur, 0, 2, 1, 3);
 }
 
 // head by head as set_rows wants it; a single head counts as contiguous whatever its stride

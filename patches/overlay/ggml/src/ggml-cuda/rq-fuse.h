@@ -68,9 +68,8 @@ static inline bool ggml_cuda_rq_independent(const ggml_cuda_rq_rotation & a, con
         (!b.store || !ggml_cuda_rq_overlap(a.rot, b.store->src[1])));
 }
 
-// What one launch can do from node first on; n_nodes is 0 where that is no more than the node itself, or where something that
-// is written lies where something else is read: they were planned to run one after the other.
-static inline ggml_cuda_rq_fusion ggml_cuda_rq_fuse(const ggml_cgraph * graph, const int first) {
+// what follows from node first on, with at most n_max rotations
+static inline ggml_cuda_rq_fusion ggml_cuda_rq_collect(const ggml_cgraph * graph, const int first, const int n_max) {
     ggml_cuda_rq_fusion f = {};
     int last = first; // behind the last node that is taken
 
@@ -83,7 +82,7 @@ static inline ggml_cuda_rq_fusion ggml_cuda_rq_fuse(const ggml_cgraph * graph, c
             break;
         }
         if (ggml_cuda_rq_is_rotation(node)) {
-            if (f.n == GGML_CUDA_RQ_MAX_ROTATIONS || node->ne[0] != graph->nodes[first]->ne[0]) {
+            if (f.n == n_max || node->ne[0] != graph->nodes[first]->ne[0]) {
                 break;
             }
             f.rotations[f.n++] = { node, nullptr, true };
@@ -101,15 +100,31 @@ static inline ggml_cuda_rq_fusion ggml_cuda_rq_fuse(const ggml_cgraph * graph, c
         last = i + 1;
     }
 
+    f.n_nodes = f.n > 1 || (f.n == 1 && f.rotations[0].store) ? last - first : 0;
+    return f;
+}
+
+static inline bool ggml_cuda_rq_all_independent(const ggml_cuda_rq_fusion & f) {
     for (int i = 0; i < f.n; ++i) {
         for (int j = 0; j < f.n; ++j) {
             if (!ggml_cuda_rq_independent(f.rotations[i], f.rotations[j])) {
-                return {};
+                return false;
             }
         }
     }
-    f.n_nodes = f.n > 1 || (f.n == 1 && f.rotations[0].store) ? last - first : 0;
-    return f;
+    return true;
+}
+
+// What one launch can do from node first on: as many rotations as there are of which none is written where something else is
+// read, for they were planned to run one after the other. n_nodes is 0 where that is no more than the node itself.
+static inline ggml_cuda_rq_fusion ggml_cuda_rq_fuse(const ggml_cgraph * graph, const int first) {
+    for (int n = GGML_CUDA_RQ_MAX_ROTATIONS; n > 0; --n) {
+        const ggml_cuda_rq_fusion f = ggml_cuda_rq_collect(graph, first, n);
+        if (ggml_cuda_rq_all_independent(f)) {
+            return f;
+        }
+    }
+    return {};
 }
 
 // The rotation that follows attention node first and alone reads its result, and how many nodes lie from one to the other;
