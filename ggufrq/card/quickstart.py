@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
@@ -130,10 +128,11 @@ class _Starts:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise self._failed("llama-server", "it did not become ready")
                 time.sleep(0.2)
-            answer = requests.post(f"{url}/v1/chat/completions", json=body, timeout=_TIMEOUT)
+            with server.Connection(url) as connection:
+                answer = connection.post("v1/chat/completions", body, timeout=_TIMEOUT)
             text = self.log.read_text(encoding="utf-8", errors="replace")
-        if not answer.ok or not answer.json()["usage"]["completion_tokens"]:
-            raise self._failed("llama-server", f"it answered {answer.status_code}")
+        if not answer["usage"]["completion_tokens"]:
+            raise self._failed("llama-server", "its answer is empty")
         self._check("llama-server", parse_context(text), kv)
 
     def _check(self, program: str, context: Context | None, kv: str) -> None:

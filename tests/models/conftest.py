@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import hubs
+import loopback
 import pytest
 
 from ggufrq.build.project import Build
@@ -30,9 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, llama_build: Build) -> Iterator[None]:
-    """Nothing but the build comes from the user's cache: its lookup is done, then the cache moves."""
+    """Nothing but the build comes from the user's cache: its lookup is done, then the cache moves. There are
+    proxies, in which requests to our own servers would be lost."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        loopback.proxies_lead_nowhere(patch)
         commands = [target.partition(":")[0] for target in COMMANDS.values()]
         for name in ("ggufrq.build.builds", "ggufrq.make.ready", *commands):
             module = importlib.import_module(name)

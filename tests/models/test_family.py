@@ -11,13 +11,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import hubs
 import pytest
 from click.testing import CliRunner
 
@@ -405,21 +405,14 @@ def test_from_the_hub(
 ) -> None:
     folder = embedded_models()[MODELS[1]]
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    environment = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    home = tmp_path / "hf"
 
     def run(url: str, *more: str) -> subprocess.CompletedProcess[str]:
         arguments = ("quantize", "somebody/Docs-8M", "--types", "Q8_0", "--json", *more)
         return subprocess.run(
             command_line(llama_build, *arguments),
             cwd=tmp_path,
-            env={**environment, "HF_ENDPOINT": url},
+            env=hubs.environment(url, home, token=None),
             capture_output=True,
             text=True,
             timeout=600,
