@@ -1,4 +1,4 @@
-"""What listens on 127.0.0.1 in tests: free ports, RPC servers, and one between a client and a server; and
+"""What listens on 127.0.0.1 in tests: RPC servers, and one between a client and a server; and
 proxies that lead nowhere."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq.base import proc
+from ggufrq.base.loopback import free_port
 from ggufrq.build.project import Build
 
 #: All that names a proxy, and a proxy that is not there.
@@ -38,12 +39,6 @@ def no_proxies(patch: pytest.MonkeyPatch) -> None:
     """For what asks proxies for good reasons, as a client of the Hub does."""
     for name in PROXY_VARIABLES:
         patch.delenv(name, raising=False)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

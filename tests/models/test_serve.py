@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import free_port
 
 from ggufrq.base.errors import ToolError, UsageError
-from ggufrq.base.loopback import session
+from ggufrq.base.loopback import free_port, session
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv, parse_plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ def serving(
         model.path,
         case.kv,
         Programs.of_build(build),
-        port=_free_port(),
+        port=serve.ANY_PORT,
         n_ctx=n_ctx,
         threads=threads,
         extra=("--cache-ram", "0"),  # states of earlier prompts are not wanted back
@@ -162,9 +161,3 @@ def serving(
             yield Served(client, memory, mode_of(context), command)
         finally:
             client.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
