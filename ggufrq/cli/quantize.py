@@ -138,7 +138,7 @@ def quantize(
             click.echo(render_tensors(plan) if list_tensors else render_plan(plan))
         refuse_what_does_not_fit(plan)
         return
-    made = core.make(request, build)
+    made = core.make_family(request, build)
     click.echo(json.dumps(as_data(made), indent=2) if as_json else render(made))
 
 

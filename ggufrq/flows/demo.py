@@ -16,7 +16,7 @@ from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import parse_kv
 from ggufrq.drive import run
 from ggufrq.make import family
-from ggufrq.make.plan import Family
+from ggufrq.make.plan import Family, Request, Want
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure import cost
 from ggufrq.measure.cost import CostSettings
@@ -61,9 +61,8 @@ def plan(
 
 def families(names: Sequence[str], build: Build) -> list[Family]:
     """The families of the embedded models among ``names``."""
-    return [
-        family.make_family(name, family.DEFAULT_TYPES, build) for name in names if name in embedded_models()
-    ]
+    wants = tuple(map(Want, family.DEFAULT_TYPES))
+    return [family.make_family(Request(name, wants), build) for name in names if name in embedded_models()]
 
 
 def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:

@@ -11,10 +11,10 @@ from types import ModuleType
 import hubs
 import loopback
 import pytest
+from families import family_of
 
 from ggufrq.build.project import Build
 from ggufrq.cli import COMMANDS
-from ggufrq.make.family import make_family
 from ggufrq.make.plan import Family
 from ggufrq.tools.programs import Programs
 
@@ -50,7 +50,7 @@ def families(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("families")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return {name: make_family(name, TYPES, llama_build, out=folder / name) for name in MODELS}
+        return {name: family_of(name, TYPES, llama_build, out=folder / name) for name in MODELS}
 
 
 @pytest.fixture(scope="session")
