@@ -14,11 +14,11 @@ import click
 from ggufrq.base import log, paths
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
+from ggufrq.base.sizes import parse_size
 from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
-from ggufrq.make.split import parse_size
 from ggufrq.measure.weight_quality import WeightSettings
 from ggufrq.search.sensitivity import best_recipe, report
 from ggufrq.search.sensitivity.parts import BY, DEFAULT_TYPES, parse_types

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from ggufrq.base import log, paths, proc
+from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
+from ggufrq.base.locks import locked
 from ggufrq.base.toml import tomllib
 from ggufrq.build.project import Build
 from ggufrq.make import recipe
@@ -151,13 +150,5 @@ def _locked(request: Request, build: Build) -> Iterator[Planner]:
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     locks = paths.cache_dir() / "locks"
     locks.mkdir(exist_ok=True)
-    lock = FileLock(locks / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        log.say(f"another ggufrq works in {folder}; waiting for it")
-        lock.acquire()
-    try:
+    with locked(locks / f"{name}.lock", f"another ggufrq works in {folder}"):
         yield _planner(request, model, folder, build)
-    finally:
-        lock.release()

@@ -17,8 +17,7 @@ from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
-from ggufrq.base.results import ResultStore
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import ResultStore, file_sha256
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPair, kv_type
 from ggufrq.ggufs.files import read_model, shards
@@ -95,7 +94,7 @@ class WeightQuality:
         self.facts = {
             "version": _VERSION,
             "reference": content_hash(reference),
-            "text": file_hash(self.text),
+            "text": file_sha256(self.text),
             "build": build.key,
             "settings": asdict(self.settings),
             "cores": os.cpu_count(),
@@ -224,5 +223,5 @@ class WeightQuality:
 
 def content_hash(model: Path) -> str:
     """sha256 of a model's file, or of the hashes of its shards."""
-    parts = [file_hash(shard) for shard in shards(model)]
+    parts = [file_sha256(shard) for shard in shards(model)]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.base.sizes import parse_size
 from ggufrq.build.project import Build
 from ggufrq.cli.quantize import chosen
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
@@ -24,7 +25,6 @@ from ggufrq.make import matrix, quantizer, recipe
 from ggufrq.make.plan import Conversion, FamilyPlan, Output, Request, Want, needs_imatrix
 from ggufrq.make.quantizer import Forecast, Job
 from ggufrq.make.record import Record
-from ggufrq.make.split import parse_size
 from ggufrq.make.work import Work
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import Incomplete
@@ -75,7 +75,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "999999", "G", "-1G", "0G", "5T", "0.5M"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "999999", "G", "-1G", "0G", "5T", "0.5M", "5GiB", "5 GB/s", "5000000i"]
+)
 def test_no_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="is no size of a file"):
         parse_size(text)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq.base import log, machine, parallel, paths
-from ggufrq.base.results import ResultStore, results_dir
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make import quantizer
@@ -78,7 +77,7 @@ class Trials:
             "version": _VERSION,
             "what": "weights",
             "quality": self.quality.facts,
-            "imatrix": file_hash(matrix) if matrix is not None else "",
+            "imatrix": file_sha256(matrix) if matrix is not None else "",
         }
 
     def __enter__(self) -> Trials:
