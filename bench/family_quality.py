@@ -11,16 +11,25 @@ import json
 from pathlib import Path
 
 from ggufrq.base import table
+from ggufrq.base.progress import Listener
 from ggufrq.base.sizes import size_text
 from ggufrq.build.builds import require_build
 from ggufrq.make.family import families, make_family, parse_wants
 from ggufrq.make.fold.fold_file import default_text
 from ggufrq.make.plan import Family, Request, Want, needs_imatrix
 from ggufrq.make.recipe import load, shipped
-from ggufrq.measure.weight_quality import WeightSettings, measure_weights
+from ggufrq.measure.weight_quality import Row, WeightSettings, measure_weights
 from ggufrq.models.resolve import resolve
 
 VARIANTS = ("plain", "imatrix", "awq")
+
+
+class Told(Listener):
+    """Says what is there as it comes."""
+
+    def result(self, row: Row, kept: bool) -> None:
+        """One file."""
+        print(row["file"], "kept" if kept else "measured", flush=True)
 
 
 def types_of(name: str) -> dict[str, str] | str:
@@ -78,7 +87,7 @@ def main() -> None:
             text=args.text,
             settings=WeightSettings(args.n_ctx, args.chunks),
             threads=args.threads,
-            on_row=lambda row, kept: print(row["file"], "kept" if kept else "measured", flush=True),
+            listener=Told(),
         )
         rows += [{"variant": variant, **row} for row in found]
     head = ("file", "variant", "size", "bits", "PPL", "mean KLD", "99.9 % KLD", "top, %")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import Kv, parse_kv
 from ggufrq.drive.serve import serving
@@ -28,12 +29,12 @@ def captured(
     first: int = 0,
     kv: Kv | None = None,
     threads: int | None = None,
-    on_chunks: Callable[[int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Generator[KvState, None, None]:
     """K and V of up to ``chunks`` chunks of ``n_ctx`` tokens of ``text``, one after the other, each chunk
     from position 0; chunks before ``first`` are skipped. Kept in f16, or in f32 with ``kv``.
 
-    A state can be used until the next one is asked for. ``on_chunks`` is told once how many chunks there are.
+    A state can be used until the next one is asked for. ``listener`` is told how many chunks there are.
     Raises ModelError when the text has less than one chunk or the model keeps K and V in a way that cannot be
     read, ToolError when llama-server fails.
     """
@@ -57,8 +58,7 @@ def captured(
                     f"{text} has {len(tokens)} tokens, less than one chunk of {n_ctx}",
                     remedy=f"a longer text, or --ctx {max(len(tokens) // 2, 1)}",
                 )
-            if on_chunks is not None:
-                on_chunks(there)
+            listener.expect(there)
             for i in range(first, there):
                 prompt = [*start, *tokens[i * step : (i + 1) * step]]
                 yield _chunk(server, prompt, Path(folder) / "chunk.bin", model)

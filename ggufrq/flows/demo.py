@@ -98,8 +98,7 @@ def measure_all(todo: DemoPlan, build: Build) -> dict[str, list[Row]]:
                 todo.settings,
                 fresh=todo.fresh,
                 log=log_path,
-                on_row=lambda _, __: bar.advance(),
-                on_step=lambda what: bar.update(bar.done, what),
+                listener=bar,
             )
     log.say(f"log of all that ran: {log_path}")
     return found

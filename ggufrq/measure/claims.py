@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from ggufrq import __version__, codec
 from ggufrq.base import machine
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.base.toml import tomllib
 from ggufrq.build.project import Build
@@ -73,7 +74,7 @@ def measure(
     *,
     fresh: bool = False,
     log: Path,
-    on_step: Callable[[str], None],
+    listener: Listener = SILENT,
 ) -> Result:
     """Run every case and judge the claims. What is known from an earlier run is not run again.
 
@@ -85,7 +86,7 @@ def measure(
     done: list[Case] = []
     with Divergences(model, build, text, Scored(settings.ctx, settings.chunks, together=1)) as runs:
         for case in all_cases(claims):
-            on_step(case.name)
+            listener.step(case.name)
             rows[case.spec] = {"name": case.name, "spec": case.spec, "error": None}
             try:
                 if case.scale is not None and runs.kept(case) is None:
@@ -94,10 +95,12 @@ def measure(
                 row = row or runs.take(case, log=log)
             except CacheError as error:
                 rows[case.spec]["error"] = error.message
+                listener.advance()
                 continue
+            listener.advance()
             done.append(case)
             rows[case.spec] |= _quality(row)
-    speeds = _speeds(model, build, done, settings, fresh=fresh, log=log, on_step=on_step)
+    speeds = _speeds(model, build, done, settings, fresh=fresh, log=log, listener=listener)
     for case in done:
         rows[case.spec]["speed"] = speeds[case.name]
     return {
@@ -122,7 +125,7 @@ def measure(
 
 
 def steps(settings: ClaimSettings) -> int:
-    """How many times ``measure`` calls ``on_step`` when nothing is known and every case can be done."""
+    """How far ``measure`` gets when nothing is known and every case can be done."""
     cases = all_cases(published())
     return len(cases) + speed.speed_steps(cases, _speed_settings(settings))
 
@@ -310,7 +313,7 @@ def _speeds(
     *,
     fresh: bool,
     log: Path,
-    on_step: Callable[[str], None],
+    listener: Listener,
 ) -> dict[str, Any]:
     kept = ResultStore(results_dir())
     how = _speed_settings(settings)
@@ -325,6 +328,6 @@ def _speeds(
     }
     row = None if fresh else kept.get(facts)
     if row is None:
-        row = speed.measure_speed(model.path, cases, build, how, log=log, on_step=on_step)
+        row = speed.measure_speed(model.path, cases, build, how, log=log, listener=listener)
         kept.put(facts, row, log)
     return row

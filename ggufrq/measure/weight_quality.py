@@ -17,6 +17,7 @@ from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.base.results import ResultStore, file_sha256
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPair, kv_type
@@ -51,12 +52,12 @@ def measure_weights(
     settings: WeightSettings | None = None,
     threads: int | None = None,
     log: Path | None = None,
-    on_row: Callable[[Row, bool], None] | None = None,
+    listener: Listener = SILENT,
 ) -> list[Row]:
     """One row per file, in order, each against ``reference`` (the model in 16 bits).
 
-    ``text`` is the held-out text that comes with ggufrq when none is given; ``on_row`` gets each row and
-    whether it was kept from an earlier run. Raises ModelError or ToolError.
+    ``text`` is the held-out text that comes with ggufrq when none is given; ``listener`` is told of each row.
+    Raises ModelError or ToolError.
     """
     rows = []
     with WeightQuality(reference, build, text=text, settings=settings, threads=threads, log=log) as quality:
@@ -64,8 +65,7 @@ def measure_weights(
             kept = quality.kept(file)
             row = kept or quality.row(file)
             rows.append(row)
-            if on_row is not None:
-                on_row(row, kept is not None)
+            listener.result(row, kept is not None)
     return rows
 
 

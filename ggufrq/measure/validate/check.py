@@ -25,7 +25,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ import ggufrq
 from ggufrq import codec
 from ggufrq.base import proc
 from ggufrq.base.errors import ToolError
+from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import SCALE_VARIABLE, Case
 from ggufrq.cache.kv import KvPair, KvType, kv_type
@@ -103,20 +104,21 @@ def loss_runs(cases: Iterable[Case]) -> list[Case]:
 
 
 def losses(
-    runs: Divergences, cases: Iterable[Case], step: Callable[[str], None], log: Path, *, fresh: bool = False
+    runs: Divergences, cases: Iterable[Case], listener: Listener, log: Path, *, fresh: bool = False
 ) -> list[Check]:
     """The rules *loss* and *reference*, and *cache* for the runs that these take: those that are not kept
-    yet, or ``fresh`` all."""
+    yet, or ``fresh`` all. ``listener`` is told of every run."""
     found: dict[Case, float] = {}
     checks: list[Check] = []
     for case in loss_runs(cases):
-        step(f"self-check: {case.name}")
+        listener.step(f"self-check: {case.name}")
         try:
             row = (None if fresh else runs.kept(case)) or runs.take(case, log=log)
         except CacheError as error:
             checks.append(cache_check(case, error.message, ok=False))
         else:
             found[case] = row["kld_mean"]
+        listener.advance()
     checks += reference(found)
     for case in _judged(cases):
         if found.keys() >= set(loss_runs([case])):

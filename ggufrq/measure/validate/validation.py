@@ -42,8 +42,7 @@ def validate(
             facts.model,
             build,
             logs,
-            step=lambda what: bar.update(bar.done, what),
-            done=bar.advance,
+            bar,
             fresh=fresh,
         ) as work,
     ):
