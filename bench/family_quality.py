@@ -18,7 +18,8 @@ from ggufrq.make.family import families, make_family, parse_wants
 from ggufrq.make.fold.fold_file import default_text
 from ggufrq.make.plan import Family, Request, Want, needs_imatrix
 from ggufrq.make.recipe import load, shipped
-from ggufrq.measure.weight_quality import Row, WeightSettings, measure_weights
+from ggufrq.measure.kept import Row
+from ggufrq.measure.weight_quality import WeightSettings, measure_weights
 from ggufrq.models.resolve import resolve
 
 VARIANTS = ("plain", "imatrix", "awq")

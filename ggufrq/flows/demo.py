@@ -20,7 +20,7 @@ from ggufrq.make.plan import Family, Request, Want
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure import cost
 from ggufrq.measure.cost import CostSettings
-from ggufrq.measure.divergence import Row
+from ggufrq.measure.kept import Row
 from ggufrq.models.resolve import embedded_models, resolve
 from ggufrq.tools.programs import Programs
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import kv_type
 from ggufrq.drive.cache_check import CacheError
-from ggufrq.measure.divergence import Divergences, Row, Scored, Subject
+from ggufrq.measure.divergence import Divergences, Scored, Subject
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.measure.validate import speed
 from ggufrq.measure.verdict import Difference, between, paired
 
@@ -85,19 +87,18 @@ def measure(
     rows: dict[str, Result] = {}
     done: list[Case] = []
     with Divergences(model, build, text, Scored(settings.ctx, settings.chunks, together=1)) as runs:
+        take = partial(runs.take, log=log)
         for case in all_cases(claims):
             listener.step(case.name)
             rows[case.spec] = {"name": case.name, "spec": case.spec, "error": None}
             try:
                 if case.scale is not None and runs.kept(case) is None:
                     speed.check_cache(model.path, case, build, log)
-                row = None if fresh else runs.kept(case)
-                row = row or runs.take(case, log=log)
+                row = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)
             except CacheError as error:
                 rows[case.spec]["error"] = error.message
                 listener.advance()
                 continue
-            listener.advance()
             done.append(case)
             rows[case.spec] |= _quality(row)
     speeds = _speeds(model, build, done, settings, fresh=fresh, log=log, listener=listener)
@@ -326,8 +327,10 @@ def _speeds(
         "settings": asdict(how),
         "cores": os.cpu_count(),
     }
-    row = None if fresh else kept.get(facts)
-    if row is None:
+
+    def take(facts: Result) -> Row:
         row = speed.measure_speed(model.path, cases, build, how, log=log, listener=listener)
         kept.put(facts, row, log)
-    return row
+        return row
+
+    return kept_or_taken(facts, kept.get, take, fresh=fresh)

@@ -21,7 +21,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import kv_types, parse_kv
 from ggufrq.ggufs.kv_shape import kv_shape
-from ggufrq.measure.divergence import Divergences, Row, Scored, Subject, run_tool
+from ggufrq.measure.divergence import Divergences, Scored, Subject, run_tool
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import bench
 
 _VERSION = 2
@@ -67,17 +68,9 @@ def measure(
     Raises ToolError when a tool fails, or when the cache was not kept in the types asked for or not of the
     size that they must have.
     """
-    rows = []
     with Divergences(model, build, text, Scored(settings.n_ctx, settings.chunks)) as runs:
         work = _Measurement(runs, settings, log, listener)
-        for case in cases:
-            row = None if fresh else work.kept(case)
-            known = row is not None
-            if row is None:
-                row = work.take(case)
-            rows.append(row)
-            listener.result(row, known)
-    return rows
+        return [kept_or_taken(case, work.kept, work.take, fresh=fresh, listener=listener) for case in cases]
 
 
 class _Measurement:

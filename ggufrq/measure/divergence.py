@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import parse_kv
 from ggufrq.drive.cache_check import check_context, mode_of
 from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Context, Result, retried
 
 _VERSION = 2
 #: What everything is compared with unless said otherwise.
 F16 = Case(parse_kv("f16"))
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -227,16 +227,9 @@ def divergences(
     listener: Listener = SILENT,
 ) -> list[Row]:
     """One row per case, without speed; ``listener`` is told of each. Raises as ``Divergences.take``."""
-    rows = []
     with Divergences(model, build, text, scored, base=base) as runs:
-        for case in cases:
-            row = None if fresh else runs.kept(case)
-            known = row is not None
-            if row is None:
-                row = runs.take(case, log=log, listener=Part(listener, 0))
-            rows.append(row)
-            listener.result(row, known)
-    return rows
+        take = partial(runs.take, log=log, listener=Part(listener, 0))
+        return [kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener) for case in cases]
 
 
 def _counting(listener: Listener) -> Callable[[str], None]:

@@ -20,7 +20,7 @@ from ggufrq.cli.demo import demo as command
 from ggufrq.flows import demo
 from ggufrq.make.plan import Family
 from ggufrq.measure import cost
-from ggufrq.measure.divergence import Row
+from ggufrq.measure.kept import Row
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 SETTINGS = cost.CostSettings(n_ctx=512, chunks=4, prompt=32, generate=4, depth=0, repetitions=1)

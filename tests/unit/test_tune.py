@@ -23,7 +23,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPair, KvPlan, kv_type, parse_plan
 from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.measure.divergence import Row, Scored, Subject
+from ggufrq.measure.divergence import Scored, Subject
+from ggufrq.measure.kept import Row
 from ggufrq.search.tune import layers, report
 
 # A model whose divergence is known: by layer, side and type, and a little more for each pair of coarse ones.

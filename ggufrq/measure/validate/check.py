@@ -26,7 +26,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from ggufrq.cache.cases import SCALE_VARIABLE, Case
 from ggufrq.cache.kv import KvPair, KvType, kv_type
 from ggufrq.drive.cache_check import CacheError
 from ggufrq.measure.divergence import Divergences
+from ggufrq.measure.kept import kept_or_taken
 
 #: How far a divergence may lie above the foretold one, and below it. On the embedded models those of sound
 #: builds are between 0.48 and 1.1 times the foretold ones.
@@ -110,15 +111,14 @@ def losses(
     yet, or ``fresh`` all. ``listener`` is told of every run."""
     found: dict[Case, float] = {}
     checks: list[Check] = []
+    take = partial(runs.take, log=log)
     for case in loss_runs(cases):
         listener.step(f"self-check: {case.name}")
         try:
-            row = (None if fresh else runs.kept(case)) or runs.take(case, log=log)
+            found[case] = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)["kld_mean"]
         except CacheError as error:
             checks.append(cache_check(case, error.message, ok=False))
-        else:
-            found[case] = row["kld_mean"]
-        listener.advance()
+            listener.advance()
     checks += reference(found)
     for case in _judged(cases):
         if found.keys() >= set(loss_runs([case])):
