@@ -11,16 +11,26 @@ import json
 from pathlib import Path
 
 from ggufrq.base import table
+from ggufrq.base.progress import Listener
 from ggufrq.base.sizes import size_text
 from ggufrq.build.builds import require_build
-from ggufrq.make.family import families, make_family
+from ggufrq.make.family import families, make_family, parse_wants
 from ggufrq.make.fold.fold_file import default_text
-from ggufrq.make.plan import Family, needs_imatrix
+from ggufrq.make.plan import Family, Request, Want, needs_imatrix
 from ggufrq.make.recipe import load, shipped
+from ggufrq.measure.kept import Row
 from ggufrq.measure.weight_quality import WeightSettings, measure_weights
 from ggufrq.models.resolve import resolve
 
 VARIANTS = ("plain", "imatrix", "awq")
+
+
+class Told(Listener):
+    """Says what is there as it comes."""
+
+    def result(self, row: Row, kept: bool) -> None:
+        """One file."""
+        print(row["file"], "kept" if kept else "measured", flush=True)
 
 
 def types_of(name: str) -> dict[str, str] | str:
@@ -37,12 +47,17 @@ def make(variant: str, model: str, types: list[str], out: Path, imatrix: Path | 
     folder = out / variant
     if variant == "plain":
         free = [name for name in types if not needs_imatrix(types_of(name))]
-        return make_family(model, free, build, out=folder, run=False)
-    text = default_text() if imatrix is None else None
-    fold = "awq" if variant == "awq" else None
-    return make_family(
-        model, types, build, out=folder, imatrix=imatrix or (), calibrate=text or (), fold=fold, run=False
+        return make_family(Request(model, parse_wants(free, build), folder, run=False), build)
+    request = Request(
+        model,
+        parse_wants(types, build),
+        folder,
+        imatrix=() if imatrix is None else (imatrix,),
+        calibrate=(default_text(),) if imatrix is None else (),
+        fold="awq" if variant == "awq" else None,
+        run=False,
     )
+    return make_family(request, build)
 
 
 def main() -> None:
@@ -62,7 +77,7 @@ def main() -> None:
     build = require_build()
     types = args.types.split(",") if args.types else [*families()["default"].types, *shipped()]
     out = args.out or Path(f"{resolve(args.model).name}-quality")
-    (reference,) = make_family(args.model, ["BF16"], build, out=out).files
+    (reference,) = make_family(Request(args.model, (Want("BF16"),), out), build).files
     rows = []
     for variant in args.variants.split(","):
         files = [made.path for made in make(variant, str(reference.path), types, out, args.imatrix).files]
@@ -73,7 +88,7 @@ def main() -> None:
             text=args.text,
             settings=WeightSettings(args.n_ctx, args.chunks),
             threads=args.threads,
-            on_row=lambda row, kept: print(row["file"], "kept" if kept else "measured", flush=True),
+            listener=Told(),
         )
         rows += [{"variant": variant, **row} for row in found]
     head = ("file", "variant", "size", "bits", "PPL", "mean KLD", "99.9 % KLD", "top, %")

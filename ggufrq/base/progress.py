@@ -1,5 +1,6 @@
-"""Progress of a long step on stderr: a bar on a terminal, a plain line every few seconds elsewhere, nothing
-when quiet.
+"""Progress of a long step: who is told of it, and a bar on stderr that shows it.
+
+The bar is one on a terminal, a plain line every few seconds elsewhere, and nothing when quiet.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -17,6 +19,54 @@ from ggufrq.base import log
 
 #: Seconds between plain lines when stderr is no terminal.
 PLAIN_INTERVAL = 10.0
+
+
+class Listener:
+    """Who is told how a long piece of work goes on. This one does not care; others override what they want to
+    know."""
+
+    def expect(self, total: int) -> None:
+        """How much there is to do in all; may be told again when more is known."""
+
+    def step(self, what: str) -> None:
+        """What is done next."""
+
+    def advance(self, n: int = 1) -> None:
+        """So much more is done."""
+
+    def reach(self, done: int) -> None:
+        """So much is done in all; less than before when something is repeated."""
+
+    def result(self, row: Any, kept: bool) -> None:
+        """One more is done and this is what came out, which was kept from an earlier run or is new."""
+        self.advance()
+
+
+SILENT = Listener()
+
+
+class Part(Listener):
+    """Passes on to the listener of a whole what is told of a part: each piece of it counts as so many pieces
+    of the whole, once. ``done`` are pieces of the part."""
+
+    def __init__(self, whole: Listener, each: int = 1) -> None:
+        self.whole = whole
+        self.each = each
+        self.done = 0
+
+    def step(self, what: str) -> None:
+        """What is done next."""
+        self.whole.step(what)
+
+    def advance(self, n: int = 1) -> None:
+        """So much more is done."""
+        self.done += n
+        self.whole.advance(n * self.each)
+
+    def reach(self, done: int) -> None:
+        """So much of the part is done."""
+        if done > self.done:
+            self.advance(done - self.done)
 
 
 def clock(seconds: float) -> str:
@@ -43,7 +93,7 @@ class _Figures(ProgressColumn):
         return Text(self._owner.figures())
 
 
-class progress:
+class progress(Listener):
     """``with progress("Compiling", 200, unit="files") as p: p.advance(); p.update(17, "ggml.c")``.
 
     Shows done of total, elapsed and remaining time. The total may be given or changed later by ``update``.
@@ -94,6 +144,18 @@ class progress:
         if not self.total or self.done * 20 < self.total:
             return None
         return self.elapsed * max(0, self.total - self.done) / self.done
+
+    def expect(self, total: int) -> None:
+        """Set the total."""
+        self.update(self.done, total=total)
+
+    def step(self, what: str) -> None:
+        """Show what is being done."""
+        self.update(self.done, what)
+
+    def reach(self, done: int) -> None:
+        """So much is done; it never goes back."""
+        self.update(max(self.done, done))
 
     def advance(self, n: int = 1, text: str | None = None) -> None:
         """Count ``n`` more as done."""

@@ -7,8 +7,10 @@ import re
 from ggufrq.base.errors import UsageError
 
 _TOKENS = re.compile(r"^(\d+)(K|M)?$", re.IGNORECASE)
-_MEMORY = re.compile(r"^(\d+(?:\.\d+)?) *(K|M|G|T)(i?)B?$", re.IGNORECASE)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_BYTES = re.compile(r"^(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?$", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+#: Smaller files are not asked for: who writes 5 means 5G.
+_LEAST_FILE = 10**6
 
 
 def size_text(size: int) -> str:
@@ -35,13 +37,33 @@ def parse_tokens(text: str) -> int:
 
 def parse_memory(text: str) -> int:
     """``24GB`` in bytes, decimal, or ``24GiB``, binary. Raises UsageError."""
-    found = _MEMORY.match(text.strip())
-    size = 0
-    if found:
-        size = round(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].upper()])
+    size = _bytes(text, ("K", "M", "G", "T"), binary=True)
     if not size:
         raise UsageError(f"'{text}' is no size of a memory", remedy="24GB, 24GiB or 512MB")
     return size
+
+
+def parse_size(text: str) -> int:
+    """The size of a file: ``5G``, ``1.5GB``, ``500M`` or plain bytes, decimal as the Hub counts. Raises
+    UsageError."""
+    size = _bytes(text, ("", "K", "M", "G"), binary=False)
+    if size < _LEAST_FILE:
+        raise UsageError(
+            f"'{text}' is no size of a file", remedy="5G, 1.5GB, 500M, or bytes; 1M at the least"
+        )
+    return size
+
+
+def _bytes(text: str, units: tuple[str, ...], *, binary: bool) -> int:
+    """A number with one of the units, as a number of bytes; 0 for what is none. ``binary``: GiB, too."""
+    found = _BYTES.match(text.strip())
+    if found is None:
+        return 0
+    unit, of_two = found[2].upper(), bool(found[3])
+    if unit not in units or (of_two and not binary):
+        return 0
+    size: int = (1024 if of_two else 1000) ** _POWERS[unit]
+    return round(float(found[1]) * size)
 
 
 def mib_text(size: int) -> str:

@@ -122,12 +122,3 @@ def _stays_inside(link: PurePosixPath, target: str) -> bool:
         if depth < 0 or part == "/":
             return False
     return True
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

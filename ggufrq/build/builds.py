@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ggufrq.base import log, machine, paths
 from ggufrq.base.errors import BuildError
+from ggufrq.base.locks import locked
 from ggufrq.build import backends, manifest, stages, toolchain
 from ggufrq.build.project import Build, BuildOptions, Project, build_key, llama_project, wanted_targets
 from ggufrq.source import obtain as pristine_source
@@ -88,7 +89,7 @@ def ensure_build(
         if found is not None:
             return found
         _require_programs(options)
-        with _lock(root):
+        with locked(_lock_file(root), "the same build is being made by another ggufrq"):
             found = find_build(options, targets=targets, project=project)
             if found is not None:
                 return found
@@ -104,7 +105,7 @@ def prune(keep: Build) -> list[Path]:
     removed = []
     for root in sorted(path for path in paths.builds_dir().iterdir() if path.is_dir() and path != keep.root):
         try:
-            with FileLock(root.with_name(root.name + ".lock"), timeout=0):
+            with FileLock(_lock_file(root), timeout=0):
                 (root / manifest.MANIFEST).unlink(missing_ok=True)  # first, lest half a build be trusted
                 paths.remove_tree(root)
                 removed.append(root)
@@ -146,18 +147,8 @@ def _full_disk_explained(root: Path) -> Iterator[None]:
         raise stages.disk_full(root) from error
 
 
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    lock = FileLock(root.with_name(root.name + ".lock"))
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        log.say("the same build is being made by another ggufrq; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _lock_file(root: Path) -> Path:
+    return root.with_name(root.name + ".lock")
 
 
 @contextlib.contextmanager

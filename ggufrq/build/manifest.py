@@ -11,7 +11,7 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import machine, paths
 from ggufrq.base.paths import read_json
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import file_sha256
 from ggufrq.build import backends, project, toolchain
 from ggufrq.build.project import BuildOptions, Project
 
@@ -33,7 +33,11 @@ def write(root: Path, what: Project, options: BuildOptions, targets: list[str], 
         if path.is_file() and not path.is_symlink():
             facts = path.stat()
             name = path.relative_to(root / "obj" / "bin").as_posix()
-            programs[name] = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "sha256": file_hash(path)}
+            programs[name] = {
+                "size": facts.st_size,
+                "mtime_ns": facts.st_mtime_ns,
+                "sha256": file_sha256(path),
+            }
     found = {name: probe() for name, probe in _PROGRAMS.items()}
     manifest = {
         "key": root.name,
@@ -81,6 +85,6 @@ def changed_programs(root: Path, manifest: dict[str, Any]) -> list[str]:
             changed.append(name)
             continue
         same_time = found.st_mtime_ns == facts["mtime_ns"]
-        if found.st_size != facts["size"] or not (same_time or file_hash(path) == facts["sha256"]):
+        if found.st_size != facts["size"] or not (same_time or file_sha256(path) == facts["sha256"]):
             changed.append(name)
     return changed

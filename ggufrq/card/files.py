@@ -8,7 +8,7 @@ from ggufrq.base.sizes import size_text
 from ggufrq.cache.kv import KvPair, KvType, kv_types
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
-from ggufrq.measure.weight_quality import Row
+from ggufrq.measure.kept import Row
 from ggufrq.report import numbers
 
 #: Memory that machines and cards come with, in GB.

@@ -14,9 +14,10 @@ from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.base.paths import read_json
 from ggufrq.build.project import Build
 from ggufrq.card.facts import Facts
+from ggufrq.measure.kept import Row
 from ggufrq.measure.validate.assemble import FORMAT, failed
 from ggufrq.measure.validate.plan import make_plan
-from ggufrq.measure.weight_quality import Row, WeightQuality, WeightSettings
+from ggufrq.measure.weight_quality import WeightQuality, WeightSettings
 
 #: What is measured of the caches; the last is what the family is about.
 CASES = ("q8_0", "q4_0", "iso4", "iso3")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import requests
 
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError
@@ -18,7 +15,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv
 from ggufrq.card.facts import Facts
 from ggufrq.drive import cache_log
-from ggufrq.drive.serve import choose_port
+from ggufrq.drive.serve import ANY_PORT, choose_port, started
 from ggufrq.tools import completion, server
 from ggufrq.tools.logs import Context, parse_context, retried
 
@@ -109,7 +106,7 @@ class _Starts:
         body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64}
         if self.run:
             self._tell("llama-server", kv)
-            self._serve([*args, str(choose_port("127.0.0.1", None))], {**body, "max_tokens": _TOKENS}, kv)
+            self._serve([*args, str(choose_port("127.0.0.1", ANY_PORT))], {**body, "max_tokens": _TOKENS}, kv)
         curl = [
             f"http://127.0.0.1:{_PORT}/v1/chat/completions",
             "-H",
@@ -122,18 +119,18 @@ class _Starts:
 
     def _serve(self, args: Sequence[str], body: dict[str, object], kv: str) -> None:
         url = f"http://127.0.0.1:{args[-1]}"
-        self.log.unlink(missing_ok=True)
         command: list[str | Path] = [self.build.tool("llama-server"), *args, *_LOGGED]
-        with proc.start(command, cwd=self.facts.folder, log=self.log) as process:
-            deadline = time.monotonic() + _TIMEOUT
-            while not server.healthy(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise self._failed("llama-server", "it did not become ready")
-                time.sleep(0.2)
-            answer = requests.post(f"{url}/v1/chat/completions", json=body, timeout=_TIMEOUT)
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        if not answer.ok or not answer.json()["usage"]["completion_tokens"]:
-            raise self._failed("llama-server", f"it answered {answer.status_code}")
+        try:
+            with (
+                started(command, url, cwd=self.facts.folder, log_path=self.log),
+                server.Connection(url) as connection,
+            ):
+                answer = connection.post("v1/chat/completions", body, timeout=_TIMEOUT)
+        except ToolError as error:
+            raise self._failed("llama-server", error.message) from error
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        if not answer["usage"]["completion_tokens"]:
+            raise self._failed("llama-server", "its answer is empty")
         self._check("llama-server", parse_context(text), kv)
 
     def _check(self, program: str, context: Context | None, kv: str) -> None:

@@ -72,15 +72,8 @@ def claims(
     log_path = paths.logs_dir() / f"claims-{facts.model.name}.log"
     log_path.unlink(missing_ok=True)
     with progress("Measuring", core.steps(settings), unit="steps") as bar:
-        begun = 0
-
-        def step(what: str) -> None:
-            nonlocal begun
-            bar.update(begun, what)
-            begun += 1
-
         result = core.measure(
-            facts.model, build, plan.text, settings, fresh=fresh, log=log_path, on_step=step
+            facts.model, build, plan.text, settings, fresh=fresh, log=log_path, listener=bar
         )
         bar.update(core.steps(settings))
     click.echo(render(result))

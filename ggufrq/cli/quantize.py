@@ -12,7 +12,7 @@ import click
 
 from ggufrq.base import table
 from ggufrq.base.errors import UsageError
-from ggufrq.base.sizes import size_text
+from ggufrq.base.sizes import parse_size, size_text
 from ggufrq.build.builds import require_build
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.cli.sensitivity import parse_budget, solved
@@ -20,7 +20,6 @@ from ggufrq.make import family as core
 from ggufrq.make.fold.fold_file import KINDS
 from ggufrq.make.plan import Family, Made, Request
 from ggufrq.make.recipe import Recipe, load
-from ggufrq.make.split import parse_size
 
 #: The recipe that is made for the model at hand.
 SENSITIVITY = "sensitivity"
@@ -138,7 +137,7 @@ def quantize(
             click.echo(render_tensors(plan) if list_tensors else render_plan(plan))
         refuse_what_does_not_fit(plan)
         return
-    made = core.make(request, build)
+    made = core.make_family(request, build)
     click.echo(json.dumps(as_data(made), indent=2) if as_json else render(made))
 
 

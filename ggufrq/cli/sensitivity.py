@@ -14,11 +14,11 @@ import click
 from ggufrq.base import log, paths
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
+from ggufrq.base.sizes import parse_size
 from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
-from ggufrq.make.split import parse_size
 from ggufrq.measure.weight_quality import WeightSettings
 from ggufrq.search.sensitivity import best_recipe, report
 from ggufrq.search.sensitivity.parts import BY, DEFAULT_TYPES, parse_types
@@ -178,15 +178,14 @@ def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> best_reci
     """``best_recipe.analyse``, with its progress shown."""
     log_path = paths.logs_dir() / LOG
     log_path.unlink(missing_ok=True)
-    bar = progress("Measuring", unit="runs")
     with ExitStack() as stack:
 
-        def on_total(total: int) -> None:
-            if bar.total is None:  # only now: converting and the matrix have bars of their own
-                stack.enter_context(bar)
-            bar.update(bar.done, total=total)
+        class Bar(progress):
+            def expect(self, total: int) -> None:
+                if self.total is None:  # only now: converting and the matrix have bars of their own
+                    stack.enter_context(self)
+                super().expect(total)
 
-        steps = best_recipe.Steps(on_total, bar.advance, lambda what: bar.update(bar.done, what))
-        result = best_recipe.analyse(request, build, goal, steps)
+        result = best_recipe.analyse(request, build, goal, Bar("Measuring", unit="runs"))
     log.say(f"log of all that ran: {log_path}")
     return result

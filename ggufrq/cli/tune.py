@@ -81,16 +81,7 @@ def tune(
     log_path = paths.logs_dir() / "tune.log"
     log_path.unlink(missing_ok=True)
     with progress("Tuning", unit="runs") as bar:
-        result = layers.tune(
-            measured,
-            build,
-            goal,
-            fresh=fresh,
-            log=log_path,
-            on_total=lambda total: bar.update(bar.done, total=total),
-            on_row=bar.advance,
-            on_step=lambda what: bar.update(bar.done, what),
-        )
+        result = layers.tune(measured, build, goal, fresh=fresh, log=log_path, listener=bar)
     click.echo(report.render(result, measured, goal))
     if json_file is not None:
         data = json.dumps(report.as_json(result, measured, goal), indent=1, ensure_ascii=False)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.base import log, paths, proc
+from ggufrq.base import log, loopback, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.cache.kv import Kv, as_plan
 from ggufrq.drive import cache_log
@@ -18,6 +18,8 @@ from ggufrq.tools.logs import Context, error_lines, parse_context
 from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
+#: Any free one, for a server that only we ourselves talk to.
+ANY_PORT = 0
 _POLL = 0.2
 
 
@@ -34,8 +36,10 @@ class Server:
 
 
 def choose_port(host: str, port: int | None) -> int:
-    """``port`` if it is free, or else 8080, or any free one. Raises UsageError when the port asked for is
-    taken."""
+    """``port`` if it is free; with None 8080, or a free one if that is taken; any free one with ``ANY_PORT``.
+    Raises UsageError when the port asked for is taken."""
+    if port == ANY_PORT:
+        return _any_free(host)
     if port is not None:
         if not _is_free(host, port):
             raise UsageError(
@@ -73,16 +77,20 @@ def serving(
     plan = as_plan(kv)
     chosen = choose_port(host, port)
     log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
-    log_path.unlink(missing_ok=True)
     args = server.arguments(
         model, plan, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra
     )
     tool = programs.tool("llama-server")
     url = f"http://{_reachable(host)}:{chosen}"
     log.say(f"starting llama-server; its log is {log_path}")
-    with proc.start([tool, *args], env={**plan.environment(), **(env or {})}, log=log_path) as process:
-        follower = Follower(log_path, on_log)
-        _wait(process, url, log_path, timeout, follower)
+    with started(
+        [tool, *args],
+        url,
+        log_path=log_path,
+        env={**plan.environment(), **(env or {})},
+        timeout=timeout,
+        on_log=on_log,
+    ) as process:
         text = log_path.read_text(encoding="utf-8", errors="replace")
         context = parse_context(text)
         if context is None or not cache_log.as_asked(context, plan):
@@ -91,6 +99,25 @@ def serving(
                 f"llama-server does not keep its cache in {plan.name}{instead}", remedy=f"see {log_path}"
             )
         yield Server(url, process, log_path, context, cache_log.cache_bytes(context, plan, model))
+
+
+@contextmanager
+def started(
+    command: proc.Arguments,
+    url: str,
+    *,
+    log_path: Path,
+    cwd: Path | None = None,
+    env: proc.Environment | None = None,
+    timeout: float = 600.0,
+    on_log: Callable[[str], None] | None = None,
+) -> Iterator[proc.Running]:
+    """A llama-server by its command line, from when it is ready at ``url`` to the end of the ``with`` block;
+    ``serving`` makes the command line, too. Parameters and errors are as there."""
+    log_path.unlink(missing_ok=True)
+    with proc.start(command, cwd=cwd, env=env, log=log_path) as process:
+        _wait(process, url, log_path, timeout, Follower(log_path, on_log))
+        yield process
 
 
 class Follower:
@@ -163,7 +190,7 @@ def _last_lines(log_path: Path, count: int = 6) -> str:
 
 
 def _is_free(host: str, port: int) -> bool:
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+    with socket.socket(loopback.family(host), socket.SOCK_STREAM) as probe:
         # as llama-server does it: a port that was just let go may be used again
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -174,18 +201,10 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _any_free(host: str) -> int:
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise UsageError(
-                f"cannot listen on {host}: {error.strerror}", remedy="--host 127.0.0.1"
-            ) from error
-        return int(probe.getsockname()[1])
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return loopback.free_port(host)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}: {error.strerror}", remedy="--host 127.0.0.1") from error
 
 
 def _reachable(host: str) -> str:

@@ -16,11 +16,11 @@ from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import parse_kv
 from ggufrq.drive import run
 from ggufrq.make import family
-from ggufrq.make.plan import Family
+from ggufrq.make.plan import Family, Request, Want
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure import cost
 from ggufrq.measure.cost import CostSettings
-from ggufrq.measure.divergence import Row
+from ggufrq.measure.kept import Row
 from ggufrq.models.resolve import embedded_models, resolve
 from ggufrq.tools.programs import Programs
 
@@ -61,9 +61,8 @@ def plan(
 
 def families(names: Sequence[str], build: Build) -> list[Family]:
     """The families of the embedded models among ``names``."""
-    return [
-        family.make_family(name, family.DEFAULT_TYPES, build) for name in names if name in embedded_models()
-    ]
+    wants = tuple(map(Want, family.DEFAULT_TYPES))
+    return [family.make_family(Request(name, wants), build) for name in names if name in embedded_models()]
 
 
 def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:
@@ -99,8 +98,7 @@ def measure_all(todo: DemoPlan, build: Build) -> dict[str, list[Row]]:
                 todo.settings,
                 fresh=todo.fresh,
                 log=log_path,
-                on_row=lambda _, __: bar.advance(),
-                on_step=lambda what: bar.update(bar.done, what),
+                listener=bar,
             )
     log.say(f"log of all that ran: {log_path}")
     return found

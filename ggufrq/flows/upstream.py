@@ -48,7 +48,6 @@ def check(
     *,
     build: bool = True,
     options: BuildOptions | None = None,
-    on_step: Callable[[str], None] = log.say,
 ) -> Row:
     """The row of an upstream for the patch set in ``root``. ``build`` False: only whether it applies.
 
@@ -87,7 +86,7 @@ def check(
         chosen = BuildOptions("cpu")
     reference = ensure_build(chosen)
     project = Project(upstream.pin, patch_set, TARGETS, TEST_TARGETS)
-    on_step(f"building llama.cpp {upstream.pin.short}")
+    log.say(f"building llama.cpp {upstream.pin.short}")
     tests = BuildOptions(chosen.backend, chosen.native, True, chosen.jobs, chosen.cmake_args)
     try:
         made = ensure_build(tests, project=project)
@@ -95,7 +94,7 @@ def check(
         return {**row, "builds": False, "problems": [error.message]}
     row |= {"builds": True, "cpu": machine.processor().name, "cores": machine.cores()}
     row["compiler"] = made.manifest.get("versions", {}).get("compiler")
-    _test(row, made, reference, on_step)
+    _test(row, made, reference)
     return row
 
 
@@ -104,11 +103,11 @@ def passed(row: Row) -> bool:
     return bool(row["applies"]) and row["builds"] is not False and not row["problems"]
 
 
-def _test(row: Row, made: Build, reference: Build, on_step: Callable[[str], None]) -> None:
+def _test(row: Row, made: Build, reference: Build) -> None:
     """Run the tests of a build and note each in the row: ``ok``, or why not among ``problems``."""
 
     def take(name: str, work: Callable[[], str]) -> None:
-        on_step(f"{row['upstream']}: {name}")
+        log.say(f"{row['upstream']}: {name}")
         try:
             row["tests"][name] = work()
         except GgufrqError as error:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from ggufrq.base import log, paths, proc
+from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
+from ggufrq.base.locks import locked
 from ggufrq.base.toml import tomllib
 from ggufrq.build.project import Build
 from ggufrq.make import recipe
@@ -28,7 +27,7 @@ from ggufrq.make.recipe import Recipe
 from ggufrq.make.record import Record
 from ggufrq.make.work import Work
 from ggufrq.make.workshop import Workshop
-from ggufrq.models.resolve import embedded_folder, resolve
+from ggufrq.models.resolve import Model, embedded_folder, resolve
 from ggufrq.tools import quantize as quantize_tool
 
 #: What happens with the head that predicts further tokens: part of the model, left out, or a file of its own.
@@ -90,78 +89,31 @@ def parse_wants(names: Sequence[str | Recipe], build: Build) -> tuple[Want, ...]
     return tuple(wants.values())
 
 
-def make_family(
-    model: str,
-    types: Sequence[str | Recipe],
-    build: Build,
-    *,
-    out: Path | None = None,
-    imatrix: Path | Sequence[Path] = (),
-    calibrate: Path | Sequence[Path] = (),
-    split_size: int | None = None,
-    mmproj: bool = False,
-    mtp: str = "keep",
-    pre_tokenizer: str | None = None,
-    revision: str | None = None,
-    requantize: bool = False,
-    force: bool = False,
-    run: bool = True,
-    fold: str | None = None,
-) -> Family:
-    """Quantize ``model`` (see ``resolve``) to each of ``types`` (see ``parse_wants``) in the folder ``out``.
+def make_family(request: Request, build: Build) -> Family:
+    """Make what a request wants, in its folder. Files that are already there and whole are kept.
 
-    Files that are already there and whole are kept. The importance matrices ``imatrix``, merged when there
-    are several, are used for all types, or one made from the texts ``calibrate``; without either, the types
-    that need it get one made from the mix that comes with ggufrq. The matrix is kept beside the files. Files
-    larger than ``split_size`` bytes are split. ``mmproj`` makes the vision projector, too; ``mtp`` is one of
-    ``MTP``. ``force`` replaces files that ggufrq did not make; without ``run`` new files are not run for a
-    few tokens. ``fold`` is one of ``FOLDS``: every file is made from a folded copy of the model. Raises
-    ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
+    Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
     """
-    request = Request(
-        model,
-        parse_wants(types, build),
-        out,
-        (imatrix,) if isinstance(imatrix, Path) else tuple(imatrix),
-        (calibrate,) if isinstance(calibrate, Path) else tuple(calibrate),
-        split_size,
-        mmproj,
-        mtp,
-        pre_tokenizer,
-        revision,
-        requantize,
-        force,
-        run,
-        fold,
-    )
-    return make(request, build)
-
-
-def make(request: Request, build: Build) -> Family:
-    """As ``make_family``, from a request."""
-    folder = _planner(request, build).folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        return Work(_planner(request, build)).make()
+    with _locked(request, build) as planner:
+        return Work(planner).make()
 
 
 @contextmanager
 def workshop(request: Request, build: Build) -> Iterator[Workshop]:
     """The model of a request as GGUF, converted if need be, and what may be made of it, with its folder
     locked for as long as the context lasts. What ``request`` wants is not made."""
-    folder = _planner(request, build).folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        yield Workshop(Work(_planner(request, build)))
+    with _locked(request, build) as planner:
+        yield Workshop(Work(planner))
 
 
 def plan_family(request: Request, build: Build) -> FamilyPlan:
     """What a request would make and need. Nothing is written, and of a model that is not there in GGUF only
     headers are read."""
-    return _planner(request, build).preview()
+    return _planner(request, *_place(request), build).preview()
 
 
-def _planner(request: Request, build: Build) -> Planner:
+def _place(request: Request) -> tuple[Model, Path]:
+    """The model of a request and the folder of its family. Raises UsageError for what makes no sense."""
     chosen = resolve(request.model)
     for files, what in ((request.imatrix, "importance matrix"), (request.calibrate, "text")):
         for path in files:
@@ -176,7 +128,11 @@ def _planner(request: Request, build: Build) -> Planner:
     folder = request.out or (
         embedded_folder(chosen.name) if chosen.kind == "embedded" else Path(f"{chosen.name}-GGUF")
     )
-    return Planner(request, chosen, folder, build, Record(folder, chosen.name))
+    return chosen, folder
+
+
+def _planner(request: Request, model: Model, folder: Path, build: Build) -> Planner:
+    return Planner(request, model, folder, build, Record(folder, model.name))
 
 
 @cache
@@ -186,17 +142,13 @@ def _known_types(tool: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(request: Request, build: Build) -> Iterator[Planner]:
+    """The planner of a request, whose folder nobody else writes to for as long as the context lasts: what the
+    folder holds is read only then."""
+    model, folder = _place(request)
+    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     locks = paths.cache_dir() / "locks"
     locks.mkdir(exist_ok=True)
-    lock = FileLock(locks / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        log.say(f"another ggufrq works in {folder}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    with locked(locks / f"{name}.lock", f"another ggufrq works in {folder}"):
+        yield _planner(request, model, folder, build)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock
-
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.locks import locked
 from ggufrq.base.progress import progress
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.imatrix import COUNTS, SUMS
@@ -37,13 +36,13 @@ PART = 5 * tool.TOGETHER
 def made_from(source_key: str, texts: Sequence[Path], chunks: int | None = None) -> dict[str, str]:
     """What tells a matrix from others of the same name. Without texts it is made from the mix that comes with
     ggufrq."""
-    text = "+".join(map(file_hash, texts)) if texts else f"mix {mix.digest()}"
+    text = "+".join(map(file_sha256, texts)) if texts else f"mix {mix.digest()}"
     return {"source": source_key, "text": text, "chunks": str(chunks or CHUNKS)}
 
 
 def given(files: Sequence[Path]) -> dict[str, str]:
     """The same for matrices that are given."""
-    return {"given": "+".join(map(file_hash, files))}
+    return {"given": "+".join(map(file_sha256, files))}
 
 
 def publish(files: Sequence[Path], out: Path) -> None:
@@ -75,11 +74,11 @@ def make(
     chunks = chunks or CHUNKS
     with TemporaryDirectory(prefix="ggufrq-") as temporary:
         texts = texts or [mix.write(model, Path(temporary) / mix.NAME)]
-        facts = {**key, "texts": [file_hash(text) for text in texts], "part": PART, "build": build.key}
+        facts = {**key, "texts": [file_sha256(text) for text in texts], "part": PART, "build": build.key}
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         folder = paths.cache_dir() / "imatrix" / name
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock"), "another ggufrq makes the same importance matrix"):
             with progress("Importance matrix", chunks * len(texts), unit="chunks") as bar:
                 made = _Parts(model, folder, build, log, bar, chunks).over(texts)
             whole = imatrix.read(made)
@@ -175,7 +174,13 @@ class _Parts:
         return count, out if count else None
 
     def _note(self, number: int, skip: int, before: int, file: Path) -> None:
-        facts = {"text": number, "skip": skip, "before": before, "file": file.name, "sha256": file_hash(file)}
+        facts = {
+            "text": number,
+            "skip": skip,
+            "before": before,
+            "file": file.name,
+            "sha256": file_sha256(file),
+        }
         paths.atomic_write(self.folder / "state.json", json.dumps(facts))
 
     def _resume(self) -> tuple[int, int, int, Path | None]:
@@ -184,7 +189,7 @@ class _Parts:
         try:
             facts = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
             file = self.folder / str(facts["file"])
-            if file_hash(file) == facts["sha256"]:
+            if file_sha256(file) == facts["sha256"]:
                 return int(facts["text"]), int(facts["skip"]), int(facts["before"]), file
         except (OSError, ValueError, KeyError, TypeError):
             pass

@@ -35,7 +35,16 @@ class Want:
 
 @dataclass(frozen=True)
 class Request:
-    """All that a run is asked for, see ``make.family.make_family``."""
+    """All that a run is asked for: files of ``model`` (see ``models.resolve``), one for each of ``wants``, in
+    the folder ``out``.
+
+    The importance matrices ``imatrix``, merged when there are several, are used for all types, or one made
+    from the texts ``calibrate``; without either, the types that need it get one made from the mix that comes
+    with ggufrq. The matrix is kept beside the files. Files larger than ``split_size`` bytes are split.
+    ``mmproj`` makes the vision projector, too; ``mtp`` is one of ``family.MTP``. ``force`` replaces files
+    that ggufrq did not make; without ``run`` new files are not run for a few tokens. ``fold`` is one of
+    ``fold_file.KINDS``: every file is made from a folded copy of the model.
+    """
 
     model: str
     wants: tuple[Want, ...]

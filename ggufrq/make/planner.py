@@ -11,7 +11,7 @@ from pathlib import Path
 from ggufrq import __version__
 from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.tensors import Inventory
@@ -157,7 +157,7 @@ class Planner:
         metadata = self._metadata(want, found, matrix)
         if fold:
             made_from["fold"] = json.dumps(
-                {"kind": folds.identity(fold), "text": file_hash(self.fold_text) if fold == "kv" else ""}
+                {"kind": folds.identity(fold), "text": file_sha256(self.fold_text) if fold == "kv" else ""}
             )
             metadata |= folds.metadata(fold, gguf)
         requantize = self.request.requantize

@@ -12,6 +12,7 @@ from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.ggufs.files import GgufFacts, read_gguf, verify_types
 from ggufrq.ggufs.header import Header, pad, read_header
@@ -103,15 +104,15 @@ def make(
     planned: Mapping[str, str],
     *,
     log: Path | None = None,
-    on_tensor: Callable[[int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> GgufFacts:
     """Quantize straight into ``out`` and check that every tensor has the planned type. Raises ToolError or
     ModelError; then ``out`` may be left half-made."""
 
     def on_stderr(line: str) -> None:
-        done = tool.tensors_done(line)[0]
-        if done and on_tensor is not None:
-            on_tensor(done)
+        begun = tool.tensors_done(line)[0]
+        if begun:
+            listener.reach(begun - 1)
 
     output, rc = _run(job, out, build, log, on_stderr)
     tool.parse(rc, output)
@@ -128,14 +129,14 @@ def quantize_file(
     *,
     imatrix: Path | None = None,
     log: Path | None = None,
-    on_tensor: Callable[[int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Path:
     """Quantize ``source`` to ``out`` with exactly these types (every tensor by name); ``out`` appears when it
     is whole and checked. Raises ToolError or ModelError."""
     values = {tensor.name: tensor.values for tensor in read_header(source).tensors}
     job = Job(source, label(types, values), types, imatrix)
     with paths.atomic_path(out) as temporary:
-        make(job, temporary, build, types, log=log, on_tensor=on_tensor)
+        make(job, temporary, build, types, log=log, listener=listener)
     return out
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ggufrq.base.errors import ModelError
 from ggufrq.build.builds import find_build, require_build
 from ggufrq.make.family import make_family
+from ggufrq.make.plan import Request, Want
 from ggufrq.models import hub
 from ggufrq.models.resolve import resolve
 
@@ -32,7 +33,7 @@ def model_file(model: str, *, revision: str | None = None) -> Path:
         raise ModelError(
             f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
         )
-    return make_family(model, [WEIGHTS], find_build() or require_build()).file(WEIGHTS)
+    return make_family(Request(model, (Want(WEIGHTS),)), find_build() or require_build()).file(WEIGHTS)
 
 
 def weights_of(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import file_sha256
 from ggufrq.ggufs.files import read_gguf
 
 #: Bytes of a disk that are left free.
@@ -66,7 +66,7 @@ class Record:
             if found.st_size != part["bytes"]:
                 return False
             # A copy has another time: then the content tells.
-            if found.st_mtime_ns != part["mtime_ns"] and file_hash(path) != part["sha256"]:
+            if found.st_mtime_ns != part["mtime_ns"] and file_sha256(path) != part["sha256"]:
                 return False
             read_gguf(path)
         except (OSError, ModelError):
@@ -114,7 +114,7 @@ class Record:
                     "name": final,
                     "bytes": found.st_size,
                     "mtime_ns": found.st_mtime_ns,
-                    "sha256": file_hash(path),
+                    "sha256": file_sha256(path),
                 }
             )
         before = [part["name"] for part in self.files.get(name, {}).get("parts", [])]

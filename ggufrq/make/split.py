@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ggufrq.base import proc
-from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
 from ggufrq.ggufs.files import read_model, verify_types
 from ggufrq.tools.logs import explain
-
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?) *([KMG]?)B?$", re.IGNORECASE)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def parse_size(text: str) -> int:
-    """``5G``, ``1.5GB``, ``500M`` or plain bytes, decimal as the Hub counts. Raises UsageError."""
-    found = _SIZE.match(text.strip())
-    size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if size < _UNITS["M"]:
-        raise UsageError(
-            f"'{text}' is no size of a file", remedy="5G, 1.5GB, 500M, or bytes; 1M at the least"
-        )
-    return size
 
 
 def split(
@@ -39,7 +24,7 @@ def split(
         return [(whole, name)]
     folder.mkdir()
     prefix = folder / name.removesuffix(".gguf")
-    megabytes = max(1, size // _UNITS["M"])
+    megabytes = max(1, size // 10**6)
     done = proc.run(
         [
             build.tool("llama-gguf-split"),

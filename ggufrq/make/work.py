@@ -125,7 +125,7 @@ class Work:
                 self.build,
                 types,
                 log=self.log,
-                on_tensor=lambda done: bar.update(max(bar.done, done - 1)),
+                listener=bar,
             )
             bar.update(len(types), "check")
             ran = verify.check_file(temporary, facts, self.build, self.log, run=self.request.run)
@@ -193,7 +193,7 @@ class Work:
                     part=part.part,
                     mtp=self.planner.options.mtp,
                     log=self.log,
-                    on_percent=lambda percent: bar.update(percent),
+                    listener=bar,
                 )
                 entry = self.record.finish(
                     part.name,

@@ -118,7 +118,7 @@ def calibrate(
                 chunks=chunks,
                 first=first,
                 threads=threads,
-                on_chunks=lambda there: bar.update(first, total=there),
+                listener=bar,
             )
             with contextlib.closing(states):  # stops the server, whatever happens
                 for i, state in enumerate(states, first):

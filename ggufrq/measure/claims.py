@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__, codec
 from ggufrq.base import machine
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.base.toml import tomllib
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import kv_type
 from ggufrq.drive.cache_check import CacheError
-from ggufrq.measure.divergence import Divergences, Row, Scored, Subject
+from ggufrq.measure.divergence import Divergences, Scored, Subject
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.measure.validate import speed
 from ggufrq.measure.verdict import Difference, between, paired
 
@@ -73,7 +76,7 @@ def measure(
     *,
     fresh: bool = False,
     log: Path,
-    on_step: Callable[[str], None],
+    listener: Listener = SILENT,
 ) -> Result:
     """Run every case and judge the claims. What is known from an earlier run is not run again.
 
@@ -84,20 +87,21 @@ def measure(
     rows: dict[str, Result] = {}
     done: list[Case] = []
     with Divergences(model, build, text, Scored(settings.ctx, settings.chunks, together=1)) as runs:
+        take = partial(runs.take, log=log)
         for case in all_cases(claims):
-            on_step(case.name)
+            listener.step(case.name)
             rows[case.spec] = {"name": case.name, "spec": case.spec, "error": None}
             try:
                 if case.scale is not None and runs.kept(case) is None:
                     speed.check_cache(model.path, case, build, log)
-                row = None if fresh else runs.kept(case)
-                row = row or runs.take(case, log=log)
+                row = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)
             except CacheError as error:
                 rows[case.spec]["error"] = error.message
+                listener.advance()
                 continue
             done.append(case)
             rows[case.spec] |= _quality(row)
-    speeds = _speeds(model, build, done, settings, fresh=fresh, log=log, on_step=on_step)
+    speeds = _speeds(model, build, done, settings, fresh=fresh, log=log, listener=listener)
     for case in done:
         rows[case.spec]["speed"] = speeds[case.name]
     return {
@@ -122,7 +126,7 @@ def measure(
 
 
 def steps(settings: ClaimSettings) -> int:
-    """How many times ``measure`` calls ``on_step`` when nothing is known and every case can be done."""
+    """How far ``measure`` gets when nothing is known and every case can be done."""
     cases = all_cases(published())
     return len(cases) + speed.speed_steps(cases, _speed_settings(settings))
 
@@ -310,7 +314,7 @@ def _speeds(
     *,
     fresh: bool,
     log: Path,
-    on_step: Callable[[str], None],
+    listener: Listener,
 ) -> dict[str, Any]:
     kept = ResultStore(results_dir())
     how = _speed_settings(settings)
@@ -323,8 +327,10 @@ def _speeds(
         "settings": asdict(how),
         "cores": os.cpu_count(),
     }
-    row = None if fresh else kept.get(facts)
-    if row is None:
-        row = speed.measure_speed(model.path, cases, build, how, log=log, on_step=on_step)
+
+    def take(facts: Result) -> Row:
+        row = speed.measure_speed(model.path, cases, build, how, log=log, listener=listener)
         kept.put(facts, row, log)
-    return row
+        return row
+
+    return kept_or_taken(facts, kept.get, take, fresh=fresh)

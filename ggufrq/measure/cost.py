@@ -7,7 +7,7 @@ twice and a run that was stopped goes on.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 
 from ggufrq import __version__
 from ggufrq.base.errors import ToolError
+from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import kv_types, parse_kv
 from ggufrq.ggufs.kv_shape import kv_shape
-from ggufrq.measure.divergence import Divergences, Row, Scored, Subject, run_tool
+from ggufrq.measure.divergence import Divergences, Scored, Subject, run_tool
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import bench
 
 _VERSION = 2
@@ -59,38 +61,27 @@ def measure(
     *,
     fresh: bool = False,
     log: Path | None = None,
-    on_row: Callable[[Row, bool], None] | None = None,
-    on_step: Callable[[str], None] | None = None,
+    listener: Listener = SILENT,
 ) -> list[Row]:
-    """One row per case. ``on_row`` gets each row and whether it was kept from an earlier run; ``on_step``
-    what is being done.
+    """One row per case; ``listener`` is told of each.
 
     Raises ToolError when a tool fails, or when the cache was not kept in the types asked for or not of the
     size that they must have.
     """
-    rows = []
     with Divergences(model, build, text, Scored(settings.n_ctx, settings.chunks)) as runs:
-        work = _Measurement(runs, settings, log, on_step or (lambda _: None))
-        for case in cases:
-            row = None if fresh else work.kept(case)
-            known = row is not None
-            if row is None:
-                row = work.take(case)
-            rows.append(row)
-            if on_row is not None:
-                on_row(row, known)
-    return rows
+        work = _Measurement(runs, settings, log, listener)
+        return [kept_or_taken(case, work.kept, work.take, fresh=fresh, listener=listener) for case in cases]
 
 
 class _Measurement:
     def __init__(
-        self, runs: Divergences, settings: CostSettings, log: Path | None, on_step: Callable[[str], None]
+        self, runs: Divergences, settings: CostSettings, log: Path | None, listener: Listener
     ) -> None:
         self.runs = runs
         self.model = runs.model
         self.settings = settings
         self.log = log
-        self.on_step = on_step
+        self.listener = Part(listener, 0)  # what is counted are whole rows
         self.results = ResultStore(results_dir())
 
     def kept(self, case: Case) -> Row | None:
@@ -98,8 +89,8 @@ class _Measurement:
         return None if row is None else {**row, "model": self.model.name}
 
     def take(self, case: Case) -> Row:
-        quality = self.runs.take(case, log=self.log, on_step=self.on_step)
-        self.on_step(f"{case.name}: speed")
+        quality = self.runs.take(case, log=self.log, listener=self.listener)
+        self.listener.step(f"{case.name}: speed")
         s = self.settings
         args = bench.arguments(
             self.model.path,

@@ -11,25 +11,26 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ggufrq.base import proc
 from ggufrq.base.errors import ToolError
+from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import parse_kv
 from ggufrq.drive.cache_check import check_context, mode_of
 from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Context, Result, retried
 
 _VERSION = 2
 #: What everything is compared with unless said otherwise.
 F16 = Case(parse_kv("f16"))
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,16 @@ class Divergences:
         case: Case,
         *,
         log: Path | None = None,
-        on_step: Callable[[str], None] | None = None,
-        on_text: Callable[[int], None] | None = None,
+        listener: Listener = SILENT,
     ) -> Row:
-        """Run a case (and first the base, if it has not been run yet), and keep its row. ``on_step`` is told
-        what is being done, ``on_text`` how many of the case's texts are scored.
+        """Run a case (and first the base, if it has not been run yet), and keep its row. ``listener`` is told
+        what is being done and how many of the case's texts are scored.
 
         Raises ToolError when the tool fails or gives no result, CacheError when the cache was not kept as
         asked for.
         """
-        say = on_step or (lambda _: None)
         if self._base_ppl is None:
-            say(f"{self.base.name}: base run")
+            listener.step(f"{self.base.name}: base run")
             args = self._arguments(self.base, divergence=False)
             env = self.base.environment()
             first, _ = run_tool(
@@ -135,7 +134,7 @@ class Divergences:
             )
             self._check(self.base, first.context)
             self._base_ppl = first.ppl
-        say(f"{case.name}: perplexity")
+        listener.step(f"{case.name}: perplexity")
         args = self._arguments(case, divergence=True)
         env = case.environment()
         found, seconds = run_tool(
@@ -145,7 +144,7 @@ class Divergences:
             perplexity.parse_divergence,
             env=env,
             log=log,
-            on_stdout=_counting(on_text),
+            on_stdout=_counting(listener),
         )
         size = self._check(case, found.context)
         if abs(found.ppl_base / self._base_ppl - 1) > 1e-4:
@@ -225,34 +224,22 @@ def divergences(
     base: Case = F16,
     fresh: bool = False,
     log: Path | None = None,
-    on_row: Callable[[Row, bool], None] | None = None,
-    on_step: Callable[[str], None] | None = None,
+    listener: Listener = SILENT,
 ) -> list[Row]:
-    """One row per case, without speed. ``on_row`` gets each row and whether it was kept from an earlier run;
-    ``on_step`` what is being done. Raises as ``Divergences.take``."""
-    rows = []
+    """One row per case, without speed; ``listener`` is told of each. Raises as ``Divergences.take``."""
     with Divergences(model, build, text, scored, base=base) as runs:
-        for case in cases:
-            row = None if fresh else runs.kept(case)
-            known = row is not None
-            if row is None:
-                row = runs.take(case, log=log, on_step=on_step)
-            rows.append(row)
-            if on_row is not None:
-                on_row(row, known)
-    return rows
+        take = partial(runs.take, log=log, listener=Part(listener, 0))
+        return [kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener) for case in cases]
 
 
-def _counting(on_text: Callable[[int], None] | None) -> Callable[[str], None] | None:
+def _counting(listener: Listener) -> Callable[[str], None]:
     """Reads how many texts are scored from what llama-perplexity prints, piece by piece."""
-    if on_text is None:
-        return None
     printed = ""
 
     def read(piece: str) -> None:
         nonlocal printed
         printed += piece
-        on_text(perplexity.chunks_done(printed))
+        listener.reach(perplexity.chunks_done(printed))
 
     return read
 

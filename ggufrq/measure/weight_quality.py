@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
-from ggufrq.base.results import ResultStore
-from ggufrq.base.trees import file_hash
+from ggufrq.base.progress import SILENT, Listener
+from ggufrq.base.results import ResultStore, file_sha256
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPair, kv_type
 from ggufrq.ggufs.files import read_model, shards
 from ggufrq.ggufs.header import read_header
+from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Result, retried
 
@@ -31,8 +31,6 @@ _VERSION = 2
 _BATCH_BYTES = 1 << 30
 #: The base file keeps log-probabilities in 16 bits, so that a perplexity from it differs a little.
 _ROUNDING = 1e-3
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,22 +50,15 @@ def measure_weights(
     settings: WeightSettings | None = None,
     threads: int | None = None,
     log: Path | None = None,
-    on_row: Callable[[Row, bool], None] | None = None,
+    listener: Listener = SILENT,
 ) -> list[Row]:
     """One row per file, in order, each against ``reference`` (the model in 16 bits).
 
-    ``text`` is the held-out text that comes with ggufrq when none is given; ``on_row`` gets each row and
-    whether it was kept from an earlier run. Raises ModelError or ToolError.
+    ``text`` is the held-out text that comes with ggufrq when none is given; ``listener`` is told of each row.
+    Raises ModelError or ToolError.
     """
-    rows = []
     with WeightQuality(reference, build, text=text, settings=settings, threads=threads, log=log) as quality:
-        for file in files:
-            kept = quality.kept(file)
-            row = kept or quality.row(file)
-            rows.append(row)
-            if on_row is not None:
-                on_row(row, kept is not None)
-    return rows
+        return [kept_or_taken(file, quality.kept, quality.take, listener=listener) for file in files]
 
 
 class WeightQuality:
@@ -95,7 +86,7 @@ class WeightQuality:
         self.facts = {
             "version": _VERSION,
             "reference": content_hash(reference),
-            "text": file_hash(self.text),
+            "text": file_sha256(self.text),
             "build": build.key,
             "settings": asdict(self.settings),
             "cores": os.cpu_count(),
@@ -124,15 +115,16 @@ class WeightQuality:
     def row(self, file: Path) -> Row:
         """Measure a file, or give what is kept: ``bytes``, ``bits`` per weight, ``ppl``, ``ppl_err``,
         ``ppl_base``, ``kld_mean``, ``kld_mean_err``, ``kld_p999`` (nats) and ``same_top`` (a share)."""
-        kept = self.kept(file)
-        if kept is not None:
-            return kept
+        return kept_or_taken(file, self.kept, self.take)
+
+    def take(self, file: Path) -> Row:
+        """As ``row``, measured in any case."""
         row = {"sha256": self._hash(file), **self.measure(file)}
         self.results.put(self._facts(file), row)
         return {**row, "file": file.name}
 
     def measure(self, file: Path, *, log: Path | None = None) -> Row:
-        """As ``row``, measured in any case, and kept nowhere; ``log`` when not that of all."""
+        """As ``take``, and kept nowhere; ``log`` when not that of all."""
         facts = read_model(file)
         self.make_base()
         found = self._run(file, divergence=True, parse=perplexity.parse_divergence, log=log)
@@ -224,5 +216,5 @@ class WeightQuality:
 
 def content_hash(model: Path) -> str:
     """sha256 of a model's file, or of the hashes of its shards."""
-    parts = [file_hash(shard) for shard in shards(model)]
+    parts = [file_sha256(shard) for shard in shards(model)]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()

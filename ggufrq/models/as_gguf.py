@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import file_sha256
 from ggufrq.ggufs.files import shards
 from ggufrq.models import convert, hub
 from ggufrq.models.convert import HfModel
@@ -115,6 +115,6 @@ def _digest_of(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         facts = path.stat()
-        what = file_hash(path) if facts.st_size <= _HASHED else f"{facts.st_size}/{facts.st_mtime_ns}"
+        what = file_sha256(path) if facts.st_size <= _HASHED else f"{facts.st_size}/{facts.st_mtime_ns}"
         digest.update(f"{path.name} {what}\n".encode())
     return digest.hexdigest()

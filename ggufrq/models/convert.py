@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError
+from ggufrq.base.progress import SILENT, Listener
 
 #: Declares what the converter cannot know, beside the model's own files: ``{"pre_tokenizer": "qwen2"}``.
 DECLARATION = "ggufrq.json"
@@ -171,7 +172,7 @@ def convert(
     mtp: bool = True,
     header_only: bool = False,
     log: Path | None = None,
-    on_percent: Callable[[int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Path:
     """Convert the model in ``folder``, which may have been inspected, to ``out`` with the converter of the
     llama.cpp tree ``source``.
@@ -191,7 +192,7 @@ def convert(
             mtp=mtp,
             header_only=header_only,
             log=log,
-            on_percent=on_percent,
+            listener=listener,
         )
     return out
 
@@ -206,7 +207,7 @@ def convert_to(
     mtp: bool = True,
     header_only: bool = False,
     log: Path | None = None,
-    on_percent: Callable[[int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> None:
     """As ``convert``, but straight into ``out``, which is left half-made on failure."""
     folder = model.folder
@@ -220,8 +221,8 @@ def convert_to(
 
     def progressed(line: str) -> None:
         found = _WRITTEN.findall(line)
-        if found and on_percent is not None:
-            on_percent(int(found[-1]))
+        if found:
+            listener.reach(int(found[-1]))
 
     command = [
         sys.executable,

@@ -10,14 +10,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import SourceError
-from ggufrq.base.trees import file_hash, modes_file, tree_hash
+from ggufrq.base.locks import locked
+from ggufrq.base.results import file_sha256
+from ggufrq.base.trees import modes_file, tree_hash
 from ggufrq.source.origins import (
     NO_OUTER_REPOSITORY,
     PROBE_SECONDS,
@@ -110,18 +110,8 @@ def keep(pin: Pin, tree: Path) -> Path:
     return home / TREE
 
 
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    lock = FileLock(home.with_name(home.name + ".lock"))
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        log.say("another ggufrq is getting the source; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(home: Path) -> AbstractContextManager[None]:
+    return locked(home.with_name(home.name + ".lock"), "another ggufrq is getting the source")
 
 
 @contextmanager
@@ -181,7 +171,7 @@ def _from_sdist(pin: Pin, archive: Path, tree: Path) -> None:
     sdist = pin.sdist
     if sdist is None:
         raise SourceError("this pin names no sdist", remedy="ggufrq build --source git")
-    found = file_hash(archive)
+    found = file_sha256(archive)
     if found != sdist.sha256:
         raise SourceError(
             f"{archive.name} has sha256 {found}, wanted is {sdist.sha256}: "

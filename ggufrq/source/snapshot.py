@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import SourceError
-from ggufrq.base.trees import file_hash, tree_hash
+from ggufrq.base.results import file_sha256
+from ggufrq.base.trees import tree_hash
 from ggufrq.source import obtain, origins
 from ggufrq.source.pin import Pin, Sdist, load_pin
 
@@ -83,7 +84,7 @@ def _of_sdist(archive: Path, pin: Pin, version: str | None = None) -> Snapshot:
     if version is None:
         named = _VERSION.search(archive.name)
         version = named[0] if named else archive.name
-    sdist = replace(pin.sdist, version=version, sha256=file_hash(archive))
+    sdist = replace(pin.sdist, version=version, sha256=file_sha256(archive))
     with _temporary() as folder:
         git_dir = folder / "sdist.git"
         commit, its_tree = origins.unpack_sdist(archive, sdist, folder / obtain.TREE, git_dir)

@@ -20,7 +20,7 @@ import tiny
 
 from ggufrq.base import machine, proc
 from ggufrq.base.errors import BuildError, PatchError, SourceError, ToolError, UsageError
-from ggufrq.base.trees import file_hash
+from ggufrq.base.results import file_sha256
 from ggufrq.build import backends, builds, toolchain
 from ggufrq.build.project import Build, BuildOptions, Project, build_key
 from ggufrq.patchset.series import load
@@ -110,7 +110,7 @@ def test_manifest(base: Path, project: Project) -> None:
     assert manifest["seconds"] > 0 and manifest["date"].startswith("20")
     program = manifest["programs"]["hello"]
     assert program["size"] == made.tool("hello").stat().st_size
-    assert program["sha256"] == file_hash(made.tool("hello"))
+    assert program["sha256"] == file_sha256(made.tool("hello"))
 
 
 def test_a_second_call_runs_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

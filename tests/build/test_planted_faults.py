@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import family_of
 
 from ggufrq.build import manifest, stages
 from ggufrq.build.project import Build, BuildOptions, llama_project
-from ggufrq.make.family import make_family
 from ggufrq.measure.validate.assemble import failed
 from ggufrq.measure.validate.plan import make_plan
 from ggufrq.measure.validate.validation import validate
@@ -149,7 +149,7 @@ def model(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(folder / "cache"))
-        yield make_family(MODEL, ("Q8_0",), llama_build, out=folder / MODEL).file("Q8_0")
+        yield family_of(MODEL, ("Q8_0",), llama_build, out=folder / MODEL).file("Q8_0")
 
 
 def run(model: Path, build: Build, folder: Path) -> dict[str, Any]:

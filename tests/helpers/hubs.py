@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from loopback import PROXY_VARIABLES
+
 _FILE = Path(__file__).resolve().parent.parent / "unit" / "fake_hub.py"
 TOKEN = "hf_abcdefghijklmnopqrstuv"
 
@@ -26,13 +28,12 @@ def fake() -> ModuleType:
 def environment(url: str, home: Path, token: str | None = TOKEN) -> dict[str, str]:
     """Variables of a process that talks to the fake Hub at ``url`` and keeps its things in ``home``."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    found |= dict.fromkeys(PROXY_VARIABLES, "")  # which a client of the Hub asks with good reason
     found |= {
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
         "PYTHONPATH": os.pathsep.join([str(_FILE.parent.parent.parent), *sys.path]),
     }
     return {**found, "HF_TOKEN": token} if token is not None else found

@@ -1,4 +1,5 @@
-"""What listens on 127.0.0.1 in tests: free ports, RPC servers, and one between a client and a server."""
+"""What listens on 127.0.0.1 in tests: RPC servers, and one between a client and a server; and
+proxies that lead nowhere."""
 
 from __future__ import annotations
 
@@ -10,14 +11,34 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from ggufrq.base import proc
+from ggufrq.base.loopback import free_port
 from ggufrq.build.project import Build
 
+#: All that names a proxy, and a proxy that is not there.
+PROXY_VARIABLES = tuple(
+    spelled
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+    for spelled in (name, name.lower())
+)
+DEAD_PROXY = "http://127.0.0.1:9"
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+
+def proxies_lead_nowhere(patch: pytest.MonkeyPatch) -> None:
+    """Who asks a proxy for something on this machine gets no answer."""
+    for name in PROXY_VARIABLES:
+        if name.lower() == "no_proxy":
+            patch.delenv(name, raising=False)
+        else:
+            patch.setenv(name, DEAD_PROXY)
+
+
+def no_proxies(patch: pytest.MonkeyPatch) -> None:
+    """For what asks proxies for good reasons, as a client of the Hub does."""
+    for name in PROXY_VARIABLES:
+        patch.delenv(name, raising=False)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import hubs
+import loopback
 import pytest
+from families import family_of
 
 from ggufrq.build.project import Build
 from ggufrq.cli import COMMANDS
-from ggufrq.make.family import make_family
 from ggufrq.make.plan import Family
 from ggufrq.tools.programs import Programs
 
@@ -30,9 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, llama_build: Build) -> Iterator[None]:
-    """Nothing but the build comes from the user's cache: its lookup is done, then the cache moves."""
+    """Nothing but the build comes from the user's cache: its lookup is done, then the cache moves. There are
+    proxies, in which requests to our own servers would be lost."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        loopback.proxies_lead_nowhere(patch)
         commands = [target.partition(":")[0] for target in COMMANDS.values()]
         for name in ("ggufrq.build.builds", "ggufrq.make.ready", *commands):
             module = importlib.import_module(name)
@@ -47,7 +50,7 @@ def families(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("families")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GGUFRQ_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        return {name: make_family(name, TYPES, llama_build, out=folder / name) for name in MODELS}
+        return {name: family_of(name, TYPES, llama_build, out=folder / name) for name in MODELS}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import hubs
+import loopback
 import pytest
 from huggingface_hub import constants
 
@@ -58,8 +59,6 @@ def hub(fake_hub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield server
 
 
@@ -97,6 +96,7 @@ def test_card_and_upload(
     assert str(folder) not in text and str(Path.home()) not in text
     # the report lies in a folder of its own, and is not published
     assert (folder / f"validate-{NAME}-Q4_K_M" / "report.json").is_file()
+    loopback.no_proxies(monkeypatch)
     publish = ["publish", str(folder), REPO, "--exclude", "*-BF16.gguf", "--collection", "Docs"]
     assert cli.invoke([*publish, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from ggufrq.base.errors import ToolError
 from ggufrq.base.paths import data_dir
+from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_case
 from ggufrq.cache.kv import parse_kv
@@ -19,7 +20,7 @@ from ggufrq.cli.demo import demo as command
 from ggufrq.flows import demo
 from ggufrq.make.plan import Family
 from ggufrq.measure import cost
-from ggufrq.measure.divergence import Row
+from ggufrq.measure.kept import Row
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
 SETTINGS = cost.CostSettings(n_ctx=512, chunks=4, prompt=32, generate=4, depth=0, repetitions=1)
@@ -78,15 +79,16 @@ def test_rows_are_kept_and_a_stopped_run_goes_on(families: dict[str, Family], ll
 
     seen: list[tuple[str, bool]] = []
 
-    def on_row(row: Row, kept: bool) -> None:
-        seen.append((row["type_k"], kept))
-        if len(seen) == 2:
-            raise Stopped
+    class Seen(Listener):
+        def result(self, row: Row, kept: bool) -> None:
+            seen.append((row["type_k"], kept))
+            if len(seen) == 2 and not kept:
+                raise Stopped
 
     cases = ["rotor3", "planar2", "rotor4"]
     with pytest.raises(Stopped):
-        rows_of(families[HYBRID], llama_build, cases, on_row=on_row)
-    first = rows_of(families[HYBRID], llama_build, cases, on_row=on_row)
+        rows_of(families[HYBRID], llama_build, cases, listener=Seen())
+    first = rows_of(families[HYBRID], llama_build, cases, listener=Seen())
     assert seen == [
         ("rotor3", False),
         ("planar2", False),
@@ -95,9 +97,7 @@ def test_rows_are_kept_and_a_stopped_run_goes_on(families: dict[str, Family], ll
         ("rotor4", False),
     ]
     seen.clear()
-    again = rows_of(
-        families[HYBRID], llama_build, cases, on_row=lambda row, kept: seen.append((row["type_k"], kept))
-    )
+    again = rows_of(families[HYBRID], llama_build, cases, listener=Seen())
     assert again == first and all(kept for _, kept in seen)
     seen.clear()
     rows_of(
@@ -105,7 +105,7 @@ def test_rows_are_kept_and_a_stopped_run_goes_on(families: dict[str, Family], ll
         llama_build,
         ["rotor3"],
         fresh=True,
-        on_row=lambda row, kept: seen.append((row["type_k"], kept)),
+        listener=Seen(),
     )
     assert seen == [("rotor3", False)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import requests
 
-from ggufrq.base import proc
+from ggufrq.base import loopback, proc
 from ggufrq.drive.serve import choose_port
 from ggufrq.make.plan import Family
 from ggufrq.runtimes import runtime
@@ -27,7 +27,7 @@ def test_preset_of_llama_server(families: dict[str, Family], programs: Programs,
         answer = None
         for _ in range(300):
             try:
-                answer = requests.post(
+                answer = loopback.session().post(
                     f"http://127.0.0.1:{port}/v1/completions",
                     json={"model": NAME, "prompt": "CREATE TABLE", "max_tokens": 2},
                     timeout=60,

@@ -11,15 +11,16 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import hubs
 import pytest
 from click.testing import CliRunner
+from families import family_of
 
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
@@ -28,7 +29,6 @@ from ggufrq.ggufs.files import read_gguf, read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import family as quantize
 from ggufrq.make import matrix
-from ggufrq.make.family import make_family
 from ggufrq.make.fold.fold_file import default_text
 from ggufrq.make.plan import Family
 from ggufrq.make.verify import short_run
@@ -64,7 +64,7 @@ def test_family(families: dict[str, Family], name: str) -> None:
 def test_a_second_time_nothing_is_made(families: dict[str, Family], llama_build: Build) -> None:
     folder = families[MODELS[0]].folder
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.gguf")}
-    again = make_family(MODELS[0], list(BITS), llama_build, out=folder)
+    again = family_of(MODELS[0], list(BITS), llama_build, out=folder)
     assert not any(made.fresh for made in again.files)
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.gguf")} == before
 
@@ -74,7 +74,7 @@ def untouched(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> F
     """What a run gives that nobody disturbs, with the build as ``command_line`` passes it on."""
     folder = tmp_path_factory.mktemp("untouched")
     build = replace(llama_build, manifest={})
-    return make_family(MODELS[0], ["Q4_K_M", "Q5_K_M", "Q6_K"], build, out=folder)
+    return family_of(MODELS[0], ["Q4_K_M", "Q5_K_M", "Q6_K"], build, out=folder)
 
 
 def data_of(path: Path) -> bytes:
@@ -111,12 +111,12 @@ def test_a_file_that_changed_is_made_anew(
     path = copy / f"{MODELS[0]}-Q8_0.gguf"
     whole = path.stat().st_size
     spoil(path)
-    family = make_family(MODELS[0], ["Q8_0"], llama_build, out=copy)
+    family = family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
     assert [made.fresh for made in family.files] == [True]
     assert path.stat().st_size == whole
     read_gguf(path)
     os.utime(path, ns=(1, 1))
-    assert not make_family(MODELS[0], ["Q8_0"], llama_build, out=copy).files[0].fresh
+    assert not family_of(MODELS[0], ["Q8_0"], llama_build, out=copy).files[0].fresh
 
 
 def test_what_the_record_and_the_file_say(families: dict[str, Family]) -> None:
@@ -138,10 +138,10 @@ def test_files_of_others_are_not_replaced(copy: Path, llama_build: Build) -> Non
     path = copy / f"{MODELS[0]}-Q4_0.gguf"
     path.write_bytes(b"GGUF precious")
     with pytest.raises(UsageError, match="was not made by ggufrq here") as caught:
-        make_family(MODELS[0], ["Q8_0", "Q4_0"], llama_build, out=copy)
+        family_of(MODELS[0], ["Q8_0", "Q4_0"], llama_build, out=copy)
     assert "--force" in str(caught.value.remedy)
     assert path.read_bytes() == b"GGUF precious"
-    make_family(MODELS[0], ["Q4_0"], llama_build, out=copy, force=True)
+    family_of(MODELS[0], ["Q4_0"], llama_build, out=copy, force=True)
     read_gguf(path)
 
 
@@ -149,7 +149,7 @@ def test_imatrix_only_where_it_is_needed(
     copy: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matrix, "CHUNKS", 6)
-    family = make_family(MODELS[0], ["Q2_K", "Q3_K_M", "IQ2_XXS", "Q8_0"], llama_build, out=copy)
+    family = family_of(MODELS[0], ["Q2_K", "Q3_K_M", "IQ2_XXS", "Q8_0"], llama_build, out=copy)
     assert {made.type: made.imatrix for made in family.files} == {
         "Q2_K": True,
         "Q3_K_M": True,
@@ -161,19 +161,19 @@ def test_imatrix_only_where_it_is_needed(
     made_at = made_matrix.stat().st_mtime_ns
     assert all(read_gguf(made.path).bits < 4.6 for made in family.files[:3])
     # a given one is used for all types, and makes other files
-    given = make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, imatrix=made_matrix)
+    given = family_of(MODELS[0], ["Q8_0"], llama_build, out=copy, imatrix=made_matrix)
     assert given.files[0].imatrix and given.files[0].fresh
     assert made_matrix.stat().st_mtime_ns == made_at
 
 
 def test_from_gguf(families: dict[str, Family], llama_build: Build, tmp_path: Path) -> None:
     source = families[MODELS[0]].folder
-    family = make_family(str(source / f"{MODELS[0]}-BF16.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
+    family = family_of(str(source / f"{MODELS[0]}-BF16.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
     assert family.file("Q4_K_M") == tmp_path / f"{MODELS[0]}-Q4_K_M.gguf"
     assert data_of(family.file("Q4_K_M")) == data_of(families[MODELS[0]].file("Q4_K_M"))
     with pytest.raises(ModelError, match=r"quantized already \(Q8_0\)"):
-        make_family(str(source / f"{MODELS[0]}-Q8_0.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
-    again = make_family(
+        family_of(str(source / f"{MODELS[0]}-Q8_0.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
+    again = family_of(
         str(source / f"{MODELS[0]}-Q8_0.gguf"), ["IQ4_XS"], llama_build, out=tmp_path, requantize=True
     )
     assert read_gguf(again.file("IQ4_XS")).file_type == "IQ4_XS"
@@ -188,7 +188,7 @@ def test_full_disk_is_noticed_before_anything_is_made(
     with pytest.raises(
         GgufrqError, match=r"8m-Q4_K_M.gguf, .*-Q6_K.gguf takes 0\.01 GB, and .* has 0\.07 GB free"
     ):
-        make_family(MODELS[0], ["Q4_K_M", "Q6_K"], llama_build, out=copy)
+        family_of(MODELS[0], ["Q4_K_M", "Q6_K"], llama_build, out=copy)
     assert sorted(path.name for path in copy.iterdir()) == before
 
 
@@ -198,14 +198,14 @@ def test_full_disk_is_noticed_before_the_conversion(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=(64 << 20) + 20_000_000))
     with pytest.raises(GgufrqError, match=r"BF16\.gguf, .*-Q8_0\.gguf takes 0\.02 GB"):
-        make_family(MODELS[0], ["Q8_0"], llama_build, out=tmp_path)
+        family_of(MODELS[0], ["Q8_0"], llama_build, out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_split(copy: Path, llama_build: Build, tmp_path: Path) -> None:
     whole = copy / f"{MODELS[0]}-Q8_0.gguf"
     before = read_gguf(whole)
-    family = make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, split_size=3_000_000)
+    family = family_of(MODELS[0], ["Q8_0"], llama_build, out=copy, split_size=3_000_000)
     (made,) = family.files
     assert not whole.exists()
     assert made.parts == tuple(sorted(path.name for path in copy.glob("*-Q8_0-*.gguf")))
@@ -213,26 +213,26 @@ def test_split(copy: Path, llama_build: Build, tmp_path: Path) -> None:
     facts = read_model(made.path)
     assert (facts.tensor_types, facts.data_bytes) == (before.tensor_types, before.data_bytes)
     short_run(made.path, llama_build, tmp_path / "log")
-    assert not make_family(MODELS[0], ["Q8_0"], llama_build, out=copy, split_size=3_000_000).files[0].fresh
+    assert not family_of(MODELS[0], ["Q8_0"], llama_build, out=copy, split_size=3_000_000).files[0].fresh
     # shards are a source as good as a file in one piece
-    again = make_family(str(made.path), ["Q4_0"], llama_build, out=tmp_path / "again", requantize=True)
+    again = family_of(str(made.path), ["Q4_0"], llama_build, out=tmp_path / "again", requantize=True)
     assert read_gguf(again.file("Q4_0")).tensors == before.tensors
     (copy / made.parts[1]).write_bytes((copy / made.parts[1]).read_bytes()[:-1000])
     with pytest.raises(ModelError, match=r"Q8_0-00002-of-00003\.gguf is damaged"):
-        make_family(str(made.path), ["Q4_0"], llama_build, out=tmp_path / "third", requantize=True)
+        family_of(str(made.path), ["Q4_0"], llama_build, out=tmp_path / "third", requantize=True)
     assert not list((tmp_path / "third").glob("*"))
 
 
 def test_the_converted_file_can_be_asked_for(copy: Path, llama_build: Build) -> None:
-    (made,) = make_family(MODELS[0], ["BF16"], llama_build, out=copy).files
+    (made,) = family_of(MODELS[0], ["BF16"], llama_build, out=copy).files
     assert (made.name, made.type, made.fresh) == (f"{MODELS[0]}-BF16.gguf", "BF16", False)
 
 
 def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
     """A model with a head of random weights: kept, left out, and apart."""
     model = with_head(embedded_models()[MODELS[1]], tmp_path / "Headed-8M")
-    kept = make_family(str(model), ["Q8_0"], llama_build, out=tmp_path / "kept")
-    dropped = make_family(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mtp="apart")
+    kept = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "kept")
+    dropped = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mtp="apart")
     names = {made.name: read_gguf(made.path) for made in dropped.files}
     assert list(names) == ["Headed-8M-Q8_0.gguf", "mtp-Headed-8M-BF16.gguf"]
     head = {name for name in read_gguf(kept.file("Q8_0")).tensor_types if "nextn" in name}
@@ -240,9 +240,9 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
     assert not head & names["Headed-8M-Q8_0.gguf"].tensor_types.keys()
     assert head <= names["mtp-Headed-8M-BF16.gguf"].tensor_types.keys()
     with pytest.raises(ModelError, match="has no vision encoder"):
-        make_family(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
+        family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
     with pytest.raises(ModelError, match="has no head for further tokens"):
-        make_family(MODELS[1], ["Q8_0"], llama_build, out=tmp_path / "none", mtp="apart")
+        family_of(MODELS[1], ["Q8_0"], llama_build, out=tmp_path / "none", mtp="apart")
 
 
 def with_head(model: Path, folder: Path) -> Path:
@@ -316,7 +316,7 @@ def test_killed_and_run_again(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.gguf")}
-    family = make_family(MODELS[0], types, replace(llama_build, manifest={}), out=tmp_path)
+    family = family_of(MODELS[0], types, replace(llama_build, manifest={}), out=tmp_path)
     for made in family.files:
         assert read_gguf(made.path).file_type == made.type
         assert made.fresh == (made.path.name not in kept)
@@ -373,7 +373,7 @@ def test_killed_while_it_folds(
         matrix.make_alone(Path(source), given, [default_text()], llama_build)
     types, folder = ["Q4_0", "Q8_0"], tmp_path / "killed"
     options = {"imatrix": given, "fold": "awq", "run": False}
-    whole = make_family(source, types, replace(llama_build, manifest={}), out=tmp_path / "whole", **options)
+    whole = family_of(source, types, replace(llama_build, manifest={}), out=tmp_path / "whole", **options)
     arguments = command_line(
         llama_build,
         "quantize",
@@ -405,21 +405,14 @@ def test_from_the_hub(
 ) -> None:
     folder = embedded_models()[MODELS[1]]
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    environment = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    home = tmp_path / "hf"
 
     def run(url: str, *more: str) -> subprocess.CompletedProcess[str]:
         arguments = ("quantize", "somebody/Docs-8M", "--types", "Q8_0", "--json", *more)
         return subprocess.run(
             command_line(llama_build, *arguments),
             cwd=tmp_path,
-            env={**environment, "HF_ENDPOINT": url},
+            env=hubs.environment(url, home, token=None),
             capture_output=True,
             text=True,
             timeout=600,

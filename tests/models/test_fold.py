@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import random_models
 from click.testing import CliRunner
+from families import family_of
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, UsageError
@@ -20,7 +21,7 @@ from ggufrq.cli.quantize import quantize as command
 from ggufrq.ggufs.files import read_gguf
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import matrix
-from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.family import parse_wants, plan_family
 from ggufrq.make.fold import awq, fold_file, imatrix, kv
 from ggufrq.make.fold.changes import Change
 from ggufrq.make.fold.facts import Pair, architecture_of, heads, pairs
@@ -206,7 +207,7 @@ def test_files_of_a_folded_family(
     published = plan.outputs[0].job.imatrix
     assert published is not None
     arguments = [request.wants[0].label, "proposal-c"]
-    first = make_family(source, arguments, llama_build, out=tmp_path, imatrix=given, fold="awq")
+    first = family_of(source, arguments, llama_build, out=tmp_path, imatrix=given, fold="awq")
     assert [made.name for made in first.files] == [
         f"{name}-awq-Q4_K_M.gguf",
         f"{name}-awq-proposal-c-Q8_0.gguf",
@@ -220,9 +221,9 @@ def test_files_of_a_folded_family(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [*(made.name for made in first.files), published.name, f"{name}.ggufrq.json"]
     )
-    again = make_family(source, arguments, llama_build, out=tmp_path, imatrix=given, fold="awq")
+    again = family_of(source, arguments, llama_build, out=tmp_path, imatrix=given, fold="awq")
     assert not any(made.fresh for made in again.files)
-    plain = make_family(source, ["Q4_K_M"], llama_build, out=tmp_path, imatrix=given)
+    plain = family_of(source, ["Q4_K_M"], llama_build, out=tmp_path, imatrix=given)
     assert plain.files[0].name == f"{name}-Q4_K_M.gguf" and plain.files[0].fresh
     assert plain.files[0].path.read_bytes() != first.files[0].path.read_bytes()
     record = json.loads((tmp_path / f"{name}.ggufrq.json").read_text())["files"]
@@ -234,12 +235,12 @@ def test_folding_is_refused_before_anything_is_made(
 ) -> None:
     source = str(bf16(families, MODELS[0]))
     with pytest.raises(UsageError, match="--fold awq is for quantized types"):
-        make_family(source, ["F16"], llama_build, out=tmp_path, imatrix=matrices[MODELS[0]], fold="awq")
+        family_of(source, ["F16"], llama_build, out=tmp_path, imatrix=matrices[MODELS[0]], fold="awq")
     with pytest.raises(UsageError, match="--fold is awq or kv; not 'gptq'"):
-        make_family(source, ["Q4_0"], llama_build, out=tmp_path, fold="gptq")
+        family_of(source, ["Q4_0"], llama_build, out=tmp_path, fold="gptq")
     quantized = str(families[MODELS[0]].file("Q8_0"))
     with pytest.raises(ModelError, match="is quantized; only models in 16 or 32 bits can be folded"):
-        make_family(quantized, ["Q4_0"], llama_build, out=tmp_path, fold="kv", requantize=True)
+        family_of(quantized, ["Q4_0"], llama_build, out=tmp_path, fold="kv", requantize=True)
     assert not list(tmp_path.glob("*.gguf"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families import family_of
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
@@ -19,7 +20,7 @@ from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import matrix, mix
-from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.family import parse_wants, plan_family
 from ggufrq.make.plan import Family, Request
 from ggufrq.models import hub
 from ggufrq.tools import imatrix as tool
@@ -167,7 +168,7 @@ def test_given_ones_are_merged_and_published(llama_build: Build, model: Path, tm
     out = tmp_path / "family"
     request = Request(str(model), parse_wants(["Q2_K"], llama_build), out, tuple(given))
     planned = plan_family(request, llama_build).outputs[0].forecast.file_bytes
-    family = make_family(str(model), ["Q2_K"], llama_build, out=out, imatrix=given, run=False)
+    family = family_of(str(model), ["Q2_K"], llama_build, out=out, imatrix=given, run=False)
     published = out / f"{DENSE}-imatrix.gguf"
     assert imatrix.read(published).chunks == 8
     record = json.loads((out / f"{DENSE}.ggufrq.json").read_text())
@@ -180,19 +181,19 @@ def test_given_ones_are_merged_and_published(llama_build: Build, model: Path, tm
     assert hub.choose_gguf("me/it", [path.name for path in out.glob("*.gguf")], None) == [
         f"{DENSE}-Q2_K.gguf"
     ]
-    again = make_family(str(model), ["Q2_K"], llama_build, out=out, imatrix=given, run=False)
+    again = family_of(str(model), ["Q2_K"], llama_build, out=out, imatrix=given, run=False)
     assert not again.files[0].fresh
-    other = make_family(str(model), ["Q2_K"], llama_build, out=out, imatrix=given[:1], run=False)
+    other = family_of(str(model), ["Q2_K"], llama_build, out=out, imatrix=given[:1], run=False)
     assert other.files[0].fresh and published.read_bytes() == given[0].read_bytes()
 
 
 def test_the_mix_is_the_default(llama_build: Build, families: dict[str, Family], tmp_path: Path) -> None:
     source = families[HYBRID].folder / f"{HYBRID}-BF16.gguf"
-    make_family(str(source), ["Q2_K"], llama_build, out=tmp_path, run=False)
+    family_of(str(source), ["Q2_K"], llama_build, out=tmp_path, run=False)
     found = imatrix.read(tmp_path / f"{HYBRID}-imatrix.gguf")
     assert (found.datasets, found.chunks) == ((mix.NAME,), 8)
     with pytest.raises(ModelError, match="was made for another model"):
-        make_family(
+        family_of(
             str(families[DENSE].folder / f"{DENSE}-BF16.gguf"),
             ["Q2_K"],
             llama_build,

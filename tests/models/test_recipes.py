@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from families import family_of
 
 from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
@@ -17,7 +18,7 @@ from ggufrq.ggufs import tensors
 from ggufrq.ggufs.files import read_gguf
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import matrix, recipe
-from ggufrq.make.family import make_family, parse_wants, plan_family
+from ggufrq.make.family import parse_wants, plan_family
 from ggufrq.make.inventory import inventory
 from ggufrq.make.plan import Family, Request
 from ggufrq.make.quantizer import quantize_file
@@ -95,7 +96,7 @@ def test_shipped_recipes(families: dict[str, Family], llama_build: Build, tmp_pa
     request = Request(str(source(families, name)), wants, tmp_path, run=True)
     (planned,) = plan_family(request, llama_build).outputs
     assert not list(tmp_path.iterdir())
-    (made,) = make_family(request.model, ["proposal-c"], llama_build, out=tmp_path).files
+    (made,) = family_of(request.model, ["proposal-c"], llama_build, out=tmp_path).files
     facts = read_gguf(made.path)
     assert facts.tensor_types == planned.forecast.types
     assert facts.file_bytes == planned.forecast.file_bytes == made.bytes
@@ -111,7 +112,7 @@ def test_shipped_recipes(families: dict[str, Family], llama_build: Build, tmp_pa
 
 
 def test_mixture_of_experts(experts: Path, llama_build: Build, tmp_path: Path) -> None:
-    made = make_family(str(experts), ["proposal-c", "Q4_K_M"], llama_build, out=tmp_path)
+    made = family_of(str(experts), ["proposal-c", "Q4_K_M"], llama_build, out=tmp_path)
     types = read_gguf(made.file("proposal-c")).tensor_types
     assert types["blk.0.ffn_up_exps.weight"] == types["blk.0.ffn_gate_exps.weight"] == "q5_k"
     assert types["blk.0.ffn_down_exps.weight"] == "q5_1"  # rows of 96
@@ -146,7 +147,7 @@ def test_sizes_are_told_to_the_byte(
     given = (small_matrix,) if matrix_given else ()
     request = Request(model, parse_wants([kind], llama_build), tmp_path, given)
     (planned,) = plan_family(request, llama_build).outputs
-    (made,) = make_family(model, [kind], llama_build, out=tmp_path, imatrix=given, run=False).files
+    (made,) = family_of(model, [kind], llama_build, out=tmp_path, imatrix=given, run=False).files
     assert made.path.stat().st_size == planned.forecast.file_bytes
     assert made.bits == pytest.approx(planned.forecast.bits)
     values = read_header(made.path).values
@@ -170,7 +171,7 @@ def test_plan_of_a_model_that_is_not_converted(llama_build: Build, tmp_path: Pat
     wants = parse_wants(["Q5_K_M", "proposal-c"], llama_build)
     plan = plan_family(Request(MODELS[1], wants, tmp_path / "new"), llama_build)
     assert not (tmp_path / "new").exists()
-    made = make_family(MODELS[1], ["Q5_K_M", "proposal-c"], llama_build, out=tmp_path / "new", run=False)
+    made = family_of(MODELS[1], ["Q5_K_M", "proposal-c"], llama_build, out=tmp_path / "new", run=False)
     assert [out.forecast.file_bytes for out in plan.outputs] == [file.bytes for file in made.files]
     converted = made.folder / f"{MODELS[1]}-BF16.gguf"
     assert plan.conversions[0].bytes == converted.stat().st_size
@@ -185,7 +186,7 @@ def test_matrix_of_another_model(families: dict[str, Family], llama_build: Build
         tensors.Inventory("x", (tensors.Tensor("a.weight", (8, 8), "f16", True),)),
     )
     with pytest.raises(ModelError, match="was made for another model"):
-        make_family(model, ["Q8_0"], llama_build, out=tmp_path / "out", imatrix=other)
+        family_of(model, ["Q8_0"], llama_build, out=tmp_path / "out", imatrix=other)
     assert not list((tmp_path / "out").glob("*.gguf"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from families import family_of
 
 from ggufrq.base.errors import GgufrqError, ToolError
 from ggufrq.base.paths import data_dir
@@ -19,7 +20,6 @@ from ggufrq.cache.kv import kv_type, kv_types, parse_kv, parse_plan
 from ggufrq.cli.run import run as command
 from ggufrq.drive.run import generate
 from ggufrq.ggufs.kv_shape import kv_shape
-from ggufrq.make.family import make_family
 from ggufrq.make.plan import Family
 from ggufrq.measure.calibrate import calibrate
 from ggufrq.models.resolve import embedded_models
@@ -177,7 +177,7 @@ def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tm
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             weights[name] = weights[name][:64].contiguous()
     torch_files.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = make_family(str(folder), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
+    model = family_of(str(folder), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
     for raw in (False, True):
         with pytest.raises(ToolError, match=r"iso3 .*head_dim of 64.* use q8_0") as caught:
             generate(model, PROMPT, parse_kv("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)

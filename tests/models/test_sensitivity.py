@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from families import family_of
 
 from ggufrq.base import parallel, paths
 from ggufrq.base.errors import ModelError
@@ -20,7 +21,7 @@ from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as quantize_command
 from ggufrq.cli.sensitivity import sensitivity as command
 from ggufrq.ggufs.files import read_gguf
-from ggufrq.make.family import make_family, plan_family
+from ggufrq.make.family import plan_family
 from ggufrq.make.plan import Family, Request, Want
 from ggufrq.make.recipe import Recipe, load
 from ggufrq.measure.weight_quality import WeightQuality, WeightSettings
@@ -52,7 +53,7 @@ def test_recipe_becomes_the_file_that_was_measured(
     assert found is not None and found.bytes <= 6_000_123
     assert found.tuned[0].measured.kld == min(one.measured.kld for one in found.tuned)
 
-    family = make_family(str(source(families)), [found.recipe], llama_build, out=tmp_path)
+    family = family_of(str(source(families)), [found.recipe], llama_build, out=tmp_path)
     (file,) = family.files
     assert file.bytes == file.path.stat().st_size == found.bytes
     facts = read_gguf(file.path)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-from loopback import free_port
 
 from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.base.loopback import free_port, session
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv, parse_plan
@@ -39,7 +38,7 @@ def text(characters: int, skip: int = 0) -> str:
 
 def complete(running: Server, prompt: str | list[int], **options: Any) -> dict[str, Any]:
     body = {"prompt": prompt, "n_predict": 8, "temperature": 0, "cache_prompt": True, **options}
-    answer = requests.post(f"{running.url}/completion", json=body, timeout=300)
+    answer = session().post(f"{running.url}/completion", json=body, timeout=300)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -65,7 +64,7 @@ def test_start_answer_stop(families: dict[str, Family], programs: Programs, name
         assert running.context.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
         message = {"role": "user", "content": "Hello"}
         body = {"messages": [message], "max_tokens": 6, "ignore_eos": True}
-        answer = requests.post(f"{running.url}/v1/chat/completions", json=body, timeout=300).json()
+        answer = session().post(f"{running.url}/v1/chat/completions", json=body, timeout=300).json()
         assert answer["choices"][0]["message"]["role"] == "assistant"
         assert answer["usage"]["completion_tokens"] == 6
         pid = running.process.pid
@@ -103,7 +102,7 @@ def test_prompt_cache_is_reused(families: dict[str, Family], programs: Programs)
 
 def tokens(running: Server, prompt: str) -> list[int]:
     """The prompt as tokens, so that parts keep their tokens wherever they stand."""
-    answer = requests.post(f"{running.url}/tokenize", json={"content": prompt}, timeout=60)
+    answer = session().post(f"{running.url}/tokenize", json={"content": prompt}, timeout=60)
     found: list[int] = answer.json()["tokens"]
     return found
 
@@ -182,7 +181,7 @@ def test_state_is_saved_and_restored(
     extra = ("--slot-save-path", str(tmp_path))
 
     def slot(running: Server, action: str) -> dict[str, Any]:
-        answer = requests.post(
+        answer = session().post(
             f"{running.url}/slots/0?action={action}", json={"filename": "s.bin"}, timeout=60
         )
         assert answer.status_code == 200, answer.text
@@ -208,7 +207,7 @@ def test_state_is_saved_and_restored(
     assert after["content"][:3] == fresh["content"][:3]
     # another type must not be read as this one
     with serving(model, parse_kv("iso3"), programs, port=free_port(), n_ctx=1024, extra=extra) as running:
-        refused = requests.post(
+        refused = session().post(
             f"{running.url}/slots/0?action=restore", json={"filename": "s.bin"}, timeout=60
         )
         assert refused.status_code >= 400

@@ -15,7 +15,8 @@ import pytest
 
 from ggufrq.base import proc, trees
 from ggufrq.base.errors import SourceError, ToolError
-from ggufrq.base.trees import file_hash, tree_hash
+from ggufrq.base.results import file_sha256
+from ggufrq.base.trees import tree_hash
 from ggufrq.source import obtain
 from ggufrq.source.origins import checkout_commit
 from ggufrq.source.pin import Pin, load_pin
@@ -191,7 +192,7 @@ def test_a_bad_sdist_names_both_hashes_and_is_not_kept(
     pypi["archive"] = bad
     with pytest.raises(SourceError) as caught:
         obtain.pristine(upstream.pin, "pypi")
-    assert file_hash(bad) in caught.value.message
+    assert file_sha256(bad) in caught.value.message
     assert upstream.pin.sdist.sha256 in caught.value.message
     assert not list((cache / "sources").rglob("*.tar.gz"))
     assert obtain.cached(upstream.pin) is None

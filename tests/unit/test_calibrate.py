@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.base.progress import Listener
 from ggufrq.cache.kv import kv_type
 from ggufrq.cli.calibrate import calibrate as command
 from ggufrq.codec import rotate
@@ -50,10 +51,10 @@ class Captures:
         self.computed: list[int] = []
 
     def __call__(
-        self, *_: object, chunks: int, first: int, on_chunks: Any, **__: object
+        self, *_: object, chunks: int, first: int, listener: Listener, **__: object
     ) -> Iterator[KvState]:
         there = min(chunks, len(self.k))
-        on_chunks(there)
+        listener.expect(there)
         for i in range(first, there):
             if i == self.fail_at:
                 raise KeyboardInterrupt

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from heard import Heard
 
 from ggufrq.base.errors import ModelError
 from ggufrq.models import convert
@@ -201,10 +202,10 @@ def test_undeclared_pre_tokenizer_is_refused(model: Path, source: Path, tmp_path
 
 def test_declared_in_the_folder(model: Path, source: Path, tmp_path: Path) -> None:
     (model / "ggufrq.json").write_text('{"pre_tokenizer": "qwen2"}')
-    percents: list[int] = []
-    out = convert.convert(model, tmp_path / "out.gguf", source, on_percent=percents.append)
+    heard = Heard()
+    out = convert.convert(model, tmp_path / "out.gguf", source, listener=heard)
     assert out.read_text() == "GGUF qwen2 --outtype bf16"
-    assert percents == [50, 100]
+    assert heard.reached == [50, 100]
 
 
 def test_option_goes_first(model: Path, source: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from heard import Heard
 
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
@@ -75,10 +76,10 @@ def runs_of(build: Build) -> list[str]:
 def test_row(build: Build, model: Subject, text: Path) -> None:
     case = parse_case("iso3/planar4:block")
     with Divergences(model, build, text, Scored(256, 4)) as work:
-        told: list[str] = []
-        texts: list[int] = []
-        row = work.take(case, on_step=told.append, on_text=texts.append)
-        assert told == ["f16: base run", "iso3/planar4 block: perplexity"]
+        heard = Heard()
+        row = work.take(case, listener=heard)
+        assert heard.steps == ["f16: base run", "iso3/planar4 block: perplexity"]
+        texts = heard.reached
         assert texts[-1] == 4 and texts == sorted(texts)
         assert work.kept(case) == row
         assert work.kept(parse_case("iso3/planar4")) is None
@@ -96,11 +97,12 @@ def test_row(build: Build, model: Subject, text: Path) -> None:
 
 def test_rows_are_kept(build: Build, model: Subject, text: Path) -> None:
     cases = [parse_case("iso3/planar4:block"), parse_case("iso3/planar4")]
-    seen: list[bool] = []
+    heard = Heard()
     scored = Scored(256, 4)
-    first = divergences(model, cases[:1], build, text, scored, on_row=lambda _, known: seen.append(known))
-    again = divergences(model, cases, build, text, scored, on_row=lambda _, known: seen.append(known))
-    assert again[0] == first[0] and seen == [False, True, False]
+    first = divergences(model, cases[:1], build, text, scored, listener=heard)
+    again = divergences(model, cases, build, text, scored, listener=heard)
+    assert again[0] == first[0] and heard.kept == [False, True, False]
+    assert [row for row, _ in heard.rows] == [*first, *again] and heard.done == 3
     count = len(runs_of(build))
     text.write_text("other words")
     divergences(model, cases[:1], build, text, scored)

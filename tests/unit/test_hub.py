@@ -9,6 +9,7 @@ from typing import Any
 
 import hubs
 import pytest
+from loopback import PROXY_VARIABLES
 
 from ggufrq.base import proc
 from ggufrq.base.errors import ModelError
@@ -55,8 +56,7 @@ def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": None,
             "HF_TOKEN": None,
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
+            **dict.fromkeys(PROXY_VARIABLES),
         },
         timeout=120,
     )

@@ -108,7 +108,7 @@ def test_numbers_of_tokens_and_sizes() -> None:
     for wrong in ("", "0", "8X", "-1", "1.5K"):
         with pytest.raises(UsageError):
             sizes.parse_tokens(wrong)
-    for wrong in ("24", "GB", "0GB"):
+    for wrong in ("24", "GB", "0GB", "24B", "24iB", "0.1"):
         with pytest.raises(UsageError):
             sizes.parse_memory(wrong)
 

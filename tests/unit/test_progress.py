@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from heard import Heard
 
 from ggufrq.base import log
 from ggufrq.base import progress as module
-from ggufrq.base.progress import clock, progress
+from ggufrq.base.progress import SILENT, Part, clock, progress
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 
@@ -60,3 +61,34 @@ def test_a_failure_is_not_reported_as_done(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(RuntimeError), progress("Compiling", 10):
         raise RuntimeError
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_a_listener() -> None:
+    with progress("Measuring", unit="rows") as bar:
+        bar.expect(10)
+        bar.step("f16")
+        bar.result({}, True)
+        bar.reach(4)
+        bar.reach(2)  # something is repeated
+        assert (bar.done, bar.total, bar.text) == (4, 10, "f16")
+
+
+def test_a_part_counts_once_and_in_pieces_of_the_whole() -> None:
+    whole = Heard()
+    part = Part(whole, 100)
+    part.expect(3)
+    part.step("texts")
+    for done in (1, 2, 1, 2, 3):
+        part.reach(done)
+    part.result({}, False)
+    assert (whole.counts, whole.steps, whole.totals, part.done) == ([100] * 4, ["texts"], [], 4)
+    only_steps = Part(whole, 0)
+    only_steps.advance()
+    assert whole.done == 400 and only_steps.done == 1
+
+
+def test_nobody_has_to_listen() -> None:
+    for tell in (SILENT.expect, SILENT.advance, SILENT.reach):
+        tell(1)
+    SILENT.step("what")
+    SILENT.result({}, False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hubs
+import loopback
 import pytest
 from huggingface_hub import constants
 
@@ -65,8 +66,7 @@ def publish(
         monkeypatch.setattr(constants, name, value, raising=False)  # old ones lack the second
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
+    loopback.no_proxies(monkeypatch)
 
     def run(*arguments: str, token: str | None = hubs.TOKEN) -> subprocess.CompletedProcess[str]:
         with pytest.MonkeyPatch.context() as patch:

@@ -10,18 +10,22 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
+from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
+from ggufrq.base.sizes import parse_size
+from ggufrq.build.project import Build
 from ggufrq.cli.quantize import chosen
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.tensors import Inventory, Tensor
 from ggufrq.make import family as quantize
 from ggufrq.make import matrix, quantizer, recipe
-from ggufrq.make.plan import Conversion, FamilyPlan, Output, Want, needs_imatrix
+from ggufrq.make.plan import Conversion, FamilyPlan, Output, Request, Want, needs_imatrix
 from ggufrq.make.quantizer import Forecast, Job
 from ggufrq.make.record import Record
-from ggufrq.make.split import parse_size
+from ggufrq.make.work import Work
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import Incomplete
 
@@ -71,7 +75,9 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "999999", "G", "-1G", "0G", "5T", "0.5M"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "999999", "G", "-1G", "0G", "5T", "0.5M", "5GiB", "5 GB/s", "5000000i"]
+)
 def test_no_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="is no size of a file"):
         parse_size(text)
@@ -309,3 +315,24 @@ def test_a_plan_that_does_not_fit(tmp_path: Path) -> None:
     refuse_what_does_not_fit(plan(tmp_path))
     with pytest.raises(GgufrqError, match="no room for these files"):
         refuse_what_does_not_fit(plan(tmp_path, size=1 << 60))
+
+
+def test_a_folder_is_read_once_and_by_one_run_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another run has just finished is known to the one that waited for it."""
+    read: list[Path] = []
+
+    class Read(Record):
+        def __init__(self, folder: Path, base: str) -> None:
+            (name,) = (paths.cache_dir() / "locks").glob("*.lock")
+            with pytest.raises(Timeout):
+                FileLock(name).acquire(timeout=0)
+            read.append(folder)
+            super().__init__(folder, base)
+
+    monkeypatch.setattr(quantize, "Record", Read)
+    monkeypatch.setattr(Work, "make", lambda work: work.planner.folder)
+    request = Request("docs-qwen3-8m", (Want("Q8_0"),), tmp_path / "out")
+    assert quantize.make_family(request, Build("key", tmp_path, tmp_path, tmp_path, {})) == tmp_path / "out"
+    assert read == [tmp_path / "out"]

@@ -16,6 +16,7 @@ from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.drive import run, serve
+from ggufrq.tools import server
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
 
@@ -224,6 +225,55 @@ def test_port_is_8080_or_a_free_one() -> None:
         assert chosen == serve.DEFAULT_PORT
         other.listen()
         assert serve.choose_port("127.0.0.1", None) != serve.DEFAULT_PORT
+
+
+def test_any_port_is_not_the_one_that_people_use() -> None:
+    chosen = {serve.choose_port("127.0.0.1", serve.ANY_PORT) for _ in range(3)}
+    assert not chosen & {serve.ANY_PORT, serve.DEFAULT_PORT}
+
+
+SERVER = """
+import sys, http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+print("loading", flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_server_is_waited_for_and_ended(tmp_path: Path) -> None:
+    port = serve.choose_port("127.0.0.1", serve.ANY_PORT)
+    url, path, said = f"http://127.0.0.1:{port}", tmp_path / "log", list[str]()
+    path.write_text("of an earlier run\n")
+    command = [sys.executable, "-c", SERVER, str(port)]
+    with serve.started(command, url, log_path=path, cwd=tmp_path, on_log=said.append) as process:
+        assert server.healthy(url)
+        assert process.poll() is None
+    assert process.poll() is not None and not server.healthy(url)
+    assert "".join(said).endswith("loading\n") and "earlier" not in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout", "says"),
+    [
+        (
+            "import sys; print('no model'); sys.exit(3)",
+            60,
+            r"ended before it was ready: exit status 3\n",
+        ),
+        ("import time; print('loading', flush=True); time.sleep(60)", 0.5, r"not ready within 0\.5 s\n"),
+    ],
+)
+def test_server_that_does_not_come_up(tmp_path: Path, code: str, timeout: float, says: str) -> None:
+    command = [sys.executable, "-c", code]
+    with (
+        pytest.raises(ToolError, match=says),
+        serve.started(command, "http://127.0.0.1:9", log_path=tmp_path / "log", timeout=timeout),
+    ):
+        pass
 
 
 def test_port_that_is_taken_is_refused() -> None:

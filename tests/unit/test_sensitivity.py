@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -278,7 +279,7 @@ class World:
     def __init__(
         self, shop: Any, build: Build, matrix: Any, text: Path, settings: WeightSettings, **more: Any
     ) -> None:
-        self.text, self.on_done, self.jobs, self.threads = text, more["on_done"], 1, 1
+        self.text, self.listener, self.jobs, self.threads = text, more["listener"], 1, 1
         self.quality = SimpleNamespace(text=text)
 
     def __enter__(self) -> World:
@@ -296,7 +297,7 @@ class World:
             World.asked.append((self.text.name, types))
             kld = truth(types)
             found.append(measured(kld, 0.01 * kld))
-            self.on_done()
+            self.listener.advance()
         return found
 
     def command(self) -> str:
@@ -414,10 +415,9 @@ def test_what_a_refusal_names_is_enough(world: type[World]) -> None:
 
 
 def test_progress_ends_at_its_total(world: type[World]) -> None:
-    totals, done = [], []
-    steps = best_recipe.Steps(total=totals.append, done=lambda: done.append(1))
-    best_recipe.analyse(Request("toy", ()), BUILD, goal(Budget(bpw=Fraction(5))), steps)
-    assert totals[-1] == len(done) == len(world.asked)
+    heard = Heard()
+    best_recipe.analyse(Request("toy", ()), BUILD, goal(Budget(bpw=Fraction(5))), heard)
+    assert heard.totals[-1] == heard.done == len(world.asked)
 
 
 # What is kept
@@ -475,17 +475,17 @@ def a_trial(shop: Any, text: str = "a.txt", matrix: Path | None = None, **more: 
 
 
 def test_what_was_measured_is_kept_and_goes_on(shop: Any) -> None:
-    done: list[int] = []
+    heard = Heard()
     Quality.fails_after = 5
     with pytest.raises(ToolError, match="stopped here"), a_trial(shop, jobs=2) as runs:
         runs.measure(asked())
     assert len(Quality.measured) == 5
     Quality.fails_after = 10**9
-    with a_trial(shop, on_done=lambda: done.append(1)) as runs:
+    with a_trial(shop, listener=heard) as runs:
         assert runs.missing(asked()) == len(asked()) - 5
         found = runs.measure(asked())
         assert runs.missing(asked()) == 0 and runs.measure(asked()) == found
-    assert len(Quality.measured) == len(asked()) and len(done) == len(asked()) - 5
+    assert len(Quality.measured) == len(asked()) and heard.done == len(asked()) - 5
     assert [one.kld for one in found] == [truth(types) for types in asked()]
     assert not list(shop.folder.glob("*toy*")), "no file that was measured stays"
 

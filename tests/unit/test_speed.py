@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from heard import Heard
 
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
@@ -94,11 +95,11 @@ def measured(
 ) -> tuple[dict[str, Any], list[str]]:
     monkeypatch.setattr(speed, "run_tool", machine.run)
     monkeypatch.setattr(speed, "check_cache", lambda *_: None)
-    steps: list[str] = []
+    heard = Heard()
     cases = parse_cases(kv)
-    found = measure_speed(Path("m.gguf"), cases, BUILD, SETTINGS, log=tmp_path / "log", on_step=steps.append)
-    assert len(steps) == speed_steps(cases, SETTINGS)
-    return found, steps
+    found = measure_speed(Path("m.gguf"), cases, BUILD, SETTINGS, log=tmp_path / "log", listener=heard)
+    assert len(heard.steps) == heard.done == speed_steps(cases, SETTINGS)
+    return found, heard.steps
 
 
 def test_cases_take_turns_in_alternating_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,9 +136,7 @@ def test_commands_name_no_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(speed, "run_tool", Machine({"f16": 1.0, "iso3": 1.0}).run)
     monkeypatch.setattr(speed, "check_cache", lambda *_: None)
     cases = parse_cases("f16,iso3", tmp_path / "kv-calib.gguf")
-    found = measure_speed(
-        tmp_path / "m.gguf", cases, BUILD, SETTINGS, log=tmp_path / "log", on_step=lambda _: None
-    )
+    found = measure_speed(tmp_path / "m.gguf", cases, BUILD, SETTINGS, log=tmp_path / "log")
     (command,) = found[cases[1].name]["commands"]
     assert "LLAMA_RQ_CALIB=kv-calib.gguf" in command and str(tmp_path) not in command
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from heard import Heard
 
 from ggufrq import cli
 from ggufrq.base.errors import GgufrqError, UsageError
+from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPair, KvPlan, kv_type, parse_plan
 from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.measure.divergence import Row, Scored, Subject
+from ggufrq.measure.divergence import Scored, Subject
+from ggufrq.measure.kept import Row
 from ggufrq.search.tune import layers, report
 
 # A model whose divergence is known: by layer, side and type, and a little more for each pair of coarse ones.
@@ -59,7 +62,7 @@ class World:
         text: Path,
         scored: Scored,
         *,
-        on_row: Callable[[Row, bool], None],
+        listener: Listener,
         **_: Any,
     ) -> list[Row]:
         rows = []
@@ -69,7 +72,7 @@ class World:
                 self.calibrated.add(case.plan.name)
             kld = self.truth(case.plan) * (1.0 if text.name == "a.txt" else 1.1)
             rows.append({"kld_mean": kld, "kld_mean_err": 0.01 * kld, "command": f"run {case.plan.name}"})
-            on_row(rows[-1], False)
+            listener.result(rows[-1], False)
         return rows
 
 
@@ -148,9 +151,9 @@ def test_calibration_goes_where_k_is_ours(world: World) -> None:
 
 
 def test_progress_counts_every_measurement(world: World) -> None:
-    totals, rows = [], []
-    layers.tune(MODEL, BUILD, goal(), on_total=totals.append, on_row=lambda: rows.append(1))
-    assert totals[-1] == len(rows) == len(world.asked)
+    heard = Heard()
+    layers.tune(MODEL, BUILD, goal(), listener=heard)
+    assert heard.totals[-1] == heard.done == len(world.asked)
 
 
 def test_layers_that_hold_no_values(world: World) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
-from ggufrq.measure.divergence import Row, Subject
+from ggufrq.measure.divergence import Subject
+from ggufrq.measure.kept import Row
 from ggufrq.measure.validate.assemble import Facts, Taken, assemble, failed
 from ggufrq.measure.validate.check import cache_check, unmeasured
 from ggufrq.measure.validate.pieces import Unit

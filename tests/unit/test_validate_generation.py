@@ -10,8 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from heard import Heard
 
 from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.base.progress import SILENT
 from ggufrq.measure.validate import generation
 from ggufrq.measure.validate.client import Client
 from ggufrq.measure.validate.plan import ValidationSettings
@@ -163,10 +165,10 @@ def test_answer_is_scored_token_by_token(fake: Callable[..., Fake]) -> None:
 def test_greedy_is_from_an_empty_cache_and_of_full_length(fake: Callable[..., Fake]) -> None:
     server = fake()
     settings = ValidationSettings(greedy_prompts=2, greedy_prompt_tokens=30, greedy_tokens=5)
-    steps: list[int] = []
-    found = generation.greedy(server.client, TEXT, settings, steps.append)
+    heard = Heard()
+    found = generation.greedy(server.client, TEXT, settings, heard)
     assert [len(answer["tokens"]) for answer in found["answers"]] == [5, 5]
-    assert steps == [35, 35]
+    assert heard.counts == [35, 35]
     for body in server.of("/completion"):
         assert len(body["prompt"]) == 30
         assert (body["temperature"], body["cache_prompt"], body["ignore_eos"]) == (0, False, True)
@@ -175,7 +177,7 @@ def test_greedy_is_from_an_empty_cache_and_of_full_length(fake: Callable[..., Fa
 def test_needle_grid(fake: Callable[..., Fake]) -> None:
     server = fake()
     settings = ValidationSettings(needle_ctx=(300, 600), needle_depths=(0.1, 0.9), needle_repeats=2)
-    found = generation.needle(server.client, TEXT, settings, lambda _: None)
+    found = generation.needle(server.client, TEXT, settings, SILENT)
     assert [(cell["ctx"], cell["depth"], cell["repeat"]) for cell in found["cells"]] == [
         (ctx, depth, repeat) for ctx in (300, 600) for depth in (0.1, 0.9) for repeat in (0, 1)
     ]
@@ -185,7 +187,7 @@ def test_needle_grid(fake: Callable[..., Fake]) -> None:
 def test_all_keys_are_asked_of_one_text(fake: Callable[..., Fake]) -> None:
     server = fake()
     found = generation.retrieval(
-        server.client, TEXT, ValidationSettings(retrieval_ctx=1500, retrieval_keys=3), lambda _: None
+        server.client, TEXT, ValidationSettings(retrieval_ctx=1500, retrieval_keys=3), SILENT
     )
     assert [key["depth"] for key in found["keys"]] == [pytest.approx((i + 0.5) / 3) for i in range(3)]
     first = ["".join(map(chr, body["prompt"])) for body in server.of("/completion")][::6]
@@ -199,7 +201,7 @@ def test_all_keys_are_asked_of_one_text(fake: Callable[..., Fake]) -> None:
 def test_sanity_is_drawn_with_different_seeds(fake: Callable[..., Fake]) -> None:
     server = fake()
     settings = ValidationSettings(sanity_prompts=3, sanity_tokens=60, greedy_prompt_tokens=20)
-    found = generation.sanity(server.client, TEXT, settings, lambda _: None)
+    found = generation.sanity(server.client, TEXT, settings, SILENT)
     assert len({body["seed"] for body in server.of("/completion")}) == 3
     assert all(not body.get("ignore_eos") for body in server.of("/completion"))
     for text in found["texts"]:

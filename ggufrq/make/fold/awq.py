@@ -8,7 +8,7 @@ code for the type that the tensor is going to get, weighed by the matrix as that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ggufrq.base.errors import ModelError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make.fold import imatrix
@@ -53,10 +54,10 @@ def find(
     types: Mapping[str, str],
     build: Build,
     *,
-    on_pair: Callable[[int, int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Folding:
     """Factors for every pair of a model, for the ``types`` that its tensors are going to get, from the
-    importance matrix ``matrix``. ``on_pair`` is told how many of how many pairs are done.
+    importance matrix ``matrix``. ``listener`` is told of the pairs.
 
     Raises ModelError when the architecture is not known, or nothing was found that helps.
     """
@@ -66,7 +67,8 @@ def find(
     folding = Folding()
     every = pairs(architecture, weights.tensors)
     with ThreadPoolExecutor() as pool:
-        for number, pair in enumerate(every, 1):
+        listener.expect(len(every))
+        for pair in every:
             shared = heads(weights.header, pair.layer) if pair.rule.rows == "heads" else None
             samples = [
                 s
@@ -78,8 +80,7 @@ def find(
                 folding.found.append(found)
                 if found.gain > 1:
                     folding.add(scaled(pair, factors, weights, shared))
-            if on_pair is not None:
-                on_pair(number, len(every))
+            listener.advance()
     if not folding.changes:
         raise ModelError(
             "--fold awq finds nothing to fold: "

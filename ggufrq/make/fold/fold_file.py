@@ -104,24 +104,12 @@ def fold(
             if matrix is None:
                 raise UsageError("--fold awq needs an importance matrix", remedy="--calibrate TEXT")
             with progress("Searching scales", unit="pairs") as bar:
-                folding = awq.find(
-                    weights,
-                    matrix,
-                    types,
-                    build,
-                    on_pair=lambda done, total: bar.update(done, total=total),
-                )
+                folding = awq.find(weights, matrix, types, build, listener=bar)
         else:
             with progress("Searching scales and rotations", unit="layers") as bar:
-                folding = kv.find(
-                    weights,
-                    model,
-                    text or default_text(),
-                    build,
-                    on_layer=lambda done, total: bar.update(done, total=total),
-                )
+                folding = kv.find(weights, model, text or default_text(), build, listener=bar)
         with progress("Folding", len(weights.places), unit="tensors") as bar:
-            write_changed(weights, path, folding.changes, said, on_tensor=bar.update)
+            write_changed(weights, path, folding.changes, said, listener=bar)
     log.say(summary(folding))
     made = None
     if matrix is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ggufrq.base.errors import ModelError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.codec import rotation_matrix
 from ggufrq.codec.rotate import SIZES
@@ -56,10 +57,10 @@ def find(
     text: Path,
     build: Build,
     *,
-    on_layer: Callable[[int, int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Folding:
-    """Factors of K and Q, and rotations or factors of V, for every layer with attention. ``on_layer`` is told
-    how many of how many layers are done.
+    """Factors of K and Q, and rotations or factors of V, for every layer with attention. ``listener`` is
+    told of the layers.
 
     Raises ModelError when the model is not known or keeps K and V in a way that cannot be read, or nothing
     was found that helps; ToolError when llama-server fails.
@@ -69,14 +70,14 @@ def find(
     layers = _layers(architecture, weights.tensors)
     samples = _capture(model, text, build)
     folding = Folding()
-    for number, pair in enumerate(layers, 1):
+    listener.expect(len(layers))
+    for pair in layers:
         if pair.layer in samples:
             k, v = samples[pair.layer]
             shape = heads(weights.header, pair.layer)
             _keys(folding, weights, architecture, pair.layer, shape, k, codes)
             _values(folding, weights, architecture, pair, shape, v, codes)
-        if on_layer is not None:
-            on_layer(number, len(layers))
+        listener.advance()
     if not folding.changes:
         raise ModelError(
             "--fold kv finds nothing to fold: K and V of this model quantize as well as they are",

@@ -7,7 +7,7 @@ Nothing is kept in memory beyond the piece at hand, and a model in shards become
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ggufrq.base.errors import ModelError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.ggufs.files import shards
 from ggufrq.ggufs.header import Header, TensorInfo, pad, read_header
 from ggufrq.ggufs.tensors import type_bytes, type_name
@@ -109,11 +110,11 @@ def write_changed(
     changes: Mapping[str, Change],
     metadata: Mapping[str, str],
     *,
-    on_tensor: Callable[[int], None] | None = None,
+    listener: Listener = SILENT,
 ) -> None:
     """Write the model with ``changes`` by tensor straight into ``out``, in one piece. Changed tensors in bf16
     become f16, whose rounding is finer; all others stay as they are. ``metadata`` are text values to add.
-    ``on_tensor`` is told how many tensors are written. Raises ModelError."""
+    ``listener`` is told of the tensors. Raises ModelError."""
     kinds = {
         name: ("f32" if place.kind == "f32" else "f16") if name in changes else place.kind
         for name, place in weights.places.items()
@@ -121,15 +122,14 @@ def write_changed(
     with out.open("wb") as file:
         file.write(_header(weights, kinds, metadata))
         alignment = weights.header.alignment
-        for number, (name, place) in enumerate(weights.places.items(), 1):
+        for name, place in weights.places.items():
             if name in changes:
                 for piece in _pieces(weights, name, changes[name]):
                     file.write(as_type(piece, kinds[name], name).tobytes())
             else:
                 _copy(place, file)
             file.write(bytes(pad(file.tell(), alignment) - file.tell()))
-            if on_tensor is not None:
-                on_tensor(number)
+            listener.advance()
 
 
 def _pieces(weights: Weights, name: str, change: Change) -> Iterator[F32]:

@@ -21,7 +21,8 @@ from ggufrq import __version__
 from ggufrq.base import machine
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.measure.divergence import Row, Subject
+from ggufrq.measure.divergence import Subject
+from ggufrq.measure.kept import Row
 from ggufrq.measure.validate import compare
 from ggufrq.measure.validate.check import Check, cache_check
 from ggufrq.measure.validate.pieces import Unit

@@ -25,8 +25,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ import ggufrq
 from ggufrq import codec
 from ggufrq.base import proc
 from ggufrq.base.errors import ToolError
+from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import SCALE_VARIABLE, Case
 from ggufrq.cache.kv import KvPair, KvType, kv_type
 from ggufrq.drive.cache_check import CacheError
 from ggufrq.measure.divergence import Divergences
+from ggufrq.measure.kept import kept_or_taken
 
 #: How far a divergence may lie above the foretold one, and below it. On the embedded models those of sound
 #: builds are between 0.48 and 1.1 times the foretold ones.
@@ -103,20 +105,20 @@ def loss_runs(cases: Iterable[Case]) -> list[Case]:
 
 
 def losses(
-    runs: Divergences, cases: Iterable[Case], step: Callable[[str], None], log: Path, *, fresh: bool = False
+    runs: Divergences, cases: Iterable[Case], listener: Listener, log: Path, *, fresh: bool = False
 ) -> list[Check]:
     """The rules *loss* and *reference*, and *cache* for the runs that these take: those that are not kept
-    yet, or ``fresh`` all."""
+    yet, or ``fresh`` all. ``listener`` is told of every run."""
     found: dict[Case, float] = {}
     checks: list[Check] = []
+    take = partial(runs.take, log=log)
     for case in loss_runs(cases):
-        step(f"self-check: {case.name}")
+        listener.step(f"self-check: {case.name}")
         try:
-            row = (None if fresh else runs.kept(case)) or runs.take(case, log=log)
+            found[case] = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)["kld_mean"]
         except CacheError as error:
             checks.append(cache_check(case, error.message, ok=False))
-        else:
-            found[case] = row["kld_mean"]
+            listener.advance()
     checks += reference(found)
     for case in _judged(cases):
         if found.keys() >= set(loss_runs([case])):

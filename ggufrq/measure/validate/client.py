@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import requests
 
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
@@ -19,9 +16,8 @@ from ggufrq.drive import serve
 from ggufrq.drive.cache_check import check_context, mode_of
 from ggufrq.measure.divergence import Subject, bits_of
 from ggufrq.tools.programs import Programs
+from ggufrq.tools.server import Connection
 
-#: Seconds for one request: a long prompt through a slow cache on a slow machine.
-_TIMEOUT = 3600.0
 #: A bias that no logit withstands, to make the server take a certain token.
 _FORCED = 1e6
 #: The smallest probability that the server can report is that of a float.
@@ -50,13 +46,11 @@ class Client:
     """A running server. Raises ToolError when it refuses a request or its answer has not what was asked."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self._session = requests.Session()
-        self._session.trust_env = False  # a proxy is of no use for a server on this machine
+        self._server = Connection(url)
 
     def close(self) -> None:
         """Let the connection go."""
-        self._session.close()
+        self._server.close()
 
     def tokenize(self, text: str, *, begin: bool = False) -> list[int]:
         """Tokens of a text; with ``begin`` what the model wants at the beginning of one goes before."""
@@ -114,17 +108,7 @@ class Client:
             raise ToolError("llama-server's answer has no tokens") from None
 
     def _post(self, path: str, **body: Any) -> dict[str, Any]:
-        try:
-            answer = self._session.post(f"{self.url}/{path}", json=body, timeout=_TIMEOUT)
-            found = answer.json()
-        except (requests.RequestException, ValueError) as error:
-            raise ToolError(f"llama-server did not answer a request: {error}") from None
-        if answer.status_code != 200:
-            why = found.get("error", {}).get("message") if isinstance(found, dict) else None
-            raise ToolError(f"llama-server refused a request: {why or answer.status_code}")
-        if not isinstance(found, dict):
-            raise ToolError("llama-server answered with something else than was asked for")
-        return found
+        return self._server.post(path, body)
 
 
 @dataclass(frozen=True)
@@ -150,7 +134,7 @@ def serving(
         model.path,
         case.kv,
         Programs.of_build(build),
-        port=_free_port(),
+        port=serve.ANY_PORT,
         n_ctx=n_ctx,
         threads=threads,
         extra=("--cache-ram", "0"),  # states of earlier prompts are not wanted back
@@ -173,9 +157,3 @@ def serving(
             yield Served(client, memory, mode_of(context), command)
         finally:
             client.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

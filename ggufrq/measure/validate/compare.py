@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Protocol
 
-from ggufrq.measure.divergence import Row
+from ggufrq.measure.kept import Row
 from ggufrq.measure.verdict import Difference, mean_and_error, paired
 
 _EXAMPLES = 3

@@ -6,9 +6,10 @@ base's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from ggufrq.base.progress import Listener
 from ggufrq.measure.validate.client import Client
 from ggufrq.measure.validate.plan import ValidationSettings
 from ggufrq.measure.validate.prompts import facts, haystack, passage
@@ -19,22 +20,18 @@ _NGRAM = 4
 _PRINTABLE = frozenset("\n\r\t")
 
 
-def greedy(
-    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
-) -> dict[str, Any]:
-    """Tokens and text of greedy continuations. ``step`` is called with the tokens done."""
+def greedy(client: Client, text: str, settings: ValidationSettings, listener: Listener) -> dict[str, Any]:
+    """Tokens and text of greedy continuations. ``listener`` is told the tokens done."""
     answers = []
     for i in range(settings.greedy_prompts):
         prompt = passage(client, text, settings.greedy_prompt_tokens, f"greedy {settings.seed} {i}")
         answer = client.greedy(prompt, settings.greedy_tokens)
         answers.append({"tokens": list(answer.tokens), "text": answer.text})
-        step(len(prompt) + settings.greedy_tokens)
+        listener.advance(len(prompt) + settings.greedy_tokens)
     return {"answers": answers}
 
 
-def needle(
-    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
-) -> dict[str, Any]:
+def needle(client: Client, text: str, settings: ValidationSettings, listener: Listener) -> dict[str, Any]:
     """One fact in a text, per context and depth, and the log-probability of the right answer."""
     cells = []
     for ctx in settings.needle_ctx:
@@ -55,13 +52,11 @@ def needle(
                         "tokens": len(answer),
                     }
                 )
-                step(ctx)
+                listener.advance(ctx)
     return {"cells": sorted(cells, key=lambda cell: (cell["ctx"], cell["depth"], cell["repeat"]))}
 
 
-def retrieval(
-    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
-) -> dict[str, Any]:
+def retrieval(client: Client, text: str, settings: ValidationSettings, listener: Listener) -> dict[str, Any]:
     """Several facts in one text, each asked for."""
     seed = f"retrieval {settings.seed}"
     found = facts(settings.retrieval_keys, seed)
@@ -84,13 +79,11 @@ def retrieval(
                 "tokens": len(answer),
             }
         )
-        step(settings.retrieval_ctx // len(found))
+        listener.advance(settings.retrieval_ctx // len(found))
     return {"ctx": settings.retrieval_ctx, "keys": keys}
 
 
-def sanity(
-    client: Client, text: str, settings: ValidationSettings, step: Callable[[int], None]
-) -> dict[str, Any]:
+def sanity(client: Client, text: str, settings: ValidationSettings, listener: Listener) -> dict[str, Any]:
     """Texts drawn at a usual temperature: how much of each repeats itself or is no text, and which end."""
     texts = []
     for i in range(settings.sanity_prompts):
@@ -106,7 +99,7 @@ def sanity(
                 "length": len(answer.tokens),
             }
         )
-        step(len(prompt) + settings.sanity_tokens)
+        listener.advance(len(prompt) + settings.sanity_tokens)
     return {"texts": texts}
 
 

@@ -9,20 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ggufrq.base.progress import Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.measure.divergence import Divergences, Row, Scored, Subject
+from ggufrq.measure.divergence import Divergences, Scored, Subject
+from ggufrq.measure.kept import Row
 from ggufrq.measure.validate import check, generation
 from ggufrq.measure.validate.client import Client, Served, serving
 from ggufrq.measure.validate.plan import SERVED, ValidationPlan, ValidationSettings
 
 _VERSION = 2
-#: Says what is done next, and counts tokens as done.
-Step = Callable[[str], None]
-Done = Callable[[int], None]
 
-_ASK: dict[str, Callable[[Client, str, ValidationSettings, Done], Row]] = {
+_ASK: dict[str, Callable[[Client, str, ValidationSettings, Listener], Row]] = {
     "greedy": generation.greedy,
     "needle": generation.needle,
     "retrieval": generation.retrieval,
@@ -53,14 +52,13 @@ class Unit:
 @dataclass
 class Workshop:
     """Does units, with ``fresh`` as if none of their parts were known. ``logs`` is where the raw logs go;
-    ``step`` and ``done`` are told how it goes on."""
+    ``listener`` is told how it goes on, in tokens."""
 
     plan: ValidationPlan
     model: Subject
     build: Build
     logs: Path
-    step: Step
-    done: Done
+    listener: Listener
     fresh: bool = False
     results: ResultStore = field(default_factory=lambda: ResultStore(results_dir()))
 
@@ -134,7 +132,7 @@ class Workshop:
         if unit.section == "speed":
             row = self._speed(unit, log)
         elif unit.section == "code":
-            self.step("self-check: the build's codes and attention against the specification")
+            self.listener.step("self-check: the build's codes and attention against the specification")
             row = {"checks": check.probe(self.build, unit.facts["types"], log)}
         else:
             row = self._losses(unit, log)
@@ -142,20 +140,14 @@ class Workshop:
         return row
 
     def _quality(self, unit: Unit, case: Case, log: Path) -> Row:
-        counted = 0
-
-        def scored(texts: int) -> None:
-            nonlocal counted
-            if texts * unit.key > counted:  # a run that is repeated begins anew
-                self.done(texts * unit.key - counted)
-                counted = texts * unit.key
-
-        return self._quality_runs(unit.key).take(case, log=log, on_step=self.step, on_text=scored)
+        texts = Part(self.listener, unit.key)
+        return self._quality_runs(unit.key).take(case, log=log, listener=texts)
 
     def _losses(self, unit: Unit, log: Path) -> Row:
         ours = [case for case in self.plan.cases if case.ours]
         runs, cases = self._check_runs(), check.loss_runs(ours)
-        checks = check.losses(runs, ours, self._counted(unit, len(cases)), log, fresh=self.fresh)
+        listener = Part(self.listener, unit.tokens // len(cases))
+        checks = check.losses(runs, ours, listener, log, fresh=self.fresh)
         commands = [runs.command(case) for case in cases]
         return {"checks": checks, "commands": [runs.command(runs.base, divergence=False), *commands]}
 
@@ -165,7 +157,7 @@ class Workshop:
         log = self.logs / f"{unit.name}.log"
         if self._server is None or self._server[0] != case:
             self._servers.close()
-            self.step(f"{case.name}: starting a server")
+            self.listener.step(f"{case.name}: starting a server")
             s = self.plan.settings
             served = self._servers.enter_context(
                 serving(case, self.model, self.build, n_ctx=s.server_ctx, threads=s.threads, log=log)
@@ -173,10 +165,10 @@ class Workshop:
             self._servers.callback(self._forget)
             self._server = case, served
         served = self._server[1]
-        self.step(f"{case.name}: {unit.section}")
+        self.listener.step(f"{case.name}: {unit.section}")
         text = self.plan.text.read_text(encoding="utf-8")
         began = time.monotonic()
-        row = _ASK[unit.section](served.client, text, self.plan.settings, self.done)
+        row = _ASK[unit.section](served.client, text, self.plan.settings, self.listener)
         row = {**row, "memory": served.memory, "mode": served.mode, "command": served.command}
         row["seconds"] = round(time.monotonic() - began, 1)
         self.results.put(unit.facts, row, log)
@@ -248,22 +240,9 @@ class Workshop:
             self.build,
             settings,
             log=log,
-            on_step=self._counted(unit, speed.speed_steps(self.plan.cases, settings)),
+            listener=Part(self.listener, unit.tokens // speed.speed_steps(self.plan.cases, settings)),
         )
         return {"cases": found}
-
-    def _counted(self, unit: Unit, steps: int) -> Step:
-        """A step of ``steps`` in a unit: counts the one before as done when the next begins."""
-        begun = 0
-
-        def step(what: str) -> None:
-            nonlocal begun
-            if begun:
-                self.done(unit.tokens // steps)
-            begun += 1
-            self.step(what)
-
-        return step
 
 
 def _tokens(section: str, s: ValidationSettings) -> int:

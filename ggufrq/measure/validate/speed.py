@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufrq.base.errors import ToolError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import CALIBRATION_VARIABLE
@@ -44,7 +45,7 @@ class SpeedSettings:
 
 
 def speed_steps(cases: Sequence[Case], settings: SpeedSettings) -> int:
-    """How many times ``measure_speed`` calls ``on_step``."""
+    """How many runs ``measure_speed`` makes."""
     return len(cases) * (settings.rounds + 1)
 
 
@@ -55,26 +56,28 @@ def measure_speed(
     settings: SpeedSettings,
     *,
     log: Path,
-    on_step: Callable[[str], None],
+    listener: Listener = SILENT,
 ) -> dict[str, dict[str, Any]]:
     """Speed of each case by its name; ``cases[0]`` is the base. See ``compare`` for the figures.
 
-    ``on_step`` is told what comes next. Raises ToolError when llama-bench fails, CacheError when it kept a
+    ``listener`` is told of every run. Raises ToolError when llama-bench fails, CacheError when it kept a
     cache otherwise than asked for.
     """
     commands: dict[str, str] = {}
     for case in cases:
-        on_step(f"{case.name}: speed, a trial")
+        listener.step(f"{case.name}: speed, a trial")
         check_cache(model, case, build, log)
+        listener.advance()
     turns: dict[str, list[Turn]] = {case.name: [] for case in cases}
     for number in range(settings.rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
-            on_step(f"{case.name}: speed, round {number + 1} of {settings.rounds}")
+            listener.step(f"{case.name}: speed, round {number + 1} of {settings.rounds}")
             args = _arguments(model, case, settings)
             env = case.environment()
             found, _ = run_tool(build, "llama-bench", args, bench.parse_depths, env=env, log=log)
             if set(found) != set(settings.depths):
                 raise ToolError(f"llama-bench measured depths {sorted(found)}, not {list(settings.depths)}")
+            listener.advance()
             turns[case.name].append(found)
             commands[case.name] = _shown(model, case, args)
     base = turns[cases[0].name]

@@ -15,7 +15,8 @@ from ggufrq.drive.cache_check import CacheError
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import KvShape, kv_shape
 from ggufrq.make.ready import model_file, weights_of
-from ggufrq.measure.divergence import Row, Subject
+from ggufrq.measure.divergence import Subject
+from ggufrq.measure.kept import Row
 from ggufrq.measure.validate.assemble import Facts, Taken, assemble
 from ggufrq.measure.validate.check import Check, cache_check, unmeasured
 from ggufrq.measure.validate.pieces import Unit, Workshop
@@ -42,8 +43,7 @@ def validate(
             facts.model,
             build,
             logs,
-            step=lambda what: bar.update(bar.done, what),
-            done=bar.advance,
+            bar,
             fresh=fresh,
         ) as work,
     ):

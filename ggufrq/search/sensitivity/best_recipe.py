@@ -18,13 +18,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, UsageError
+from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.build.project import Build
 from ggufrq.ggufs.header import pad
 from ggufrq.make import family
@@ -107,31 +108,22 @@ class Result:
     threads: int
 
 
-@dataclass
-class Steps:
-    """Called as the work goes on: ``total`` with the number of measurements still to be made, ``done`` after
-    each, ``step`` with what comes next."""
-
-    total: Callable[[int], None] = lambda _: None
-    done: Callable[[], None] = lambda: None
-    step: Callable[[str], None] = lambda _: None
-
-
-def analyse(request: Request, build: Build, goal: Goal, steps: Steps | None = None) -> Result:
+def analyse(request: Request, build: Build, goal: Goal, listener: Listener = SILENT) -> Result:
     """Measure the parts of ``request.model`` and, with a budget, find the best recipe. Of the request,
     ``wants`` does not count; its matrix is used for every measurement, or one is made as ``ggufrq quantize``
-    does.
+    does. ``listener`` is told how many measurements are still to be made, and of each.
 
     What an earlier run has measured is taken from it. Raises UsageError for a budget that is too small or
     needs nothing quantized, ModelError for a model that is quantized already, and as ``Trials.measure``.
     """
     with family.workshop(request, build) as shop:
-        return _Analysis(shop, build, goal, steps or Steps()).run()
+        return _Analysis(shop, build, goal, listener).run()
 
 
 class _Analysis:
-    def __init__(self, shop: Workshop, build: Build, goal: Goal, steps: Steps) -> None:
-        self.shop, self.build, self.goal, self.steps = shop, build, goal, steps
+    def __init__(self, shop: Workshop, build: Build, goal: Goal, listener: Listener) -> None:
+        self.shop, self.build, self.goal, self.listener = shop, build, goal, listener
+        self.trials = Part(listener)
         self.model = shop.model
         self.types = goal.types or default_types(shop.model)
         self.units = units(shop.model, self.types, goal.by, goal.ranges)
@@ -140,7 +132,6 @@ class _Analysis:
         specimen = self._recipe(tuple(0 for _ in self.units), imatrix=any(map(needs_imatrix, kinds)))
         self.capacity = self._capacity(specimen) if goal.budget is not None else 0
         self.matrix = shop.matrix_for(specimen)
-        self._done = 0
 
     def run(self) -> Result:
         text, check_text = self.goal.texts
@@ -171,7 +162,7 @@ class _Analysis:
         changes = [option.types for _, option in every if not option.exact]
         later = _BEST + _DROPPED + 2 * _WIDTH + len(self._others()) if self.goal.budget is not None else 0
         self._expect(trials.missing(changes), later)
-        self.steps.step("one at a time")
+        self.listener.step("one at a time")
         measured = iter(trials.measure(changes))
         singles: dict[Unit, list[Measured]] = {unit: [] for unit in self.units}
         for unit, option in every:
@@ -190,7 +181,7 @@ class _Analysis:
         def measure(chosen: Sequence[Assignment]) -> list[Measured]:
             types = [self._types(assignment) for assignment in chosen]
             self._expect(trials.missing(types), _WIDTH + len(self._others()))
-            self.steps.step("the best together")
+            self.listener.step("the best together")
             return trials.measure(types)
 
         first = solve.start(problem, _BEST, _DROPPED)
@@ -203,7 +194,7 @@ class _Analysis:
         best, others = ordered[0], self._others()
         types = [self._types(best), *others.values()]
         self._expect(check.missing(types), 0)
-        self.steps.step("on the other text")
+        self.listener.step("on the other text")
         on_other = check.measure(types)
         recipe = self._recipe(
             best,
@@ -286,12 +277,8 @@ class _Analysis:
     def _trials(self, text: Path) -> Trials:
         goal = self.goal
         return Trials(
-            self.shop, self.build, self.matrix, text, goal.settings, jobs=goal.jobs, on_done=self._advance
+            self.shop, self.build, self.matrix, text, goal.settings, jobs=goal.jobs, listener=self.trials
         )
 
-    def _advance(self) -> None:
-        self._done += 1
-        self.steps.done()
-
     def _expect(self, now: int, later: int) -> None:
-        self.steps.total(self._done + now + later)
+        self.listener.expect(self.trials.done + now + later)

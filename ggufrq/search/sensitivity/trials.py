@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggufrq.base import log, machine, parallel, paths
-from ggufrq.base.results import ResultStore, results_dir
-from ggufrq.base.trees import file_hash
+from ggufrq.base.progress import SILENT, Listener
+from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make import quantizer
@@ -57,7 +57,7 @@ class Trials:
         settings: WeightSettings,
         *,
         jobs: int | None = None,
-        on_done: Callable[[], None] | None = None,
+        listener: Listener = SILENT,
     ) -> None:
         self.shop = shop
         self.build = build
@@ -66,7 +66,7 @@ class Trials:
         self._bytes = shop.model.bytes_as(self._same)
         small = self._bytes < _SMALL
         self.jobs = jobs or (machine.cores() if small else 1)
-        self.on_done = on_done
+        self.listener = listener
         self.log = paths.logs_dir() / LOG
         self._logging = threading.Lock()
         self.threads = 1 if small else max(1, machine.cores() // self.jobs)
@@ -78,7 +78,7 @@ class Trials:
             "version": _VERSION,
             "what": "weights",
             "quality": self.quality.facts,
-            "imatrix": file_hash(matrix) if matrix is not None else "",
+            "imatrix": file_sha256(matrix) if matrix is not None else "",
         }
 
     def __enter__(self) -> Trials:
@@ -100,8 +100,7 @@ class Trials:
             require_free(self.shop.folder, jobs * self._bytes, "measuring")
             self.quality.make_base()
             for _ in parallel.each(self._take, list(todo.values()), jobs):
-                if self.on_done is not None:
-                    self.on_done()
+                self.listener.advance()
         found = [self._kept(types) for types in every]
         return [Measured(**row) for row in found if row is not None]
 

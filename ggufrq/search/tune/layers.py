@@ -18,17 +18,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPair, KvPlan, KvType, LayerRange, kv_type
 from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.measure.divergence import Row, Scored, Subject, divergences
+from ggufrq.measure.divergence import Scored, Subject, divergences
+from ggufrq.measure.kept import Row
 from ggufrq.search.knapsack import Choice, cheapest
 
 #: How many of the cheapest assignments by the model are measured as they are.
@@ -159,16 +161,14 @@ def tune(
     *,
     fresh: bool = False,
     log: Path | None = None,
-    on_total: Callable[[int], None] | None = None,
-    on_row: Callable[[], None] | None = None,
-    on_step: Callable[[str], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Result:
     """Find the best assignment for ``model``. What an earlier run has measured is taken from it, unless
     ``fresh``.
 
-    ``on_total`` gets how many measurements there will be, twice: roughly, then exactly; ``on_row`` is called
-    after each, ``on_step`` gets what is being done. Raises UsageError when the budget is below the smallest
-    type, ModelError when the shape of the model's cache is not known, and as ``divergence.divergences``.
+    ``listener`` is told how many measurements there will be, twice: roughly, then exactly; and of each.
+    Raises UsageError when the budget is below the smallest type, ModelError when the shape of the model's
+    cache is not known, and as ``divergence.divergences``.
     """
     shape = model.shape
     if shape is None:
@@ -192,16 +192,14 @@ def tune(
             goal.scored,
             fresh=fresh,
             log=log,
-            on_row=lambda _, __: on_row() if on_row else None,
-            on_step=on_step,
+            listener=listener,
         )
         rows.extend(found)
         return found
 
     uniform = uniform_plans(goal, shape)
     fixed = len(every) * len(goal.types) + 2 * len(uniform) + 1
-    if on_total:
-        on_total(fixed + _BEST)
+    listener.expect(fixed + _BEST)
     asked = [(unit, kind) for unit in every for kind in goal.types]
     singles: Singles = {unit: {} for unit in every}
     for (unit, kind), row in zip(
@@ -210,8 +208,7 @@ def tune(
         singles[unit][kind.name] = (row["kld_mean"], row["kld_mean_err"])
     predicted = dict(candidates(goal, shape, singles))
     plans = list(dict.fromkeys([*predicted, *uniform]))
-    if on_total:
-        on_total(fixed + len(plans) - len(uniform))
+    listener.expect(fixed + len(plans) - len(uniform))
     tuned = [
         Measured(plan, plan.bits(shape), row["kld_mean"], row["kld_mean_err"], predicted.get(plan))
         for plan, row in zip(plans, measured(plans, goal.text), strict=True)

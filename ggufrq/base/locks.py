@@ -1,0 +1,30 @@
+"""Locks between processes, and a word to those who wait for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ggufrq.base import log
+
+#: Seconds without a word.
+_PATIENCE = 0.2
+
+
+@contextmanager
+def locked(path: Path, other: str) -> Iterator[None]:
+    """Hold the lock ``path`` for as long as the context lasts. Who has to wait is told what the other one
+    does: ``another ggufrq works here``."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        log.say(f"{other}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
