@@ -11,7 +11,7 @@ import requests
 
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import Kv, parse_kv
+from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.drive.serve import serving
 from ggufrq.ggufs.kv_state import KvState, check_model, read_kv_state
 from ggufrq.tools.programs import Programs
@@ -29,7 +29,7 @@ def captured(
     n_ctx: int = 2048,
     chunks: int = 4,
     first: int = 0,
-    kv: Kv | None = None,
+    kv: KvPlan | None = None,
     threads: int | None = None,
     on_chunks: Callable[[int], None] | None = None,
 ) -> Generator[KvState, None, None]:
@@ -46,7 +46,7 @@ def captured(
         programs = Programs.of_build(build)
         size = n_ctx + _ROOM
         with serving(
-            model, kv or parse_kv("f16"), programs, port=None, n_ctx=size, threads=threads, extra=extra
+            model, kv or parse_plan("f16"), programs, port=None, n_ctx=size, threads=threads, extra=extra
         ) as server:
             tokens = _post(server.url, "/tokenize", {"content": text.read_text(encoding="utf-8")})["tokens"]
             start = _post(server.url, "/tokenize", {"content": "", "add_special": True})["tokens"][:1]

@@ -19,7 +19,7 @@ from ggufrq.base.errors import ToolError
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.cache_check import check_context, mode_of
 from ggufrq.ggufs.kv_shape import KvShape
 from ggufrq.tools import perplexity
@@ -27,7 +27,7 @@ from ggufrq.tools.logs import Context, Result, retried
 
 _VERSION = 2
 #: What everything is compared with unless said otherwise.
-F16 = Case(parse_kv("f16"))
+F16 = Case(parse_plan("f16"))
 
 Row = dict[str, Any]
 
@@ -173,7 +173,7 @@ class Divergences:
         return perplexity.arguments(
             self.model.path,
             self.text,
-            case.kv,
+            case.plan,
             self._file,
             n_ctx=self.scored.n_ctx,
             chunks=self.scored.chunks,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from ggufrq.cache.kv import Kv
+from ggufrq.cache.kv import KvPlan
 
 _DONE = re.compile(r"print_timing: id +(\d+) \| task (\d+) \| +total time = +([\d.]+) ms / +(\d+) tokens")
 
@@ -25,7 +25,7 @@ class Request:
 
 def arguments(
     model: Path,
-    kv: Kv,
+    plan: KvPlan,
     *,
     host: str,
     port: int,
@@ -36,7 +36,7 @@ def arguments(
 ) -> list[str]:
     """Arguments of a server with ``parallel`` slots that share a context of ``n_ctx`` tokens."""
     args = ["-m", str(model), "--host", host, "--port", str(port), "-c", str(n_ctx), "-np", str(parallel)]
-    args += ["-fa", "on", *kv.arguments()]
+    args += ["-fa", "on", *plan.arguments()]
     args += ["-lv", "4", "--log-colors", "off"]
     if threads:
         args += ["-t", str(threads)]

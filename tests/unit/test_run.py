@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from ggufrq import cli
 from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import run, serve
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
@@ -45,7 +45,7 @@ def programs(types: tuple[str, ...], build: Build | None = None, options: str = 
     ],
 )
 def test_fallback(kv: str, used: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pair = run.settle(parse_kv(kv), programs(UPSTREAM), fallback=True, command="ggufrq run m")
+    pair = run.settle(parse_plan(kv), programs(UPSTREAM), fallback=True, command="ggufrq run m")
     assert pair.name == used
     assert ("using " + used in capsys.readouterr().err) == (kv != used)
 
@@ -54,7 +54,9 @@ def test_without_fallback() -> None:
     with pytest.raises(
         UsageError, match=r"/opt/llama\.cpp/bin has no cache type iso3 and planar4; it has f32"
     ) as caught:
-        run.settle(parse_kv("iso3/planar4"), programs(UPSTREAM), fallback=False, command="ggufrq run m -p …")
+        run.settle(
+            parse_plan("iso3/planar4"), programs(UPSTREAM), fallback=False, command="ggufrq run m -p …"
+        )
     remedy = str(caught.value.remedy)
     assert "ggufrq run m -p … --kv q8_0, or --fallback" in remedy
     assert "8.5 bits per value instead of 3.625" in remedy
@@ -93,6 +95,11 @@ def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
     found = run.settle(plan, programs(PATCHED), fallback=True, command="ggufrq run m")
     assert found == parse_plan("iso3")
     assert "no option --kv-calib; using iso3" in capsys.readouterr().err
+    # a type of K that is not there takes it with it
+    mixed = parse_plan("rotor3/iso3").calibrated(Path("means.gguf"))
+    found = run.settle(mixed, programs(PATCHED, options=OPTIONS), fallback=True, command="ggufrq run m")
+    assert found == parse_plan("q8_0/iso3")
+    capsys.readouterr()
 
 
 def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +117,7 @@ def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> No
 def test_our_own_build_never_falls_back(tmp_path: Path) -> None:
     build = Build("key", tmp_path, tmp_path, tmp_path, {})
     with pytest.raises(ToolError, match="has no cache type iso3"):
-        run.settle(parse_kv("iso3"), programs(UPSTREAM, build), fallback=True, command="")
+        run.settle(parse_plan("iso3"), programs(UPSTREAM, build), fallback=True, command="")
     with pytest.raises(ToolError, match="has no option --kv-layers") as caught:
         run.settle(parse_plan("q8_0; 0:f16"), programs(UPSTREAM, build), fallback=True, command="")
     assert caught.value.remedy == "ggufrq build"
@@ -122,18 +129,18 @@ ANSWER = run.Answer(
 
 
 def test_what_is_said_of_the_cache() -> None:
-    assert run.cache_lines(ANSWER, parse_kv("iso3")) == [
+    assert run.cache_lines(ANSWER, parse_plan("iso3")) == [
         "iso3, 3.125 bits per value: 6,553,600 bytes for 4,096 tokens",
         "f16 takes 33,554,432 bytes, 5.12 times that",
     ]
     rough = replace(ANSWER, kv_bytes=None, f16_bytes=None, recurrent_mib=1.5)
-    assert run.cache_lines(rough, parse_kv("iso3")) == [
+    assert run.cache_lines(rough, parse_plan("iso3")) == [
         "iso3, 3.125 bits per value: 6.25 MiB for 4,096 tokens",
         "f16 takes 5.12 times that",
         "and 1.50 MiB of recurrent state in f32, whatever the cache type",
     ]
     same = replace(ANSWER, kv_bytes=33554432)
-    assert run.cache_lines(same, parse_kv("f16")) == [
+    assert run.cache_lines(same, parse_plan("f16")) == [
         "f16, 16 bits per value: 33,554,432 bytes for 4,096 tokens"
     ]
     layered = replace(ANSWER, kv_bytes=10911744)
@@ -163,7 +170,7 @@ def test_what_is_said_of_the_cache() -> None:
 )
 def test_prompts_that_are_refused(no_programs: None, prompt: str, raw: bool, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        run.generate(Path("m"), prompt, parse_kv("iso3"), programs(UPSTREAM), raw=raw)
+        run.generate(Path("m"), prompt, parse_plan("iso3"), programs(UPSTREAM), raw=raw)
 
 
 def test_text_of_a_repeated_run_comes_once() -> None:
@@ -206,7 +213,7 @@ def test_text_comes_while_it_is_generated(cache: Path, tmp_path: Path) -> None:
     assert context is not None
     kinds = "/".join([*context.k_types, *context.v_types])
     answer = run.generate(
-        tmp_path / "m.gguf", "Hello", parse_kv(kinds), Programs(tmp_path), raw=True, on_text=on_text
+        tmp_path / "m.gguf", "Hello", parse_plan(kinds), Programs(tmp_path), raw=True, on_text=on_text
     )
     assert "".join(pieces).split() == ["first", "words", "and", "the", "rest"]
     assert len(pieces) > 1 and "".join(pieces) == answer.text

@@ -152,7 +152,7 @@ def serving(
     """
     with serve.serving(
         model.path,
-        case.kv,
+        case.plan,
         Programs.of_build(build),
         port=_free_port(),
         n_ctx=n_ctx,
