@@ -131,7 +131,7 @@ _LAYERS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
 
 
 class LayerShape(Protocol):
-    """Values of K and of V that one token takes, by layers that have a cache; see ``memory.KvShape``."""
+    """Values of K and of V that one token takes, by layers that have a cache; as ``KvShape`` tells."""
 
     @property
     def k_layers(self) -> tuple[int, ...]:
@@ -259,16 +259,18 @@ class KvPlan:
                     pairs[index] = pair
         return tuple(pairs)
 
+    def layer_bytes(self, shape: LayerShape) -> list[tuple[int, int]]:
+        """Exact bytes of K and of V of one token, by layers. ValueError when a row of a layer does not fill
+        whole blocks of its type; UsageError as ``resolve``."""
+        pairs = self.resolve(len(shape.k_layers))
+        return [
+            (pair.k.bytes_for(k), pair.v.bytes_for(v))
+            for pair, k, v in zip(pairs, shape.k_layers, shape.v_layers, strict=True)
+        ]
+
     def bytes_for(self, shape: LayerShape, tokens: int) -> int:
-        """Exact bytes of a cache for so many tokens, without ``recent_bytes``. ValueError when a row of a
-        layer does not fill whole blocks of its type; UsageError as ``resolve``."""
-        per_token = sum(
-            pair.bytes_for(k, v)
-            for pair, k, v in zip(
-                self.resolve(len(shape.k_layers)), shape.k_layers, shape.v_layers, strict=True
-            )
-        )
-        return per_token * tokens
+        """Exact bytes of a cache for so many tokens, without ``recent_bytes``. Raises as ``layer_bytes``."""
+        return tokens * sum(k + v for k, v in self.layer_bytes(shape))
 
     def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
         """Bytes that the newest tokens of so many sequences take in f16, in a cache of ``cells`` tokens in

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.errors import ToolError
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, parse_plan
-from ggufrq.ggufs.kv_shape import KvShape, kv_shape
+from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.tools.logs import Context, is_printed, uses
 
 
@@ -43,7 +43,7 @@ def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
     """Exact bytes of K and V, with the newest tokens in f16, None where they cannot be told: from the shape
     of the model's cache where layers have types of their own, since then the log's figures do not tell."""
     size = context.kv_bytes
-    shape = _shape(model) if plan.layered else None
+    shape = find_kv_shape(model) if plan.layered else None
     if shape is not None:
         size = plan.bytes_for(shape, context.tokens)
         size = size if is_printed(size, context) else None
@@ -54,7 +54,7 @@ def f16_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
     """What the same cache takes in f16, None where it cannot be told."""
     if not plan.layered:
         return None if context.kv_values is None else 2 * context.kv_values
-    shape = _shape(model)
+    shape = find_kv_shape(model)
     return None if shape is None else parse_plan("f16").bytes_for(shape, context.tokens)
 
 
@@ -127,10 +127,3 @@ def mode_of(context: Context) -> str:
         rotation = context.rotations.get(side)
         sides.append(rotation.mode if rotation else "hadamard" if upstream else "none")
     return sides[0] if sides[0] == sides[1] else "/".join(sides)
-
-
-def _shape(model: Path) -> KvShape | None:
-    try:
-        return kv_shape(model)
-    except ModelError:  # a model whose cache is not simply its K and V projections
-        return None

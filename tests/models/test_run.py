@@ -42,8 +42,8 @@ def test_generation(families: dict[str, Family], programs: Programs, name: str, 
     assert "".join(pieces) == found.text
     assert found.text.strip() or name == HYBRID, "the hybrid model may end its text at once"
     assert (found.type_k, found.type_v, found.tokens_held) == (pair.k.name, pair.v.name, 1024)
-    assert found.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
-    assert found.f16_bytes == kv_shape(model).bytes_for(parse_plan("f16"), 1024)
+    assert found.kv_bytes == pair.bytes_for(kv_shape(model), 1024)
+    assert found.f16_bytes == parse_plan("f16").bytes_for(kv_shape(model), 1024)
     assert (found.recurrent_mib > 0) == (name == HYBRID)
     context = parse_context(found.log.read_text())
     assert context is not None
@@ -95,7 +95,7 @@ def test_variables_of_the_user_change_nothing(
     monkeypatch.setenv("LLAMA_RQ_LAYERS", "0:f16")
     model = families[DENSE].file("Q8_0")
     found = generate(model, PROMPT, parse_plan("iso3"), programs, tokens=2, n_ctx=512, raw=True)
-    assert found.kv_bytes == kv_shape(model).bytes_for(parse_plan("iso3"), 512)
+    assert found.kv_bytes == parse_plan("iso3").bytes_for(kv_shape(model), 512)
 
 
 @pytest.mark.parametrize("kv", [name for name, kind in kv_types().items() if kind.ours])
@@ -199,7 +199,7 @@ def test_command(families: dict[str, Family]) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() and result.stdout.endswith("\n")
-    size = kv_shape(Path(model)).bytes_for(parse_plan("iso3/planar4"), 4096)
+    size = parse_plan("iso3/planar4").bytes_for(kv_shape(Path(model)), 4096)
     assert f"cache  iso3/planar4, 3.625 bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
     assert "bytes, 4.41 times that" in result.stderr
     assert "speed  prompt" in result.stderr

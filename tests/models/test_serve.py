@@ -62,7 +62,7 @@ def test_start_answer_stop(families: dict[str, Family], programs: Programs, name
         context = parse_context(running.log.read_text())
         assert context is not None
         assert context.k_types == {"iso3"} and context.v_types == {"planar4"}
-        assert running.context.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
+        assert running.context.kv_bytes == pair.bytes_for(kv_shape(model), 1024)
         message = {"role": "user", "content": "Hello"}
         body = {"messages": [message], "max_tokens": 6, "ignore_eos": True}
         answer = requests.post(f"{running.url}/v1/chat/completions", json=body, timeout=300).json()
@@ -200,7 +200,7 @@ def test_state_is_saved_and_restored(
         fresh = complete(running, prompt + before["content"], n_predict=4)
     assert saved["n_saved"] == restored["n_restored"] > 100
     assert saved["n_written"] == restored["n_read"]
-    per_token = kv_shape(model).bytes_for(pair, 1)
+    per_token = pair.bytes_for(kv_shape(model), 1)
     assert saved["n_written"] > saved["n_saved"] * per_token
     if name == DENSE:
         assert saved["n_written"] < saved["n_saved"] * per_token * 1.2  # the state, too, is that small

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ggufrq.base.errors import ModelError
 from ggufrq.cache.cases import parse_case
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import cache_check
@@ -131,7 +130,7 @@ def test_words() -> None:
 
 
 def test_exact_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_check, "kv_shape", lambda _: SHAPE)
+    monkeypatch.setattr(cache_check, "find_kv_shape", lambda _: SHAPE)
     model, plan = Path("m.gguf"), parse_plan("iso3; 0,-1:q8_0")
     found = context(plan.name)
     size = plan.bytes_for(SHAPE, 1024)
@@ -143,10 +142,7 @@ def test_exact_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_models_whose_shape_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> KvShape:
-        raise ModelError("special")
-
-    monkeypatch.setattr(cache_check, "kv_shape", refuse)
+    monkeypatch.setattr(cache_check, "find_kv_shape", lambda _: None)
     plan = parse_plan("iso3; 0:q8_0")
     assert cache_check.cache_bytes(context(plan.name), plan, Path("m.gguf")) is None
     assert cache_check.f16_bytes(context(plan.name), plan, Path("m.gguf")) is None

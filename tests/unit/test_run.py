@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,15 +24,28 @@ LOGS = Path(__file__).parent.parent / "logs" / "tools"
 UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
+MakePrograms = Callable[..., Programs]
 PATCHED = (*UPSTREAM, "iso3", "iso4", "planar4")
 OPTIONS = "--kv-layers SPEC  ...\n--kv-calib FILE  ...\n--kv-recent N  ..."
 
 
-def programs(types: tuple[str, ...], build: Build | None = None, options: str = "") -> Programs:
-    found = Programs(Path("/opt/llama.cpp/bin"), build)
-    found.__dict__["cache_types"] = types
-    found.__dict__["help_text"] = options
-    return found
+@pytest.fixture
+def programs(tmp_path: Path) -> MakePrograms:
+    """Makes a llama.cpp of nothing but a llama-cli that prints the help of one with these types and
+    options."""
+
+    def make(types: tuple[str, ...], build: Build | None = None, options: str = "") -> Programs:
+        folder = tmp_path / "llama.cpp" / "bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        told = (
+            f"--cache-type-k TYPE  type of K\nallowed values: {', '.join(types)}\n(default: f16)\n{options}"
+        )
+        tool = folder / "llama-cli"
+        tool.write_text(f"#!{sys.executable}\nprint({told!r})\n")
+        tool.chmod(0o755)
+        return Programs(folder, build)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -44,15 +58,15 @@ def programs(types: tuple[str, ...], build: Build | None = None, options: str = 
         ("q4_0", "q4_0"),
     ],
 )
-def test_fallback(kv: str, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fallback(programs: MakePrograms, kv: str, used: str, capsys: pytest.CaptureFixture[str]) -> None:
     pair = run.settle(parse_plan(kv), programs(UPSTREAM), fallback=True, command="ggufrq run m")
     assert pair.name == used
     assert ("using " + used in capsys.readouterr().err) == (kv != used)
 
 
-def test_without_fallback() -> None:
+def test_without_fallback(programs: MakePrograms) -> None:
     with pytest.raises(
-        UsageError, match=r"/opt/llama\.cpp/bin has no cache type iso3 and planar4; it has f32"
+        UsageError, match=r"/llama\.cpp/bin has no cache type iso3 and planar4; it has f32"
     ) as caught:
         run.settle(
             parse_plan("iso3/planar4"), programs(UPSTREAM), fallback=False, command="ggufrq run m -p …"
@@ -74,7 +88,12 @@ def test_without_fallback() -> None:
     ],
 )
 def test_fallback_of_layers(
-    kv: str, types: tuple[str, ...], options: str, used: str, capsys: pytest.CaptureFixture[str]
+    programs: MakePrograms,
+    kv: str,
+    types: tuple[str, ...],
+    options: str,
+    used: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan, others = parse_plan(kv), programs(types, options=options)
     found = run.settle(plan, others, fallback=True, command="ggufrq run m")
@@ -87,7 +106,7 @@ def test_fallback_of_layers(
         assert ("no option --kv-layers" in caught.value.message) == ("--kv-layers " not in options)
 
 
-def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fallback_of_calibration(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
     plan = parse_plan("iso3").calibrated(Path("means.gguf"))
     assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
     with pytest.raises(UsageError, match="has no option --kv-calib"):
@@ -102,7 +121,7 @@ def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fallback_of_the_newest_tokens(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
     plan = parse_plan("iso3").with_recent(32)
     assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
     with pytest.raises(UsageError, match="has no option --kv-recent"):
@@ -114,8 +133,8 @@ def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
 
 
-def test_our_own_build_never_falls_back(tmp_path: Path) -> None:
-    build = Build("key", tmp_path, tmp_path, tmp_path, {})
+def test_our_own_build_never_falls_back(programs: MakePrograms, tmp_path: Path) -> None:
+    build = Build("key", tmp_path, tmp_path / "llama.cpp" / "bin", tmp_path, {})
     with pytest.raises(ToolError, match="has no cache type iso3"):
         run.settle(parse_plan("iso3"), programs(UPSTREAM, build), fallback=True, command="")
     with pytest.raises(ToolError, match="has no option --kv-layers") as caught:
@@ -170,7 +189,7 @@ def test_what_is_said_of_the_cache() -> None:
 )
 def test_prompts_that_are_refused(no_programs: None, prompt: str, raw: bool, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        run.generate(Path("m"), prompt, parse_plan("iso3"), programs(UPSTREAM), raw=raw)
+        run.generate(Path("m"), prompt, parse_plan("iso3"), Programs(Path("none")), raw=raw)
 
 
 def test_text_of_a_repeated_run_comes_once() -> None:
