@@ -105,8 +105,16 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 
 
-def write(name: str, path: Path, tokenizer: Mapping[str, Any], seed: int = 1) -> Path:
-    """Write the model ``name`` (a key of LAYERS) with the tokenizer in the metadata of another model."""
+def write(
+    name: str,
+    path: Path,
+    tokenizer: Mapping[str, Any],
+    seed: int = 1,
+    more: Mapping[str, Any] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write the model ``name`` (a key of LAYERS) with the tokenizer in the metadata of another model,
+    ``more`` metadata of the architecture's own and ``extra`` tensors."""
     architecture = name.partition("-")[0]
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
@@ -154,8 +162,9 @@ def write(name: str, path: Path, tokenizer: Mapping[str, Any], seed: int = 1) ->
         }
         if architecture.startswith("qwen35"):
             writer.add_array(f"{architecture}.rope.dimension_sections", [3, 3, 2, 0])
-    for key, value in (numbers | _MORE.get(architecture, {})).items():
+    for key, value in (numbers | _MORE.get(architecture, {}) | dict(more or {})).items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add = writer.add_string if isinstance(value, str) else add
         add(f"{architecture}.{key}", value)
 
     def tensor(full: str, shape: tuple[int, ...]) -> None:
@@ -176,6 +185,8 @@ def write(name: str, path: Path, tokenizer: Mapping[str, Any], seed: int = 1) ->
     for number, layer in enumerate(LAYERS[name]):
         for part, shape in layer.items():
             tensor(f"blk.{number}.{part}", shape)
+    for full, values in (extra or {}).items():
+        writer.add_tensor(full, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
