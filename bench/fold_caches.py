@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from ggufrq.base import paths, table
 from ggufrq.build.builds import require_build
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.make.fold import fold_file
 from ggufrq.measure.divergence import run_tool
 from ggufrq.tools import perplexity
@@ -40,7 +40,7 @@ def main() -> None:
             return perplexity.arguments(
                 model,
                 paths.data_dir("texts") / "heldout.txt",
-                parse_kv(kv),
+                parse_plan(kv),
                 folder / "base.bin",
                 n_ctx=args.n_ctx,
                 chunks=args.chunks,

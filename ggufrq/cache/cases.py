@@ -11,7 +11,7 @@ from typing import Any
 
 from ggufrq.base.errors import UsageError
 from ggufrq.base.results import file_sha256
-from ggufrq.cache.kv import MAX_RECENT, Kv, KvPair, KvPlan, as_plan, parse_kv, parse_plan
+from ggufrq.cache.kv import KvPair, KvPlan, parse_plan
 
 #: Chooses the rotation of the patched llama.cpp.
 MODE_VARIABLE = "LLAMA_RQ_MODE"
@@ -28,16 +28,12 @@ _CASE = re.compile(
 
 @dataclass(frozen=True)
 class Case:
-    """Types of a cache, and the rotation mode and the scale where they are not the usual ones."""
+    """The types of a cache layer by layer, and the rotation mode and the scale where they are not the usual
+    ones."""
 
-    kv: Kv
+    plan: KvPlan
     mode: str | None = None
     scale: str | None = None
-
-    @property
-    def plan(self) -> KvPlan:
-        """The types layer by layer, with the calibration file."""
-        return as_plan(self.kv)
 
     @property
     def pair(self) -> KvPair:
@@ -101,38 +97,31 @@ def parse_case(text: str, calib: Path | None = None) -> Case:
     found = _CASE.fullmatch(text.strip())
     if found is None:
         raise UsageError(f"'{text}' is not a case", remedy="iso3, iso3:block, iso3/planar4 or 'iso3; 0:q8_0'")
-    pair = parse_kv(found["types"])
     marks = [mark.strip() for mark in found["marks"].split(":")[1:]]
     scale = marks.pop() if marks and marks[-1] in SCALES else None
     if len(marks) > 1:
         raise UsageError(f"'{':'.join(marks)}' is no rotation mode", remedy=f"one of {', '.join(MODES)}")
     if found["calib"] and calib is None:
         raise UsageError(f"'{text}' wants a calibration file", remedy="--kv-calib FILE")
-    kv: Kv = parse_plan(pair.name + found["layers"]) if found["layers"] else pair
+    plan = parse_plan(found["types"] + (found["layers"] or ""))
     if found["calib"]:
-        kv = as_plan(kv).calibrated(calib)
-    if found["recent"] and int(found["recent"]):
-        kv = as_plan(kv).with_recent(int(found["recent"]))
-        if kv.recent > MAX_RECENT or not kv.rotated:
-            raise UsageError(
-                f"'{text}': the newest {MAX_RECENT:,} tokens at most are kept, beside a type of ours",
-                remedy="iso3+recent32",
-            )
-    return Case(kv, marks[0] if marks else None, scale)
+        plan = plan.calibrated(calib)
+    plan = plan.with_recent(int(found["recent"] or 0))
+    return Case(plan, marks[0] if marks else None, scale)
 
 
 def parse_cases(text: str, calib: Path | None = None, recent: int = 0) -> list[Case]:
     """Cases with commas between, as ``iso3,iso4; 0,-1:q8_0,f16``; each once.
 
-    A calibration file is for the cases that are written with ``+calib``, or when none is, for all of our
-    types; ``recent`` newest tokens likewise. Raises UsageError.
+    A calibration file is for the cases that are written with ``+calib``, or when none is, for all with K in a
+    type of ours; ``recent`` newest tokens likewise for those with K or V in one. Raises UsageError.
     """
     parts = [part for part in re.split(r",\s*(?![\s\d-])", text) if part.strip()]
     cases = [parse_case(part, calib) for part in parts]
     if calib is not None and not any(case.plan.calib for case in cases):
-        cases = [replace(case, kv=case.plan.calibrated(calib)) if case.ours else case for case in cases]
+        cases = [replace(c, plan=c.plan.calibrated(calib)) if c.plan.k_ours else c for c in cases]
     if recent and not any(case.plan.recent for case in cases):
-        cases = [replace(c, kv=c.plan.with_recent(recent)) if c.plan.rotated else c for c in cases]
+        cases = [replace(c, plan=c.plan.with_recent(recent)) if c.plan.rotated else c for c in cases]
     return list(dict.fromkeys(cases))
 
 

@@ -175,12 +175,31 @@ class LayerRange:
 class KvPlan:
     """The types of K and V layer by layer: a pair for all, and pairs for some, of which the last one wins;
     the file with the means of K that are subtracted, if any; and how many of its newest tokens a query sees
-    in f16."""
+    in f16.
+
+    Raises UsageError for means where K has no type of ours, and newest tokens beside no type of ours."""
 
     base: KvPair
     overrides: tuple[tuple[tuple[LayerRange, ...], KvPair], ...] = ()
     calib: Path | None = None
     recent: int = 0
+
+    def __post_init__(self) -> None:
+        if self.calib is not None and not self.k_ours:
+            raise UsageError(
+                f"a calibration is for K in a type of ours, and K is in {self.base.k.name}",
+                remedy="without --kv-calib, or --kv iso3",
+            )
+        if self.recent and not self.rotated:
+            raise UsageError(
+                f"the newest tokens are kept in f16 beside a type of ours, and K and V are in {self.name}",
+                remedy="without --kv-recent, or --kv iso3",
+            )
+        if not 0 <= self.recent <= MAX_RECENT:
+            raise UsageError(
+                f"{self.recent} newest tokens cannot be kept, {MAX_RECENT:,} at most",
+                remedy="--kv-recent 32",
+            )
 
     @classmethod
     def of_layers(cls, pairs: Sequence[KvPair]) -> KvPlan:
@@ -217,9 +236,8 @@ class KvPlan:
 
     @property
     def ours(self) -> bool:
-        """Whether it takes the patched llama.cpp: for a type of ours, layers named apart, calibration, or the
-        newest tokens."""
-        return self.layered or self.base.ours or self.calib is not None or self.recent > 0
+        """Whether it takes the patched llama.cpp: for a type of ours, or layers named apart."""
+        return self.layered or self.base.ours
 
     @property
     def rotated(self) -> bool:
@@ -241,16 +259,18 @@ class KvPlan:
                     pairs[index] = pair
         return tuple(pairs)
 
+    def layer_bytes(self, shape: LayerShape) -> list[tuple[int, int]]:
+        """Exact bytes of K and of V of one token, by layers. ValueError when a row of a layer does not fill
+        whole blocks of its type; UsageError as ``resolve``."""
+        pairs = self.resolve(len(shape.k_layers))
+        return [
+            (pair.k.bytes_for(k), pair.v.bytes_for(v))
+            for pair, k, v in zip(pairs, shape.k_layers, shape.v_layers, strict=True)
+        ]
+
     def bytes_for(self, shape: LayerShape, tokens: int) -> int:
-        """Exact bytes of a cache for so many tokens, without ``recent_bytes``. ValueError when a row of a
-        layer does not fill whole blocks of its type; UsageError as ``resolve``."""
-        per_token = sum(
-            pair.bytes_for(k, v)
-            for pair, k, v in zip(
-                self.resolve(len(shape.k_layers)), shape.k_layers, shape.v_layers, strict=True
-            )
-        )
-        return per_token * tokens
+        """Exact bytes of a cache for so many tokens, without ``recent_bytes``. Raises as ``layer_bytes``."""
+        return tokens * sum(k + v for k, v in self.layer_bytes(shape))
 
     def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
         """Bytes that the newest tokens of so many sequences take in f16, in a cache of ``cells`` tokens in
@@ -285,15 +305,6 @@ class KvPlan:
 
     def _spec(self) -> str:
         return ";".join(self._entries())
-
-
-#: What functions take that need no layers of their own.
-Kv = KvPair | KvPlan
-
-
-def as_plan(kv: Kv) -> KvPlan:
-    """A pair as a plan without exceptions; a plan as it is."""
-    return KvPlan(kv) if isinstance(kv, KvPair) else kv
 
 
 def parse_plan(text: str) -> KvPlan:

@@ -13,9 +13,9 @@ from ggufrq.base.paths import read_json
 from ggufrq.cache.kv import KvType, kv_types
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
-from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.ggufs.tensors import is_float
-from ggufrq.runtimes.fallback import fits, shape_of
+from ggufrq.runtimes.fallback import fits
 
 _MANIFEST = ".ggufrq.json"
 
@@ -100,7 +100,7 @@ class Facts:
 
     def takes(self, kind: KvType) -> bool:
         """Whether the model's cache can be kept in a type."""
-        return not kind.ours or fits(dict(self.values), kind.name)
+        return not kind.ours or fits(self.values, kind.name)
 
     @property
     def cache_type(self) -> str:
@@ -144,7 +144,9 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
     header, parameters = read_header(small), read_model(small).weights
     matrices = [(n, e) for n, e in entries.items() if e.get("type") == "imatrix" and (folder / n).is_file()]
     matrix = {"name": matrices[0][0], **matrices[0][1]} if matrices else {}
-    return replace(found, values=header.values, parameters=parameters, shape=shape_of(small), matrix=matrix)
+    return replace(
+        found, values=header.values, parameters=parameters, shape=find_kv_shape(small), matrix=matrix
+    )
 
 
 def _file(folder: Path, name: str, entry: Mapping[str, Any]) -> CardFile:

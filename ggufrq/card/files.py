@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ggufrq.base.sizes import size_text
-from ggufrq.cache.kv import KvPair, KvType, kv_types
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, kv_types
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
+from ggufrq.ggufs.memory_shape import head_sizes
 from ggufrq.measure.kept import Row
 from ggufrq.report import numbers
 
@@ -56,7 +57,6 @@ def model(facts: Facts) -> str:
     """What the metadata of the files says of the model."""
     layers, shape = facts.number("block_count"), facts.shape
     heads, kv_heads = facts.number("attention.head_count"), facts.number("attention.head_count_kv")
-    lengths = [facts.number(f"attention.{side}_length") for side in ("key", "value")]
     said = [
         ("Architecture", facts.arch),
         ("Parameters", f"{facts.parameters:,}"),
@@ -65,7 +65,7 @@ def model(facts: Facts) -> str:
             f"{layers:,}" + (f", {shape.layers:,} with a KV cache" if shape else "") if layers else "",
         ),
         ("Heads", f"{heads} of queries, {kv_heads} of K and V" if heads and kv_heads else ""),
-        ("Values of a head", " and ".join(map(str, dict.fromkeys(n for n in lengths if n)))),
+        ("Values of a head", " and ".join(map(str, head_sizes(facts.values)))),
         ("Context", f"{facts.n_ctx:,} tokens" if facts.n_ctx else ""),
         ("Vocabulary", f"{len(facts.values.get('tokenizer.ggml.tokens') or ()):,} tokens"),
         (
@@ -178,4 +178,4 @@ def _tokens(facts: Facts) -> int:
 
 def _bytes(facts: Facts, kind: KvType, tokens: int) -> int:
     assert facts.shape is not None
-    return facts.shape.bytes_for(KvPair(kind, kind), tokens)
+    return KvPlan(KvPair(kind, kind)).bytes_for(facts.shape, tokens)

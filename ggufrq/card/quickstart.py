@@ -12,9 +12,9 @@ from pathlib import Path
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.card.facts import Facts
-from ggufrq.drive import cache_log
+from ggufrq.drive import cache_check
 from ggufrq.drive.serve import ANY_PORT, choose_port, started
 from ggufrq.tools import completion, server
 from ggufrq.tools.logs import Context, parse_context, retried
@@ -134,7 +134,7 @@ class _Starts:
         self._check("llama-server", parse_context(text), kv)
 
     def _check(self, program: str, context: Context | None, kv: str) -> None:
-        if context is None or not cache_log.as_asked(context, parse_kv(kv)):
+        if context is None or not cache_check.as_asked(context, parse_plan(kv)):
             raise self._failed(program, "the cache was not kept as the command says")
 
     def _failed(self, program: str, why: str) -> ToolError:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufrq.base.errors import UsageError
 from ggufrq.cache.kv import MAX_RECENT, KvPlan, parse_plan
 from ggufrq.drive import run as core
 from ggufrq.tools.programs import Programs
@@ -69,16 +68,6 @@ def settle(
     """The programs and the cache that the options mean; ``command`` is the command line to repeat, without
     them. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
     plan = parse_plan(kv).calibrated(kv_calib).with_recent(kv_recent)
-    if kv_calib is not None and not plan.k_ours:
-        raise UsageError(
-            f"a calibration is for K in a type of ours, and K is in {plan.base.k.name}",
-            remedy="without --kv-calib, or --kv iso3",
-        )
-    if kv_recent and not plan.rotated:
-        raise UsageError(
-            f"the newest tokens are kept in f16 beside a type of ours, and K and V are in {plan.base.name}",
-            remedy="without --kv-recent, or --kv iso3",
-        )
     programs = core.programs_for(llama_cpp)
     if llama_cpp:
         command = [*command, "--llama-cpp", str(llama_cpp)]

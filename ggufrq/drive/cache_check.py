@@ -1,4 +1,4 @@
-"""Whether llama.cpp kept a cache as it was asked for: types, bytes and rotations, from the log of a run."""
+"""Whether llama.cpp kept a cache as it was asked to, and what it took, by its own log and to the byte."""
 
 from __future__ import annotations
 
@@ -6,17 +6,56 @@ from pathlib import Path
 
 from ggufrq.base.errors import ToolError
 from ggufrq.cache.cases import Case
-from ggufrq.drive import cache_log
-from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.tools.logs import Context
-
-_MIB = 1 << 20
-#: The log prints sizes with two decimals, one per cache.
-_ROUNDING = 0.00501
+from ggufrq.cache.kv import KvPlan, parse_plan
+from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
+from ggufrq.tools.logs import Context, is_printed, uses
 
 
 class CacheError(ToolError):
     """The cache was not kept as it was asked for: in other types, of another size, or rotated otherwise."""
+
+
+def as_asked(context: Context, plan: KvPlan) -> bool:
+    """Whether every layer has the types that ``plan`` gives it, K the calibration that it names, and as many
+    of the newest tokens are in f16."""
+    if context.recent != plan.recent:
+        return False
+    if (context.calibration is not None) != (plan.calib is not None):
+        return False
+    if not plan.layered:
+        return not context.layers and uses(context, plan.base)
+    pairs = plan.resolve(sum(cache.layers for cache in context.caches))
+    return context.layers == {"K": tuple(p.k.name for p in pairs), "V": tuple(p.v.name for p in pairs)}
+
+
+def found(context: Context) -> str:
+    """In which types the cache was kept, in words."""
+    sides = []
+    for side, types in (("K", context.k_types), ("V", context.v_types)):
+        layers = context.layers.get(side)
+        sides.append(f"{side} in {', '.join(layers) + ' by layers' if layers else ', '.join(sorted(types))}")
+    calibrated = "" if context.calibration is None else f", calibrated by {context.calibration}"
+    recent = "" if context.recent == 0 else f", the newest {context.recent} tokens in f16"
+    return " and ".join(sides) + calibrated + recent
+
+
+def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
+    """Exact bytes of K and V, with the newest tokens in f16, None where they cannot be told: from the shape
+    of the model's cache where layers have types of their own, since then the log's figures do not tell."""
+    size = context.kv_bytes
+    shape = find_kv_shape(model) if plan.layered else None
+    if shape is not None:
+        size = plan.bytes_for(shape, context.tokens)
+        size = size if is_printed(size, context) else None
+    return None if size is None else size + context.recent_bytes
+
+
+def f16_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
+    """What the same cache takes in f16, None where it cannot be told."""
+    if not plan.layered:
+        return None if context.kv_values is None else 2 * context.kv_values
+    shape = find_kv_shape(model)
+    return None if shape is None else parse_plan("f16").bytes_for(shape, context.tokens)
 
 
 def check_context(
@@ -32,34 +71,37 @@ def check_context(
     Raises CacheError when K or V were kept in other types than the case says, in more or fewer bytes than
     they must take, or were not scaled or rotated as the case says.
     """
-    if not cache_log.as_asked(context, case.plan):
-        raise CacheError(f"llama.cpp did not keep the cache in {case.name}, but {cache_log.found(context)}")
+    plan = case.plan
+    if not as_asked(context, plan):
+        raise CacheError(f"llama.cpp did not keep the cache in {case.name}, but {found(context)}")
     if context.scale != case.scale:
         how = f"with {context.scale}" if context.scale else "as usual"
         raise CacheError(f"llama.cpp scaled blocks {how}, although {case.name} was asked for")
     tokens = context.tokens if tokens is None else tokens
     if context.tokens != tokens:
         raise CacheError(f"llama.cpp reports a cache of {context.tokens} tokens instead of {tokens}")
-    size = cache_log.cache_bytes(context, case.plan, model)
-    if shape is not None:
-        plan, cache = case.plan, context.caches[0]
-        expected = plan.bytes_for(shape, tokens) if plan.layered else shape.bytes_for(plan.base, tokens)
-        printed = abs(expected / _MIB - context.kv_mib) <= _ROUNDING * len(context.caches)
-        recent = plan.recent_bytes(shape, cache.cells, cache.sequences, cache.streams)
-        if context.recent_bytes != recent:
-            raise CacheError(
-                f"the newest tokens of {case.name} take {recent} bytes; "
-                f"llama.cpp reports {context.recent_bytes}"
-            )
-        expected += recent
-        if size != expected and not (size is None and printed):  # small sizes are printed too coarsely
-            reported = f"{size} bytes" if size is not None else f"{context.kv_mib} MiB"
-            raise CacheError(
-                f"a {case.name} cache of {tokens} tokens takes {expected} bytes; llama.cpp reports {reported}"
-            )
-        size = expected
+    size = cache_bytes(context, plan, model) if shape is None else _checked(case, context, shape)
     _check_rotations(case, context)
     return size
+
+
+def _checked(case: Case, context: Context, shape: KvShape) -> int:
+    """The bytes that the cache must take, which the log must confirm as far as its figures go."""
+    plan, cache = case.plan, context.caches[0]
+    recent = plan.recent_bytes(shape, cache.cells, cache.sequences, cache.streams)
+    if context.recent_bytes != recent:
+        raise CacheError(
+            f"the newest tokens of {case.name} take {recent} bytes; llama.cpp reports {context.recent_bytes}"
+        )
+    expected, told = plan.bytes_for(shape, context.tokens), context.kv_bytes
+    # small sizes are printed too coarsely to tell the exact one
+    if not is_printed(expected, context) if told is None else told != expected:
+        reported = f"{context.kv_mib} MiB" if told is None else f"{told} bytes"
+        raise CacheError(
+            f"a {case.name} cache of {context.tokens} tokens takes {expected} bytes; "
+            f"llama.cpp reports {reported}"
+        )
+    return expected + recent
 
 
 def _check_rotations(case: Case, context: Context) -> None:

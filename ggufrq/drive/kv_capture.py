@@ -9,7 +9,7 @@ from pathlib import Path
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import Kv, parse_kv
+from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.drive.serve import serving
 from ggufrq.ggufs.kv_state import KvState, check_model, read_kv_state
 from ggufrq.tools.programs import Programs
@@ -27,7 +27,7 @@ def captured(
     n_ctx: int = 2048,
     chunks: int = 4,
     first: int = 0,
-    kv: Kv | None = None,
+    kv: KvPlan | None = None,
     threads: int | None = None,
     listener: Listener = SILENT,
 ) -> Generator[KvState, None, None]:
@@ -45,7 +45,7 @@ def captured(
         size = n_ctx + _ROOM
         with (
             serving(
-                model, kv or parse_kv("f16"), programs, port=None, n_ctx=size, threads=threads, extra=extra
+                model, kv or parse_plan("f16"), programs, port=None, n_ctx=size, threads=threads, extra=extra
             ) as running,
             Connection(running.url) as server,
         ):

@@ -13,8 +13,8 @@ from pathlib import Path
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.build.builds import require_build
-from ggufrq.cache.kv import Kv, KvPair, KvPlan, as_plan, kv_type
-from ggufrq.drive import cache_log
+from ggufrq.cache.kv import KvPair, KvPlan, kv_type
+from ggufrq.drive import cache_check
 from ggufrq.tools import cli, completion
 from ggufrq.tools.logs import retried
 from ggufrq.tools.programs import Programs
@@ -52,15 +52,14 @@ def programs_for(folder: Path | None) -> Programs:
     return Programs.in_folder(folder) if folder is not None else Programs.of_build(require_build())
 
 
-def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
-    """The cache to use with these programs: ``kv``, or with ``fallback`` what is left of it with q8_0 in
+def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
+    """The cache to use with these programs: ``plan``, or with ``fallback`` what is left of it with q8_0 in
     place of types that they lack, and without layers apart, calibration or newest tokens if they cannot do
     these.
 
     ``command`` is the command line to repeat, without ``--kv``, ``--kv-calib`` and ``--kv-recent``. Raises
     UsageError when something is missing, ToolError when it is missing in our own build.
     """
-    plan = as_plan(kv)
     missing = programs.missing_types(plan)
     lacks = [f"no cache type {' and '.join(missing)}"] if missing else []
     layers = plan.layered and not programs.has_option("--kv-layers")
@@ -80,10 +79,10 @@ def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPla
         return KvPair(*(safe if side.name in missing else side for side in (pair.k, pair.v)))
 
     usable = KvPlan(
-        known(plan.base),
-        () if layers else tuple((ranges, known(pair)) for ranges, pair in plan.overrides),
-        None if calib else plan.calib,
+        known(plan.base), () if layers else tuple((ranges, known(pair)) for ranges, pair in plan.overrides)
     )
+    if not calib and usable.k_ours:
+        usable = usable.calibrated(plan.calib)
     if not recent and usable.rotated:
         usable = usable.with_recent(plan.recent)
     instead = (
@@ -105,7 +104,7 @@ def settle(kv: Kv, programs: Programs, *, fallback: bool, command: str) -> KvPla
 def generate(
     model: Path,
     prompt: str,
-    kv: Kv,
+    plan: KvPlan,
     programs: Programs,
     *,
     tokens: int = 256,
@@ -117,12 +116,11 @@ def generate(
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Answer ``prompt`` by llama-cli, or with ``raw`` continue it by llama-completion, with K and V as in
-    ``kv``.
+    ``plan``.
 
     ``on_text`` gets the answer in pieces as it comes. Raises ToolError with llama.cpp's own reason when it
-    fails, also when its exit status says otherwise, and when the cache was not kept as ``kv`` says.
+    fails, also when its exit status says otherwise, and when the cache was not kept as ``plan`` says.
     """
-    plan = as_plan(kv)
     if not prompt.strip():
         raise UsageError("the prompt is empty", remedy='-p "…"')
     if not raw and prompt.startswith(cli.COMMANDS):
@@ -152,9 +150,9 @@ def generate(
             )
         except ToolError as error:
             raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
-    if not cache_log.as_asked(figures.context, plan):
+    if not cache_check.as_asked(figures.context, plan):
         raise ToolError(
-            f"llama.cpp kept {cache_log.found(figures.context)}, although {plan.name} was asked for",
+            f"llama.cpp kept {cache_check.found(figures.context)}, although {plan.name} was asked for",
             remedy=f"see {log_path}",
         )
     return _answer(out.text, figures, plan, model, log_path)
@@ -203,9 +201,8 @@ class _Text:
                 self._on_text(fresh)
 
 
-def cache_lines(answer: Answer, kv: Kv) -> list[str]:
+def cache_lines(answer: Answer, plan: KvPlan) -> list[str]:
     """What the cache took, and what f16 would have taken."""
-    plan = as_plan(kv)
     size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
     times = answer.f16_bytes / answer.kv_bytes if answer.kv_bytes and answer.f16_bytes is not None else None
     if times is None and not plan.layered and not plan.recent:
@@ -252,8 +249,8 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
         type_k=plan.base.k.name,
         type_v=plan.base.v.name,
         tokens_held=context.tokens,
-        kv_bytes=cache_log.cache_bytes(context, plan, model),
-        f16_bytes=cache_log.f16_bytes(context, plan, model),
+        kv_bytes=cache_check.cache_bytes(context, plan, model),
+        f16_bytes=cache_check.f16_bytes(context, plan, model),
         kv_mib=context.kv_mib,
         recurrent_mib=context.recurrent_mib,
         prompt_tokens=figures.prompt_tokens,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ggufrq.base import log, loopback, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
-from ggufrq.cache.kv import Kv, as_plan
-from ggufrq.drive import cache_log
+from ggufrq.cache.kv import KvPlan
+from ggufrq.drive import cache_check
 from ggufrq.tools import server
 from ggufrq.tools.logs import Context, error_lines, parse_context
 from ggufrq.tools.programs import Programs
@@ -53,7 +53,7 @@ def choose_port(host: str, port: int | None) -> int:
 @contextmanager
 def serving(
     model: Path,
-    kv: Kv,
+    plan: KvPlan,
     programs: Programs,
     *,
     host: str = "127.0.0.1",
@@ -72,9 +72,8 @@ def serving(
 
     ``env`` is added to its environment; ``log_path`` is written anew, by default a file among the logs.
     ``on_log`` gets its log by pieces while it starts. Raises ToolError with llama.cpp's own reason when it
-    does not come up within ``timeout`` seconds or does not keep the cache as ``kv`` says.
+    does not come up within ``timeout`` seconds or does not keep the cache as ``plan`` says.
     """
-    plan = as_plan(kv)
     chosen = choose_port(host, port)
     log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
     args = server.arguments(
@@ -93,12 +92,12 @@ def serving(
     ) as process:
         text = log_path.read_text(encoding="utf-8", errors="replace")
         context = parse_context(text)
-        if context is None or not cache_log.as_asked(context, plan):
-            instead = "" if context is None else f", but {cache_log.found(context)}"
+        if context is None or not cache_check.as_asked(context, plan):
+            instead = "" if context is None else f", but {cache_check.found(context)}"
             raise ToolError(
                 f"llama-server does not keep its cache in {plan.name}{instead}", remedy=f"see {log_path}"
             )
-        yield Server(url, process, log_path, context, cache_log.cache_bytes(context, plan, model))
+        yield Server(url, process, log_path, context, cache_check.cache_bytes(context, plan, model))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ggufrq.base import log, paths, table
 from ggufrq.base.progress import progress
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import run
 from ggufrq.make import family
 from ggufrq.make.plan import Family, Request, Want
@@ -67,18 +67,18 @@ def families(names: Sequence[str], build: Build) -> list[Family]:
 
 def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:
     """Let a model continue a sentence with an iso3 cache; the answer, and what its cache took."""
-    pair = parse_kv("iso3")
+    kept = parse_plan("iso3")
     given = run.generate(
         model_file(model),
         PROMPT,
-        pair,
+        kept,
         Programs.of_build(build),
         tokens=48,
         n_ctx=1024,
         raw=True,
         temperature=0,
     )
-    return given, run.cache_lines(given, pair)
+    return given, run.cache_lines(given, kept)
 
 
 def measure_all(todo: DemoPlan, build: Build) -> dict[str, list[Row]]:

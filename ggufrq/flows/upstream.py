@@ -18,7 +18,7 @@ from ggufrq.base import log, machine, paths, proc
 from ggufrq.base.errors import BuildError, GgufrqError, PatchError, ToolError
 from ggufrq.build.builds import ensure_build
 from ggufrq.build.project import Build, BuildOptions, Project
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.run import generate
 from ggufrq.flows.demo import PROMPT
 from ggufrq.make.ready import model_file
@@ -139,8 +139,8 @@ def _operations(made: Build) -> str:
 def _sentence(made: Build) -> str:
     """A run with an iso3 cache, whose types and size are read from its log."""
     given = generate(
-        model_file(MODEL), PROMPT, parse_kv("iso3"), Programs.of_build(made), tokens=32, n_ctx=1024, raw=True,
-        temperature=0,
+        model_file(MODEL), PROMPT, parse_plan("iso3"), Programs.of_build(made), tokens=32, n_ctx=1024,
+        raw=True, temperature=0,
     )  # fmt: skip
     if not given.text.strip():
         raise ToolError("the model said nothing")

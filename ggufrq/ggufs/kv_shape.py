@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError
-from ggufrq.cache.kv import KvPair
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.memory_shape import memory_shape
 
@@ -33,10 +32,6 @@ class KvShape:
         """How many layers keep any."""
         return len(self.k_layers)
 
-    def bytes_for(self, pair: KvPair, tokens: int) -> int:
-        """Bytes of a cache for that many tokens. ValueError when a row does not fill whole blocks."""
-        return pair.bytes_for(self.k_values * tokens, self.v_values * tokens)
-
     def bits_for(self, size: int, tokens: int) -> float:
         """Bits per value of a cache of ``size`` bytes for that many tokens."""
         return 8 * size / ((self.k_values + self.v_values) * tokens)
@@ -51,4 +46,12 @@ def kv_shape(path: Path) -> KvShape:
     shape = memory_shape([read_header(path)])
     if shape.window or shape.mla or not shape.cached:
         raise ModelError(f"the cache of {path.name} is not simply K and V of every token")
-    return KvShape(tuple(layer.k for layer in shape.cached), tuple(layer.v for layer in shape.cached))
+    return KvShape(shape.k_layers, shape.v_layers)
+
+
+def find_kv_shape(path: Path) -> KvShape | None:
+    """The shape of a GGUF model's cache, None where ``kv_shape`` cannot tell it."""
+    try:
+        return kv_shape(path)
+    except ModelError:
+        return None

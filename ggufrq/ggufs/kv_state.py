@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.header import Header, read_header
+from ggufrq.ggufs.memory_shape import Layer, layers_of
 
 _CONTEXT = (0x6767736E, 10)  # magic and version of a whole context
 _SEQUENCE = (0x67677371, 3)  # and of one sequence
@@ -70,8 +71,8 @@ def read_kv_state(path: Path, model: Path) -> KvState:
         raise reader.error("was saved without flash attention")
     if layers != len(shape.layers):
         raise reader.error(f"has {layers} layers with K and V, but {model.name} has {len(shape.layers)}")
-    keys = [reader.rows(cells, shape.heads, shape.k_dim) for _ in shape.layers]
-    values = [reader.rows(cells, shape.heads, shape.v_dim) for _ in shape.layers]
+    keys = [reader.rows(cells, layer.k, layer.head_k) for layer in shape.layers.values()]
+    values = [reader.rows(cells, layer.v, layer.head_v) for layer in shape.layers.values()]
     if reader.rest and not shape.recurrent:
         raise reader.error(f"goes on for {reader.rest} bytes after K and V")
     return KvState(
@@ -101,10 +102,7 @@ def attention_layers(header: Header) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class _Shape:
     architecture: str
-    layers: tuple[int, ...]
-    heads: int | None  # None where layers differ
-    k_dim: int
-    v_dim: int
+    layers: dict[int, Layer]
     recurrent: bool
 
     @classmethod
@@ -118,18 +116,11 @@ class _Shape:
         ):
             if values.get(f"{arch}.{key}"):
                 raise ModelError(f"K and V cannot be read from a state of {model.name}: it has {what}")
-        heads = values.get(f"{arch}.attention.head_count")
-        width = values.get(f"{arch}.embedding_length")
-        k_dim = values.get(f"{arch}.attention.key_length")
-        if k_dim is None and isinstance(heads, int) and isinstance(width, int):
-            k_dim = width // heads
-        kv_heads = values.get(f"{arch}.attention.head_count_kv", heads)
-        layers = attention_layers(header)
-        if not isinstance(k_dim, int) or not layers:
+        every = layers_of(values)
+        layers = {il: every[il] for il in attention_layers(header) if every[il].k and every[il].v}
+        if not layers:
             raise ModelError(f"{model.name} does not say how it keeps K and V")
-        v_dim = values.get(f"{arch}.attention.value_length", k_dim)
-        recurrent = any(".ssm_" in tensor.name for tensor in header.tensors)
-        return cls(arch, layers, kv_heads if isinstance(kv_heads, int) else None, k_dim, v_dim, recurrent)
+        return cls(arch, layers, any(".ssm_" in tensor.name for tensor in header.tensors))
 
 
 class _Reader:
@@ -205,16 +196,13 @@ class _Reader:
                 return count
         raise self.error("does not hold one sequence from its start")
 
-    def rows(self, cells: int, heads: int | None, dim: int) -> Array:
-        """K or V of one layer: [cells, heads, dim]."""
+    def rows(self, cells: int, width: int, dim: int) -> Array:
+        """K or V of one layer, ``width`` values of a token in heads of ``dim``: [cells, heads, dim]."""
         kind, row = self.take("<iQ")
         dtype = _FLOATS.get(kind)
         if dtype is None:
             raise self.error("keeps K or V in another type than f16 or f32")
-        found, rest = divmod(row, dim * dtype.itemsize)
-        if rest or (heads is not None and heads != found):
-            raise self.error(
-                f"has rows of {row} bytes, which are not {heads or 'whole'} heads of {dim} values"
-            )
+        if row != width * dtype.itemsize:
+            raise self.error(f"has rows of {row} bytes, which are not {width // dim} heads of {dim} values")
         rows: Array = self.skip(row * cells).view(dtype)
-        return rows.reshape(cells, found, dim)
+        return rows.reshape(cells, width // dim, dim)

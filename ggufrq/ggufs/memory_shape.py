@@ -69,6 +69,16 @@ class MemoryShape:
         return tuple(layer for layer in self.layers if layer.caches)
 
     @property
+    def k_layers(self) -> tuple[int, ...]:
+        """Values of K of one token in each layer of ``cached``."""
+        return tuple(layer.k for layer in self.cached)
+
+    @property
+    def v_layers(self) -> tuple[int, ...]:
+        """Values of V of one token in each layer of ``cached``."""
+        return tuple(layer.v for layer in self.cached)
+
+    @property
     def state(self) -> int:
         """Values of the recurrent state of one sequence."""
         return sum(layer.r + layer.s for layer in self.layers)
@@ -100,6 +110,22 @@ def memory_shape(headers: Sequence[Header]) -> MemoryShape:
         expert_ffn=max(facts.per_layer("expert_feed_forward_length", None) or facts.ffn, default=0),
         convolution=facts.convolution,
     )
+
+
+def layers_of(values: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """All layers of the model with this metadata. Raises ModelError when it lacks something."""
+    return _Facts(values).layers()
+
+
+def head_sizes(values: Mapping[str, Any]) -> tuple[int, ...]:
+    """Values of a head of K or V, each size once, over all layers that keep any; none where the metadata does
+    not tell."""
+    try:
+        layers = [layer for layer in layers_of(values) if layer.caches]
+    except ModelError:
+        return ()
+    k, v = ([layer.head_k for layer in layers if layer.k], [layer.head_v for layer in layers if layer.v])
+    return tuple(dict.fromkeys([*k, *v]))
 
 
 @cache

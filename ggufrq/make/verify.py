@@ -7,7 +7,7 @@ from pathlib import Path
 from ggufrq.base import log, machine, proc
 from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import KvPair, kv_type
+from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.files import GgufFacts, open_with_gguf
 from ggufrq.tools import completion
 from ggufrq.tools.logs import retried
@@ -42,11 +42,10 @@ def check_file(path: Path, facts: GgufFacts, build: Build, log_path: Path, *, ru
 
 def short_run(path: Path, build: Build, log_path: Path) -> int:
     """Let a model write a few tokens; how many it wrote. Raises ModelError or ToolError."""
-    kind = kv_type("f16")
     args = completion.arguments(
         path,
         _PROMPT,
-        KvPair(kind, kind),
+        parse_plan("f16"),
         tokens=TOKENS,
         n_ctx=64,
         threads=1 if path.stat().st_size < _SMALL else None,

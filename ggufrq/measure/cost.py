@@ -19,7 +19,7 @@ from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
-from ggufrq.cache.kv import kv_types, parse_kv
+from ggufrq.cache.kv import kv_types, parse_plan
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.measure.divergence import Divergences, Scored, Subject, run_tool
 from ggufrq.measure.kept import Row, kept_or_taken
@@ -44,7 +44,7 @@ class CostSettings:
 def default_cases() -> list[Case]:
     """f16, q8_0, q4_0, our nine types, and iso3 with the rotation as it was published."""
     names = ["f16", "q8_0", "q4_0", *(t.name for t in kv_types().values() if t.ours)]
-    return [*(Case(parse_kv(name)) for name in names), Case(parse_kv("iso3"), "block")]
+    return [*(Case(parse_plan(name)) for name in names), Case(parse_plan("iso3"), "block")]
 
 
 def subject(name: str, path: Path, weights: str) -> Subject:

@@ -21,7 +21,7 @@ from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.cache_check import check_context, mode_of
 from ggufrq.ggufs.kv_shape import KvShape
 from ggufrq.measure.kept import Row, kept_or_taken
@@ -30,7 +30,7 @@ from ggufrq.tools.logs import Context, Result, retried
 
 _VERSION = 2
 #: What everything is compared with unless said otherwise.
-F16 = Case(parse_kv("f16"))
+F16 = Case(parse_plan("f16"))
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Divergences:
         return perplexity.arguments(
             self.model.path,
             self.text,
-            case.kv,
+            case.plan,
             self._file,
             n_ctx=self.scored.n_ctx,
             chunks=self.scored.chunks,

@@ -19,7 +19,7 @@ from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.base.results import ResultStore, file_sha256
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import KvPair, kv_type
+from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.files import read_model, shards
 from ggufrq.ggufs.header import read_header
 from ggufrq.measure.kept import Row, kept_or_taken
@@ -164,11 +164,10 @@ class WeightQuality:
     def arguments(self, model: Path, *, divergence: bool) -> list[str]:
         """What llama-perplexity is run with on a file; on the reference without ``divergence``."""
         s = self.settings
-        kind = kv_type("f16")
         return perplexity.arguments(
             model,
             self.text,
-            KvPair(kind, kind),
+            parse_plan("f16"),
             self.base,
             n_ctx=s.n_ctx,
             chunks=s.chunks,

@@ -47,11 +47,10 @@ class ContextSettings:
 def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> tuple[int, int]:
     """Bytes of K and of V in all caches. ``why_not`` must have nothing against the plan."""
     k = v = 0
-    pairs = plan.resolve(len(shape.cached))
-    for layer, pair in zip(shape.cached, pairs, strict=True):
+    for layer, (k_row, v_row) in zip(shape.cached, plan.layer_bytes(shape), strict=True):
         cells = settings.window_cells(shape.window) if layer.window else settings.cells
-        k += pair.k.bytes_for(layer.k) * cells * settings.parallel
-        v += pair.v.bytes_for(layer.v) * cells * settings.parallel
+        k += k_row * cells * settings.parallel
+        v += v_row * cells * settings.parallel
     return k, v
 
 

@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from ggufrq.base import paths
-from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.cache.kv import KvPair, kv_type
-from ggufrq.ggufs.files import read_model, shards
+from ggufrq.base.errors import UsageError
+from ggufrq.cache.kv import kv_type, parse_plan
+from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
-from ggufrq.ggufs.kv_shape import KvShape, kv_shape
+from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
+from ggufrq.ggufs.memory_shape import head_sizes
 from ggufrq.models.resolve import base_name
 from ggufrq.runtimes import Runtime
 
@@ -100,12 +102,12 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     trained = values.get(f"{arch}.context_length")
     trained = trained if isinstance(trained, int) else None
     chosen = context or min(trained or _CONTEXT, _CONTEXT)
-    shape = shape_of(model)
+    shape = find_kv_shape(model)
     taken = None if shape is None else _bytes(runtime, shape, chosen)
     times, ours = None, None
     if fits(values, OURS):
         times = runtime.bits_per_value / kv_type(OURS).bits
-        ours = None if shape is None or taken is None else int(taken / shape.bytes_for(_pair(OURS), 1))
+        ours = None if shape is None or taken is None else int(taken / parse_plan(OURS).bytes_for(shape, 1))
     path = place or str(model.absolute())
     known: dict[str, Any] = {
         "model": path,
@@ -133,16 +135,10 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     return written
 
 
-def fits(values: dict[str, Any], name: str) -> bool:
+def fits(values: Mapping[str, Any], name: str) -> bool:
     """Whether heads of a model with this metadata fill whole blocks of a cache type."""
-    arch = values.get("general.architecture", "")
-    lengths = [values.get(f"{arch}.attention.{side}_length") for side in ("key", "value")]
-    if not all(isinstance(length, int) for length in lengths):
-        heads, width = values.get(f"{arch}.attention.head_count"), values.get(f"{arch}.embedding_length")
-        if not isinstance(heads, int) or not isinstance(width, int) or not heads:
-            return False
-        lengths = [width // heads]
-    return all(length % kv_type(name).block == 0 for length in lengths if length)
+    sizes = head_sizes(values)
+    return bool(sizes) and all(size % kv_type(name).block == 0 for size in sizes)
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:
@@ -179,18 +175,6 @@ def _written(value: str | int, form: str) -> str:
     if "\n" in text:
         raise UsageError(f"the name {text!r} has a line break in it", remedy="give it another name")
     return text
-
-
-def shape_of(model: Path) -> KvShape | None:
-    """The shape of a model's cache, None where it cannot be told from one file's tensors."""
-    try:
-        return kv_shape(model) if len(shards(model)) == 1 else None
-    except ModelError:
-        return None
-
-
-def _pair(name: str) -> KvPair:
-    return KvPair(kv_type(name), kv_type(name))
 
 
 def _bytes(runtime: Runtime, shape: KvShape, tokens: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufrq.base.errors import ToolError
-from ggufrq.cache.kv import Kv
+from ggufrq.cache.kv import KvPlan
 from ggufrq.tools import completion
 from ggufrq.tools.logs import explain
 from ggufrq.tools.tail import Tail
@@ -24,7 +24,7 @@ _ERROR = "Error: "
 def arguments(
     model: Path,
     prompt: str | Path,
-    kv: Kv,
+    plan: KvPlan,
     *,
     tokens: int,
     n_ctx: int,
@@ -37,7 +37,7 @@ def arguments(
     args = completion.common_arguments(
         model,
         prompt,
-        kv,
+        plan,
         tokens=tokens,
         n_ctx=n_ctx,
         threads=threads,

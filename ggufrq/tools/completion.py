@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.cache.kv import Kv
+from ggufrq.cache.kv import KvPlan
 from ggufrq.tools.logs import Context, failure, parse_context
 from ggufrq.tools.tail import Tail
 
@@ -33,7 +33,7 @@ class Generation:
 def common_arguments(
     model: Path,
     prompt: str | Path,
-    kv: Kv,
+    plan: KvPlan,
     *,
     tokens: int,
     n_ctx: int,
@@ -44,7 +44,7 @@ def common_arguments(
     """What llama-completion and llama-cli take alike; the prompt as text, or the file that it is in."""
     args = ["-m", str(model), *(["-f", str(prompt)] if isinstance(prompt, Path) else ["-p", prompt])]
     args += ["--no-escape", "-n", str(tokens), "-c", str(n_ctx), "-fa", "on"]
-    args += [*kv.arguments(), "-lv", "4", "--log-colors", "off"]
+    args += [*plan.arguments(), "-lv", "4", "--log-colors", "off"]
     if threads:
         args += ["-t", str(threads)]
     if temperature is not None:
@@ -57,7 +57,7 @@ def common_arguments(
 def arguments(
     model: Path,
     prompt: str | Path,
-    kv: Kv,
+    plan: KvPlan,
     *,
     tokens: int,
     n_ctx: int,
@@ -69,7 +69,7 @@ def arguments(
     args = common_arguments(
         model,
         prompt,
-        kv,
+        plan,
         tokens=tokens,
         n_ctx=n_ctx,
         threads=threads,

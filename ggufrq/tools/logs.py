@@ -245,6 +245,11 @@ def _last_group(pattern: re.Pattern[str], text: str) -> str | None:
     return every[-1] if every else None
 
 
+def is_printed(size: int, context: Context) -> bool:
+    """Whether ``size`` bytes of K and V, over all caches, would be printed as in the log of the context."""
+    return abs(size / _MIB - context.kv_mib) <= _PRINTED * len(context.caches)
+
+
 def uses(context: Context, pair: KvPair) -> bool:
     """Whether every cache of the context really has the pair's types, in all layers."""
     return not context.layers and context.k_types == {pair.k.name} and context.v_types == {pair.v.name}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.base.errors import ToolError
-from ggufrq.cache.kv import Kv
+from ggufrq.cache.kv import KvPlan
 from ggufrq.tools.logs import Context, Incomplete, failure, parse_context
 
 _NUMBER = r"(-?(?:[\d.]+(?:e[+-]?\d+)?|nan|inf))"
@@ -65,7 +65,7 @@ class Divergence:
 def arguments(
     model: Path,
     text: Path,
-    kv: Kv,
+    plan: KvPlan,
     base: Path,
     *,
     n_ctx: int,
@@ -84,7 +84,7 @@ def arguments(
         "--no-escape",
         "-fa",
         "on",
-        *kv.arguments(),
+        *plan.arguments(),
         "-lv",
         "4",
     ]

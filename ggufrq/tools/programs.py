@@ -11,7 +11,7 @@ from pathlib import Path
 from ggufrq.base import proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import Kv, as_plan
+from ggufrq.cache.kv import KvPlan
 
 _ALLOWED = re.compile(r"--cache-type-k\s.*?allowed values:\s*([\w,\s]+?)\s*\(default", re.DOTALL)
 _SUFFIX = ".exe" if os.name == "nt" else ""
@@ -73,9 +73,9 @@ class Programs:
         """Names of the cache types that these programs list in their own help."""
         return parse_cache_types(self.help_text)
 
-    def missing_types(self, kv: Kv) -> list[str]:
-        """Types in ``kv`` that these programs do not know."""
-        names = dict.fromkeys(kind.name for pair in as_plan(kv).pairs for kind in (pair.k, pair.v))
+    def missing_types(self, plan: KvPlan) -> list[str]:
+        """Types in ``plan`` that these programs do not know."""
+        names = dict.fromkeys(kind.name for pair in plan.pairs for kind in (pair.k, pair.v))
         return [name for name in names if name not in self.cache_types]
 
     def has_option(self, name: str) -> bool:

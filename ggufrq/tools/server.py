@@ -11,7 +11,7 @@ import requests
 
 from ggufrq.base import loopback
 from ggufrq.base.errors import ToolError
-from ggufrq.cache.kv import Kv
+from ggufrq.cache.kv import KvPlan
 
 #: Seconds for one request: a long prompt through a slow cache on a slow machine.
 _TIMEOUT = 3600.0
@@ -31,7 +31,7 @@ class Request:
 
 def arguments(
     model: Path,
-    kv: Kv,
+    plan: KvPlan,
     *,
     host: str,
     port: int,
@@ -42,7 +42,7 @@ def arguments(
 ) -> list[str]:
     """Arguments of a server with ``parallel`` slots that share a context of ``n_ctx`` tokens."""
     args = ["-m", str(model), "--host", host, "--port", str(port), "-c", str(n_ctx), "-np", str(parallel)]
-    args += ["-fa", "on", *kv.arguments()]
+    args += ["-fa", "on", *plan.arguments()]
     args += ["-lv", "4", "--log-colors", "off"]
     if threads:
         args += ["-t", str(threads)]

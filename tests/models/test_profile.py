@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import random_models
-from ggufrq.convert import convert
-from ggufrq.gguf_header import read_header
-from ggufrq.kv import parse_kv
-from ggufrq.kv_capture import captured
-from ggufrq.memory.model import _rules, memory_shape
 
-from ggufrq import paths
-from ggufrq.build import Build
+from ggufrq.base import paths
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import parse_plan
+from ggufrq.drive.kv_capture import captured
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.memory_shape import _rules, memory_shape
+from ggufrq.models.convert import convert
 from ggufrq.profile import facts
 from ggufrq.profile.angles import layer_rope
 from ggufrq.profile.facts import Facts
@@ -71,7 +71,7 @@ def test_k_of_the_first_layer_is_what_the_parts_say(
     """Norm, rows, bias, QK-norm and RoPE as the profile reads them give the K of llama.cpp."""
     architecture, more, extra = CASES[name]
     model = random_models.write(architecture, tmp_path / "model.gguf", tokenizer, more=more, extra=extra)
-    states = captured(model, TEXT, llama_build, n_ctx=TOKENS, chunks=1, threads=1, kv=parse_kv("f32"))
+    states = captured(model, TEXT, llama_build, n_ctx=TOKENS, chunks=1, threads=1, kv=parse_plan("f32"))
     state = next(states)
     kept = np.asarray(state.layers[0].k, np.float64)
     states.close()

@@ -16,7 +16,7 @@ from families import family_of
 from ggufrq.base.errors import GgufrqError, ToolError
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import kv_type, kv_types, parse_kv, parse_plan
+from ggufrq.cache.kv import kv_type, kv_types, parse_plan
 from ggufrq.cli.run import run as command
 from ggufrq.drive.run import generate
 from ggufrq.ggufs.kv_shape import kv_shape
@@ -34,7 +34,7 @@ UPSTREAM = "f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1"
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
 @pytest.mark.parametrize("kv", ["iso3", "iso3/planar4", "rotor2/q8_0", "f16/iso4", "f16"])
 def test_generation(families: dict[str, Family], programs: Programs, name: str, kv: str) -> None:
-    pair, model = parse_kv(kv), families[name].file("Q8_0")
+    pair, model = parse_plan(kv), families[name].file("Q8_0")
     pieces: list[str] = []
     found = generate(
         model, PROMPT, pair, programs, tokens=12, n_ctx=1024, raw=True, temperature=0, on_text=pieces.append
@@ -42,8 +42,8 @@ def test_generation(families: dict[str, Family], programs: Programs, name: str, 
     assert "".join(pieces) == found.text
     assert found.text.strip() or name == HYBRID, "the hybrid model may end its text at once"
     assert (found.type_k, found.type_v, found.tokens_held) == (pair.k.name, pair.v.name, 1024)
-    assert found.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
-    assert found.f16_bytes == kv_shape(model).bytes_for(parse_kv("f16"), 1024)
+    assert found.kv_bytes == pair.bytes_for(kv_shape(model), 1024)
+    assert found.f16_bytes == parse_plan("f16").bytes_for(kv_shape(model), 1024)
     assert (found.recurrent_mib > 0) == (name == HYBRID)
     context = parse_context(found.log.read_text())
     assert context is not None
@@ -94,24 +94,26 @@ def test_variables_of_the_user_change_nothing(
 ) -> None:
     monkeypatch.setenv("LLAMA_RQ_LAYERS", "0:f16")
     model = families[DENSE].file("Q8_0")
-    found = generate(model, PROMPT, parse_kv("iso3"), programs, tokens=2, n_ctx=512, raw=True)
-    assert found.kv_bytes == kv_shape(model).bytes_for(parse_kv("iso3"), 512)
+    found = generate(model, PROMPT, parse_plan("iso3"), programs, tokens=2, n_ctx=512, raw=True)
+    assert found.kv_bytes == parse_plan("iso3").bytes_for(kv_shape(model), 512)
 
 
 @pytest.mark.parametrize("kv", [name for name, kind in kv_types().items() if kind.ours])
 def test_every_type_takes_what_it_says(families: dict[str, Family], programs: Programs, kv: str) -> None:
     model = families[HYBRID].file("Q4_K_M")
-    found = generate(model, PROMPT, parse_kv(kv), programs, tokens=4, n_ctx=512, raw=True, temperature=0)
+    found = generate(model, PROMPT, parse_plan(kv), programs, tokens=4, n_ctx=512, raw=True, temperature=0)
     values = 2 * 2 * 2 * 256 * 512  # K and V, 2 layers, 2 heads of 256
     assert found.kv_bytes is not None
-    assert 8 * found.kv_bytes / values == parse_kv(kv).bits in (2.125, 3.125, 4.125)
+    assert 8 * found.kv_bytes / values == parse_plan(kv).bits in (2.125, 3.125, 4.125)
 
 
 def test_four_bits_say_what_f16_says_for_a_while(families: dict[str, Family], programs: Programs) -> None:
     """Random K and V would not: the cache is really read, and rotated back."""
     model = families[DENSE].file("Q8_0")
     texts = {
-        kv: generate(model, PROMPT, parse_kv(kv), programs, tokens=6, n_ctx=512, raw=True, temperature=0).text
+        kv: generate(
+            model, PROMPT, parse_plan(kv), programs, tokens=6, n_ctx=512, raw=True, temperature=0
+        ).text
         for kv in ("f16", "iso4", "rotor4", "planar4")
     }
     assert len({text[:8] for text in texts.values()}) == 1, texts
@@ -123,7 +125,7 @@ def test_chat_answer_has_nothing_around_it(families: dict[str, Family], programs
     found = generate(
         families[DENSE].file("Q8_0"),
         prompt,
-        parse_kv("iso3"),
+        parse_plan("iso3"),
         programs,
         tokens=10,
         n_ctx=1024,
@@ -144,7 +146,7 @@ def test_prompt_too_long_for_a_command_line(
     for longest in (100_000, 100):
         monkeypatch.setattr("ggufrq.drive.run._LONGEST_ARGUMENT", longest)
         found = generate(
-            model, prompt, parse_kv("iso3"), programs, tokens=4, n_ctx=1024, raw=raw, temperature=0
+            model, prompt, parse_plan("iso3"), programs, tokens=4, n_ctx=1024, raw=raw, temperature=0
         )
         seen.append((found.prompt_tokens, found.text))
     assert seen[0] == seen[1]
@@ -154,7 +156,9 @@ def test_prompt_too_long_for_a_command_line(
 @pytest.mark.parametrize("raw", [False, True])
 def test_prompt_too_long_for_the_context(families: dict[str, Family], programs: Programs, raw: bool) -> None:
     with pytest.raises(ToolError, match=r"exceeds the available context size|prompt is too long") as caught:
-        generate(families[DENSE].file("Q8_0"), "word " * 600, parse_kv("iso3"), programs, n_ctx=256, raw=raw)
+        generate(
+            families[DENSE].file("Q8_0"), "word " * 600, parse_plan("iso3"), programs, n_ctx=256, raw=raw
+        )
     assert "-c N" in str(caught.value.remedy)
 
 
@@ -162,7 +166,7 @@ def test_damaged_model(families: dict[str, Family], programs: Programs, tmp_path
     path = tmp_path / "cut.gguf"
     path.write_bytes(families[DENSE].file("Q8_0").read_bytes()[:2_000_000])
     with pytest.raises(ToolError, match="data is not within the file bounds"):
-        generate(path, PROMPT, parse_kv("iso3"), programs, tokens=4, n_ctx=512)
+        generate(path, PROMPT, parse_plan("iso3"), programs, tokens=4, n_ctx=512)
 
 
 def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tmp_path: Path) -> None:
@@ -180,9 +184,9 @@ def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tm
     model = family_of(str(folder), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
     for raw in (False, True):
         with pytest.raises(ToolError, match=r"iso3 .*head_dim of 64.* use q8_0") as caught:
-            generate(model, PROMPT, parse_kv("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)
+            generate(model, PROMPT, parse_plan("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)
         assert caught.value.remedy == "--kv q8_0"
-    assert generate(model, PROMPT, parse_kv("q8_0"), programs, tokens=4, n_ctx=512).tokens >= 1
+    assert generate(model, PROMPT, parse_plan("q8_0"), programs, tokens=4, n_ctx=512).tokens >= 1
 
 
 # The command
@@ -195,7 +199,7 @@ def test_command(families: dict[str, Family]) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() and result.stdout.endswith("\n")
-    size = kv_shape(Path(model)).bytes_for(parse_kv("iso3/planar4"), 4096)
+    size = parse_plan("iso3/planar4").bytes_for(kv_shape(Path(model)), 4096)
     assert f"cache  iso3/planar4, 3.625 bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
     assert "bytes, 4.41 times that" in result.stderr
     assert "speed  prompt" in result.stderr

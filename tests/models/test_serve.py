@@ -21,7 +21,7 @@ from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.base.loopback import free_port, session
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.serve import Server, serving
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
@@ -54,14 +54,14 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
 def test_start_answer_stop(families: dict[str, Family], programs: Programs, name: str) -> None:
-    model, pair, port = families[name].file("Q8_0"), parse_kv("iso3/planar4"), free_port()
+    model, pair, port = families[name].file("Q8_0"), parse_plan("iso3/planar4"), free_port()
     with serving(model, pair, programs, port=port, n_ctx=1024) as running:
         assert running.url == f"http://127.0.0.1:{port}"
         assert server.healthy(running.url)
         context = parse_context(running.log.read_text())
         assert context is not None
         assert context.k_types == {"iso3"} and context.v_types == {"planar4"}
-        assert running.context.kv_bytes == kv_shape(model).bytes_for(pair, 1024)
+        assert running.context.kv_bytes == pair.bytes_for(kv_shape(model), 1024)
         message = {"role": "user", "content": "Hello"}
         body = {"messages": [message], "max_tokens": 6, "ignore_eos": True}
         answer = session().post(f"{running.url}/v1/chat/completions", json=body, timeout=300).json()
@@ -86,7 +86,7 @@ def test_layers_apart(families: dict[str, Family], programs: Programs) -> None:
 def test_prompt_cache_is_reused(families: dict[str, Family], programs: Programs) -> None:
     shared = text(1500)
     with serving(
-        families[DENSE].file("Q8_0"), parse_kv("iso3"), programs, port=free_port(), n_ctx=2048
+        families[DENSE].file("Q8_0"), parse_plan("iso3"), programs, port=free_port(), n_ctx=2048
     ) as running:
         first = complete(running, shared + " One")
         second = complete(running, shared + " Two")
@@ -114,7 +114,7 @@ def test_chunks_are_reused_by_shifting_keys(families: dict[str, Family], program
     where it was, or left rotated, it is not.
     """
     options = {"n_predict": 1, "n_probs": 40}
-    model, pair = families[DENSE].file("Q8_0"), parse_kv("iso4")
+    model, pair = families[DENSE].file("Q8_0"), parse_plan("iso4")
     likely: list[dict[int, float]] = []
     reused: list[int] = []
     for reuse in ((), ("--cache-reuse", "32")):
@@ -137,7 +137,7 @@ def test_context_shift(families: dict[str, Family], programs: Programs) -> None:
     extra = ("--context-shift", "--ignore-eos")
     with serving(
         families[DENSE].file("Q8_0"),
-        parse_kv("iso3/rotor4"),
+        parse_plan("iso3/rotor4"),
         programs,
         port=free_port(),
         n_ctx=256,
@@ -154,7 +154,7 @@ def test_parallel_slots(families: dict[str, Family], programs: Programs, name: s
     prompts = [text(800), text(700, 30000)]
     answers: dict[int, str] = {}
     with serving(
-        families[name].file("Q8_0"), parse_kv("iso3"), programs, port=free_port(), n_ctx=2048, parallel=2
+        families[name].file("Q8_0"), parse_plan("iso3"), programs, port=free_port(), n_ctx=2048, parallel=2
     ) as running:
         assert running.context.caches[0].sequences == 2
         alone = [complete(running, prompt, cache_prompt=False)["content"] for prompt in prompts]
@@ -188,7 +188,7 @@ def test_state_is_saved_and_restored(
         found: dict[str, Any] = answer.json()
         return found
 
-    pair = parse_kv("iso3/planar4")
+    pair = parse_plan("iso3/planar4")
     with serving(model, pair, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
         before = complete(running, prompt, n_predict=4)
         saved = slot(running, "save")
@@ -199,14 +199,14 @@ def test_state_is_saved_and_restored(
         fresh = complete(running, prompt + before["content"], n_predict=4)
     assert saved["n_saved"] == restored["n_restored"] > 100
     assert saved["n_written"] == restored["n_read"]
-    per_token = kv_shape(model).bytes_for(pair, 1)
+    per_token = pair.bytes_for(kv_shape(model), 1)
     assert saved["n_written"] > saved["n_saved"] * per_token
     if name == DENSE:
         assert saved["n_written"] < saved["n_saved"] * per_token * 1.2  # the state, too, is that small
     assert after["timings"]["cache_n"] > 0.9 * saved["n_saved"]
     assert after["content"][:3] == fresh["content"][:3]
     # another type must not be read as this one
-    with serving(model, parse_kv("iso3"), programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+    with serving(model, parse_plan("iso3"), programs, port=free_port(), n_ctx=1024, extra=extra) as running:
         refused = session().post(
             f"{running.url}/slots/0?action=restore", json={"filename": "s.bin"}, timeout=60
         )
@@ -220,7 +220,7 @@ def test_model_that_does_not_load(families: dict[str, Family], programs: Program
     started = time.monotonic()
     with (
         pytest.raises(ToolError, match=r"ended before it was ready: .*not within the file bounds"),
-        serving(path, parse_kv("iso3"), programs, port=free_port()),
+        serving(path, parse_plan("iso3"), programs, port=free_port()),
     ):
         pass
     assert time.monotonic() - started < 60
@@ -233,7 +233,7 @@ def test_port_that_is_taken(families: dict[str, Family], programs: Programs) -> 
         port = other.getsockname()[1]
         with (
             pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 cannot be used"),
-            serving(families[DENSE].file("Q8_0"), parse_kv("iso3"), programs, port=port),
+            serving(families[DENSE].file("Q8_0"), parse_plan("iso3"), programs, port=port),
         ):
             pass
 

@@ -6,7 +6,7 @@ import pytest
 
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.cases import Case, assignments, parse_case, parse_cases
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,17 @@ def test_calibration_is_for_our_types_or_for_those_that_ask(tmp_path: Path) -> N
     assert case.environment()["LLAMA_RQ_CALIB"] == str(file)
 
 
+def test_calibration_is_for_k_in_a_type_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "calib.gguf"
+    file.write_bytes(b"means")
+    text = "q8_0/iso4,iso3,f16; 0:q8_0,f16; 0:f16/iso3,f16; 0:iso3/f16"
+    assert [case.spec for case in parse_cases(text, file)] == [
+        "q8_0/iso4", "iso3+calib", "f16; 0:q8_0", "f16; 0:f16/iso3", "f16+calib; 0:iso3/f16",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="for K in a type of ours"):
+        parse_cases("q8_0/iso4+calib", file)
+
+
 def test_results_depend_on_what_the_calibration_says(tmp_path: Path) -> None:
     file = tmp_path / "calib.gguf"
     file.write_bytes(b"means")
@@ -74,7 +85,7 @@ def test_results_depend_on_what_the_calibration_says(tmp_path: Path) -> None:
     before = case.facts()
     file.write_bytes(b"other means")
     assert case.facts() != before
-    assert Case(parse_kv("iso3")).facts() == {"k": "iso3", "v": "iso3", "mode": None}
+    assert Case(parse_plan("iso3")).facts() == {"k": "iso3", "v": "iso3", "mode": None}
 
 
 def test_the_newest_tokens_are_for_our_types_or_for_those_that_ask() -> None:

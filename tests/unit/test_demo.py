@@ -9,7 +9,7 @@ import pytest
 from ggufrq.base import table
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.cases import Case, parse_case
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_plan
 from ggufrq.flows import demo
 
 
@@ -130,8 +130,8 @@ def test_plan() -> None:
 
 
 def test_case() -> None:
-    assert parse_case("iso3:block") == Case(parse_kv("iso3"), "block")
-    assert parse_case("iso3") == Case(parse_kv("iso3"))
+    assert parse_case("iso3:block") == Case(parse_plan("iso3"), "block")
+    assert parse_case("iso3") == Case(parse_plan("iso3"))
     with pytest.raises(UsageError):
         parse_case("iso5:block")
 

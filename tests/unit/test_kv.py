@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ggufrq import codec
 from ggufrq.base.errors import UsageError
-from ggufrq.cache.kv import KvPair, KvPlan, as_plan, kv_type, kv_types, parse_kv, parse_plan, parse_plans
+from ggufrq.cache.kv import KvPair, KvPlan, kv_type, kv_types, parse_kv, parse_plan, parse_plans
 
 NAMES = sorted(kv_types())
 
@@ -217,7 +217,7 @@ def test_size_of_a_plan_is_exact_where_layers_differ() -> None:
     assert plan.bytes_for(shape, 1) == sum(sizes)
     assert plan.bytes_for(shape, 1000) == 1000 * sum(sizes)
     assert plan.bits(shape) == 8 * sum(sizes) / (256 * 3 + 512 + 2048)
-    assert as_plan(parse_kv("iso3")).bits(shape) == 3.125
+    assert parse_plan("iso3").bits(shape) == 3.125
     with pytest.raises(UsageError, match="there is no layer 3"):
         parse_plan("iso3; 3:f16").bytes_for(shape, 1)
     with pytest.raises(ValueError, match="64 values do not fill blocks of 128"):
@@ -257,5 +257,26 @@ def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None
     assert plan.recent_bytes(Shape(), 4096, sequences=4) == 129 * token
     assert plan.recent_bytes(Shape(), 4096, sequences=4, streams=4) == 4 * 33 * token
     assert plan.recent_bytes(Shape(), 16) == 17 * token
-    assert parse_plan("q8_0").with_recent(8).ours and not parse_plan("q8_0").rotated
-    assert parse_plan("q8_0; 1:f16/iso3").rotated
+    assert not parse_plan("q8_0").rotated and parse_plan("q8_0; 1:f16/iso3").rotated
+
+
+@pytest.mark.parametrize("text", ["q8_0/iso3", "f16; 0:q8_0", "f16; 0:f16/iso3"])
+def test_a_calibration_is_for_k_in_a_type_of_ours(text: str) -> None:
+    with pytest.raises(UsageError, match=r"for K in a type of ours, and K is in (q8_0|f16)") as caught:
+        parse_plan(text).calibrated(Path("m.gguf"))
+    assert "without --kv-calib" in str(caught.value.remedy)
+    assert parse_plan("f16; 0:iso3/f16").calibrated(Path("m.gguf")).calib
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "says"),
+    [
+        ("q8_0", 8, "beside a type of ours, and K and V are in q8_0"),
+        ("f16; 0:q8_0", 8, "beside a type of ours, and K and V are in f16; 0:q8_0"),
+        ("iso3", 4097, "4097 newest tokens cannot be kept, 4,096 at most"),
+        ("iso3", -1, "-1 newest tokens cannot be kept"),
+    ],
+)
+def test_newest_tokens_that_cannot_be(text: str, tokens: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_plan(text).with_recent(tokens)

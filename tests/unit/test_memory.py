@@ -15,12 +15,12 @@ from click.testing import CliRunner
 
 from ggufrq.base import proc, sizes
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.cache.kv import parse_plan
 from ggufrq.cli import cli
 from ggufrq.cli import memory as command
 from ggufrq.ggufs.header import read_header
-from ggufrq.ggufs.kv_shape import kv_shape
-from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
+from ggufrq.ggufs.kv_shape import find_kv_shape, kv_shape
+from ggufrq.ggufs.memory_shape import MemoryShape, head_sizes, memory_shape
 from ggufrq.memory.cells import ContextSettings, kv_bytes, state_bytes, why_not
 from ggufrq.memory.compute import Buffers, estimate
 from ggufrq.memory.estimate import Memory
@@ -294,17 +294,39 @@ def test_the_estimate_of_compute_buffers_has_masks_and_logits(tmp_path: Path) ->
 def test_the_simple_shape(tmp_path: Path) -> None:
     shape = kv_shape(model(tmp_path / "m.gguf", "llama", DENSE))
     assert (shape.k_layers, shape.k_values, shape.v_values, shape.layers) == ((256,) * 4, 1024, 1024, 4)
-    assert shape.bytes_for(parse_kv("iso3"), 1024) == 2048 * 1024 * 50 // 128
-    assert shape.bits_for(shape.bytes_for(parse_kv("iso3"), 1024), 1024) == 3.125
-    assert shape.bits_for(shape.bytes_for(parse_kv("iso2/rotor4"), 4096), 4096) == 3.125
+    assert parse_plan("iso3").bytes_for(shape, 1024) == 2048 * 1024 * 50 // 128
+    assert shape.bits_for(parse_plan("iso3").bytes_for(shape, 1024), 1024) == 3.125
+    assert shape.bits_for(parse_plan("iso2/rotor4").bytes_for(shape, 4096), 4096) == 3.125
     assert kv_shape(model(tmp_path / "m.gguf", "qwen35", QWEN35_27B)).v_layers == (1024,) * 16
     for architecture, more in (
         ("gemma2", {}),
         ("bert", {}),
         ("deepseek2", {"attention__key_length_mla": 192}),
     ):
+        path = model(tmp_path / "m.gguf", architecture, DENSE, **more)
         with pytest.raises(ModelError, match="not simply K and V"):
-            kv_shape(model(tmp_path / "m.gguf", architecture, DENSE, **more))
+            kv_shape(path)
+        assert find_kv_shape(path) is None
+
+
+def test_one_reading_of_head_sizes(tmp_path: Path) -> None:
+    def sizes(architecture: str, **more: Any) -> tuple[int, ...]:
+        return head_sizes(read_header(model(tmp_path / "m.gguf", architecture, DENSE, **more)).values)
+
+    assert sizes("llama") == (128,)
+    assert sizes("llama", attention__key_length=192) == (192, 128)
+    windows = {"attention__sliding_window": 128, "attention__sliding_window_pattern": [True, False] * 2}
+    assert sizes("gemma4", **windows, attention__key_length_swa=64, attention__value_length_swa=256) == (
+        64, 128, 256,
+    )  # fmt: skip
+    assert head_sizes({"general.architecture": "llama"}) == ()
+
+
+def test_the_plan_and_the_estimate_count_the_same_bytes(tmp_path: Path) -> None:
+    shape = shape_of(tmp_path, "llama", DENSE)
+    for text in ("f16", "iso3/q8_0", "iso3; 0,-1:q8_0/iso4"):
+        plan, settings = parse_plan(text), ContextSettings(2048)
+        assert sum(kv_bytes(shape, plan, settings)) == plan.bytes_for(shape, 2048)
 
 
 @pytest.fixture

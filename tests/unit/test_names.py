@@ -51,7 +51,8 @@ def test_files_in_such_a_folder(tmp_path: Path) -> None:
     assert (folder / "ä b.txt").read_text(encoding="utf-8") == "words\n"
     assert [path.name for path in folder.iterdir()] == ["ä b.txt"]
     assert len(tree_hash(folder)) == 40
-    assert proc.run([sys.executable, "-c", "import os; print(len(os.getcwd()) > 0)"], cwd=folder).rc == 0
+    code = "import os, sys; sys.stdout.buffer.write(os.getcwd().encode())"
+    assert proc.run([sys.executable, "-c", code], cwd=folder).stdout == str(folder.resolve())
 
 
 def test_the_cache_in_such_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

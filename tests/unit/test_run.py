@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from ggufrq import cli
 from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import run, serve
 from ggufrq.tools import server
 from ggufrq.tools.logs import parse_context
@@ -24,15 +25,28 @@ LOGS = Path(__file__).parent.parent / "logs" / "tools"
 UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 
 
+MakePrograms = Callable[..., Programs]
 PATCHED = (*UPSTREAM, "iso3", "iso4", "planar4")
 OPTIONS = "--kv-layers SPEC  ...\n--kv-calib FILE  ...\n--kv-recent N  ..."
 
 
-def programs(types: tuple[str, ...], build: Build | None = None, options: str = "") -> Programs:
-    found = Programs(Path("/opt/llama.cpp/bin"), build)
-    found.__dict__["cache_types"] = types
-    found.__dict__["help_text"] = options
-    return found
+@pytest.fixture
+def programs(tmp_path: Path) -> MakePrograms:
+    """Makes a llama.cpp of nothing but a llama-cli that prints the help of one with these types and
+    options."""
+
+    def make(types: tuple[str, ...], build: Build | None = None, options: str = "") -> Programs:
+        folder = tmp_path / "llama.cpp" / "bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        told = (
+            f"--cache-type-k TYPE  type of K\nallowed values: {', '.join(types)}\n(default: f16)\n{options}"
+        )
+        tool = folder / "llama-cli"
+        tool.write_text(f"#!{sys.executable}\nprint({told!r})\n")
+        tool.chmod(0o755)
+        return Programs(folder, build)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -45,17 +59,19 @@ def programs(types: tuple[str, ...], build: Build | None = None, options: str = 
         ("q4_0", "q4_0"),
     ],
 )
-def test_fallback(kv: str, used: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pair = run.settle(parse_kv(kv), programs(UPSTREAM), fallback=True, command="ggufrq run m")
+def test_fallback(programs: MakePrograms, kv: str, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = run.settle(parse_plan(kv), programs(UPSTREAM), fallback=True, command="ggufrq run m")
     assert pair.name == used
     assert ("using " + used in capsys.readouterr().err) == (kv != used)
 
 
-def test_without_fallback() -> None:
+def test_without_fallback(programs: MakePrograms) -> None:
     with pytest.raises(
-        UsageError, match=r"/opt/llama\.cpp/bin has no cache type iso3 and planar4; it has f32"
+        UsageError, match=r"/llama\.cpp/bin has no cache type iso3 and planar4; it has f32"
     ) as caught:
-        run.settle(parse_kv("iso3/planar4"), programs(UPSTREAM), fallback=False, command="ggufrq run m -p …")
+        run.settle(
+            parse_plan("iso3/planar4"), programs(UPSTREAM), fallback=False, command="ggufrq run m -p …"
+        )
     remedy = str(caught.value.remedy)
     assert "ggufrq run m -p … --kv q8_0, or --fallback" in remedy
     assert "8.5 bits per value instead of 3.625" in remedy
@@ -73,7 +89,12 @@ def test_without_fallback() -> None:
     ],
 )
 def test_fallback_of_layers(
-    kv: str, types: tuple[str, ...], options: str, used: str, capsys: pytest.CaptureFixture[str]
+    programs: MakePrograms,
+    kv: str,
+    types: tuple[str, ...],
+    options: str,
+    used: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan, others = parse_plan(kv), programs(types, options=options)
     found = run.settle(plan, others, fallback=True, command="ggufrq run m")
@@ -86,7 +107,7 @@ def test_fallback_of_layers(
         assert ("no option --kv-layers" in caught.value.message) == ("--kv-layers " not in options)
 
 
-def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fallback_of_calibration(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
     plan = parse_plan("iso3").calibrated(Path("means.gguf"))
     assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
     with pytest.raises(UsageError, match="has no option --kv-calib"):
@@ -94,9 +115,14 @@ def test_fallback_of_calibration(capsys: pytest.CaptureFixture[str]) -> None:
     found = run.settle(plan, programs(PATCHED), fallback=True, command="ggufrq run m")
     assert found == parse_plan("iso3")
     assert "no option --kv-calib; using iso3" in capsys.readouterr().err
+    # a type of K that is not there takes it with it
+    mixed = parse_plan("rotor3/iso3").calibrated(Path("means.gguf"))
+    found = run.settle(mixed, programs(PATCHED, options=OPTIONS), fallback=True, command="ggufrq run m")
+    assert found == parse_plan("q8_0/iso3")
+    capsys.readouterr()
 
 
-def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fallback_of_the_newest_tokens(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
     plan = parse_plan("iso3").with_recent(32)
     assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
     with pytest.raises(UsageError, match="has no option --kv-recent"):
@@ -108,10 +134,10 @@ def test_fallback_of_the_newest_tokens(capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
 
 
-def test_our_own_build_never_falls_back(tmp_path: Path) -> None:
-    build = Build("key", tmp_path, tmp_path, tmp_path, {})
+def test_our_own_build_never_falls_back(programs: MakePrograms, tmp_path: Path) -> None:
+    build = Build("key", tmp_path, tmp_path / "llama.cpp" / "bin", tmp_path, {})
     with pytest.raises(ToolError, match="has no cache type iso3"):
-        run.settle(parse_kv("iso3"), programs(UPSTREAM, build), fallback=True, command="")
+        run.settle(parse_plan("iso3"), programs(UPSTREAM, build), fallback=True, command="")
     with pytest.raises(ToolError, match="has no option --kv-layers") as caught:
         run.settle(parse_plan("q8_0; 0:f16"), programs(UPSTREAM, build), fallback=True, command="")
     assert caught.value.remedy == "ggufrq build"
@@ -123,18 +149,18 @@ ANSWER = run.Answer(
 
 
 def test_what_is_said_of_the_cache() -> None:
-    assert run.cache_lines(ANSWER, parse_kv("iso3")) == [
+    assert run.cache_lines(ANSWER, parse_plan("iso3")) == [
         "iso3, 3.125 bits per value: 6,553,600 bytes for 4,096 tokens",
         "f16 takes 33,554,432 bytes, 5.12 times that",
     ]
     rough = replace(ANSWER, kv_bytes=None, f16_bytes=None, recurrent_mib=1.5)
-    assert run.cache_lines(rough, parse_kv("iso3")) == [
+    assert run.cache_lines(rough, parse_plan("iso3")) == [
         "iso3, 3.125 bits per value: 6.25 MiB for 4,096 tokens",
         "f16 takes 5.12 times that",
         "and 1.50 MiB of recurrent state in f32, whatever the cache type",
     ]
     same = replace(ANSWER, kv_bytes=33554432)
-    assert run.cache_lines(same, parse_kv("f16")) == [
+    assert run.cache_lines(same, parse_plan("f16")) == [
         "f16, 16 bits per value: 33,554,432 bytes for 4,096 tokens"
     ]
     layered = replace(ANSWER, kv_bytes=10911744)
@@ -164,7 +190,7 @@ def test_what_is_said_of_the_cache() -> None:
 )
 def test_prompts_that_are_refused(no_programs: None, prompt: str, raw: bool, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        run.generate(Path("m"), prompt, parse_kv("iso3"), programs(UPSTREAM), raw=raw)
+        run.generate(Path("m"), prompt, parse_plan("iso3"), Programs(Path("none")), raw=raw)
 
 
 def test_text_of_a_repeated_run_comes_once() -> None:
@@ -207,7 +233,7 @@ def test_text_comes_while_it_is_generated(cache: Path, tmp_path: Path) -> None:
     assert context is not None
     kinds = "/".join([*context.k_types, *context.v_types])
     answer = run.generate(
-        tmp_path / "m.gguf", "Hello", parse_kv(kinds), Programs(tmp_path), raw=True, on_text=on_text
+        tmp_path / "m.gguf", "Hello", parse_plan(kinds), Programs(tmp_path), raw=True, on_text=on_text
     )
     assert "".join(pieces).split() == ["first", "words", "and", "the", "rest"]
     assert len(pieces) > 1 and "".join(pieces) == answer.text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq.base.errors import ToolError, UsageError
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.tools import bench, cli, completion, fit_params, imatrix, perplexity, programs, quantize, server
 from ggufrq.tools.logs import Incomplete, error_lines, exact_bytes, explain, parse_context, retried, uses
 from ggufrq.tools.tail import Tail
@@ -462,16 +462,16 @@ def test_server_requests() -> None:
 
 
 def test_arguments_name_the_types_and_flash_attention() -> None:
-    pair = parse_kv("iso3/planar4")
+    plan = parse_plan("iso3/planar4")
     model = Path("m.gguf")
     made = [
-        cli.arguments(model, "hello", pair, tokens=8, n_ctx=64, threads=1, temperature=0, seed=3),
-        completion.arguments(model, Path("p.txt"), pair, tokens=8, n_ctx=64),
-        server.arguments(model, pair, host="127.0.0.1", port=1, n_ctx=64, extra=("--cache-reuse", "256")),
+        cli.arguments(model, "hello", plan, tokens=8, n_ctx=64, threads=1, temperature=0, seed=3),
+        completion.arguments(model, Path("p.txt"), plan, tokens=8, n_ctx=64),
+        server.arguments(model, plan, host="127.0.0.1", port=1, n_ctx=64, extra=("--cache-reuse", "256")),
         perplexity.arguments(
-            model, Path("t"), pair, Path("b"), n_ctx=64, chunks=2, divergence=True, threads=2
+            model, Path("t"), plan, Path("b"), n_ctx=64, chunks=2, divergence=True, threads=2
         ),
-        bench.arguments(model, pair, threads=2),
+        bench.arguments(model, plan.base, threads=2),
     ]
     for args in made:
         text = " ".join(args)

@@ -100,5 +100,5 @@ def test_squared_errors_of_the_codes() -> None:
 
 
 def test_entry_of_a_cache_kept_otherwise() -> None:
-    found = check.cache_check(Case(parse_case("iso3").kv), "K in f16 and V in iso3", ok=False)
+    found = check.cache_check(Case(parse_case("iso3").plan), "K in f16 and V in iso3", ok=False)
     assert (found["check"], found["case"], found["ok"]) == ("cache", "iso3", False)

@@ -39,7 +39,7 @@ from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import SCALE_VARIABLE, Case
-from ggufrq.cache.kv import KvPair, KvType, kv_type
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, kv_type, parse_plan
 from ggufrq.drive.cache_check import CacheError
 from ggufrq.measure.divergence import Divergences
 from ggufrq.measure.kept import kept_or_taken
@@ -217,7 +217,7 @@ def _between(check: str, case: Case, what: str, value: float, least: float, most
 def _judged(cases: Iterable[Case]) -> list[Case]:
     """Cases of ours without their calibration, layers and newest tokens in f16, each once: the first two
     change less than the margin, the last takes away what is judged; all are checked in the log anyway."""
-    plain = (Case(case.pair, case.mode, case.scale) for case in cases if case.pair.ours)
+    plain = (Case(KvPlan(case.pair), case.mode, case.scale) for case in cases if case.pair.ours)
     return list(dict.fromkeys(plain))
 
 
@@ -227,9 +227,9 @@ def _kind(case: Case, side: str) -> KvType:
 
 def _alone(case: Case, side: str) -> Case:
     kind, f16 = _kind(case, side), kv_type("f16")
-    return Case(KvPair(kind, f16) if side == "K" else KvPair(f16, kind), case.mode, case.scale)
+    pair = KvPair(kind, f16) if side == "K" else KvPair(f16, kind)
+    return Case(KvPlan(pair), case.mode, case.scale)
 
 
 def _reference(side: str, mode: str | None) -> Case:
-    q4_0, f16 = kv_type("q4_0"), kv_type("f16")
-    return Case(KvPair(q4_0, f16) if side == "K" else KvPair(f16, q4_0), mode)
+    return Case(parse_plan("q4_0/f16" if side == "K" else "f16/q4_0"), mode)

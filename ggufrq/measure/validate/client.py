@@ -132,7 +132,7 @@ def serving(
     """
     with serve.serving(
         model.path,
-        case.kv,
+        case.plan,
         Programs.of_build(build),
         port=serve.ANY_PORT,
         n_ctx=n_ctx,

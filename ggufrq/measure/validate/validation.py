@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq.base import paths
-from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import progress
 from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.drive.cache_check import CacheError
 from ggufrq.ggufs.header import read_header
-from ggufrq.ggufs.kv_shape import KvShape, kv_shape
+from ggufrq.ggufs.kv_shape import find_kv_shape
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.divergence import Subject
 from ggufrq.measure.kept import Row
@@ -57,7 +57,9 @@ def look(plan: ValidationPlan) -> Facts:
     header = read_header(path)
     arch = str(header.values.get("general.architecture", ""))
     longest = header.values.get(f"{arch}.context_length")
-    model = Subject(resolve(plan.model).name, path, file_sha256(path), weights_of(plan.model), _shape(path))
+    model = Subject(
+        resolve(plan.model).name, path, file_sha256(path), weights_of(plan.model), find_kv_shape(path)
+    )
     return Facts(
         model,
         arch,
@@ -65,14 +67,6 @@ def look(plan: ValidationPlan) -> Facts:
         int(longest) if isinstance(longest, int) else None,
         file_sha256(plan.text),
     )
-
-
-def _shape(path: Path) -> KvShape | None:
-    """The shape of the model's cache; without it sizes are not checked, only told."""
-    try:
-        return kv_shape(path)
-    except ModelError:
-        return None
 
 
 def _run(work: Workshop, bar: progress) -> Taken:
