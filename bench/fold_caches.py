@@ -14,7 +14,7 @@ from ggufrq.base import paths, table
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.make.fold import fold_file
-from ggufrq.measure.divergence import run_tool
+from ggufrq.measure.base_run import run_tool
 from ggufrq.tools import perplexity
 
 ROTATED = {"on": None, "off": "1"}  # of LLAMA_ATTN_ROT_DISABLE

@@ -30,7 +30,8 @@ from ggufrq.build.builds import require_build
 from ggufrq.cache.cases import Case, parse_case
 from ggufrq.make.ready import model_file
 from ggufrq.measure import cost
-from ggufrq.measure.divergence import Scored, divergences
+from ggufrq.measure.base_run import Scored
+from ggufrq.measure.divergence import divergences
 
 ROTATIONS = (
     "iso:none",

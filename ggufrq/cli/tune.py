@@ -12,8 +12,8 @@ from ggufrq.base import log, paths
 from ggufrq.base.progress import progress
 from ggufrq.build.builds import require_build
 from ggufrq.make.ready import model_file, weights_of
+from ggufrq.measure.base_run import Scored
 from ggufrq.measure.cost import subject
-from ggufrq.measure.divergence import Scored
 from ggufrq.models.resolve import resolve
 from ggufrq.search.tune import layers, report
 

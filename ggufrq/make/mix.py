@@ -91,12 +91,8 @@ def _renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
     template = values.get("tokenizer.chat_template")
     if not isinstance(template, str):
         return chatml
-    try:
-        from jinja2 import Environment, TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        _logger.debug("no jinja2: conversations are written as ChatML")
-        return chatml
+    from jinja2 import Environment, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise TemplateError(message)

@@ -25,7 +25,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import kv_type
 from ggufrq.drive.cache_check import CacheError
-from ggufrq.measure.divergence import Divergences, Scored, Subject
+from ggufrq.measure.base_run import Scored
+from ggufrq.measure.divergence import Divergences, Subject
 from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.measure.validate import speed
 from ggufrq.measure.verdict import Difference, between, paired

@@ -21,7 +21,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import kv_types, parse_plan
 from ggufrq.ggufs.kv_shape import kv_shape
-from ggufrq.measure.divergence import Divergences, Scored, Subject, run_tool
+from ggufrq.measure.base_run import Scored, run_tool
+from ggufrq.measure.divergence import Divergences, Subject
 from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import bench
 

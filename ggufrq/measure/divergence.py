@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ggufrq.base import proc
-from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
@@ -24,11 +22,14 @@ from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.cache_check import check_context, mode_of
 from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.measure.base_run import BaseRun, Scored
 from ggufrq.measure.kept import Row, kept_or_taken
 from ggufrq.tools import perplexity
-from ggufrq.tools.logs import Context, Result, retried
+from ggufrq.tools.logs import Context
 
 _VERSION = 2
+#: How far the perplexity of the base may be off when it is read from the base's file.
+_ROUNDING = 1e-4
 #: What everything is compared with unless said otherwise.
 F16 = Case(parse_plan("f16"))
 
@@ -43,22 +44,6 @@ class Subject:
     sha256: str
     weights: str
     shape: KvShape | None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What is scored: ``chunks`` texts of ``n_ctx`` tokens, the second half of each; all in one batch, or
-    ``together`` of them."""
-
-    n_ctx: int
-    chunks: int
-    together: int | None = None
-    threads: int | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the cache holds."""
-        return self.n_ctx * (self.together or self.chunks)
 
 
 class Divergences:
@@ -80,8 +65,8 @@ class Divergences:
         self.base = base
         self.results = ResultStore(results_dir())
         self.text_sha256 = file_sha256(text)
-        self._file = self.results.folder / f"base-{os.getpid()}-{id(self)}-{model.sha256[:12]}.bin"
-        self._base_ppl: float | None = None
+        file = self.results.folder / f"base-{os.getpid()}-{id(self)}-{model.sha256[:12]}.bin"
+        self._runs = BaseRun(build, text, file, _ROUNDING)
 
     def __enter__(self) -> Divergences:
         return self
@@ -91,8 +76,7 @@ class Divergences:
 
     def close(self) -> None:
         """Remove the file of the base run."""
-        self._file.unlink(missing_ok=True)
-        self._base_ppl = None
+        self._runs.close()
 
     def facts(self, case: Case) -> dict[str, Any]:
         """All that the row of a case depends on."""
@@ -125,33 +109,15 @@ class Divergences:
         Raises ToolError when the tool fails or gives no result, CacheError when the cache was not kept as
         asked for.
         """
-        if self._base_ppl is None:
+        path, scored = self.model.path, self.scored
+        if self._runs.ppl is None:
             listener.step(f"{self.base.name}: base run")
-            args = self._arguments(self.base, divergence=False)
-            env = self.base.environment()
-            first, _ = run_tool(
-                self.build, "llama-perplexity", args, perplexity.parse_perplexity, env=env, log=log
-            )
+            first = self._runs.make(path, self.base, scored, log=log)
             self._check(self.base, first.context)
-            self._base_ppl = first.ppl
+            self._runs.accept(first)
         listener.step(f"{case.name}: perplexity")
-        args = self._arguments(case, divergence=True)
-        env = case.environment()
-        found, seconds = run_tool(
-            self.build,
-            "llama-perplexity",
-            args,
-            perplexity.parse_divergence,
-            env=env,
-            log=log,
-            on_stdout=_counting(listener),
-        )
+        found, seconds = self._runs.compare(case.name, path, case, scored, log=log, listener=listener)
         size = self._check(case, found.context)
-        if abs(found.ppl_base / self._base_ppl - 1) > 1e-4:
-            raise ToolError(
-                f"the base run had perplexity {self._base_ppl}, but {case.name} was compared with "
-                f"{found.ppl_base}"
-            )
         row = self._row(case, found, size, seconds)
         self.results.put(self.facts(case), row, log)
         return row
@@ -160,26 +126,9 @@ class Divergences:
         """The command line of a run, with files by their names alone."""
         by_arguments = case.plan.environment()  # as options they are in the arguments
         variables = {k: v for k, v in case.environment().items() if k not in by_arguments}
-        names = {
-            str(self.model.path): self.model.path.name,
-            str(self.text): self.text.name,
-            str(self._file): "base.bin",
-        }
-        args = [names.get(arg, arg) for arg in self._arguments(case, divergence=divergence)]
-        return assignments(variables) + shlex.join(["llama-perplexity", *args])
-
-    def _arguments(self, case: Case, *, divergence: bool) -> list[str]:
-        return perplexity.arguments(
-            self.model.path,
-            self.text,
-            case.plan,
-            self._file,
-            n_ctx=self.scored.n_ctx,
-            chunks=self.scored.chunks,
-            together=self.scored.together,
-            threads=self.scored.threads,
-            divergence=divergence,
-        )
+        args = self._runs.arguments(self.model.path, case, self.scored, divergence=divergence)
+        shown = self._runs.shown(args, {self.model.path: self.model.path.name})
+        return assignments(variables) + shlex.join(shown)
 
     def _check(self, case: Case, context: Context) -> int | None:
         return check_context(case, context, self.model.path, self.model.shape, self.scored.tokens)
@@ -230,40 +179,3 @@ def divergences(
     with Divergences(model, build, text, scored, base=base) as runs:
         take = partial(runs.take, log=log, listener=Part(listener, 0))
         return [kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener) for case in cases]
-
-
-def _counting(listener: Listener) -> Callable[[str], None]:
-    """Reads how many texts are scored from what llama-perplexity prints, piece by piece."""
-    printed = ""
-
-    def read(piece: str) -> None:
-        nonlocal printed
-        printed += piece
-        listener.reach(perplexity.chunks_done(printed))
-
-    return read
-
-
-def run_tool(
-    build: Build,
-    tool: str,
-    args: list[str],
-    parse: Callable[[str, str], Result],
-    *,
-    env: Mapping[str, str | None],
-    log: Path | None = None,
-    on_stdout: Callable[[str], None] | None = None,
-) -> tuple[Result, float]:
-    """The result of a tool as ``parse`` reads it from stdout and stderr, and the seconds it took.
-
-    Runs it again when only the end of its output is missing. Raises ToolError.
-    """
-    command: list[str | Path] = [build.tool(tool), *args]
-
-    def attempt() -> tuple[Result, float]:
-        done = proc.run(command, env=env, log=log, check=False, on_stdout=on_stdout)
-        if done.rc != 0:
-            raise ToolError(proc.failure_message(done), remedy=f"see {log}" if log else None)
-        return parse(done.stdout, done.stderr), done.seconds
-
-    return retried(attempt)

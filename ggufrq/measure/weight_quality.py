@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ggufrq.base import paths, proc
-from ggufrq.base.errors import ModelError, ToolError
+from ggufrq.base import paths
+from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.base.results import ResultStore, file_sha256
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.files import read_model, shards
 from ggufrq.ggufs.header import read_header
+from ggufrq.measure.base_run import BaseRun, Scored
+from ggufrq.measure.divergence import F16
 from ggufrq.measure.kept import Row, kept_or_taken
-from ggufrq.tools import perplexity
-from ggufrq.tools.logs import Result, retried
 
 _VERSION = 2
 #: Bytes of logits that one batch may hold; the base file takes half as much per token.
@@ -91,8 +91,8 @@ class WeightQuality:
             "settings": asdict(self.settings),
             "cores": os.cpu_count(),
         }
-        self.base = self.results.path({**self.facts, "base": os.getpid()}).with_suffix(".bin")
-        self.ppl_base: float | None = None
+        base = self.results.path({**self.facts, "base": os.getpid()}).with_suffix(".bin")
+        self.runs = BaseRun(build, self.text, base, _ROUNDING)
         self._hashes: dict[tuple[Path, int, int], str] = {}
 
     def __enter__(self) -> WeightQuality:
@@ -105,7 +105,7 @@ class WeightQuality:
 
     def close(self) -> None:
         """Remove the base file."""
-        self.base.unlink(missing_ok=True)
+        self.runs.close()
 
     def kept(self, file: Path) -> Row | None:
         """The row of an earlier run over a file with this content, None when there is none."""
@@ -127,13 +127,9 @@ class WeightQuality:
         """As ``take``, and kept nowhere; ``log`` when not that of all."""
         facts = read_model(file)
         self.make_base()
-        found = self._run(file, divergence=True, parse=perplexity.parse_divergence, log=log)
-        assert self.ppl_base is not None
-        if abs(found.ppl_base / self.ppl_base - 1) > _ROUNDING:
-            raise ToolError(
-                f"the run in 16 bits had perplexity {self.ppl_base}, but {file.name} was compared with "
-                f"{found.ppl_base}"
-            )
+        found, _ = self.runs.compare(
+            file.name, file, F16, self._scored(file), log=log or self.log, see=self.log
+        )
         return {
             "file": file.name,
             "bytes": facts.file_bytes,
@@ -157,43 +153,18 @@ class WeightQuality:
 
     def make_base(self) -> None:
         """Run the reference, if that has not been done: before several files are measured at once."""
-        if self.ppl_base is None:
-            result = self._run(self.reference, divergence=False, parse=perplexity.parse_perplexity)
-            self.ppl_base = result.ppl
+        if self.runs.ppl is None:
+            scored = self._scored(self.reference)
+            self.runs.accept(self.runs.make(self.reference, F16, scored, log=self.log))
 
-    def arguments(self, model: Path, *, divergence: bool) -> list[str]:
-        """What llama-perplexity is run with on a file; on the reference without ``divergence``."""
+    def command(self, model: Path, name: str) -> str:
+        """What llama-perplexity is run with on a file, which is called ``name`` there."""
+        args = self.runs.arguments(model, F16, self._scored(model), divergence=True)
+        return shlex.join(self.runs.shown(args, {model: name}))
+
+    def _scored(self, model: Path) -> Scored:
         s = self.settings
-        return perplexity.arguments(
-            model,
-            self.text,
-            parse_plan("f16"),
-            self.base,
-            n_ctx=s.n_ctx,
-            chunks=s.chunks,
-            divergence=divergence,
-            threads=self.threads,
-            together=self._together(model),
-        )
-
-    def _run(
-        self,
-        model: Path,
-        *,
-        divergence: bool,
-        parse: Callable[[str, str], Result],
-        log: Path | None = None,
-    ) -> Result:
-        log = log or self.log
-        args = self.arguments(model, divergence=divergence)
-
-        def attempt() -> Result:
-            done = proc.run([self.build.tool("llama-perplexity"), *args], log=log, check=False)
-            if done.rc != 0:
-                raise ToolError(proc.failure_message(done), remedy=f"see {self.log}")
-            return parse(done.stdout, done.stderr)
-
-        return retried(attempt)
+        return Scored(s.n_ctx, s.chunks, self._together(model), self.threads)
 
     def _together(self, model: Path) -> int:
         """How many chunks go into one batch: its logits must fit into memory."""

@@ -165,6 +165,8 @@ def _header(repo: str, name: str, sha: str) -> tuple[bytes, int]:
 
 def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[bytes, int]:
     """``length`` bytes of a file on the Hub from ``start`` on, and the size of the whole file."""
+    # Not by HfFileSystem: from a mirror that sends no parts it reads the whole file, weights and all, into
+    # memory; it lists the repository first, and reads ahead.
     import requests
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]

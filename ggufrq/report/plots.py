@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from ggufrq.report import numbers
 from ggufrq.report.svg import TEXT, Labels, Scale, element, line, marker, picture, spread, text, width_of
 
@@ -24,7 +26,7 @@ def look_of(cases: Sequence[Case], case: Case) -> tuple[str, int]:
     return f"c{number % COLOURS}", number % _SHAPES
 
 
-def divergence(cases: Sequence[Case], ctx: int) -> str | None:
+def divergence(cases: Sequence[Case], ctx: int) -> Markup | None:
     """Mean KLD against bits per value at one context, with standard errors."""
     points = []
     for case in cases:
@@ -60,7 +62,7 @@ def divergence(cases: Sequence[Case], ctx: int) -> str | None:
     return picture(_WIDE, _HIGH, f"Mean KLD against bits per value at a context of {ctx} tokens", parts)
 
 
-def speed(cases: Sequence[Case], kind: str, base: str) -> str | None:
+def speed(cases: Sequence[Case], kind: str, base: str) -> Markup | None:
     """Speed (``prefill`` or ``decode``) relative to the base at each depth, with standard errors."""
     lines = [case for case in cases if case["speed"] and not case["is_base"]]
     if not lines:
@@ -106,7 +108,7 @@ def speed(cases: Sequence[Case], kind: str, base: str) -> str | None:
     return picture(_WIDE, _HIGH, f"{kind} speed against depth, relative to {base}", parts)
 
 
-def needles(case: Case, limit: float) -> str | None:
+def needles(case: Case, limit: float) -> Markup | None:
     """Context against depth of the needle: what the answer's log-probability lost against the base (nats, sum
     over its tokens), and a tick where greedy decoding finds it. Colours are full at ``limit`` nats."""
     section = case["needle"]
@@ -132,7 +134,7 @@ def needles(case: Case, limit: float) -> str | None:
 
 def _cell(
     cells: list[Case], x: float, y: float, wide: float, high: float, limit: float, is_base: bool
-) -> list[str]:
+) -> list[Markup]:
     differences = [cell["difference"] for cell in cells if cell["difference"] is not None]
     mean = sum(differences) / len(differences) if differences else 0.0
     hits = sum(cell["hit"] for cell in cells)
@@ -174,7 +176,7 @@ def _thinned(values: Sequence[float], scale: Scale) -> dict[float, str]:
 
 def _frame(
     x: Scale, y: Scale, x_ticks: dict[float, str], x_title: str, y_title: str, y_words: Any
-) -> list[str]:
+) -> list[Markup]:
     """Grid, numbers and titles of the axes."""
     parts = []
     for value in y.ticks():

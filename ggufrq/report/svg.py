@@ -1,12 +1,16 @@
-"""A little drawing: SVG elements, axes, and labels that keep clear of each other."""
+"""A little drawing: SVG elements, axes, and labels that keep clear of each other.
+
+Elements are ``Markup``: words that go into one are escaped, other elements are not.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import pairwise
+
+from markupsafe import Markup, escape
 
 #: Size of text in units of the drawing, and how wide a letter is at that size, on average.
 TEXT = 12.5
@@ -16,23 +20,25 @@ _LINE = TEXT + 2
 Box = tuple[float, float, float, float]
 
 
-def element(name: str, text: str | None = None, **attributes: object) -> str:
-    """One element; ``class_`` is ``class``, other underscores are hyphens, None leaves an attribute out."""
-    parts = [name]
+def element(name: str, inner: str | None = None, **attributes: object) -> Markup:
+    """One element with words or other elements in it; ``class_`` is ``class``, other underscores are hyphens,
+    None leaves an attribute out."""
+    start = Markup(name)
     for key, value in attributes.items():
         if value is not None:
             shown = f"{value:.1f}" if isinstance(value, float) else str(value)
-            parts.append(f'{key.rstrip("_").replace("_", "-")}="{escape(shown)}"')
-    start = " ".join(parts)
-    return f"<{start}/>" if text is None else f"<{start}>{text}</{name}>"
+            start += Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), shown)
+    if inner is None:
+        return Markup("<{}/>").format(start)
+    return Markup("<{}>{}</{}>").format(start, escape(inner), name)
 
 
-def text(x: float, y: float, words: str, *, anchor: str = "start", class_: str | None = None) -> str:
+def text(x: float, y: float, words: str, *, anchor: str = "start", class_: str | None = None) -> Markup:
     """Words at a point: ``anchor`` is start, middle or end."""
-    return element("text", escape(words), x=x, y=y, text_anchor=anchor, class_=class_)
+    return element("text", words, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     """A straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
@@ -42,13 +48,13 @@ def width_of(words: str) -> float:
     return len(words) * _LETTER
 
 
-def picture(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+def picture(width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
     """A whole drawing that grows and shrinks with the page; ``label`` says what it shows."""
     box = f"0 0 {width:g} {height:g}"
-    return element("svg", "\n".join(parts), viewBox=box, role="img", aria_label=label, class_="plot")
+    return element("svg", Markup("\n").join(parts), viewBox=box, role="img", aria_label=label, class_="plot")
 
 
-def marker(shape: int, x: float, y: float, class_: str, title: str) -> str:
+def marker(shape: int, x: float, y: float, class_: str, title: str) -> Markup:
     """A point: circle, square, diamond, triangle, or triangle upside down by number; ``title`` is shown when
     the mouse rests on it."""
     r = 5.0
@@ -58,7 +64,7 @@ def marker(shape: int, x: float, y: float, class_: str, title: str) -> str:
         3: [(0.0, -r - 1), (r + 0.5, r - 1), (-r - 0.5, r - 1)],
         4: [(0.0, r + 1), (r + 0.5, -r + 1), (-r - 0.5, -r + 1)],
     }
-    inner = element("title", escape(title))
+    inner = element("title", title)
     if shape not in outlines:
         return element("circle", inner, cx=x, cy=y, r=r, class_=class_)
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outlines[shape])
@@ -105,7 +111,7 @@ class Labels:
         """Nothing is to be written over this point."""
         self.taken.append((x - radius, y - radius, x + radius, y + radius))
 
-    def place(self, x: float, y: float, words: str, class_: str | None = None) -> list[str]:
+    def place(self, x: float, y: float, words: str, class_: str | None = None) -> list[Markup]:
         """The words near the point, with a line to it where they stand apart."""
         wide = width_of(words)
         best: tuple[float, Box] | None = None

@@ -15,8 +15,8 @@ from ggufrq.cache.kv import parse_plan
 from ggufrq.cli.tune import tune as command
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
+from ggufrq.measure.base_run import Scored
 from ggufrq.measure.cost import subject
-from ggufrq.measure.divergence import Scored
 from ggufrq.search.tune import layers
 
 HYBRID = "docs-qwen3.5-8m"

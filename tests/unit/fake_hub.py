@@ -40,7 +40,8 @@ class FakeHub:
 
     ``tokens`` maps tokens to users; without any all may do everything. ``chunk`` makes uploads come in parts
     of so many bytes; the file ``spoil`` loses its last byte on arrival. ``objects`` is what was sent for the
-    large files, ``puts`` each time that something was, ``requests`` all that was asked for.
+    large files, ``puts`` each time that something was, ``requests`` all that was asked for. Without
+    ``ranges`` whole files are sent when parts are asked for, as some mirrors do.
     """
 
     repos: dict[str, dict[str, bytes]]
@@ -51,6 +52,7 @@ class FakeHub:
     tokens: dict[str, str] = field(default_factory=dict)
     private: dict[str, bool] = field(default_factory=dict)
     chunk: int | None = None
+    ranges: bool = True
     spoil: str = ""
     faults: list[Fault] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -244,7 +246,7 @@ def resolve(h: _Handler, _: bytes, repo: str, name: str) -> None:
     headers = {"ETag": f'"{etag}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
     data, status = files[name], 200
     wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", h.headers.get("Range", ""))
-    if wanted:
+    if wanted and h.hub.ranges:
         start, end = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
         headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
         data, status = data[start : end + 1], 206

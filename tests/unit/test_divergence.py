@@ -13,7 +13,8 @@ from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_case
 from ggufrq.drive.cache_check import CacheError
-from ggufrq.measure.divergence import Divergences, Scored, Subject, divergences
+from ggufrq.measure.base_run import Scored
+from ggufrq.measure.divergence import Divergences, Subject, divergences
 from ggufrq.tools import perplexity
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"

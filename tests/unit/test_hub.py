@@ -144,6 +144,16 @@ def test_nobody_listens(tmp_path: Path) -> None:
     assert "HF_ENDPOINT" in found["remedy"]
 
 
+def test_a_mirror_that_sends_whole_files_only(tmp_path: Path) -> None:
+    """A model's weights must not be read into memory for their headers."""
+    files = {**MODEL, "it-Q8_0.gguf": b"GGUF" + bytes(1000)}
+    with fake.fake_hub({"user/model": files}, ranges=False) as server:
+        found = call(server.url, tmp_path, "fetch_headers", "user/model")
+        assert found["error"] == "the Hub does not send parts of model-00001-of-00002.safetensors"
+        again = call(server.url, tmp_path, "fetch_gguf_headers", "user/model")
+        assert again["error"] == "the Hub does not send parts of it-Q8_0.gguf"
+
+
 @pytest.mark.parametrize(
     ("names", "label", "chosen"),
     [

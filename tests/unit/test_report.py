@@ -214,6 +214,34 @@ def test_names_are_escaped_everywhere(result: dict[str, Any]) -> None:
     assert "<b>&" in Page(page).text()
 
 
+SCRIPT = "<script>alert('\"&\"')</script>"
+
+
+def scripted(value: Any, key: str = "") -> Any:
+    """The value with a script in every text, but for those that decide what is shown."""
+    if isinstance(value, dict):
+        return {name: scripted(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [scripted(inner, key) for inner in value]
+    if isinstance(value, str) and not key.startswith("verdict"):
+        return value + SCRIPT
+    return value
+
+
+def test_nothing_in_a_result_becomes_a_script(result: dict[str, Any]) -> None:
+    plain = Page(html.render(result)).seen
+    result["checks"][0]["ok"] = False
+    result["cases"][1]["error"] = "it failed"
+    page = Page(html.render(scripted(result)))
+    tags = [tag for tag, _ in page.seen]
+    assert "script" not in tags and SCRIPT in page.text()
+    assert set(tags) == {tag for tag, _ in plain} | {"strong"}
+    assert f"{result['subject']['name']}{SCRIPT}: what a KV cache costs" in page.text()
+    assert f"decode, times {result['base']}{SCRIPT}" in page.words  # the title of an axis
+    links = [attrs["href"] for tag, attrs in page.seen if tag == "a"]
+    assert links == [log + SCRIPT for log in result["logs"]]
+
+
 def test_what_is_not_known_of_a_model_does_not_break_the_page(result: dict[str, Any]) -> None:
     """A model whose cache is not simply its K and V projections, measured without a server."""
     for name in ("parameters", "n_ctx_train", "kv_layers", "k_values", "v_values"):

@@ -70,6 +70,6 @@ def test_scale_is_linear_or_logarithmic() -> None:
 def test_attributes_are_escaped() -> None:
     assert (
         element("a", class_="x", stroke_width=1.25, id=None, title='<"')
-        == '<a class="x" stroke-width="1.2" title="&lt;&quot;"/>'
+        == '<a class="x" stroke-width="1.2" title="&lt;&#34;"/>'
     )
     assert width_of("iso3") < width_of("planar3")

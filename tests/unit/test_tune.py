@@ -23,7 +23,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPair, KvPlan, kv_type, parse_plan
 from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.measure.divergence import Scored, Subject
+from ggufrq.measure.base_run import Scored
+from ggufrq.measure.divergence import Subject
 from ggufrq.measure.kept import Row
 from ggufrq.search.tune import layers, report
 

@@ -13,7 +13,8 @@ from ggufrq.base.progress import Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.measure.divergence import Divergences, Scored, Subject
+from ggufrq.measure.base_run import Scored
+from ggufrq.measure.divergence import Divergences, Subject
 from ggufrq.measure.kept import Row
 from ggufrq.measure.validate import check, generation
 from ggufrq.measure.validate.client import Client, Served, serving

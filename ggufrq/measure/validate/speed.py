@@ -21,7 +21,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import CALIBRATION_VARIABLE
 from ggufrq.drive.cache_check import check_context
-from ggufrq.measure.divergence import run_tool
+from ggufrq.measure.base_run import run_tool
 from ggufrq.measure.verdict import NONE, mean_and_error, paired
 from ggufrq.tools import bench
 from ggufrq.tools.logs import Context, parse_context

@@ -3,7 +3,6 @@ by all that they depend on, so that nothing is measured twice and a run that was
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,13 +105,7 @@ class Trials:
 
     def command(self) -> str:
         """The command of a measurement, with files by their names alone."""
-        args = self.quality.arguments(self.shop.gguf, divergence=True)
-        names = {
-            str(self.shop.gguf): "FILE.gguf",
-            str(self.quality.text): self.quality.text.name,
-            str(self.quality.base): "base.bin",
-        }
-        return shlex.join(["llama-perplexity", *(names.get(arg, arg) for arg in args)])
+        return self.quality.command(self.shop.gguf, "FILE.gguf")
 
     def _take(self, types: Mapping[str, str]) -> None:
         planned = {**self._same, **types}

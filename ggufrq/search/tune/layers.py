@@ -29,7 +29,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPair, KvPlan, KvType, LayerRange, kv_type
 from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.measure.divergence import Scored, Subject, divergences
+from ggufrq.measure.base_run import Scored
+from ggufrq.measure.divergence import Subject, divergences
 from ggufrq.measure.kept import Row
 from ggufrq.search.knapsack import Choice, cheapest
 
