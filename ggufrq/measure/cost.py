@@ -19,6 +19,7 @@ from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import kv_types, parse_plan
+from ggufrq.drive.profiles import settle_cases
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.measure.divergence import Divergences, Row, Scored, Subject, run_tool
 from ggufrq.tools import bench
@@ -71,7 +72,7 @@ def measure(
     rows = []
     with Divergences(model, build, text, Scored(settings.n_ctx, settings.chunks)) as runs:
         work = _Measurement(runs, settings, log, on_step or (lambda _: None))
-        for case in cases:
+        for case in settle_cases(cases, model.path, settings.n_ctx):
             row = None if fresh else work.kept(case)
             known = row is not None
             if row is None:
@@ -114,12 +115,13 @@ class _Measurement:
         if (speed.type_k, speed.type_v) != (case.pair.k.name, case.pair.v.name):
             raise ToolError(f"llama-bench measured {speed.type_k}/{speed.type_v} instead of {case.pair.name}")
         shown = [self.model.path.name if arg == str(self.model.path) else arg for arg in args]
-        bench_command = assignments(env) + shlex.join(["llama-bench", *shown])
+        bench_command = assignments(case.shown()) + shlex.join(["llama-bench", *shown])
         row = {
             "model": self.model.name,
             "type_k": case.pair.k.name,
             "type_v": case.pair.v.name,
             "mode": quality["mode"],
+            "marks": list(case.plan.marks),
             "bits_per_value": quality["bits_per_value"],
             "cache_bytes": quality["cache_bytes"],
             "cache_tokens": quality["cache_tokens"],

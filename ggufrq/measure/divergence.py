@@ -165,6 +165,7 @@ class Divergences:
             str(self.model.path): self.model.path.name,
             str(self.text): self.text.name,
             str(self._file): "base.bin",
+            **({} if case.plan.file is None else {str(case.plan.file): case.plan.file.name}),
         }
         args = [names.get(arg, arg) for arg in self._arguments(case, divergence=divergence)]
         return assignments(variables) + shlex.join(["llama-perplexity", *args])
@@ -199,6 +200,7 @@ class Divergences:
             "cache_bytes": size,
             "cache_tokens": tokens,
             "recurrent_mib": found.context.recurrent_mib,
+            "profile_source": found.context.profile.source if found.context.profile else None,
             "ctx": found.n_ctx,
             "scored": found.chunks * (found.n_ctx - found.n_ctx // 2 - 1),
             **figures,
@@ -212,7 +214,7 @@ def bits_of(case: Case, shape: KvShape | None, size: int | None, tokens: int) ->
     """Bits per value of a cache of ``size`` bytes; those of the types when the model's shape is not known."""
     if shape is not None and size is not None:
         return shape.bits_for(size, tokens)
-    return None if case.plan.layered or case.plan.recent else case.pair.bits
+    return None if case.plan.layered or case.plan.recent or case.plan.first else case.pair.bits
 
 
 def divergences(
