@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -120,12 +121,27 @@ def parse_kv(text: str) -> KvPair:
     return KvPair(kv_type(parts[0]), kv_type(parts[-1]))
 
 
-#: What ``--kv-layers``, ``--kv-calib`` and ``--kv-recent`` say, for tools that lack them (llama-bench).
+#: What ``--kv-layers``, ``--kv-profile``, ``--kv-recent`` and ``--kv-first`` say, for tools that lack them
+#: (llama-bench); the last is the second's name of before, which llama.cpp still reads.
 LAYERS_VARIABLE = "LLAMA_RQ_LAYERS"
-CALIBRATION_VARIABLE = "LLAMA_RQ_CALIB"
+PROFILE_VARIABLE = "LLAMA_RQ_PROFILE"
 RECENT_VARIABLE = "LLAMA_RQ_RECENT"
-#: How many of the newest tokens llama.cpp keeps in f16 at most.
-MAX_RECENT = 4096
+FIRST_VARIABLE = "LLAMA_RQ_FIRST"
+CALIBRATION_VARIABLE = "LLAMA_RQ_CALIB"
+#: How many of the newest and of the first tokens llama.cpp keeps in f16 at most.
+MAX_EXACT = 4096
+#: How many of them ``run`` and ``serve`` keep unless told otherwise.
+DEFAULT_RECENT = 0
+DEFAULT_FIRST = 0
+
+
+class Sought(Enum):
+    """A profile that is yet to be found, see ``drive.profiles``: the file beside the model, or else one made
+    from its weights; or the latter in any case."""
+
+    AUTO = "auto"
+    WEIGHTS = "weights"
+
 
 _LAYERS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
 
@@ -174,32 +190,35 @@ class LayerRange:
 @dataclass(frozen=True)
 class KvPlan:
     """The types of K and V layer by layer: a pair for all, and pairs for some, of which the last one wins;
-    the file with the means of K that are subtracted, if any; and how many of its newest tokens a query sees
-    in f16.
+    the profile that K is kept in, if any (or a file of means, as ``calibrate`` made them before); and how
+    many of the newest and of the first tokens of its sequence a query sees in f16.
 
-    Raises UsageError for means where K has no type of ours, and newest tokens beside no type of ours."""
+    Raises UsageError for a profile where K has no type of ours, and tokens in f16 beside no type of ours."""
 
     base: KvPair
     overrides: tuple[tuple[tuple[LayerRange, ...], KvPair], ...] = ()
-    calib: Path | None = None
+    profile: Path | Sought | None = None
     recent: int = 0
+    first: int = 0
 
     def __post_init__(self) -> None:
-        if self.calib is not None and not self.k_ours:
+        if self.profile is not None and not self.k_ours:
             raise UsageError(
-                f"a calibration is for K in a type of ours, and K is in {self.base.k.name}",
-                remedy="without --kv-calib, or --kv iso3",
+                f"a profile is for K in a type of ours, and K is in {self.base.k.name}",
+                remedy="without --kv-profile, or --kv iso3",
             )
-        if self.recent and not self.rotated:
-            raise UsageError(
-                f"the newest tokens are kept in f16 beside a type of ours, and K and V are in {self.name}",
-                remedy="without --kv-recent, or --kv iso3",
-            )
-        if not 0 <= self.recent <= MAX_RECENT:
-            raise UsageError(
-                f"{self.recent} newest tokens cannot be kept, {MAX_RECENT:,} at most",
-                remedy="--kv-recent 32",
-            )
+        for option, which, tokens in (("recent", "newest", self.recent), ("first", "first", self.first)):
+            if tokens and not self.rotated:
+                raise UsageError(
+                    f"the {which} tokens are kept in f16 beside a type of ours, "
+                    f"and K and V are in {self.name}",
+                    remedy=f"without --kv-{option}, or --kv iso3",
+                )
+            if not 0 <= tokens <= MAX_EXACT:
+                raise UsageError(
+                    f"{tokens} {which} tokens cannot be kept, {MAX_EXACT:,} at most",
+                    remedy=f"--kv-{option} {32 if option == 'recent' else 1}",
+                )
 
     @classmethod
     def of_layers(cls, pairs: Sequence[KvPair]) -> KvPlan:
@@ -211,18 +230,35 @@ class KvPlan:
             overrides.append((_ranges([i for i, other in enumerate(pairs) if other == pair]), pair))
         return cls(base, tuple(overrides))
 
-    def calibrated(self, file: Path | None) -> KvPlan:
-        """The same with this calibration file, or with none."""
-        return replace(self, calib=file)
+    def with_profile(self, profile: Path | Sought | None) -> KvPlan:
+        """The same with this profile, or with none."""
+        return replace(self, profile=profile)
 
-    def with_recent(self, tokens: int) -> KvPlan:
-        """The same with so many of the newest tokens in f16, too."""
-        return replace(self, recent=tokens)
+    def with_exact(self, recent: int, first: int = 0) -> KvPlan:
+        """The same with so many of the newest and of the first tokens in f16, too."""
+        return replace(self, recent=recent, first=first)
 
     @property
     def name(self) -> str:
         """As it is written after ``--kv``: ``iso3; 0-1,-1:q8_0``. The same for every spelling."""
         return "; ".join([self.base.name, *self._entries()])
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is on beside the types, as cases are written: ``+profile``, ``+first1``, ``+recent32``."""
+        exact = [f"+{name}{n}" for name, n in (("first", self.first), ("recent", self.recent)) if n]
+        return (*(["+profile"] if self.profile is not None else []), *exact)
+
+    @property
+    def title(self) -> str:
+        """All that is on: ``iso3 +profile +recent32; 0:q8_0``."""
+        return " ".join([self.base.name, *self.marks]) + self.name[len(self.base.name) :]
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the profile, None without. It must have been found (``drive.profiles``)."""
+        assert not isinstance(self.profile, Sought), "a profile that has not been looked for"
+        return self.profile
 
     @property
     def layered(self) -> bool:
@@ -241,12 +277,12 @@ class KvPlan:
 
     @property
     def rotated(self) -> bool:
-        """Whether K or V is in a type of ours in some layer: only then the newest tokens are kept in f16."""
+        """Whether K or V is in a type of ours in some layer: only then tokens are kept in f16 beside it."""
         return any(pair.ours for pair in self.pairs)
 
     @property
     def k_ours(self) -> bool:
-        """Whether K is in a type of ours in some layer: only then it can be calibrated."""
+        """Whether K is in a type of ours in some layer: only then it can have a profile."""
         return any(pair.k.ours for pair in self.pairs)
 
     def resolve(self, layers: int) -> tuple[KvPair, ...]:
@@ -272,11 +308,16 @@ class KvPlan:
         """Exact bytes of a cache for so many tokens, without ``recent_bytes``. Raises as ``layer_bytes``."""
         return tokens * sum(k + v for k, v in self.layer_bytes(shape))
 
-    def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
-        """Bytes that the newest tokens of so many sequences take in f16, in a cache of ``cells`` tokens in
+    def exact_rows(self, cells: int, sequences: int = 1, streams: int = 1) -> int:
+        """Rows in f16 for the newest and first tokens of so many sequences, in a cache of ``cells`` tokens in
         each of ``streams`` streams: a row for each, and one more for each stream."""
-        rows = min(cells, self.recent * sequences // streams) + 1 if self.recent else 0
-        return 2 * rows * streams * (sum(shape.k_layers) + sum(shape.v_layers))
+        tokens = self.recent + self.first
+        return streams * (min(cells, tokens * sequences // streams) + 1) if tokens else 0
+
+    def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
+        """Bytes that ``exact_rows`` take."""
+        rows = self.exact_rows(cells, sequences, streams)
+        return 2 * rows * (sum(shape.k_layers) + sum(shape.v_layers))
 
     def bits(self, shape: LayerShape) -> float:
         """Bits per value over all of K and V, without ``recent_bytes``. Raises as ``bytes_for``."""
@@ -287,8 +328,10 @@ class KvPlan:
         args = self.base.arguments()
         if self.layered:
             args += ["--kv-layers", self._spec()]
-        if self.calib is not None:
-            args += ["--kv-calib", str(self.calib)]
+        if self.file is not None:
+            args += ["--kv-profile", str(self.file)]
+        if self.first:
+            args += ["--kv-first", str(self.first)]
         return [*args, "--kv-recent", str(self.recent)] if self.recent else args
 
     def environment(self) -> dict[str, str | None]:
@@ -296,8 +339,10 @@ class KvPlan:
         one that the user may have set."""
         return {
             LAYERS_VARIABLE: self._spec() if self.layered else None,
-            CALIBRATION_VARIABLE: None if self.calib is None else str(self.calib),
+            PROFILE_VARIABLE: None if self.file is None else str(self.file),
+            CALIBRATION_VARIABLE: None,
             RECENT_VARIABLE: str(self.recent) if self.recent else None,
+            FIRST_VARIABLE: str(self.first) if self.first else None,
         }
 
     def _entries(self) -> list[str]:
@@ -305,6 +350,21 @@ class KvPlan:
 
     def _spec(self) -> str:
         return ";".join(self._entries())
+
+
+def profile_word(profile: Path | Sought | None) -> str:
+    """As ``--kv-profile`` takes it."""
+    return profile.value if isinstance(profile, Sought) else str(profile or "none")
+
+
+def exact_words(recent: int, first: int) -> str:
+    """Which tokens are in f16, in words: ``the first token and the newest 32``; empty where none is."""
+    found = []
+    if first:
+        found.append("the first token" if first == 1 else f"the first {first:,} tokens")
+    if recent:
+        found.append(f"the newest {recent:,}" if first else f"the newest {recent:,} tokens")
+    return " and ".join(found)
 
 
 def parse_plan(text: str) -> KvPlan:
@@ -319,12 +379,6 @@ def parse_plan(text: str) -> KvPlan:
             remedy=f'--kv "iso3; {first.strip()}"',
         )
     return KvPlan(parse_kv(first), tuple(_parse_entry(entry) for entry in entries))
-
-
-def parse_plans(text: str) -> list[KvPlan]:
-    """A list with commas, as ``iso3,planar3/q8_0``; commas between layer numbers part nothing. Raises
-    UsageError."""
-    return [parse_plan(part) for part in re.split(r",\s*(?![\s\d-])", text)]
 
 
 def _parse_entry(text: str) -> tuple[tuple[LayerRange, ...], KvPair]:

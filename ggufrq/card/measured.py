@@ -58,7 +58,7 @@ def measure(facts: Facts, build: Build, *, quick: bool = False) -> None:
 
 
 def _measure_caches(facts: Facts, build: Build, *, quick: bool) -> None:
-    from ggufrq.cache.kv import kv_types
+    from ggufrq.cache.kv import Sought, kv_types
     from ggufrq.measure.validate.validation import validate
     from ggufrq.report import html
 
@@ -68,6 +68,7 @@ def _measure_caches(facts: Facts, build: Build, *, quick: bool) -> None:
     plan = make_plan(
         str(file.path),
         kv=cases,
+        profile=Sought.AUTO,
         sections=_SECTIONS,
         quick=quick,
         again=shlex.join([*again, *(["--quick"] if quick else [])]),

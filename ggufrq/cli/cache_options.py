@@ -10,11 +10,64 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufrq.cache.kv import MAX_RECENT, KvPlan, parse_plan
+from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT, MAX_EXACT, KvPlan, Sought, parse_plan
 from ggufrq.drive import run as core
 from ggufrq.tools.programs import Programs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _profile(ctx: click.Context, param: click.Parameter, value: str) -> Path | Sought | None:
+    """``weights``, ``none``, or a file, as the plan of a cache takes them."""
+    if value in ("none", "weights", "auto"):
+        return None if value == "none" else Sought(value)
+    found: Path = _FILE.convert(value, param, ctx)
+    return found
+
+
+class _RenamedOption(click.Option):
+    """An option whose name of before is understood, but not shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help, by the first name alone."""
+        every, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+def profile_option(text: str) -> Callable[[Command], Command]:
+    """``--kv-profile`` with this help."""
+    return click.option(
+        "--kv-profile",
+        "--kv-calib",
+        cls=_RenamedOption,
+        default="auto",
+        callback=_profile,
+        metavar="FILE|weights|none",
+        help=text,
+    )
+
+
+def exact_options(recent: str, first: str) -> tuple[Callable[[Command], Command], ...]:
+    """``--kv-recent`` and ``--kv-first`` with this help."""
+
+    def option(name: str, default: int, text: str) -> Callable[[Command], Command]:
+        return click.option(
+            f"--kv-{name}",
+            type=click.IntRange(0, MAX_EXACT),
+            default=default,
+            show_default=True,
+            metavar="N",
+            help=text,
+        )
+
+    return option("recent", DEFAULT_RECENT, recent), option("first", DEFAULT_FIRST, first)
+
 
 _OPTIONS = (
     click.option(
@@ -24,19 +77,12 @@ _OPTIONS = (
         metavar="TYPES",
         help='Cache type; K/V apart: iso3/planar4; some layers apart: "iso3; 0-1,-1:q8_0".',
     ),
-    click.option(
-        "--kv-calib",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        metavar="FILE",
-        help="Subtract the means of K in this file of `ggufrq calibrate`.",
+    profile_option(
+        "Metric of K in types of ours: a file, one made from the weights, or none.  [default: NAME-kv.gguf "
+        "beside the model, or else weights]"
     ),
-    click.option(
-        "--kv-recent",
-        type=click.IntRange(0, MAX_RECENT),
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Let each query see its newest N tokens in f16.",
+    *exact_options(
+        "Let each query see its newest N tokens in f16.", "And the first N tokens of its sequence."
     ),
     click.option(
         "-c", "n_ctx", default=4096, show_default=True, help="Context, in tokens: what the cache holds."
@@ -60,14 +106,17 @@ def cache_options(function: Command) -> Command:
 def settle(
     command: list[str],
     kv: str,
-    kv_calib: Path | None,
+    kv_profile: Path | Sought | None,
     kv_recent: int,
+    kv_first: int,
     llama_cpp: Path | None,
     fallback: bool,
 ) -> tuple[Programs, KvPlan]:
     """The programs and the cache that the options mean; ``command`` is the command line to repeat, without
-    them. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
-    plan = parse_plan(kv).calibrated(kv_calib).with_recent(kv_recent)
+    them. The profile is yet to be found. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
+    plan = parse_plan(kv).with_exact(kv_recent, kv_first)
+    if kv_profile is not Sought.AUTO or plan.k_ours:
+        plan = plan.with_profile(kv_profile)
     programs = core.programs_for(llama_cpp)
     if llama_cpp:
         command = [*command, "--llama-cpp", str(llama_cpp)]

@@ -9,7 +9,7 @@ import click
 
 from ggufrq.base import sizes
 from ggufrq.build.builds import find_build
-from ggufrq.cache.kv import parse_plans
+from ggufrq.cache.cases import parse_cases
 
 
 @click.command(
@@ -25,7 +25,8 @@ from ggufrq.cache.kv import parse_plans
     default="f16,q8_0,q4_0,iso4,iso3,iso2",
     show_default=True,
     metavar="LIST",
-    help='Cache types, K/V apart or by layer: "f16,iso3/planar4,iso3; 0,-1:q8_0".',
+    help='Cache types, K/V apart or by layer: "f16,iso3/planar4,iso3; 0,-1:q8_0"; with what takes room '
+    "beside them: iso3+profile+first1+recent32.",
 )
 @click.option("--fits", metavar="SIZE", help="The largest context for each type in 24GB, or 24GiB.")
 @click.option(
@@ -69,7 +70,7 @@ def memory(
     from ggufrq.memory.weights import weight_bytes
     from ggufrq.models.resolve import resolve
 
-    plans = parse_plans(kv)
+    plans = [case.plan for case in parse_cases(kv)]
     contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
     budget = sizes.parse_memory(fits) if fits else None
     build = find_build()

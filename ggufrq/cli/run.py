@@ -10,6 +10,7 @@ import click
 
 from ggufrq.base import log
 from ggufrq.base.errors import UsageError
+from ggufrq.cache.kv import Sought
 from ggufrq.cli.cache_options import cache_options, settle
 from ggufrq.drive import run as core
 from ggufrq.make.ready import model_file
@@ -38,8 +39,9 @@ def run(
     prompt: str | None,
     file: Path | None,
     kv: str,
-    kv_calib: Path | None,
+    kv_profile: Path | Sought | None,
     kv_recent: int,
+    kv_first: int,
     n_ctx: int,
     threads: int | None,
     llama_cpp: Path | None,
@@ -63,7 +65,9 @@ def run(
     if (prompt is None) == (file is None):
         raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
     text = prompt if prompt is not None else file.read_text(encoding="utf-8") if file else ""
-    programs, plan = settle(["ggufrq", "run", model, "-p", "…"], kv, kv_calib, kv_recent, llama_cpp, fallback)
+    programs, plan = settle(
+        ["ggufrq", "run", model, "-p", "…"], kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
+    )
     try:
         answer = core.generate(
             model_file(model),

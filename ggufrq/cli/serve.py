@@ -10,6 +10,7 @@ from types import FrameType
 
 import click
 
+from ggufrq.cache.kv import Sought
 from ggufrq.cli.cache_options import cache_options, settle
 from ggufrq.drive import serve as core
 from ggufrq.make.ready import model_file
@@ -30,8 +31,9 @@ def serve(
     model: str,
     extra: tuple[str, ...],
     kv: str,
-    kv_calib: Path | None,
+    kv_profile: Path | Sought | None,
     kv_recent: int,
+    kv_first: int,
     n_ctx: int,
     threads: int | None,
     llama_cpp: Path | None,
@@ -49,7 +51,9 @@ def serve(
       ggufrq serve docs-qwen3-8m --kv iso3
       ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
     """
-    programs, plan = settle(["ggufrq", "serve", model], kv, kv_calib, kv_recent, llama_cpp, fallback)
+    programs, plan = settle(
+        ["ggufrq", "serve", model], kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
+    )
     path = model_file(model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None
     with (
@@ -70,10 +74,12 @@ def serve(
     ):
         size = running.kv_bytes
         amount = f"{size:,} bytes" if size is not None else f"{running.context.kv_mib:.2f} MiB"
+        profile = "" if running.profile is None else f"{running.profile}\n"
         click.echo(running.url)
         click.echo(
-            f"{path.name} with its KV cache in {plan.name}: {amount} for {running.context.tokens:,} tokens.\n"
-            f"Ctrl-C stops it. Try:\n{core.example(running.url)}",
+            f"{path.name} with its KV cache in {running.plan.title}: {amount} for "
+            f"{running.context.tokens:,} tokens.\n{profile}Ctrl-C stops it. Try:\n"
+            f"{core.example(running.url)}",
             err=True,
         )
         core.watch(running, on_log)

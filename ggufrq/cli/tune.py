@@ -11,6 +11,8 @@ import click
 from ggufrq.base import log, paths
 from ggufrq.base.progress import progress
 from ggufrq.build.builds import require_build
+from ggufrq.cache.kv import Sought
+from ggufrq.cli.cache_options import profile_option
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.cost import subject
@@ -33,7 +35,10 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--ctx", "n_ctx", default=2048, show_default=True, help="Tokens of a chunk.")
 @click.option("--chunks", default=4, show_default=True, help="Chunks of each text.")
 @click.option("-t", "threads", type=int, help="Threads.  [default: one per core]")
-@click.option("--kv-calib", type=_FILE, help="Subtract the means of K in this file of `ggufrq calibrate`.")
+@profile_option(
+    "Metric of K in types of ours: a file, one made from the weights, or none.  [default: NAME-kv.gguf "
+    "beside the model, or else weights]"
+)
 @click.option(
     "--json",
     "json_file",
@@ -51,7 +56,7 @@ def tune(
     n_ctx: int,
     chunks: int,
     threads: int | None,
-    kv_calib: Path | None,
+    kv_profile: Path | Sought | None,
     json_file: Path | None,
     fresh: bool,
 ) -> None:
@@ -74,7 +79,7 @@ def tune(
         text or texts / "calibration.txt",
         check_text or texts / "heldout.txt",
         Scored(n_ctx, chunks, threads=threads),
-        kv_calib,
+        kv_profile,
     )
     build = require_build()
     measured = subject(resolve(model).name, model_file(model), weights_of(model))

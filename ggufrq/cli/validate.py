@@ -13,10 +13,16 @@ from click.core import ParameterSource
 from ggufrq.base import log, paths
 from ggufrq.base.errors import ToolError
 from ggufrq.build.builds import require_build
-from ggufrq.cache.kv import MAX_RECENT
+from ggufrq.cache.kv import Sought, profile_word
+from ggufrq.cli.cache_options import exact_options, profile_option
 from ggufrq.measure.validate.assemble import failed
 from ggufrq.measure.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
 from ggufrq.models.resolve import resolve
+
+_RECENT, _FIRST = exact_options(
+    "Newest tokens in f16, for the caches of our types, or only for those written so (iso3+recent32).",
+    "First tokens of each sequence in f16, likewise (iso3+first1).",
+)
 
 
 @click.command()
@@ -28,19 +34,12 @@ from ggufrq.models.resolve import resolve
     f"as published iso3:block:norm; with layers that differ 'iso3; 0,-1:q8_0'.  [default: {DEFAULT_CASES}]",
 )
 @click.option("--against", default="f16", show_default=True, help="The cache that all are compared with.")
-@click.option(
-    "--kv-calib",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Calibration for the caches of our types, or only for those written with +calib (iso3+calib).",
+@profile_option(
+    "Metric of K for the caches of our types but those written iso3+plain, or only for those written "
+    "iso3+profile.  [default: NAME-kv.gguf beside the model, or else weights]"
 )
-@click.option(
-    "--kv-recent",
-    type=click.IntRange(0, MAX_RECENT),
-    default=0,
-    metavar="N",
-    help="Newest tokens in f16, for the caches of our types, or only for those written so (iso3+recent32).",
-)
+@_RECENT
+@_FIRST
 @click.option(
     "--ctx",
     metavar="LIST",
@@ -76,8 +75,9 @@ def validate(
     model: str,
     kv: str | None,
     against: str,
-    kv_calib: Path | None,
+    kv_profile: Path | Sought | None,
     kv_recent: int,
+    kv_first: int,
     ctx: str | None,
     chunks: int | None,
     depths: str | None,
@@ -111,8 +111,9 @@ def validate(
         chunks=chunks,
         depths=_numbers(depths, "--depths"),
         sections=_words(sections),
-        calib=kv_calib,
+        profile=kv_profile,
         recent=kv_recent,
+        first=kv_first,
         text=text,
         seed=seed,
         threads=threads,
@@ -153,7 +154,8 @@ def _arguments() -> list[str]:
         given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
         if given and name not in ("model", "out", "json_file", "fresh"):
             value = context.params[name]
-            words += [option.opts[-1], *([] if value is True else [str(value)])]
+            value = profile_word(value) if name == "kv_profile" else value
+            words += [max(option.opts, key=len), *([] if value is True else [str(value)])]
     return words
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ggufrq.base.errors import ToolError
 from ggufrq.cache.cases import Case
-from ggufrq.cache.kv import KvPlan, parse_plan
+from ggufrq.cache.kv import KvPlan, exact_words, parse_plan
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.tools.logs import Context, is_printed, uses
 
@@ -16,11 +16,11 @@ class CacheError(ToolError):
 
 
 def as_asked(context: Context, plan: KvPlan) -> bool:
-    """Whether every layer has the types that ``plan`` gives it, K the calibration that it names, and as many
-    of the newest tokens are in f16."""
-    if context.recent != plan.recent:
+    """Whether every layer has the types that ``plan`` gives it, K the profile that it names, and as many of
+    the newest and of the first tokens are in f16."""
+    if (context.recent, context.first) != (plan.recent, plan.first):
         return False
-    if (context.calibration is not None) != (plan.calib is not None):
+    if (context.profile and context.profile.file) != (plan.file and str(plan.file)):
         return False
     if not plan.layered:
         return not context.layers and uses(context, plan.base)
@@ -29,19 +29,22 @@ def as_asked(context: Context, plan: KvPlan) -> bool:
 
 
 def found(context: Context) -> str:
-    """In which types the cache was kept, in words."""
+    """In which types the cache was kept, by which profile and what in f16, in words."""
     sides = []
     for side, types in (("K", context.k_types), ("V", context.v_types)):
         layers = context.layers.get(side)
         sides.append(f"{side} in {', '.join(layers) + ' by layers' if layers else ', '.join(sorted(types))}")
-    calibrated = "" if context.calibration is None else f", calibrated by {context.calibration}"
-    recent = "" if context.recent == 0 else f", the newest {context.recent} tokens in f16"
-    return " and ".join(sides) + calibrated + recent
+    said = [" and ".join(sides)]
+    said += [] if context.profile is None else [f"by the profile {context.profile.file}"]
+    exact = exact_words(context.recent, context.first)
+    said += [f"{exact} in f16"] if exact else []
+    said += [] if context.not_held is None else [f"no tokens in f16: {context.not_held}"]
+    return ", ".join(said)
 
 
 def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
-    """Exact bytes of K and V, with the newest tokens in f16, None where they cannot be told: from the shape
-    of the model's cache where layers have types of their own, since then the log's figures do not tell."""
+    """Exact bytes of K and V, with the newest and first tokens in f16, None where they cannot be told: from
+    the shape of the model's cache where layers have types of their own, since then the log does not tell."""
     size = context.kv_bytes
     shape = find_kv_shape(model) if plan.layered else None
     if shape is not None:
@@ -68,8 +71,8 @@ def check_context(
     """Exact bytes of a cache of ``tokens`` tokens (None: as many as the log says), or None when the shape of
     the model's cache is not known and the log's figures do not tell.
 
-    Raises CacheError when K or V were kept in other types than the case says, in more or fewer bytes than
-    they must take, or were not scaled or rotated as the case says.
+    Raises CacheError when K or V were kept in other types than the case says, by another profile, in more or
+    fewer bytes than they must take, or were not scaled or rotated as the case says.
     """
     plan = case.plan
     if not as_asked(context, plan):
@@ -91,7 +94,7 @@ def _checked(case: Case, context: Context, shape: KvShape) -> int:
     recent = plan.recent_bytes(shape, cache.cells, cache.sequences, cache.streams)
     if context.recent_bytes != recent:
         raise CacheError(
-            f"the newest tokens of {case.name} take {recent} bytes; llama.cpp reports {context.recent_bytes}"
+            f"the tokens in f16 of {case.name} take {recent} bytes; llama.cpp reports {context.recent_bytes}"
         )
     expected, told = plan.bytes_for(shape, context.tokens), context.kv_bytes
     # small sizes are printed too coarsely to tell the exact one

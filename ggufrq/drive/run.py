@@ -7,14 +7,14 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.build.builds import require_build
-from ggufrq.cache.kv import KvPair, KvPlan, kv_type
-from ggufrq.drive import cache_check
+from ggufrq.cache.kv import KvPair, KvPlan, Sought, exact_words, kv_type
+from ggufrq.drive import cache_check, profiles
 from ggufrq.tools import cli, completion
 from ggufrq.tools.logs import retried
 from ggufrq.tools.programs import Programs
@@ -28,7 +28,8 @@ _LONGEST_ARGUMENT = 30_000
 class Answer:
     """Text and figures of one generation. Bytes are exact, from llama.cpp's own log, or None where its
     figures are too coarse; ``kv_mib`` is as printed. ``recurrent_mib`` is state that no cache type changes.
-    Types are those of all layers but for the exceptions that ``kv`` names.
+    Types are those of all layers but for the exceptions that ``kv`` names; ``profile`` is what K was kept by,
+    in a few words, ``recent`` and ``first`` how many of the newest and first tokens were in f16.
     """
 
     text: str
@@ -45,6 +46,9 @@ class Answer:
     tokens: int
     tps: float
     log: Path
+    profile: str | None = None
+    recent: int = 0
+    first: int = 0
 
 
 def programs_for(folder: Path | None) -> Programs:
@@ -54,20 +58,24 @@ def programs_for(folder: Path | None) -> Programs:
 
 def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
     """The cache to use with these programs: ``plan``, or with ``fallback`` what is left of it with q8_0 in
-    place of types that they lack, and without layers apart, calibration or newest tokens if they cannot do
-    these.
+    place of types that they lack, and without layers apart, profile, newest or first tokens if they cannot do
+    these. A profile that nobody asked for is left out without a word.
 
-    ``command`` is the command line to repeat, without ``--kv``, ``--kv-calib`` and ``--kv-recent``. Raises
+    ``command`` is the command line to repeat, without ``--kv`` and the other options of the cache. Raises
     UsageError when something is missing, ToolError when it is missing in our own build.
     """
     missing = programs.missing_types(plan)
     lacks = [f"no cache type {' and '.join(missing)}"] if missing else []
     layers = plan.layered and not programs.has_option("--kv-layers")
-    calib = plan.calib is not None and not programs.has_option("--kv-calib")
     lacks += ["no option --kv-layers, so that all layers are alike"] * layers
-    lacks += ["no option --kv-calib"] * calib
+    profile = plan.profile is not None and not programs.has_option("--kv-profile")
+    if profile and plan.profile is Sought.AUTO:
+        plan, profile = plan.with_profile(None), False
+    lacks += ["no option --kv-profile"] * profile
     recent = plan.recent > 0 and not programs.has_option("--kv-recent")
     lacks += ["no option --kv-recent"] * recent
+    first = plan.first > 0 and not programs.has_option("--kv-first")
+    lacks += ["no option --kv-first"] * first
     if not lacks:
         return plan
     what = f"has {'; '.join(lacks)}"
@@ -81,10 +89,10 @@ def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) ->
     usable = KvPlan(
         known(plan.base), () if layers else tuple((ranges, known(pair)) for ranges, pair in plan.overrides)
     )
-    if not calib and usable.k_ours:
-        usable = usable.calibrated(plan.calib)
-    if not recent and usable.rotated:
-        usable = usable.with_recent(plan.recent)
+    if not profile and usable.k_ours:
+        usable = usable.with_profile(plan.profile)
+    if usable.rotated:
+        usable = usable.with_exact(0 if recent else plan.recent, 0 if first else plan.first)
     instead = (
         usable.name
         if plan.layered
@@ -116,7 +124,7 @@ def generate(
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Answer ``prompt`` by llama-cli, or with ``raw`` continue it by llama-completion, with K and V as in
-    ``plan``.
+    ``plan``, whose profile is looked for now (``profiles``).
 
     ``on_text`` gets the answer in pieces as it comes. Raises ToolError with llama.cpp's own reason when it
     fails, also when its exit status says otherwise, and when the cache was not kept as ``plan`` says.
@@ -127,6 +135,7 @@ def generate(
         raise UsageError(
             f"llama-cli takes a prompt that begins with {prompt.split()[0]} as a command of its own"
         )
+    plan, profile = profiles.settle(plan, model, n_ctx)
     tool = completion if raw else cli
     name = "llama-completion" if raw else "llama-cli"
     log_path = paths.logs_dir() / f"{name}.log"
@@ -152,10 +161,10 @@ def generate(
             raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
     if not cache_check.as_asked(figures.context, plan):
         raise ToolError(
-            f"llama.cpp kept {cache_check.found(figures.context)}, although {plan.name} was asked for",
+            f"llama.cpp kept {cache_check.found(figures.context)}, although {plan.title} was asked for",
             remedy=f"see {log_path}",
         )
-    return _answer(out.text, figures, plan, model, log_path)
+    return replace(_answer(out.text, figures, plan, model, log_path), profile=profile)
 
 
 def _attempt(
@@ -205,14 +214,15 @@ def cache_lines(answer: Answer, plan: KvPlan) -> list[str]:
     """What the cache took, and what f16 would have taken."""
     size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
     times = answer.f16_bytes / answer.kv_bytes if answer.kv_bytes and answer.f16_bytes is not None else None
-    if times is None and not plan.layered and not plan.recent:
+    if times is None and not plan.layered and not answer.recent and not answer.first:
         times = 16 / plan.base.bits
     bits = "" if times is None else f", {16 / times:g} bits per value"
     lines = [f"{plan.name}{bits}: {size} for {answer.tokens_held:,} tokens"]
-    if plan.calib is not None:
-        lines.append(f"means of K subtracted: {plan.calib.name}")
-    if plan.recent:
-        lines.append(f"the newest {plan.recent:,} tokens in f16, which is counted above")
+    if answer.profile is not None:
+        lines.append(answer.profile)
+    exact = exact_words(answer.recent, answer.first)
+    if exact:
+        lines.append(f"{exact} in f16, which is counted above")
     if times is not None and plan.name != "f16":
         f16 = "f16 takes" if answer.f16_bytes is None else f"f16 takes {answer.f16_bytes:,} bytes,"
         lines.append(f"{f16} {times:.2f} times that")
@@ -258,6 +268,8 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
         tokens=figures.tokens,
         tps=figures.tps,
         log=log_path,
+        recent=context.recent,
+        first=context.first,
     )
 
 
@@ -266,8 +278,8 @@ def _remedy(message: str, log_path: Path) -> str:
         return "a larger context: -c N"
     if "cannot hold this model's" in message:
         return "--kv q8_0"
-    if "calibration" in message:
-        return "ggufrq calibrate with this model and these cache types, or without --kv-calib"
+    if "the profile" in message:
+        return "ggufrq calibrate with this model, or --kv-profile weights"
     if "layers of the KV cache:" in message:
         return '--kv with layers that the model has, as in "iso3; 0-1,-1:q8_0"'
     return f"see {log_path}"

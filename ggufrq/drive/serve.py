@@ -12,7 +12,7 @@ from pathlib import Path
 from ggufrq.base import log, loopback, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.cache.kv import KvPlan
-from ggufrq.drive import cache_check
+from ggufrq.drive import cache_check, profiles
 from ggufrq.tools import server
 from ggufrq.tools.logs import Context, error_lines, parse_context
 from ggufrq.tools.programs import Programs
@@ -25,14 +25,16 @@ _POLL = 0.2
 
 @dataclass
 class Server:
-    """A server that is ready: its address, its process, its log, and the cache that it keeps, with its exact
-    bytes where they can be told."""
+    """A server that is ready: its address, its process, its log, and the cache that it keeps, as asked for
+    and as told, with its exact bytes where they can be told, and what is said of its profile."""
 
     url: str
     process: proc.Running
     log: Path
+    plan: KvPlan
     context: Context
     kv_bytes: int | None
+    profile: str | None
 
 
 def choose_port(host: str, port: int | None) -> int:
@@ -70,11 +72,13 @@ def serving(
     """A running llama-server, ready for requests; it is stopped at the end, whatever happens, even when this
     process is killed.
 
-    ``env`` is added to its environment; ``log_path`` is written anew, by default a file among the logs.
-    ``on_log`` gets its log by pieces while it starts. Raises ToolError with llama.cpp's own reason when it
-    does not come up within ``timeout`` seconds or does not keep the cache as ``plan`` says.
+    The plan's profile is looked for first (``profiles``). ``env`` is added to the server's environment;
+    ``log_path`` is written anew, by default a file among the logs. ``on_log`` gets its log by pieces while it
+    starts. Raises ToolError with llama.cpp's own reason when it does not come up within ``timeout`` seconds
+    or does not keep the cache as ``plan`` says.
     """
     chosen = choose_port(host, port)
+    plan, profile = profiles.settle(plan, model, n_ctx)
     log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
     args = server.arguments(
         model, plan, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra
@@ -95,9 +99,10 @@ def serving(
         if context is None or not cache_check.as_asked(context, plan):
             instead = "" if context is None else f", but {cache_check.found(context)}"
             raise ToolError(
-                f"llama-server does not keep its cache in {plan.name}{instead}", remedy=f"see {log_path}"
+                f"llama-server does not keep its cache in {plan.title}{instead}", remedy=f"see {log_path}"
             )
-        yield Server(url, process, log_path, context, cache_check.cache_bytes(context, plan, model))
+        size = cache_check.cache_bytes(context, plan, model)
+        yield Server(url, process, log_path, plan, context, size, profile)
 
 
 @contextmanager

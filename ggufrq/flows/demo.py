@@ -167,4 +167,5 @@ def write_json(path: Path, rows: dict[str, list[Row]]) -> None:
 
 def _name(row: Row) -> str:
     pair = row["type_k"] if row["type_k"] == row["type_v"] else f"{row['type_k']}/{row['type_v']}"
-    return pair if row["mode"] in ("full", "none", "hadamard") else f"{pair} {row['mode']}"
+    mode = [] if row["mode"] in ("full", "none", "hadamard") else [row["mode"]]
+    return " ".join([pair, *mode, *row.get("marks", [])])  # rows of before have none

@@ -151,7 +151,8 @@ def _validate(row: Row, made: Build, reference: Build) -> str:
     """The instrument on this build: codes bit for bit, attention, losses, figures beside the pinned ones."""
     plan = make_plan(
         MODEL, kv=CASES, ctx=[1024], chunks=4, sections=["check", "quality"],
-        again=f"ggufrq validate {MODEL} --kv {CASES} --ctx 1024 --chunks 4 --sections check,quality",
+        again=f"ggufrq validate {MODEL} --kv {CASES} --kv-profile none --ctx 1024 --chunks 4 "
+        "--sections check,quality",
     )  # fmt: skip
     results = []
     for build in (reference, made):

@@ -20,6 +20,7 @@ from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import kv_types, parse_plan
+from ggufrq.drive.profiles import settle_cases
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.measure.base_run import Scored, run_tool
 from ggufrq.measure.divergence import Divergences, Subject
@@ -70,8 +71,9 @@ def measure(
     size that they must have.
     """
     with Divergences(model, build, text, Scored(settings.n_ctx, settings.chunks)) as runs:
+        settled = settle_cases(cases, model.path, settings.n_ctx)
         work = _Measurement(runs, settings, log, listener)
-        return [kept_or_taken(case, work.kept, work.take, fresh=fresh, listener=listener) for case in cases]
+        return [kept_or_taken(case, work.kept, work.take, fresh=fresh, listener=listener) for case in settled]
 
 
 class _Measurement:
@@ -106,12 +108,13 @@ class _Measurement:
         if (speed.type_k, speed.type_v) != (case.pair.k.name, case.pair.v.name):
             raise ToolError(f"llama-bench measured {speed.type_k}/{speed.type_v} instead of {case.pair.name}")
         shown = [self.model.path.name if arg == str(self.model.path) else arg for arg in args]
-        bench_command = assignments(env) + shlex.join(["llama-bench", *shown])
+        bench_command = assignments(case.shown()) + shlex.join(["llama-bench", *shown])
         row = {
             "model": self.model.name,
             "type_k": case.pair.k.name,
             "type_v": case.pair.v.name,
             "mode": quality["mode"],
+            "marks": list(case.plan.marks),
             "bits_per_value": quality["bits_per_value"],
             "cache_bytes": quality["cache_bytes"],
             "cache_tokens": quality["cache_tokens"],

@@ -127,7 +127,8 @@ class Divergences:
         by_arguments = case.plan.environment()  # as options they are in the arguments
         variables = {k: v for k, v in case.environment().items() if k not in by_arguments}
         args = self._runs.arguments(self.model.path, case, self.scored, divergence=divergence)
-        shown = self._runs.shown(args, {self.model.path: self.model.path.name})
+        names = {file: file.name for file in (self.model.path, case.plan.file) if file is not None}
+        shown = self._runs.shown(args, names)
         return assignments(variables) + shlex.join(shown)
 
     def _check(self, case: Case, context: Context) -> int | None:
@@ -147,6 +148,7 @@ class Divergences:
             "cache_bytes": size,
             "cache_tokens": tokens,
             "recurrent_mib": found.context.recurrent_mib,
+            "profile_source": found.context.profile.source if found.context.profile else None,
             "ctx": found.n_ctx,
             "scored": found.chunks * (found.n_ctx - found.n_ctx // 2 - 1),
             **figures,
@@ -160,7 +162,7 @@ def bits_of(case: Case, shape: KvShape | None, size: int | None, tokens: int) ->
     """Bits per value of a cache of ``size`` bytes; those of the types when the model's shape is not known."""
     if shape is not None and size is not None:
         return shape.bits_for(size, tokens)
-    return None if case.plan.layered or case.plan.recent else case.pair.bits
+    return None if case.plan.layered or case.plan.recent or case.plan.first else case.pair.bits
 
 
 def divergences(

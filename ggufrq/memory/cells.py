@@ -54,6 +54,23 @@ def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> tup
     return k, v
 
 
+def exact_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> int:
+    """Bytes of the newest and first tokens in f16, over all caches."""
+    total = 0
+    for layer in shape.cached:
+        cells = settings.window_cells(shape.window) if layer.window else settings.cells
+        rows = plan.exact_rows(cells, settings.parallel, settings.parallel)
+        total += 2 * rows * (layer.k + layer.v)
+    return total
+
+
+def profile_bytes(shape: MemoryShape, plan: KvPlan) -> int:
+    """Bytes of a profile: for each head of K a matrix for K and one for the queries, and at most a mean."""
+    if plan.profile is None or shape.mla:
+        return 0
+    return sum(_F32 * layer.k * (2 * layer.head_k + 1) for layer in shape.cached)
+
+
 def state_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
     """Bytes of the recurrent state, which is kept in 32 bits whatever the cache type is."""
     return shape.state * _F32 * settings.parallel

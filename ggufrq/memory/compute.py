@@ -80,6 +80,7 @@ class DryRun:
         return Buffers(served, batch, exact=True)
 
     def _run(self, model: Path, plan: KvPlan, settings: ContextSettings) -> int:
+        plan = plan.with_profile(None)  # its matrices are not laid out without weights
         args = fit_params.arguments(model, plan, n_ctx=settings.ctx, parallel=settings.parallel)
         done = proc.run([self._tool, *args], env=_QUIET, log=self._log, check=False, timeout=120)
         return fit_params.compute_bytes(done.stdout + done.stderr)

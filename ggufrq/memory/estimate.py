@@ -10,7 +10,16 @@ from ggufrq.base.errors import ToolError
 from ggufrq.cache.kv import KvPlan
 from ggufrq.ggufs.memory_shape import MemoryShape
 from ggufrq.memory import compute
-from ggufrq.memory.cells import CELLS, ContextSettings, kv_bytes, output_bytes, state_bytes, why_not
+from ggufrq.memory.cells import (
+    CELLS,
+    ContextSettings,
+    exact_bytes,
+    kv_bytes,
+    output_bytes,
+    profile_bytes,
+    state_bytes,
+    why_not,
+)
 from ggufrq.memory.compute import Buffers
 
 _logger = logging.getLogger(__name__)
@@ -22,8 +31,9 @@ BuffersOf = Callable[[KvPlan, ContextSettings], Buffers]
 class Estimate:
     """Bytes that a model takes with a cache of these types and a context of so many tokens, or ``why_not``.
 
-    ``compute`` and ``output`` are where the logits of one token of each sequence are asked for (llama-server,
-    llama-cli); ``batch_extra`` comes on top where those of whole batches are (llama-completion, -perplexity).
+    ``exact_tokens`` are the newest and first ones in f16. ``compute`` and ``output`` are where the logits of
+    one token of each sequence are asked for (llama-server, llama-cli); ``batch_extra`` comes on top where
+    those of whole batches are (llama-completion, -perplexity).
     """
 
     kv: str
@@ -31,6 +41,8 @@ class Estimate:
     weights: int
     k: int = 0
     v: int = 0
+    exact_tokens: int = 0
+    profile: int = 0
     state: int = 0
     compute: int = 0
     output: int = 0
@@ -41,7 +53,12 @@ class Estimate:
     @property
     def total(self) -> int:
         """All of it, without ``batch_extra``."""
-        return self.weights + self.k + self.v + self.state + self.compute + self.output
+        return self.weights + self.cache + self.state + self.compute + self.output
+
+    @property
+    def cache(self) -> int:
+        """K and V and what is kept beside them."""
+        return self.k + self.v + self.exact_tokens + self.profile
 
 
 @dataclass(frozen=True)
@@ -68,15 +85,17 @@ class Memory:
         """What the model takes."""
         why = why_not(self.shape, plan)
         if why is not None:
-            return Estimate(plan.name, settings.ctx, self.weights, why_not=why)
+            return Estimate(plan.title, settings.ctx, self.weights, why_not=why)
         k, v = kv_bytes(self.shape, plan, settings)
         buffers = self._buffers(plan, settings)
         return Estimate(
-            kv=plan.name,
+            kv=plan.title,
             ctx=settings.ctx,
             weights=self.weights,
             k=k,
             v=v,
+            exact_tokens=exact_bytes(self.shape, plan, settings),
+            profile=profile_bytes(self.shape, plan),
             state=state_bytes(self.shape, settings),
             compute=buffers.served,
             output=output_bytes(self.shape, settings),
@@ -90,7 +109,7 @@ class Memory:
         most = max(1, self.shape.native * parallel // step)
         smallest = self.estimate(plan, ContextSettings(step, parallel))
         if smallest.why_not is not None or smallest.total > budget:
-            return Fit(plan.name, None, why_not=smallest.why_not)
+            return Fit(plan.title, None, why_not=smallest.why_not)
         best, low, high = smallest, 1, most
         while low < high:
             middle = (low + high + 1) // 2
@@ -99,7 +118,7 @@ class Memory:
                 best, low = found, middle
             else:
                 high = middle - 1
-        return Fit(plan.name, best, native=low == most)
+        return Fit(plan.title, best, native=low == most)
 
     def _buffers(self, plan: KvPlan, settings: ContextSettings) -> Buffers:
         if self.dry is not None:

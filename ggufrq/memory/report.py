@@ -119,7 +119,7 @@ class Report:
             if row.why_not is not None:
                 body.append([row.kv, f"{row.ctx:,}", *["-"] * 5, ""])
                 continue
-            sizes = [row.k + row.v, row.state, row.compute + row.output]
+            sizes = [row.cache, row.state, row.compute + row.output]
             cells = [mib_text(size) if size else "0" for size in sizes]
             cells[-1] = cells[-1] if row.exact else f"~{cells[-1]}"
             total = [mib_text(row.total), f"{row.total / 1e9:.2f}"]
@@ -136,7 +136,7 @@ class Report:
                 body.append([fit.kv, "-", "-", "-", "-", note])
                 continue
             note = "the model's own context" if fit.native else ""
-            cells = [row.k + row.v, row.compute + row.output, row.total]
+            cells = [row.cache, row.compute + row.output, row.total]
             body.append([fit.kv, f"{row.ctx:,}", *(mib_text(size) for size in cells), note])
         return f"in {mib_text(budget)} MiB ({size_text(budget)}):\n{table.render(head, body, 'lrrrrl')}"
 

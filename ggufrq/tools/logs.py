@@ -26,7 +26,10 @@ _CACHE = re.compile(
 _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers")
 _ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
-_CALIBRATION = re.compile(r"llama_rq: calibration (.*): \d+ layers")
+_PROFILE = re.compile(
+    r"llama_rq: (?:profile (.*): from (\w+), (\d+) positions, \d+ layers|calibration (.*): \d+ layers)"
+)
+_NOT_HELD = re.compile(r"llama_rq: the newest \d+ and first \d+ tokens are not held in f16: (.*)")
 _RECENT = re.compile(r"llama_rq: the newest (\d+)(?: and first (\d+))? tokens in f16: \d+ rows, (\d+) bytes")
 _SCALE = re.compile(r"llama_rq: scale = (\w+)")
 _UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
@@ -101,15 +104,34 @@ class Rotation:
     mode: str
 
 
+#: What a profile may be made from, as logs and its file name it, in words.
+PROFILE_SOURCES = {
+    "weights": "from the weights",
+    "text": "from a text",
+    "tokens": "from random tokens",
+    "means": "with means alone",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The profile that K is kept by: its file, what it was made from (``means`` for a file of means alone),
+    and over how many positions."""
+
+    file: str
+    source: str
+    positions: int = 0
+
+
 @dataclass(frozen=True)
 class Context:
     """What the log tells of a context: its caches, the recurrent state in MiB, our rotations by side (K, V),
     and whether upstream's own Hadamard rotation is on.
 
     ``layers`` has the types of K and of V by layers with a cache, and is empty when all are alike;
-    ``calibration`` is the file whose means are subtracted from K; ``scale`` how our codes find their scale
-    when it is not by least squares; ``recent`` and ``first`` how many of the newest and of the first tokens
-    are kept in f16 beside, and ``recent_bytes`` what these take over all caches.
+    ``profile`` is the one of K in all caches; ``scale`` how our codes find their scale when it is not by
+    least squares; ``recent`` and ``first`` how many of the newest and of the first tokens are kept in f16
+    beside, ``recent_bytes`` what these take over all caches, and ``not_held`` why they are not kept.
     """
 
     caches: tuple[KvCache, ...]
@@ -118,11 +140,12 @@ class Context:
     upstream_rotates_k: bool = False
     upstream_rotates_v: bool = False
     layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    calibration: str | None = None
+    profile: Metric | None = None
     scale: str | None = None
     recent: int = 0
     first: int = 0
     recent_bytes: int = 0
+    not_held: str | None = None
 
     @property
     def k_types(self) -> set[str]:
@@ -221,11 +244,12 @@ def parse_context(text: str) -> Context | None:
         "k" in upstream,
         "v" in upstream,
         layers=_layers(part),
-        calibration=_last_group(_CALIBRATION, part),
+        profile=_profile(part, len(caches)),
         scale=_last_group(_SCALE, part),
         recent=min((newest for newest, _, _ in exact), default=0) if len(exact) == len(caches) else 0,
         first=min((first for _, first, _ in exact), default=0) if len(exact) == len(caches) else 0,
         recent_bytes=sum(size for _, _, size in exact),
+        not_held=_last_group(_NOT_HELD, part),
     )
 
 
@@ -238,6 +262,15 @@ def _layers(text: str) -> dict[str, tuple[str, ...]]:
             if number.isdigit():
                 found.setdefault(side, {})[int(number)] = name
     return {side: tuple(types[i] for i in sorted(types)) for side, types in found.items()}
+
+
+def _profile(text: str, caches: int) -> Metric | None:
+    """The profile that every cache tells of; None when one of them does not, or tells of another."""
+    found = [
+        Metric(path or means, source or "means", int(positions or 0))
+        for path, source, positions, means in _PROFILE.findall(text)
+    ]
+    return found[0] if len(found) == caches and len(set(found)) == 1 else None
 
 
 def _last_group(pattern: re.Pattern[str], text: str) -> str | None:

@@ -13,17 +13,18 @@ import pytest
 from click.testing import CliRunner
 from families import family_of
 
-from ggufrq.base.errors import GgufrqError, ToolError
+from ggufrq.base.errors import GgufrqError, ModelError, ToolError
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import kv_type, kv_types, parse_plan
+from ggufrq.cache.kv import Sought, kv_type, kv_types, parse_plan
 from ggufrq.cli.run import run as command
 from ggufrq.drive.run import generate
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
 from ggufrq.measure.calibrate import calibrate
 from ggufrq.models.resolve import embedded_models
-from ggufrq.tools.logs import parse_context
+from ggufrq.profile import profile_from_weights
+from ggufrq.tools.logs import Metric, parse_context
 from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
@@ -34,21 +35,23 @@ UPSTREAM = "f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0, q5_1"
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
 @pytest.mark.parametrize("kv", ["iso3", "iso3/planar4", "rotor2/q8_0", "f16/iso4", "f16"])
 def test_generation(families: dict[str, Family], programs: Programs, name: str, kv: str) -> None:
-    pair, model = parse_plan(kv), families[name].file("Q8_0")
+    plan, model = parse_plan(kv), families[name].file("Q8_0")
     pieces: list[str] = []
     found = generate(
-        model, PROMPT, pair, programs, tokens=12, n_ctx=1024, raw=True, temperature=0, on_text=pieces.append
+        model, PROMPT, plan, programs, tokens=12, n_ctx=1024, raw=True, temperature=0, on_text=pieces.append
     )
     assert "".join(pieces) == found.text
     assert found.text.strip() or name == HYBRID, "the hybrid model may end its text at once"
-    assert (found.type_k, found.type_v, found.tokens_held) == (pair.k.name, pair.v.name, 1024)
-    assert found.kv_bytes == pair.bytes_for(kv_shape(model), 1024)
+    assert (found.type_k, found.type_v, found.tokens_held) == (plan.base.k.name, plan.base.v.name, 1024)
+    assert found.kv_bytes == plan.bytes_for(kv_shape(model), 1024)
     assert found.f16_bytes == parse_plan("f16").bytes_for(kv_shape(model), 1024)
     assert (found.recurrent_mib > 0) == (name == HYBRID)
     context = parse_context(found.log.read_text())
     assert context is not None
-    assert context.k_types == {pair.k.name} and context.v_types == {pair.v.name}
-    assert set(context.rotations) == {side for side, kind in (("K", pair.k), ("V", pair.v)) if kind.ours}
+    assert context.k_types == {plan.base.k.name} and context.v_types == {plan.base.v.name}
+    assert set(context.rotations) == {
+        side for side, kind in (("K", plan.base.k), ("V", plan.base.v)) if kind.ours
+    }
 
 
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
@@ -67,19 +70,52 @@ def test_layers_apart(families: dict[str, Family], programs: Programs, name: str
 
 
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
-@pytest.mark.parametrize("kv", ["iso3", "iso3/f16; 0:q8_0"])
-def test_the_newest_tokens_in_f16(
-    families: dict[str, Family], programs: Programs, name: str, kv: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("kv", "first"), [("iso3", 0), ("iso3", 2), ("iso3/f16; 0:q8_0", 1)])
+def test_the_newest_and_first_tokens_in_f16(
+    families: dict[str, Family],
+    programs: Programs,
+    name: str,
+    kv: str,
+    first: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LLAMA_RQ_RECENT", "7")  # the option counts
-    plan, model = parse_plan(kv).with_recent(32), families[name].file("Q8_0")
+    plan, model = parse_plan(kv).with_exact(32, first), families[name].file("Q8_0")
     found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=1024, raw=True, temperature=0)
     shape = kv_shape(model)
     context = parse_context(found.log.read_text())
     assert context is not None
-    assert context.recent == 32
+    assert (context.recent, context.first) == (32, first) == (found.recent, found.first)
     assert context.recent_bytes == plan.recent_bytes(shape, 1024)
     assert found.kv_bytes == plan.bytes_for(shape, 1024) + plan.recent_bytes(shape, 1024)
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+@pytest.mark.parametrize("kv", ["iso3", "f16/iso4; 0:iso4/q8_0"])
+def test_the_profile_is_made_or_found(
+    families: dict[str, Family], programs: Programs, name: str, kv: str, tmp_path: Path
+) -> None:
+    model = tmp_path / f"{name}-Q4_K_M.gguf"
+    model.symlink_to(families[name].file("Q4_K_M"))
+    plan = parse_plan(kv).with_profile(Sought.AUTO)
+    found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=512, raw=True, temperature=0)
+    assert found.profile is not None and found.profile.startswith("profile from the weights")
+    context = parse_context(found.log.read_text())
+    assert context is not None and context.profile is not None
+    assert context.profile.source == "weights" and Path(context.profile.file).is_file()
+    assert found.kv_bytes == plan.bytes_for(kv_shape(model), 512)
+    beside = tmp_path / f"{name}-kv.gguf"
+    profile_from_weights(model, 300).write(beside)
+    found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=512, raw=True, temperature=0)
+    assert found.profile == f"profile {beside.name}, from the weights"
+    context = parse_context(found.log.read_text())
+    assert context is not None and context.profile == Metric(str(beside), "weights", 300)
+    plain = generate(model, PROMPT, parse_plan(kv), programs, tokens=4, n_ctx=512, raw=True, temperature=0)
+    context = parse_context(plain.log.read_text())
+    assert context is not None and context.profile is None and plain.profile is None
+    with pytest.raises(ModelError, match="for another model"):
+        other = families[HYBRID if name == DENSE else DENSE].file("Q4_K_M")
+        generate(other, PROMPT, plan.with_profile(beside), programs, tokens=4, n_ctx=512)
 
 
 def test_layer_that_the_model_does_not_have(families: dict[str, Family], programs: Programs) -> None:
@@ -93,6 +129,9 @@ def test_variables_of_the_user_change_nothing(
     families: dict[str, Family], programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_RQ_LAYERS", "0:f16")
+    monkeypatch.setenv("LLAMA_RQ_PROFILE", "/not/there.gguf")
+    monkeypatch.setenv("LLAMA_RQ_CALIB", "/not/there.gguf")
+    monkeypatch.setenv("LLAMA_RQ_FIRST", "3")
     model = families[DENSE].file("Q8_0")
     found = generate(model, PROMPT, parse_plan("iso3"), programs, tokens=2, n_ctx=512, raw=True)
     assert found.kv_bytes == parse_plan("iso3").bytes_for(kv_shape(model), 512)
@@ -104,7 +143,7 @@ def test_every_type_takes_what_it_says(families: dict[str, Family], programs: Pr
     found = generate(model, PROMPT, parse_plan(kv), programs, tokens=4, n_ctx=512, raw=True, temperature=0)
     values = 2 * 2 * 2 * 256 * 512  # K and V, 2 layers, 2 heads of 256
     assert found.kv_bytes is not None
-    assert 8 * found.kv_bytes / values == parse_plan(kv).bits in (2.125, 3.125, 4.125)
+    assert 8 * found.kv_bytes / values == parse_plan(kv).base.bits in (2.125, 3.125, 4.125)
 
 
 def test_four_bits_say_what_f16_says_for_a_while(families: dict[str, Family], programs: Programs) -> None:
@@ -230,7 +269,7 @@ def test_calibrated_cache_with_layers_apart(
     assert result.exit_code == 0, result.output
     assert "means of K subtracted: means.gguf" in result.stderr
     result = CliRunner().invoke(command, [*calibrated, "--kv", "planar3"])
-    assert isinstance(result.exception, ToolError) and "calibration" in str(result.exception)
+    assert isinstance(result.exception, ToolError) and "is for K rotated by iso" in str(result.exception)
     assert "calibrate" in str(result.exception.remedy)
 
 
@@ -240,6 +279,7 @@ def test_command_json(families: dict[str, Family]) -> None:
     told = json.loads(result.stdout)
     assert (told["type_k"], told["type_v"], told["tokens"] > 0) == ("iso3", "iso3", True)
     assert told["f16_bytes"] / told["kv_bytes"] == 16 / 3.125
+    assert told["profile"].startswith("profile from the weights") and told["first"] == told["recent"] == 0
 
 
 def test_embedded_model_is_quantized_when_it_is_first_run() -> None:

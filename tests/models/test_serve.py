@@ -54,14 +54,14 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
 def test_start_answer_stop(families: dict[str, Family], programs: Programs, name: str) -> None:
-    model, pair, port = families[name].file("Q8_0"), parse_plan("iso3/planar4"), free_port()
-    with serving(model, pair, programs, port=port, n_ctx=1024) as running:
+    model, plan, port = families[name].file("Q8_0"), parse_plan("iso3/planar4"), free_port()
+    with serving(model, plan, programs, port=port, n_ctx=1024) as running:
         assert running.url == f"http://127.0.0.1:{port}"
         assert server.healthy(running.url)
         context = parse_context(running.log.read_text())
         assert context is not None
         assert context.k_types == {"iso3"} and context.v_types == {"planar4"}
-        assert running.context.kv_bytes == pair.bytes_for(kv_shape(model), 1024)
+        assert running.context.kv_bytes == plan.bytes_for(kv_shape(model), 1024)
         message = {"role": "user", "content": "Hello"}
         body = {"messages": [message], "max_tokens": 6, "ignore_eos": True}
         answer = session().post(f"{running.url}/v1/chat/completions", json=body, timeout=300).json()
@@ -114,11 +114,11 @@ def test_chunks_are_reused_by_shifting_keys(families: dict[str, Family], program
     where it was, or left rotated, it is not.
     """
     options = {"n_predict": 1, "n_probs": 40}
-    model, pair = families[DENSE].file("Q8_0"), parse_plan("iso4")
+    model, plan = families[DENSE].file("Q8_0"), parse_plan("iso4")
     likely: list[dict[int, float]] = []
     reused: list[int] = []
     for reuse in ((), ("--cache-reuse", "32")):
-        with serving(model, pair, programs, port=free_port(), n_ctx=2048, extra=reuse) as running:
+        with serving(model, plan, programs, port=free_port(), n_ctx=2048, extra=reuse) as running:
             head, dropped, kept = (
                 tokens(running, text(n, skip)) for n, skip in ((600, 0), (500, 5000), (1500, 20000))
             )
@@ -188,18 +188,18 @@ def test_state_is_saved_and_restored(
         found: dict[str, Any] = answer.json()
         return found
 
-    pair = parse_plan("iso3/planar4")
-    with serving(model, pair, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+    plan = parse_plan("iso3/planar4")
+    with serving(model, plan, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
         before = complete(running, prompt, n_predict=4)
         saved = slot(running, "save")
-    with serving(model, pair, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+    with serving(model, plan, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
         restored = slot(running, "restore")
         after = complete(running, prompt + before["content"], n_predict=4)
-    with serving(model, pair, programs, port=free_port(), n_ctx=1024) as running:
+    with serving(model, plan, programs, port=free_port(), n_ctx=1024) as running:
         fresh = complete(running, prompt + before["content"], n_predict=4)
     assert saved["n_saved"] == restored["n_restored"] > 100
     assert saved["n_written"] == restored["n_read"]
-    per_token = pair.bytes_for(kv_shape(model), 1)
+    per_token = plan.bytes_for(kv_shape(model), 1)
     assert saved["n_written"] > saved["n_saved"] * per_token
     if name == DENSE:
         assert saved["n_written"] < saved["n_saved"] * per_token * 1.2  # the state, too, is that small

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ggufrq.cache.cases import parse_case
+from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import cache_check
 from ggufrq.drive.cache_check import CacheError, check_context, mode_of
 from ggufrq.ggufs.kv_shape import KvShape
-from ggufrq.tools.logs import Context, KvCache, Rotation, parse_context
+from ggufrq.tools.logs import Context, KvCache, Metric, Rotation, parse_context
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"
 MODEL = Path("model.gguf")
@@ -113,13 +114,15 @@ def test_another_spelling_of_the_same() -> None:
     assert cache_check.as_asked(context("iso3; 0,-1:q8_0"), parse_plan("iso3; 0-3:q8_0; 1-2:iso3"))
 
 
-def test_calibration_is_asked_for_or_not() -> None:
-    without, calibrated = context("iso3"), dataclasses.replace(context("iso3"), calibration="means.gguf")
+def test_a_profile_is_asked_for_or_not() -> None:
+    metric = Metric("m-kv.gguf", "weights", 4096)
+    without, with_it = context("iso3"), dataclasses.replace(context("iso3"), profile=metric)
     plan = parse_plan("iso3")
-    asked = plan.calibrated(Path("means.gguf"))
-    assert cache_check.as_asked(calibrated, asked) and not cache_check.as_asked(without, asked)
-    assert cache_check.as_asked(without, plan) and not cache_check.as_asked(calibrated, plan)
-    assert "calibrated by means.gguf" in cache_check.found(calibrated)
+    asked = plan.with_profile(Path("m-kv.gguf"))
+    assert cache_check.as_asked(with_it, asked) and not cache_check.as_asked(without, asked)
+    assert cache_check.as_asked(without, plan) and not cache_check.as_asked(with_it, plan)
+    assert not cache_check.as_asked(with_it, plan.with_profile(Path("other.gguf")))
+    assert cache_check.found(with_it).endswith("V in iso3, by the profile m-kv.gguf")
 
 
 def test_words() -> None:
@@ -151,10 +154,45 @@ def test_models_whose_shape_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_newest_tokens_are_asked_for_or_not() -> None:
     without, with_them = context("iso3"), dataclasses.replace(context("iso3"), recent=32, recent_bytes=1000)
     plan = parse_plan("iso3")
-    assert cache_check.as_asked(with_them, plan.with_recent(32)) and not cache_check.as_asked(with_them, plan)
-    assert cache_check.as_asked(without, plan) and not cache_check.as_asked(without, plan.with_recent(32))
-    assert not cache_check.as_asked(with_them, plan.with_recent(16))
+    first = dataclasses.replace(with_them, first=1)
+    assert cache_check.as_asked(first, plan.with_exact(32, 1))
+    assert not cache_check.as_asked(first, plan.with_exact(32))
+    assert not cache_check.as_asked(with_them, plan.with_exact(32, 1))
+    assert cache_check.found(first).endswith("the first token and the newest 32 in f16")
+    refused = dataclasses.replace(without, not_held="no flash attention")
+    assert cache_check.found(refused).endswith("no tokens in f16: no flash attention")
+    assert cache_check.as_asked(with_them, plan.with_exact(32)) and not cache_check.as_asked(with_them, plan)
+    assert cache_check.as_asked(without, plan) and not cache_check.as_asked(without, plan.with_exact(32))
+    assert not cache_check.as_asked(with_them, plan.with_exact(16))
     assert "the newest 32 tokens in f16" in cache_check.found(with_them)
     size = cache_check.cache_bytes(without, plan, Path("m"))
     assert size is not None
-    assert cache_check.cache_bytes(with_them, plan.with_recent(32), Path("m")) == size + 1000
+    assert cache_check.cache_bytes(with_them, plan.with_exact(32), Path("m")) == size + 1000
+
+
+@pytest.mark.parametrize(
+    ("planted", "says"),
+    [
+        ({}, None),
+        ({"profile": None}, r"in iso3 \+profile \+first1 \+recent32, but K in iso3 and V in iso3, the first"),
+        ({"profile": Metric("x.gguf", "weights")}, "by the profile x.gguf"),
+        ({"first": 0}, "the newest 32 tokens in f16"),
+        ({"first": 2}, "the first 2 tokens and the newest 32 in f16"),
+        ({"recent": 31}, "the first token and the newest 31 in f16"),
+        ({"recent_bytes": 34 * 4096 - 1}, "take 139264 bytes; llama.cpp reports 139263"),
+    ],
+)
+def test_planted_differences_in_a_run(planted: dict[str, Any], says: str | None) -> None:
+    plan = parse_plan("iso3").with_profile(Path("m-kv.gguf")).with_exact(32, 1)
+    rotations = {side: Rotation("iso3", "iso", "full") for side in "KV"}
+    told = dataclasses.replace(
+        context("iso3"), rotations=rotations, profile=Metric("m-kv.gguf", "weights"), recent=32, first=1,
+        recent_bytes=34 * 4096,
+    )  # fmt: skip
+    told = dataclasses.replace(told, **planted)
+    if says is None:
+        size = plan.bytes_for(SHAPE, 1024) + 34 * 4096
+        assert check_context(Case(plan), told, MODEL, SHAPE, 1024) == size
+        return
+    with pytest.raises(CacheError, match=says):
+        check_context(Case(plan), told, MODEL, SHAPE, 1024)

@@ -6,7 +6,7 @@ import pytest
 
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.cases import Case, assignments, parse_case, parse_cases
-from ggufrq.cache.kv import parse_plan
+from ggufrq.cache.kv import Sought, parse_plan
 
 
 @pytest.mark.parametrize(
@@ -37,19 +37,27 @@ def test_environment_unsets_what_the_user_has_set() -> None:
         "LLAMA_RQ_SCALE",
         "LLAMA_RQ_LAYERS",
         "LLAMA_RQ_CALIB",
+        "LLAMA_RQ_PROFILE",
+        "LLAMA_RQ_FIRST",
         "LLAMA_ATTN_ROT_DISABLE",
     }
     assert assignments(parse_case("iso3").environment()) == ""
     assert assignments({"A": "x y", "B": None, "C": "1"}) == "A='x y' C=1 "
 
 
-@pytest.mark.parametrize("text", ["", "iso5", "iso3:block:full", ":block", "iso3+calib", "iso3/iso4/q8_0"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "iso5", "iso3:block:full", ":block", "iso3/iso4/q8_0", "iso3+", "iso3+calib2", "iso3+plain+recent1"],
+)
 def test_no_case(text: str) -> None:
     with pytest.raises(UsageError):
         parse_case(text)
 
 
 def test_list() -> None:
+    found = parse_cases("f16, iso3; 0, -1:q8_0,planar3/q4_0 ,iso4;1-2,5:f16")
+    names = [case.plan.name for case in found]
+    assert names == ["f16", "iso3; 0,-1:q8_0", "planar3/q4_0", "iso4; 1-2,5:f16"]
     assert [case.name for case in parse_cases("iso3, iso4; 0,-1:q8_0 ,f16,iso3")] == [
         "iso3",
         "iso4; 0,-1:q8_0",
@@ -57,38 +65,52 @@ def test_list() -> None:
     ]
 
 
-def test_calibration_is_for_our_types_or_for_those_that_ask(tmp_path: Path) -> None:
-    file = tmp_path / "calib.gguf"
-    file.write_bytes(b"means")
-    assert [case.name for case in parse_cases("iso3,f16", file)] == ["iso3 +calib", "f16"]
-    assert [case.name for case in parse_cases("iso3,iso4+calib,f16", file)] == ["iso3", "iso4 +calib", "f16"]
-    (case,) = parse_cases("iso3:block+calib", file)
-    assert case.spec == "iso3:block+calib"
-    assert case.environment()["LLAMA_RQ_CALIB"] == str(file)
+@pytest.mark.parametrize("word", ["profile", "calib"])
+def test_a_profile_is_for_our_types_or_for_those_that_ask(tmp_path: Path, word: str) -> None:
+    file = tmp_path / "m-kv.gguf"
+    file.write_bytes(b"maps")
+    assert [case.name for case in parse_cases("iso3,f16", file)] == ["iso3 +profile", "f16"]
+    names = [case.name for case in parse_cases(f"iso3,iso4+{word},f16", file)]
+    assert names == ["iso3", "iso4 +profile", "f16"]
+    (case,) = parse_cases(f"iso3:block+{word}", file)
+    assert case.spec == "iso3:block+profile" and parse_case(case.spec, file) == case
+    assert case.environment()["LLAMA_RQ_PROFILE"] == str(file)
+    # one that is yet to be looked for
+    assert parse_case(f"iso3+{word}").plan.profile is Sought.AUTO
+    assert [case.plan.profile for case in parse_cases("iso3,f16", Sought.WEIGHTS)] == [Sought.WEIGHTS, None]
 
 
-def test_calibration_is_for_k_in_a_type_of_ours(tmp_path: Path) -> None:
-    file = tmp_path / "calib.gguf"
-    file.write_bytes(b"means")
+def test_a_case_without_anything_beside_its_types() -> None:
+    cases = parse_cases("iso3,iso3+plain,q8_0/iso4", Sought.AUTO, 32, 1)
+    assert [case.name for case in cases] == [
+        "iso3 +profile +first1 +recent32",
+        "iso3",
+        "q8_0/iso4 +first1 +recent32",
+    ]
+
+
+def test_a_profile_is_for_k_in_a_type_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "m-kv.gguf"
+    file.write_bytes(b"maps")
     text = "q8_0/iso4,iso3,f16; 0:q8_0,f16; 0:f16/iso3,f16; 0:iso3/f16"
     assert [case.spec for case in parse_cases(text, file)] == [
-        "q8_0/iso4", "iso3+calib", "f16; 0:q8_0", "f16; 0:f16/iso3", "f16+calib; 0:iso3/f16",
+        "q8_0/iso4", "iso3+profile", "f16; 0:q8_0", "f16; 0:f16/iso3", "f16+profile; 0:iso3/f16",
     ]  # fmt: skip
     with pytest.raises(UsageError, match="for K in a type of ours"):
-        parse_cases("q8_0/iso4+calib", file)
+        parse_cases("q8_0/iso4+profile", file)
 
 
-def test_results_depend_on_what_the_calibration_says(tmp_path: Path) -> None:
-    file = tmp_path / "calib.gguf"
-    file.write_bytes(b"means")
+def test_results_depend_on_what_the_profile_says(tmp_path: Path) -> None:
+    file = tmp_path / "m-kv.gguf"
+    file.write_bytes(b"maps")
     (case,) = parse_cases("iso3", file)
     before = case.facts()
-    file.write_bytes(b"other means")
+    file.write_bytes(b"other maps")
     assert case.facts() != before
     assert Case(parse_plan("iso3")).facts() == {"k": "iso3", "v": "iso3", "mode": None}
 
 
-def test_the_newest_tokens_are_for_our_types_or_for_those_that_ask() -> None:
+def test_exact_tokens_are_for_our_types_or_for_those_that_ask() -> None:
     (case,) = parse_cases("iso3:block:norm+recent32; 0:q8_0")
     assert (case.plan.recent, case.scale, case.plan.layered) == (32, "norm", True)
     assert case.name == "iso3 block norm +recent32; 0:q8_0"
@@ -99,9 +121,18 @@ def test_the_newest_tokens_are_for_our_types_or_for_those_that_ask() -> None:
     assert names == ["iso3 +recent16", "f16", "q8_0/iso4 +recent16"]
     assert [case.plan.recent for case in parse_cases("iso3,iso3+recent8", recent=16)] == [0, 8]
     assert [case.plan.recent for case in parse_cases("iso3+recent0,iso3")] == [0]
+    (first,) = parse_cases("iso3+recent8+first1")
+    assert first.spec == "iso3+first1+recent8" and parse_case(first.spec) == first
+    assert first.facts() != parse_case("iso3+recent8").facts()
+    assert [case.name for case in parse_cases("iso3,iso3+recent8", first=2)] == [
+        "iso3 +first2", "iso3 +first2 +recent8",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["iso3+recent", "iso3+recent4097", "q8_0+recent32", "iso3+recent32:block"])
-def test_newest_tokens_that_cannot_be(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ["iso3+recent", "iso3+recent4097", "q8_0+recent32", "iso3+recent32:block", "q8_0+first1", "iso3+first"],
+)
+def test_exact_tokens_that_cannot_be(text: str) -> None:
     with pytest.raises(UsageError):
         parse_cases(text)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from ggufrq import codec
 from ggufrq.base.errors import UsageError
-from ggufrq.cache.kv import KvPair, KvPlan, kv_type, kv_types, parse_kv, parse_plan, parse_plans
+from ggufrq.cache.kv import (
+    KvPair,
+    KvPlan,
+    Sought,
+    exact_words,
+    kv_type,
+    kv_types,
+    parse_kv,
+    parse_plan,
+)
 
 NAMES = sorted(kv_types())
 
@@ -188,11 +197,6 @@ def test_layers_that_run_backwards_in_this_model() -> None:
         plan.resolve(4)
 
 
-def test_list_of_plans() -> None:
-    found = parse_plans("f16, iso3; 0, -1:q8_0,planar3/q4_0 ,iso4;1-2,5:f16")
-    assert [plan.name for plan in found] == ["f16", "iso3; 0,-1:q8_0", "planar3/q4_0", "iso4; 1-2,5:f16"]
-
-
 PAIRS = st.sampled_from([parse_kv(name) for name in ("iso3", "iso4/q8_0", "q8_0", "f16/iso2")])
 
 
@@ -227,16 +231,18 @@ def test_size_of_a_plan_is_exact_where_layers_differ() -> None:
 def test_what_llama_cpp_is_told() -> None:
     plain = parse_plan("iso3/planar4")
     assert plain.arguments() == ["-ctk", "iso3", "-ctv", "planar4"] == parse_kv("iso3/planar4").arguments()
-    assert plain.environment() == dict.fromkeys(["LLAMA_RQ_LAYERS", "LLAMA_RQ_CALIB", "LLAMA_RQ_RECENT"])
+    variables = ["LLAMA_RQ_LAYERS", "LLAMA_RQ_PROFILE", "LLAMA_RQ_CALIB", "LLAMA_RQ_RECENT", "LLAMA_RQ_FIRST"]
+    assert plain.environment() == dict.fromkeys(variables)
     assert not plain.layered and plain.ours and not parse_plan("q8_0").ours
     plan = parse_plan("iso3; 0-1, -1:q8_0; 5:iso4/iso3")
     assert plan.arguments() == ["-ctk", "iso3", "-ctv", "iso3", "--kv-layers", "0-1,-1:q8_0;5:iso4/iso3"]
     assert plan.environment()["LLAMA_RQ_LAYERS"] == "0-1,-1:q8_0;5:iso4/iso3"
     assert parse_plan("q8_0; 0:f16").ours, "layers apart take the patched llama.cpp"
-    with_means = plain.calibrated(Path("m.gguf"))
-    assert with_means.arguments() == [*plain.arguments(), "--kv-calib", "m.gguf"]
-    assert with_means.environment() == {**plain.environment(), "LLAMA_RQ_CALIB": "m.gguf"}
-    assert with_means.name == plain.name and with_means.calibrated(None) == plain
+    profiled = plain.with_profile(Path("m.gguf"))
+    assert profiled.arguments() == [*plain.arguments(), "--kv-profile", "m.gguf"]
+    assert profiled.environment() == {**plain.environment(), "LLAMA_RQ_PROFILE": "m.gguf"}
+    assert profiled.name == plain.name and profiled.with_profile(None) == plain
+    assert profiled.title == "iso3/planar4 +profile"
 
 
 def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None:
@@ -246,26 +252,39 @@ def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None
         v_layers: tuple[int, ...] = (256, 256)
 
     plain = parse_plan("iso3; 0:q8_0")
-    plan = plain.with_recent(32)
+    plan = plain.with_exact(32)
     assert plan.arguments() == [*plain.arguments(), "--kv-recent", "32"]
     assert plan.environment() == {**plain.environment(), "LLAMA_RQ_RECENT": "32"}
     assert plain.environment()["LLAMA_RQ_RECENT"] is None
-    assert plan.name == plain.name and plan.with_recent(0) == plain
+    assert plan.name == plain.name and plan.with_exact(0) == plain
+    both = plain.with_exact(32, 4)
+    assert both.arguments() == [*plain.arguments(), "--kv-first", "4", "--kv-recent", "32"]
+    assert both.environment() == {**plan.environment(), "LLAMA_RQ_FIRST": "4"}
+    assert both.title == "iso3 +first4 +recent32; 0:q8_0" and both.name == plain.name
     token = 2 * 1024  # f16
     assert plain.recent_bytes(Shape(), 4096) == 0
     assert plan.recent_bytes(Shape(), 4096) == 33 * token
     assert plan.recent_bytes(Shape(), 4096, sequences=4) == 129 * token
     assert plan.recent_bytes(Shape(), 4096, sequences=4, streams=4) == 4 * 33 * token
     assert plan.recent_bytes(Shape(), 16) == 17 * token
+    assert both.recent_bytes(Shape(), 4096) == 37 * token
+    assert both.recent_bytes(Shape(), 4096, sequences=4, streams=2) == 2 * (2 * 36 + 1) * token
+    assert plain.with_exact(0, 1).recent_bytes(Shape(), 4096) == 2 * token
+    assert both.recent_bytes(Shape(), 16) == 17 * token
     assert not parse_plan("q8_0").rotated and parse_plan("q8_0; 1:f16/iso3").rotated
 
 
 @pytest.mark.parametrize("text", ["q8_0/iso3", "f16; 0:q8_0", "f16; 0:f16/iso3"])
-def test_a_calibration_is_for_k_in_a_type_of_ours(text: str) -> None:
+def test_a_profile_is_for_k_in_a_type_of_ours(text: str) -> None:
     with pytest.raises(UsageError, match=r"for K in a type of ours, and K is in (q8_0|f16)") as caught:
-        parse_plan(text).calibrated(Path("m.gguf"))
-    assert "without --kv-calib" in str(caught.value.remedy)
-    assert parse_plan("f16; 0:iso3/f16").calibrated(Path("m.gguf")).calib
+        parse_plan(text).with_profile(Path("m.gguf"))
+    assert "without --kv-profile" in str(caught.value.remedy)
+    assert parse_plan("f16; 0:iso3/f16").with_profile(Path("m.gguf")).file == Path("m.gguf")
+
+
+def test_a_profile_that_was_not_looked_for_is_no_argument() -> None:
+    with pytest.raises(AssertionError):
+        parse_plan("iso3").with_profile(Sought.AUTO).arguments()
 
 
 @pytest.mark.parametrize(
@@ -279,4 +298,19 @@ def test_a_calibration_is_for_k_in_a_type_of_ours(text: str) -> None:
 )
 def test_newest_tokens_that_cannot_be(text: str, tokens: int, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        parse_plan(text).with_recent(tokens)
+        parse_plan(text).with_exact(tokens)
+    with pytest.raises(UsageError, match=says.replace("newest", "first")):
+        parse_plan(text).with_exact(0, tokens)
+
+
+@pytest.mark.parametrize(
+    ("recent", "first", "words"),
+    [
+        (0, 0, ""),
+        (32, 0, "the newest 32 tokens"),
+        (0, 1, "the first token"),
+        (1024, 4, "the first 4 tokens and the newest 1,024"),
+    ],
+)
+def test_tokens_in_f16_in_words(recent: int, first: int, words: str) -> None:
+    assert exact_words(recent, first) == words

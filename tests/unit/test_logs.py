@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ggufrq.cache.kv import parse_kv
-from ggufrq.tools.logs import error_lines, parse_context, uses
+from ggufrq.tools.logs import Metric, error_lines, parse_context, uses
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"
 
@@ -21,7 +23,7 @@ def test_types_by_layer_calibration_and_scale() -> None:
         "K": ("q8_0", "q8_0", "iso3", "iso3", "iso3", "iso4", "iso3", "q8_0"),
         "V": ("q8_0", "q8_0", "planar4", "planar4", "planar4", "f16", "planar4", "q8_0"),
     }
-    assert context.calibration == "kv-calib.gguf"
+    assert context.profile == Metric("kv-calib.gguf", "means")
     assert context.scale == "norm"
     assert context.rotations["K"].type == "iso3" and context.rotations["V"].family == "planar"
     assert context.kv_bytes is None and context.kv_values is None  # not told by one type
@@ -32,7 +34,7 @@ def test_types_by_layer_calibration_and_scale() -> None:
 def test_a_plain_cache_names_none_of_them() -> None:
     context = parse_context(saved("cli-ok.err"))
     assert context is not None
-    assert (context.layers, context.calibration, context.scale) == ({}, None, None)
+    assert (context.layers, context.profile, context.scale) == ({}, None, None)
 
 
 def test_two_caches_tell_their_layers_apart() -> None:
@@ -44,6 +46,43 @@ def test_two_caches_tell_their_layers_apart() -> None:
     context = parse_context("\n".join(lines))
     assert context is not None
     assert context.layers["K"] == ("q8_0", "q8_0", "f16", "iso3")
+
+
+PROFILE = "llama_rq: profile a b-kv.gguf: from weights, 32768 positions, 8 layers"
+
+
+@pytest.mark.parametrize("more", ["", ", without means"])
+def test_the_profile(more: str) -> None:
+    text = saved("completion-layers.err").replace("calibration kv-calib.gguf: 8 layers", PROFILE[10:] + more)
+    context = parse_context(text)
+    assert context is not None
+    assert context.profile == Metric("a b-kv.gguf", "weights", 32768)
+
+
+def test_every_cache_has_the_profile() -> None:
+    lines = saved("completion-layers.err").splitlines()
+    (cache,) = (line for line in lines if "llama_kv_cache: size" in line)
+
+    def profile(*others: str) -> Metric | None:
+        context = parse_context("\n".join([line for line in lines if "calibration" not in line] + [*others]))
+        assert context is not None
+        return context.profile
+
+    assert profile() is None
+    assert profile(PROFILE) == Metric("a b-kv.gguf", "weights", 32768)
+    assert profile(PROFILE, cache) is None
+    assert profile(PROFILE, cache, PROFILE.replace("8 layers", "1 layers")) is not None
+    assert profile(PROFILE, cache, PROFILE.replace("a b", "c")) is None
+
+
+def test_tokens_that_are_not_held() -> None:
+    text = saved("completion-ok.err")
+    why = "that takes flash attention, use -fa on"
+    context = parse_context(
+        f"{text}\nllama_rq: the newest 32 and first 1 tokens are not held in f16: {why}\n"
+    )
+    assert context is not None
+    assert (context.recent, context.first, context.not_held) == (0, 0, why)
 
 
 def test_the_reason_for_a_refused_calibration() -> None:

@@ -15,13 +15,13 @@ from click.testing import CliRunner
 
 from ggufrq.base import proc, sizes
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.cache.kv import parse_plan
+from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.cli import cli
 from ggufrq.cli import memory as command
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import find_kv_shape, kv_shape
 from ggufrq.ggufs.memory_shape import MemoryShape, head_sizes, memory_shape
-from ggufrq.memory.cells import ContextSettings, kv_bytes, state_bytes, why_not
+from ggufrq.memory.cells import ContextSettings, exact_bytes, kv_bytes, profile_bytes, state_bytes, why_not
 from ggufrq.memory.compute import Buffers, estimate
 from ggufrq.memory.estimate import Memory
 from ggufrq.memory.told import published
@@ -320,6 +320,27 @@ def test_one_reading_of_head_sizes(tmp_path: Path) -> None:
         64, 128, 256,
     )  # fmt: skip
     assert head_sizes({"general.architecture": "llama"}) == ()
+
+
+def test_what_is_kept_beside_k_and_v(tmp_path: Path) -> None:
+    shape = shape_of(tmp_path, "llama", DENSE)  # 4 layers, 2 heads of 128
+    row = 2 * 4 * 2 * 256  # K and V of a token in f16
+    plan = parse_plan("iso3").with_exact(32, 1)
+    assert exact_bytes(shape, plan, ContextSettings(4096)) == plan.recent_bytes(shape, 4096) == 34 * row
+    assert exact_bytes(shape, plan, ContextSettings(4096, parallel=4)) == 4 * 34 * row
+    assert profile_bytes(shape, plan) == 0
+    profiled = plan.with_profile(Sought.AUTO)
+    assert profile_bytes(shape, profiled) == 4 * 4 * 2 * (2 * 128 * 128 + 128)
+    memory = Memory(shape, 1000)
+    plain, more = (memory.estimate(p, ContextSettings(4096)) for p in (parse_plan("iso3"), profiled))
+    assert more.total - plain.total == more.exact_tokens + more.profile == more.cache - plain.cache > 0
+    assert (plain.kv, more.kv) == ("iso3", "iso3 +profile +first1 +recent32")
+    windows = {"attention__sliding_window": 128, "attention__sliding_window_pattern": [True, False] * 2}
+    swa = shape_of(tmp_path, "gemma4", DENSE, **windows)
+    assert (
+        exact_bytes(swa, parse_plan("iso3").with_exact(1000), ContextSettings(4096))
+        == (769 + 1001) * row // 2
+    )
 
 
 def test_the_plan_and_the_estimate_count_the_same_bytes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from ggufrq import cli
 from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_plan
+from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.drive import run, serve
 from ggufrq.tools import server
 from ggufrq.tools.logs import parse_context
@@ -27,7 +27,7 @@ UPSTREAM = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_
 
 MakePrograms = Callable[..., Programs]
 PATCHED = (*UPSTREAM, "iso3", "iso4", "planar4")
-OPTIONS = "--kv-layers SPEC  ...\n--kv-calib FILE  ...\n--kv-recent N  ..."
+OPTIONS = "--kv-layers SPEC  ...\n--kv-profile FILE  ...\n--kv-recent N  ...\n--kv-first N  ..."
 
 
 @pytest.fixture
@@ -107,23 +107,39 @@ def test_fallback_of_layers(
         assert ("no option --kv-layers" in caught.value.message) == ("--kv-layers " not in options)
 
 
-def test_fallback_of_calibration(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = parse_plan("iso3").calibrated(Path("means.gguf"))
+def test_fallback_of_a_profile(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = parse_plan("iso3").with_profile(Path("m-kv.gguf"))
     assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
-    with pytest.raises(UsageError, match="has no option --kv-calib"):
+    with pytest.raises(UsageError, match="has no option --kv-profile"):
         run.settle(plan, programs(PATCHED), fallback=False, command="ggufrq run m")
     found = run.settle(plan, programs(PATCHED), fallback=True, command="ggufrq run m")
     assert found == parse_plan("iso3")
-    assert "no option --kv-calib; using iso3" in capsys.readouterr().err
+    assert "no option --kv-profile; using iso3" in capsys.readouterr().err
     # a type of K that is not there takes it with it
-    mixed = parse_plan("rotor3/iso3").calibrated(Path("means.gguf"))
+    mixed = parse_plan("rotor3/iso3").with_profile(Path("m-kv.gguf"))
     found = run.settle(mixed, programs(PATCHED, options=OPTIONS), fallback=True, command="ggufrq run m")
     assert found == parse_plan("q8_0/iso3")
+    capsys.readouterr()
+    # one that nobody asked for is no reason to refuse
+    usual = parse_plan("iso3").with_profile(Sought.AUTO)
+    assert run.settle(usual, programs(PATCHED), fallback=False, command="") == parse_plan("iso3")
+    assert run.settle(usual, programs(PATCHED, options=OPTIONS), fallback=False, command="") == usual
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UsageError, match="has no option --kv-profile"):
+        run.settle(usual.with_profile(Sought.WEIGHTS), programs(PATCHED), fallback=False, command="")
+
+
+def test_fallback_of_first_tokens(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, others = parse_plan("iso3").with_exact(32, 1), programs(PATCHED, options="--kv-recent N  ...")
+    with pytest.raises(UsageError, match="has no option --kv-first;"):
+        run.settle(plan, others, fallback=False, command="ggufrq run m")
+    found = run.settle(plan, others, fallback=True, command="ggufrq run m")
+    assert found == parse_plan("iso3").with_exact(32)
     capsys.readouterr()
 
 
 def test_fallback_of_the_newest_tokens(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = parse_plan("iso3").with_recent(32)
+    plan = parse_plan("iso3").with_exact(32)
     assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="") == plan
     with pytest.raises(UsageError, match="has no option --kv-recent"):
         run.settle(plan, programs(PATCHED), fallback=False, command="ggufrq run m")
@@ -164,17 +180,23 @@ def test_what_is_said_of_the_cache() -> None:
         "f16, 16 bits per value: 33,554,432 bytes for 4,096 tokens"
     ]
     layered = replace(ANSWER, kv_bytes=10911744)
-    plan = parse_plan("iso3; 0-1,-1:q8_0; 5:iso4/iso3").calibrated(Path("/some/means.gguf"))
+    plan = parse_plan("iso3; 0-1,-1:q8_0; 5:iso4/iso3")
+    layered = replace(layered, profile="profile from the weights, made in 0.3 s")
     assert run.cache_lines(layered, plan) == [
         "iso3; 0-1,-1:q8_0; 5:iso4/iso3, 5.20312 bits per value: 10,911,744 bytes for 4,096 tokens",
-        "means of K subtracted: means.gguf",
+        "profile from the weights, made in 0.3 s",
         "f16 takes 33,554,432 bytes, 3.08 times that",
     ]
-    recent = replace(ANSWER, kv_bytes=6969344)
-    assert run.cache_lines(recent, parse_plan("iso3").with_recent(50)) == [
+    recent = replace(ANSWER, kv_bytes=6969344, recent=50)
+    assert run.cache_lines(recent, parse_plan("iso3").with_exact(50)) == [
         "iso3, 3.32324 bits per value: 6,969,344 bytes for 4,096 tokens",
         "the newest 50 tokens in f16, which is counted above",
         "f16 takes 33,554,432 bytes, 4.81 times that",
+    ]
+    both = replace(recent, kv_bytes=None, f16_bytes=None, first=1)
+    assert run.cache_lines(both, parse_plan("iso3").with_exact(50, 1)) == [
+        "iso3: 6.25 MiB for 4,096 tokens",
+        "the first token and the newest 50 in f16, which is counted above",
     ]
     assert run.cache_lines(rough, parse_plan("iso3; 0:q8_0"))[0] == "iso3; 0:q8_0: 6.25 MiB for 4,096 tokens"
     assert run.speed_text(ANSWER) == "prompt 1,200 tokens at 4,322 tokens/s, answer 24 at 88.2 tokens/s"
@@ -359,6 +381,16 @@ def test_example_can_be_pasted() -> None:
             ["serve", "docs-qwen3-8m", "--kv", "q8_0/iso3", "--kv-calib", __file__],
             UsageError,
             "for K in a type of ours, and K is in q8_0",
+        ),
+        (
+            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "q8_0", "--kv-profile", "weights"],
+            UsageError,
+            "for K in a type of ours, and K is in q8_0",
+        ),
+        (
+            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "q8_0", "--kv-first", "1"],
+            UsageError,
+            "the first tokens are kept in f16 beside a type of ours, and K and V are in q8_0",
         ),
         (
             ["run", "docs-qwen3-8m", "-p", "x", "--kv", "q8_0", "--kv-recent", "8"],

@@ -135,10 +135,10 @@ def test_the_environment_of_a_case_is_shown(monkeypatch: pytest.MonkeyPatch, tmp
 def test_commands_name_no_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed, "run_tool", Machine({"f16": 1.0, "iso3": 1.0}).run)
     monkeypatch.setattr(speed, "check_cache", lambda *_: None)
-    cases = parse_cases("f16,iso3", tmp_path / "kv-calib.gguf")
+    cases = parse_cases("f16,iso3", tmp_path / "m-kv.gguf")
     found = measure_speed(tmp_path / "m.gguf", cases, BUILD, SETTINGS, log=tmp_path / "log")
     (command,) = found[cases[1].name]["commands"]
-    assert "LLAMA_RQ_CALIB=kv-calib.gguf" in command and str(tmp_path) not in command
+    assert "LLAMA_RQ_PROFILE=m-kv.gguf" in command and str(tmp_path) not in command
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from ggufrq.base.errors import GgufrqError, UsageError
 from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.cache.kv import KvPair, KvPlan, kv_type, parse_plan
+from ggufrq.cache.kv import KvPair, KvPlan, Sought, kv_type, parse_plan
+from ggufrq.drive import profiles
 from ggufrq.ggufs.kv_shape import KvShape
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.divergence import Subject
@@ -53,7 +54,7 @@ class World:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.truth = truth
-        self.calibrated: set[str] = set()
+        self.profiled: set[str] = set()
 
     def divergences(
         self,
@@ -69,8 +70,8 @@ class World:
         rows = []
         for case in cases:
             self.asked.append((text.name, case.plan.name))
-            if case.plan.calib is not None:
-                self.calibrated.add(case.plan.name)
+            if case.plan.file is not None:
+                self.profiled.add(case.plan.name)
             kld = self.truth(case.plan) * (1.0 if text.name == "a.txt" else 1.1)
             rows.append({"kld_mean": kld, "kld_mean_err": 0.01 * kld, "command": f"run {case.plan.name}"})
             listener.result(rows[-1], False)
@@ -145,10 +146,25 @@ def test_refuses(world: World, budget: str, types: str, says: str) -> None:
     assert not world.asked
 
 
-def test_calibration_goes_where_k_is_ours(world: World) -> None:
-    layers.tune(MODEL, BUILD, replace(goal(), calib=Path("means.gguf")))
-    assert {"f16; 0:iso3/f16", "iso3", "iso2/iso4"} <= world.calibrated
-    assert not {"f16; 0:f16/iso3", "f16; 0:q8_0/f16", "q8_0"} & world.calibrated
+def test_a_profile_goes_where_k_is_ours(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def find(*given: Any) -> profiles.Found:
+        asked.append(given)
+        return profiles.Found(Path("m-kv.gguf"), "profile from the weights")
+
+    monkeypatch.setattr(profiles, "find", find)
+    wish = replace(goal(), profile=Sought.AUTO)
+    result = layers.tune(MODEL, BUILD, wish)
+    assert asked == [(MODEL.path, Sought.AUTO, 512)]
+    assert {"f16; 0:iso3/f16", "iso3", "iso2/iso4"} <= world.profiled
+    assert not {"f16; 0:f16/iso3", "f16; 0:q8_0/f16", "q8_0"} & world.profiled
+    told = " ".join(report.render(result, MODEL, wish).split())
+    assert "--kv-profile" not in told and "K in types of ours: profile from the weights." in told
+    assert report.as_json(result, MODEL, wish)["profile"] == "profile from the weights"
+    for profile, word in ((Sought.WEIGHTS, "weights"), (Path("a-kv.gguf"), "a-kv.gguf"), (None, "none")):
+        told = " ".join(report.render(result, MODEL, replace(wish, profile=profile)).split())
+        assert f'--kv "{result.plan.name}" --kv-profile {word}' in told
 
 
 def test_progress_counts_every_measurement(world: World) -> None:
@@ -201,7 +217,7 @@ def test_report_can_be_pasted_and_fits(world: World) -> None:
     assert not lines["iso4"].endswith(("better", "worse"))
     data = json.loads(json.dumps(report.as_json(result, MODEL, goal())))
     assert data["kv"] == result.plan.name and len(data["singles"]) == 24
-    assert {"calibration", "comparisons", "commands", "checked"} <= set(data)
+    assert {"profile", "comparisons", "commands", "checked"} <= set(data)
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
+from ggufrq.cache.kv import parse_plan
 from ggufrq.measure.divergence import Subject
 from ggufrq.measure.kept import Row
 from ggufrq.measure.validate.assemble import Facts, Taken, assemble, failed
@@ -20,7 +22,7 @@ from ggufrq.measure.validate.plan import ValidationPlan, make_plan
 F16, ISO3, Q4 = (parse_case(name) for name in ("f16", "iso3:block", "q4_0"))
 
 
-def quality(case: Case, ctx: int, **figures: float) -> tuple[Unit, Row]:
+def quality(case: Case, ctx: int, **figures: Any) -> tuple[Unit, Row]:
     row = {
         "case": case.name, "mode": case.mode or "none",
         "type_k": case.pair.k.name, "type_v": case.pair.v.name,
@@ -98,6 +100,20 @@ def test_quality_and_verdicts(made: tuple[ValidationPlan, Facts, Build]) -> None
     assert any("up to 1024 tokens only" in note for note in found["notes"])
     assert any("sizes were not checked" in note for note in found["notes"])
     assert found["notes"][-1].startswith("the build was not checked")
+
+
+def test_what_was_on_beside_the_types(made: tuple[ValidationPlan, Facts, Build], tmp_path: Path) -> None:
+    case = Case(parse_plan("iso3").with_profile(tmp_path / "a-kv.gguf").with_exact(32, 1))
+    plan, facts, build = made
+    made = (replace(plan, cases=(F16, case)), facts, build)
+    found = result_of(made, quality(F16, 512), quality(case, 512, profile_source="text"))
+    base, told = found["cases"]
+    assert [base[name] for name in ("profile", "profile_source", "recent", "first")] == [None, None, 0, 0]
+    assert [told[name] for name in ("name", "profile", "profile_source", "recent", "first")] == [
+        "iso3 +profile +first1 +recent32", "a-kv.gguf", "text", 32, 1,
+    ]  # fmt: skip
+    assert told["environment"]["LLAMA_RQ_PROFILE"] == "a-kv.gguf"
+    assert "+profile: K is stored by a profile from a text" in found["notes"]
 
 
 def test_only_what_was_measured(made: tuple[ValidationPlan, Facts, Build]) -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
+from ggufrq.cache.kv import Sought
 from ggufrq.cli import validate as cli
 from ggufrq.measure.validate import validation
 from ggufrq.measure.validate.check import unmeasured
@@ -48,17 +49,44 @@ def test_report_lies_in_a_folder_named_after_the_model(
     done: list[tuple[ValidationPlan, dict[str, Any]]], tmp_path: Path
 ) -> None:
     found = invoke(
-        "docs-qwen3-8m", "--kv", "iso3; 0,-1:q8_0, f16", "--ctx", "512, 1024", "--quick", "--fresh"
-    )
+        "docs-qwen3-8m", "--kv", "iso3; 0,-1:q8_0, f16", "--ctx", "512, 1024", "--quick", "--fresh",
+        "--kv-calib", "none",
+    )  # fmt: skip
     assert found.exit_code == 0, found.output
     assert found.stdout == "the tables\n"
     ((plan, options),) = done
     assert [case.name for case in plan.cases] == ["f16", "iso3; 0,-1:q8_0"]
     assert plan.settings.ctx == (512, 1024) and options["fresh"]
     folder = tmp_path / "validate-docs-qwen3-8m"
-    again = "ggufrq validate docs-qwen3-8m --kv 'iso3; 0,-1:q8_0, f16' --ctx '512, 1024' --quick"
-    assert json.loads((folder / "report.json").read_text())["again"] == again
+    again = "ggufrq validate docs-qwen3-8m --kv 'iso3; 0,-1:q8_0, f16' --kv-profile none --ctx '512, 1024'"
+    assert json.loads((folder / "report.json").read_text())["again"] == f"{again} --quick"
     assert (folder / "report.html").read_text() == "<!doctype html>"
+
+
+def test_the_profile_is_on_unless_told_otherwise(
+    done: list[tuple[ValidationPlan, dict[str, Any]]], tmp_path: Path
+) -> None:
+    file = tmp_path / "m-kv.gguf"
+    file.touch()
+    for number, (options, names) in enumerate(
+        (
+            ([], ["f16", "iso3 +profile", "iso3", "q8_0/iso3"]),
+            (
+                ["--kv-profile", "weights", "--kv-first", "1"],
+                ["f16", "iso3 +profile +first1", "iso3", "q8_0/iso3 +first1"],
+            ),
+            (["--kv-profile", "none"], ["f16", "iso3", "q8_0/iso3"]),
+            (["--kv-profile", str(file)], ["f16", "iso3 +profile", "iso3", "q8_0/iso3"]),
+        )
+    ):
+        given = ["--kv", "iso3,iso3+plain,q8_0/iso3", *options]
+        assert invoke("docs-qwen3-8m", "-o", str(tmp_path / str(number)), *given).exit_code == 0
+        plan, _ = done[-1]
+        assert [case.name for case in plan.cases] == names
+        assert plan.again.endswith(" ".join(options))
+    assert done[0][0].cases[1].plan.profile is Sought.AUTO
+    assert done[1][0].cases[1].plan.profile is Sought.WEIGHTS
+    assert done[3][0].cases[1].plan.profile == file
 
 
 def test_failed_check_is_an_error_and_the_report_is_written(
@@ -78,7 +106,8 @@ def test_failed_check_is_an_error_and_the_report_is_written(
     [
         (["docs-qwen3-8m", "--kv", "iso3:sideways"], UsageError),
         (["docs-qwen3-8m", "--sections", "looks"], UsageError),
-        (["docs-qwen3-8m", "--kv", "iso3+calib"], UsageError),
+        (["docs-qwen3-8m", "--kv", "iso3+means"], UsageError),
+        (["docs-qwen3-8m", "--kv-profile", "not-there.gguf"], SystemExit),
         (["docs-qwen3-8m", "--ctx", "many"], SystemExit),
         (["docs-qwen3-8m", "--depths", "-1"], SystemExit),
         (["docs-qwen3-8m", "--json", "not/there.json"], SystemExit),

@@ -215,8 +215,8 @@ def _between(check: str, case: Case, what: str, value: float, least: float, most
 
 
 def _judged(cases: Iterable[Case]) -> list[Case]:
-    """Cases of ours without their calibration, layers and newest tokens in f16, each once: the first two
-    change less than the margin, the last takes away what is judged; all are checked in the log anyway."""
+    """Cases of ours without their profile, layers and tokens in f16, each once: layers change less than the
+    margin, the others take away what is judged; all are checked in the log anyway."""
     plain = (Case(KvPlan(case.pair), case.mode, case.scale) for case in cases if case.pair.ours)
     return list(dict.fromkeys(plain))
 

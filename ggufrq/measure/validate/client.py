@@ -149,7 +149,8 @@ def serving(
             "recurrent_mib": context.recurrent_mib,
             "bits_per_value": bits_of(case, model.shape, size, context.tokens),
         }
-        shown = [model.path.name if arg == str(model.path) else arg for arg in running.process.args[1:]]
+        files = {str(path): path.name for path in (model.path, case.plan.file) if path is not None}
+        shown = [files.get(arg, arg) for arg in map(str, running.process.args[1:])]
         variables = {k: v for k, v in case.environment().items() if k not in case.plan.environment()}
         command = assignments(variables) + shlex.join(["llama-server", *shown])
         client = Client(running.url)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ggufrq.measure.kept import Row
 from ggufrq.measure.verdict import Difference, mean_and_error, paired
+from ggufrq.tools.logs import PROFILE_SOURCES
 
 _EXAMPLES = 3
 _EXAMPLE = 80
@@ -139,6 +140,8 @@ def notes(cases: list[dict[str, Any]], checks: list[Row], n_ctx_train: int | Non
         )
         if n_ctx_train is not None and longest < min(8192, n_ctx_train):
             told.append(f"measured up to {longest} tokens only: the loss may grow with the context")
+    for source in dict.fromkeys(case["profile_source"] for case in cases if case["profile_source"]):
+        told.append(f"+profile: K is stored by a profile {PROFILE_SOURCES.get(source, source)}")
     if not shaped:
         told.append("the size of this model's cache cannot be computed from its file; sizes were not checked")
     if any(not check["ok"] for check in checks):

@@ -9,6 +9,7 @@ from pathlib import Path
 from ggufrq.base import paths
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.cases import MODES, Case, parse_case, parse_cases
+from ggufrq.cache.kv import Sought
 
 #: Parts of a validation, in the order in which they are done.
 SECTIONS = ("check", "quality", "greedy", "needle", "retrieval", "sanity", "speed")
@@ -100,17 +101,20 @@ def make_plan(
     chunks: int | None = None,
     depths: Sequence[int] | None = None,
     sections: Sequence[str] | None = None,
-    calib: Path | None = None,
+    profile: Path | Sought | None = None,
     recent: int = 0,
+    first: int = 0,
     text: Path | None = None,
     seed: int | None = None,
     threads: int | None = None,
     quick: bool = False,
     again: str = "",
 ) -> ValidationPlan:
-    """The plan for the options of the command. Raises UsageError."""
-    base = _known(parse_case(against, calib))
-    others = [_known(case) for case in parse_cases(kv or DEFAULT_CASES, calib, recent) if case != base]
+    """The plan for the options of the command; ``profile``, ``recent`` and ``first`` are as for
+    ``parse_cases``. Raises UsageError."""
+    base = _known(parse_case(against, profile))
+    cases = parse_cases(kv or DEFAULT_CASES, profile, recent, first)
+    others = [_known(case) for case in cases if case != base]
     chosen = tuple(section for section in SECTIONS if section in (sections or SECTIONS))
     for section in sections or ():
         if section not in SECTIONS:

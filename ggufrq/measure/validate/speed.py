@@ -19,7 +19,6 @@ from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
-from ggufrq.cache.kv import CALIBRATION_VARIABLE
 from ggufrq.drive.cache_check import check_context
 from ggufrq.measure.base_run import run_tool
 from ggufrq.measure.verdict import NONE, mean_and_error, paired
@@ -161,11 +160,8 @@ def _arguments(model: Path, case: Case, settings: SpeedSettings) -> list[str]:
 
 def _shown(model: Path, case: Case, args: list[str]) -> str:
     """The command line with files by their names alone."""
-    environment = dict(case.environment())
-    if case.plan.calib is not None:
-        environment[CALIBRATION_VARIABLE] = case.plan.calib.name
     words = [model.name if arg == str(model) else arg for arg in args]
-    return assignments(environment) + shlex.join(["llama-bench", *words])
+    return assignments(case.shown()) + shlex.join(["llama-bench", *words])
 
 
 def _tokens(speed: bench.Speed, kind: str) -> float:

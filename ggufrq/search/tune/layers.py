@@ -27,7 +27,8 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.cache.kv import KvPair, KvPlan, KvType, LayerRange, kv_type
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, LayerRange, Sought, kv_type
+from ggufrq.drive import profiles
 from ggufrq.ggufs.kv_shape import KvShape
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.divergence import Subject, divergences
@@ -42,14 +43,14 @@ _REST = kv_type("f16")
 @dataclass(frozen=True)
 class Goal:
     """What is asked for: bits per value at most, the types to choose from, the texts to tune and to check on,
-    and how much of each is read."""
+    how much of each is read, and the profile of K in types of ours."""
 
     budget: Fraction
     types: tuple[KvType, ...]
     text: Path
     check_text: Path
     scored: Scored
-    calib: Path | None = None
+    profile: Path | Sought | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Measured:
 class Result:
     """The answer ``plan`` and what led to it: KLD and its error of single changes by unit and type name, and
     of whole caches on the tuning text (``tuned``) and on the checking text (``checked``, the answer first);
-    and the commands that were run."""
+    the commands that were run; and what is said of the profile."""
 
     plan: KvPlan
     bits: float
@@ -90,6 +91,7 @@ class Result:
     tuned: list[Measured]
     checked: list[Measured]
     commands: list[str]
+    profile: str | None = None
 
 
 def units(shape: KvShape) -> list[Unit]:
@@ -182,12 +184,13 @@ def tune(
             f"{least.bits(shape):g}",
             remedy=f"--budget {least.bits(shape):g} or more, or smaller --types",
         )
+    profile = None if goal.profile is None else profiles.find(model.path, goal.profile, goal.scored.n_ctx)
     rows: list[Row] = []
 
     def measured(plans: Sequence[KvPlan], text: Path) -> list[Row]:
         found = divergences(
             model,
-            [Case(plan.calibrated(goal.calib if plan.k_ours else None)) for plan in plans],
+            [Case(plan.with_profile(profile.file if profile and plan.k_ours else None)) for plan in plans],
             build,
             text,
             goal.scored,
@@ -229,4 +232,5 @@ def tune(
         tuned=tuned,
         checked=checked,
         commands=list(dict.fromkeys(row["command"] for row in rows)),
+        profile=None if profile is None else profile.said,
     )

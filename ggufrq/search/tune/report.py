@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ggufrq.base import table
+from ggufrq.cache.kv import Sought, profile_word
 from ggufrq.measure.divergence import Subject
 from ggufrq.measure.verdict import BETTER, NONE, between
 from ggufrq.search.tune.layers import Goal, Measured, Result
@@ -56,12 +57,12 @@ def render(result: Result, model: Subject, goal: Goal) -> str:
     """The assignment, ready to be pasted, and a table of at most 80 columns."""
     assert model.shape is not None  # tune
     f16 = 2 * (sum(model.shape.k_layers) + sum(model.shape.v_layers))
-    calib = f" --kv-calib {goal.calib}" if goal.calib is not None else ""
+    profile = "" if goal.profile is Sought.AUTO else f" --kv-profile {profile_word(goal.profile)}"
     lines = [
         f"{model.name}, {model.weights}, at most {float(goal.budget):g} bits per value:",
         "",
         *textwrap.wrap(
-            f'--kv "{result.plan.name}"{calib}', _WIDTH, initial_indent="  ", break_long_words=False
+            f'--kv "{result.plan.name}"{profile}', _WIDTH, initial_indent="  ", break_long_words=False
         ),
         "",
         f"{result.bits:g} bits per value, {result.bytes_per_token:,} bytes per token; f16 takes "
@@ -105,6 +106,8 @@ def _explanation(result: Result, goal: Goal) -> str:
     )
     if unseen:
         words += f" Within that error of: {', '.join(unseen)}."
+    if result.profile is not None:
+        words += f" K in types of ours: {result.profile}."
     predicted = next((m.predicted for m in result.tuned if m.plan == result.plan), None)
     if predicted is not None:
         words += f" The sum of its single changes was {predicted:.5f}."
@@ -128,7 +131,7 @@ def as_json(result: Result, model: Subject, goal: Goal) -> dict[str, Any]:
         "chunks": goal.scored.chunks,
         "text": goal.text.name,
         "check_text": goal.check_text.name,
-        "calibration": None if goal.calib is None else goal.calib.name,
+        "profile": result.profile,
         "kv": result.plan.name,
         "bits": result.bits,
         "bytes_per_token": result.bytes_per_token,

@@ -1,0 +1,159 @@
+"""The profile that K of a model is kept by: a file that is given or lies beside the model, or one that is
+made from its weights on first use and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggufrq.base import log, paths
+from ggufrq.base.errors import GgufrqError, ModelError
+from ggufrq.base.progress import progress
+from ggufrq.cache.cases import Case
+from ggufrq.cache.kv import KvPlan, Sought
+from ggufrq.ggufs.fingerprint import fingerprint
+from ggufrq.ggufs.header import read_header
+from ggufrq.models.resolve import base_name
+from ggufrq.tools.logs import PROFILE_SOURCES
+
+if TYPE_CHECKING:  # numpy takes a while to import, and most commands need no profile
+    from ggufrq.profile.tensors import Tensors
+
+#: Counted up when the same weights give another profile, so that what is kept is made anew.
+_MAKE = 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """The file of a profile, and what it is in a few words; None, and why."""
+
+    file: Path | None
+    said: str
+
+
+def settle(plan: KvPlan, model: Path, n_ctx: int | None = None) -> tuple[KvPlan, str | None]:
+    """The plan with the profile of this GGUF model for a context of ``n_ctx`` tokens, and what is said of it
+    (None where none was asked for). Raises as ``find``."""
+    if plan.profile is None:
+        return plan, None
+    found = find(model, plan.profile, n_ctx)
+    return plan.with_profile(found.file), found.said
+
+
+def settle_cases(cases: Iterable[Case], model: Path, n_ctx: int | None = None) -> list[Case]:
+    """The cases with the profiles of this GGUF model, each once; says which these are. Raises as ``find``."""
+    known: dict[Path | Sought, Found] = {}
+    settled = []
+    for case in cases:
+        wish = case.plan.profile
+        if wish is not None:
+            if wish not in known:
+                known[wish] = find(model, wish, n_ctx)
+                log.say(known[wish].said)
+            case = replace(case, plan=case.plan.with_profile(known[wish].file))
+        settled.append(case)
+    return list(dict.fromkeys(settled))
+
+
+def find(model: Path, wish: Path | Sought, n_ctx: int | None = None) -> Found:
+    """The profile for a GGUF model and a context of ``n_ctx`` tokens: the file ``wish``; or the one beside
+    the model, or else from its weights, or none where that cannot be; or that from its weights.
+
+    Raises ModelError for a file that is damaged or, where it was asked for, of another model, and when the
+    one from the weights was asked for and cannot be made.
+    """
+    from ggufrq.profile.tensors import Tensors
+
+    tensors = Tensors(model)
+    if isinstance(wish, Path):
+        return _described(wish, tensors)
+    beside = _beside(tensors) if wish is Sought.AUTO else None
+    if beside is not None:
+        return beside
+    try:
+        return _from_weights(tensors, n_ctx)
+    except GgufrqError as error:
+        if wish is Sought.WEIGHTS:
+            raise
+        return Found(None, f"no profile: {error.message}")
+
+
+def names_beside(model: Path) -> Iterator[str]:
+    """Names that the file of a profile may have beside this model, its quantization left out or not."""
+    yield from dict.fromkeys(f"{name}-kv.gguf" for name in (base_name(model.stem), model.stem))
+
+
+def positions_for(native: int | None, n_ctx: int | None) -> int:
+    """Over how many positions the profile for a context of ``n_ctx`` tokens is averaged: one for all contexts
+    up to the model's own or ``LONGEST``, then one for each power of two."""
+    from ggufrq.profile.weights import LONGEST
+
+    usual = min(native or LONGEST, LONGEST)
+    return usual if n_ctx is None or n_ctx <= usual else 1 << (n_ctx - 1).bit_length()
+
+
+def _beside(model: Tensors) -> Found | None:
+    for name in names_beside(model.path):
+        path = model.path.parent / name
+        if path.is_file():
+            if _header(path)[1] == fingerprint(model.path):
+                return _described(path, model)
+            log.say(f"{path.name} is a profile for another model and is not used")
+    return None
+
+
+def _described(path: Path, model: Tensors) -> Found:
+    """What a file is. Raises ModelError when it is damaged, no profile, or for another model."""
+    from ggufrq.profile import read_profile
+
+    kind, of_model = _header(path)
+    if of_model != fingerprint(model.path):
+        raise ModelError(
+            f"{path} is a profile for another model than {model.path.name}",
+            remedy="--kv-profile weights, or one made for this model by ggufrq calibrate",
+        )
+    if kind == "kv-calib":
+        return Found(path, f"means of K subtracted: {path.name}")
+    return Found(path, f"profile {path.name}, {PROFILE_SOURCES[read_profile(path).source]}")
+
+
+def _header(path: Path) -> tuple[str, Any]:
+    """The kind of a file, and the fingerprint of its model. Raises ModelError when it is no profile."""
+    values = read_header(path).values
+    kind = str(values.get("general.type") or values.get("general.architecture") or "of no type")
+    if kind not in ("kv-profile", "kv-calib"):
+        raise ModelError(
+            f"{path} is no profile of a KV cache but {kind}",
+            remedy="a file that ggufrq calibrate made, or --kv-profile weights",
+        )
+    return kind, values.get(f"rq.{kind.removeprefix('kv-')}.model")
+
+
+def _from_weights(model: Tensors, n_ctx: int | None) -> Found:
+    """The profile from the weights, made now unless it is kept. Raises ModelError when it cannot be made."""
+    from ggufrq.profile import profile_from_weights
+
+    values = model.headers[0].values
+    native = values.get(f"{values.get('general.architecture')}.context_length")
+    positions = positions_for(native if isinstance(native, int) else None, n_ctx)
+    named = fingerprint(model.path)
+    kept = paths.cache_dir() / "profiles" / f"{named}-{positions}-{_MAKE}.gguf"
+    if _is_sound(kept, named, positions):
+        return Found(kept, "profile from the weights")
+    with progress("Profile from the weights", unit="layers") as bar:
+        made = profile_from_weights(model.path, positions, lambda done, total: bar.update(done, total=total))
+        taken = bar.elapsed_text()
+    made.write(kept)
+    return Found(kept, f"profile from the weights, made in {taken}")
+
+
+def _is_sound(kept: Path, named: str, positions: int) -> bool:
+    from ggufrq.profile import read_profile
+
+    try:
+        profile = read_profile(kept)
+    except ModelError:
+        return False
+    return (profile.model, profile.n_ctx, profile.source) == (named, positions, "weights")
