@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_case
 from ggufrq.drive.cache_check import CacheError
-from ggufrq.measure.base_run import Scored
+from ggufrq.measure.base_run import BaseRun, Scored
 from ggufrq.measure.divergence import Divergences, Subject, divergences
 from ggufrq.tools import perplexity
 
@@ -131,6 +132,29 @@ def test_no_result_whatever_the_exit_code(build: Build, model: Subject, text: Pa
     (build.root / "out.txt").write_text("")
     with Divergences(model, build, text, Scored(256, 4)) as work, pytest.raises(ToolError, match="no result"):
         work.take(parse_case("iso3/planar4"))
+
+
+def test_a_failure_names_the_log_that_stays(build: Build, tmp_path: Path) -> None:
+    """Runs at the same time have logs of their own, which are added to one that stays."""
+    build.tool("llama-perplexity").write_text("#!/bin/sh\nexit 1\n")
+    own, every = tmp_path / "own.log", tmp_path / "every.log"
+    runs = BaseRun(build, tmp_path / "text", tmp_path / "base.bin", rounding=1e-3, ppl=1.0)
+    for see, named in ((None, own), (every, every)):
+        with pytest.raises(ToolError, match="failed with exit status 1") as failed:
+            runs.compare("m", tmp_path / "m.gguf", parse_case("f16"), Scored(256, 4), log=own, see=see)
+        assert failed.value.remedy == f"see {named}"
+    assert own.is_file() and not every.exists()
+
+
+@pytest.mark.parametrize(("rounding", "passes"), [(1e-3, False), (1e-2, True)])
+def test_how_far_the_base_may_be_off(build: Build, tmp_path: Path, rounding: float, passes: bool) -> None:
+    """The log says that it was compared with a perplexity of 151.2647."""
+    runs = BaseRun(build, tmp_path / "text", tmp_path / "base.bin", rounding, ppl=151.9)
+    with contextlib.nullcontext() if passes else pytest.raises(ToolError, match=r"compared with 151\.2"):
+        found, _ = runs.compare("m", tmp_path / "m.gguf", parse_case("f16"), Scored(256, 4), log=None)
+        assert found.kld_mean == 0.005594
+    runs.close()
+    assert runs.ppl is None
 
 
 def test_error_of_a_run_compared_with_itself() -> None:
