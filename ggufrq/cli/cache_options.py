@@ -25,16 +25,16 @@ def _profile(ctx: click.Context, param: click.Parameter, value: str) -> Path | S
     return found
 
 
-class _RenamedOption(click.Option):
-    """An option whose name of before is understood, but not shown."""
+class _ProfileOption(click.Option):
+    """An option whose name of before is understood, but told nowhere."""
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its help, by the first name alone."""
-        every, self.opts = self.opts, self.opts[:1]
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Both names lead to it."""
+        told, self.opts = self.opts, [*self.opts, "--kv-calib"]
         try:
-            return super().get_help_record(ctx)
+            super().add_to_parser(parser, ctx)
         finally:
-            self.opts = every
+            self.opts = told
 
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -44,8 +44,7 @@ def profile_option(text: str) -> Callable[[Command], Command]:
     """``--kv-profile`` with this help."""
     return click.option(
         "--kv-profile",
-        "--kv-calib",
-        cls=_RenamedOption,
+        cls=_ProfileOption,
         default="auto",
         callback=_profile,
         metavar="FILE|weights|none",

@@ -55,7 +55,7 @@ def calibrate(
     \b
     Examples:
       ggufrq calibrate model.gguf wiki.txt -o kv-calib.gguf
-      ggufrq run model.gguf -p "…" --kv iso3 --kv-calib kv-calib.gguf
+      ggufrq run model.gguf -p "…" --kv iso3 --kv-profile kv-calib.gguf
     """
     made = core.calibrate(
         model_file(model),
@@ -89,5 +89,5 @@ def render(made: core.Calibration) -> str:
     return (
         f"{table.render(('layer', 'constant part of K, %'), rows, 'rr')}\n"
         f"{100 * made.share:.1f} % on average over {made.tokens:,} tokens, rotation {made.rotation}\n"
-        f"use it by --kv-calib {made.path}"
+        f"use it by --kv-profile {made.path}"
     )

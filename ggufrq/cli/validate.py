@@ -155,7 +155,7 @@ def _arguments() -> list[str]:
         if given and name not in ("model", "out", "json_file", "fresh"):
             value = context.params[name]
             value = profile_word(value) if name == "kv_profile" else value
-            words += [max(option.opts, key=len), *([] if value is True else [str(value)])]
+            words += [option.opts[-1], *([] if value is True else [str(value)])]
     return words
 
 

@@ -25,6 +25,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
 from ggufrq.cache.kv import kv_type
 from ggufrq.drive.cache_check import CacheError
+from ggufrq.drive.profiles import settle_cases
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.divergence import Divergences, Subject
 from ggufrq.measure.kept import Row, kept_or_taken
@@ -35,8 +36,9 @@ HOLDS, FAILS = "holds", "does not hold"
 OPEN = "cannot be told on this model"
 UNMEASURED = "not measured"
 AT_MOST, AT_LEAST, EXACTLY = "at most", "at least", "computed"
-#: Our own default, measured beside what was published; and what the published perplexities were taken with.
-OURS = ("iso3", "planar3", "iso4")
+#: Our own types and our default, measured beside what was published; and what the published perplexities were
+#: taken with.
+OURS = ("iso3", "planar3", "iso4", "iso3+profile")
 DEFERRED = "f16/iso3:block:norm"
 _VERSION = 1
 
@@ -89,7 +91,7 @@ def measure(
     done: list[Case] = []
     with Divergences(model, build, text, Scored(settings.ctx, settings.chunks, together=1)) as runs:
         take = partial(runs.take, log=log)
-        for case in all_cases(claims):
+        for case in settle_cases(all_cases(claims), model.path, settings.ctx):
             listener.step(case.name)
             rows[case.spec] = {"name": case.name, "spec": case.spec, "error": None}
             try:

@@ -21,7 +21,7 @@ def test_claims(
     families: dict[str, Family], llama_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "require_build", lambda: llama_build)
-    monkeypatch.setattr(core, "OURS", ("iso3",))
+    monkeypatch.setattr(core, "OURS", ("iso3", "iso3+profile"))
     monkeypatch.setattr(core.ClaimSettings, "__init__", short(core.ClaimSettings.__init__))
     file = tmp_path / "claims.json"
     options = ["--ctx", "256", "--chunks", "2", "--rounds", "2", "-t", "1"]
@@ -34,6 +34,8 @@ def test_claims(
     assert rows["iso3"]["bits_per_value"] == rows["iso3:block:norm"]["bits_per_value"] == 3.125
     assert rows["iso3:block:norm"]["mode"] == "block" and rows["iso3"]["mode"] == "full"
     assert rows["iso3:hadamard:norm"]["mode"] == "hadamard"
+    assert rows["iso3+profile"]["name"] == "iso3 +profile"
+    assert rows["iso3+profile"]["kld_mean"] != rows["iso3"]["kld_mean"]
     # another rotation and another scale are another cache; K in f16 loses less than K and V in three bits
     losses = [
         rows[spec]["kld_mean"] for spec in ("iso3", "iso3:block:norm", "iso3:hadamard:norm", core.DEFERRED)
