@@ -50,7 +50,7 @@ def test_tuned_cache(
     )
     assert result.checked[0].plan == result.plan
     # nothing is measured twice
-    monkeypatch.setattr("ggufrq.measure.divergence.run_tool", None)
+    monkeypatch.setattr("ggufrq.measure.base_run.run_tool", None)
     assert layers.tune(model, llama_build, asked) == result
 
 
