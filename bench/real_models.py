@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,19 +98,17 @@ class Row:
 
 
 ROWS = (
-    Row("f16"),
     Row("q8_0"),
     Row("q4_0"),
     Row("iso4"),
-    Row("iso3"),
     Row("iso4", profile=True),
+    Row("iso4", profile=True, recent=32, first=1),
+    Row("iso3"),
+    Row("iso3", recent=32, first=1),
     Row("iso3", profile=True),
     Row("iso3", profile=True, first=1),
     Row("iso3", profile=True, recent=32),
     Row("iso3", profile=True, recent=32, first=1),
-    Row("iso3", recent=32, first=1),
-    Row("iso4", profile=True, recent=32, first=1),
-    Row("iso4/iso3", profile=True, recent=32, first=1),
 )
 
 
@@ -166,8 +165,8 @@ def bits(row: Row, n_ctx: int) -> float:
     return pair.bits + (16 * (row.recent + row.first) / n_ctx if row.recent + row.first else 0)
 
 
-def measure(build: Build, name: str, folder: Path, text: Path) -> list[dict[str, Any]]:
-    """All rows of a model, each with its figures."""
+def measure(build: Build, name: str, folder: Path, text: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of a model, each with its figures."""
     model, source = MODELS[name], folder / f"{name}.gguf"
     if not source.exists():
         sys.exit(f"{source} is missing; try: python bench/real_models.py fetch {folder}")
@@ -200,7 +199,7 @@ def measure(build: Build, name: str, folder: Path, text: Path) -> list[dict[str,
         kept = {"base": about, "ppl": parse_perplexity(done.stdout, done.stderr).ppl}
         kept_file.write_text(json.dumps(kept, indent=1))
     found = []
-    for row in ROWS:
+    for row in rows:
         plan = parse_plan(row.kv)
         if plan.rotated and any(dim % 128 for dim in head_dims):
             continue
@@ -229,7 +228,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--text", type=Path, default=paths.data_dir("texts") / "heldout.txt")
+    parser.add_argument("--rows", help="numbers from 1, with commas; default: all")
     args = parser.parse_args()
+    rows = [ROWS[int(number) - 1] for number in args.rows.split(",")] if args.rows else ROWS
     args.folder.mkdir(parents=True, exist_ok=True)
     names = args.names or list(MODELS)
     if args.what == "fetch":
@@ -241,7 +242,7 @@ def main() -> None:
         model = MODELS[name]
         print(f"\n### {name}, {model.chunks} × {model.n_ctx:,} tokens\n")
         print("| K/V | bits per value | PPL | mean KLD | 99.9 % KLD | top, % |\n|---|---|---|---|---|---|")
-        for found in measure(build, name, args.folder, args.text):
+        for found in measure(build, name, args.folder, args.text, rows):
             print(
                 f"| {found['row'].name} | {found['bits']:.4g} | {found['ppl']:.4g} | "
                 f"{found['kld_mean']:.4f} ± {found['kld_mean_err']:.4f} | {found['kld_p999']:.3g} | "
