@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ggufrq.base.sizes import size_text
-from ggufrq.cache.kv import KvPair, KvPlan, KvType, kv_types
+from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT, KvPair, KvPlan, KvType, kv_types
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
 from ggufrq.ggufs.memory_shape import head_sizes
@@ -178,4 +178,7 @@ def _tokens(facts: Facts) -> int:
 
 def _bytes(facts: Facts, kind: KvType, tokens: int) -> int:
     assert facts.shape is not None
-    return KvPlan(KvPair(kind, kind)).bytes_for(facts.shape, tokens)
+    plan = KvPlan(KvPair(kind, kind))
+    if plan.rotated:
+        plan = plan.with_exact(DEFAULT_RECENT, DEFAULT_FIRST)
+    return plan.bytes_for(facts.shape, tokens) + plan.recent_bytes(facts.shape, tokens)

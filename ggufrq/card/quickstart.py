@@ -12,9 +12,10 @@ from pathlib import Path
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_plan
+from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.card.facts import Facts
 from ggufrq.drive import cache_check
+from ggufrq.drive.profiles import names_beside
 from ggufrq.drive.serve import ANY_PORT, choose_port, started
 from ggufrq.tools import completion, server
 from ggufrq.tools.logs import Context, parse_context, retried
@@ -79,7 +80,7 @@ class _Starts:
 
     def cli(self, title: str, kv: str, *more: str, upstream: bool = False) -> Quickstart:
         """One turn of llama-cli; ``upstream`` prints it for a llama.cpp that is not ours."""
-        args = ["-m", self.file, "-c", str(_CTX), *_cache(kv), "-st", *more, "-p", PROMPT]
+        args = ["-m", self.file, "-c", str(_CTX), *_cache(self._plan(kv)), "-st", *more, "-p", PROMPT]
         if self.run:
             self._tell("llama-cli", kv)
 
@@ -102,7 +103,7 @@ class _Starts:
 
     def server(self, kv: str) -> Quickstart:
         """llama-server, and a request to it."""
-        args = ["-m", self.file, "-c", str(_CTX), *_cache(kv), "--port"]
+        args = ["-m", self.file, "-c", str(_CTX), *_cache(self._plan(kv)), "--port"]
         body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64}
         if self.run:
             self._tell("llama-server", kv)
@@ -134,8 +135,15 @@ class _Starts:
         self._check("llama-server", parse_context(text), kv)
 
     def _check(self, program: str, context: Context | None, kv: str) -> None:
-        if context is None or not cache_check.as_asked(context, parse_plan(kv)):
+        if context is None or not cache_check.as_asked(context, self._plan(kv)):
             raise self._failed(program, "the cache was not kept as the command says")
+
+    def _plan(self, kv: str) -> KvPlan:
+        """The cache in a type, with the profile that lies beside the file."""
+        plan, model = parse_plan(kv), self.facts.smallest.path
+        beside = (name for name in names_beside(model) if (model.parent / name).is_file())
+        profile = next(beside, None) if plan.k_ours else None
+        return plan if profile is None else plan.with_profile(Path(profile))
 
     def _failed(self, program: str, why: str) -> ToolError:
         return ToolError(
@@ -160,5 +168,6 @@ def _line(program: str, args: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _cache(kv: str) -> list[str]:
-    return ["-fa", "on", "--cache-type-k", kv, "--cache-type-v", kv]
+def _cache(plan: KvPlan) -> list[str]:
+    profile = [] if plan.file is None else ["--kv-profile", str(plan.file)]
+    return ["-fa", "on", "--cache-type-k", plan.base.k.name, "--cache-type-v", plan.base.v.name, *profile]

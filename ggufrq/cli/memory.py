@@ -10,6 +10,7 @@ import click
 from ggufrq.base import sizes
 from ggufrq.build.builds import find_build
 from ggufrq.cache.cases import parse_cases
+from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT
 
 
 @click.command(
@@ -70,7 +71,7 @@ def memory(
     from ggufrq.memory.weights import weight_bytes
     from ggufrq.models.resolve import resolve
 
-    plans = [case.plan for case in parse_cases(kv)]
+    plans = [case.plan for case in parse_cases(kv, None, DEFAULT_RECENT, DEFAULT_FIRST)]
     contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
     budget = sizes.parse_memory(fits) if fits else None
     build = find_build()

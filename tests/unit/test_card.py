@@ -13,8 +13,10 @@ import yaml
 
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.card import head
+from ggufrq.cache.kv import kv_types
+from ggufrq.card import files, head
 from ggufrq.card.compose import Wishes, make, parse_sibling
+from ggufrq.card.facts import collect
 from ggufrq.make.record import Record
 from ggufrq.measure.weight_quality import WeightQuality
 
@@ -162,6 +164,28 @@ def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
     assert "iso3" not in made.text.split("## Who takes")[0].split("## Quickstart")[1]
     assert "do not fill the blocks of 128 values" in made.text
     assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text
+
+
+def test_a_profile_beside_the_files_is_part_of_the_commands(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    assert "--kv-profile" not in make(folder, build, DRY).text
+    (folder / f"{NAME}-kv.gguf").write_bytes(b"")
+    text = make(folder, build, DRY).text
+    ours = text.split("llama-cli, iso3")[1].split("```")[1]
+    assert f"--kv-profile {NAME}-kv.gguf" in ours and text.count("--kv-profile") == 2
+    assert "--kv-profile" not in text.split("upstream llama.cpp, q8_0")[1]
+
+
+def test_tokens_in_f16_by_default_are_counted(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = collect(family(tmp_path / "f"))
+    iso3, q8_0 = (kv_types()[name] for name in ("iso3", "q8_0"))
+    plain = [files._bytes(facts, kind, 4096) for kind in (iso3, q8_0)]
+    monkeypatch.setattr(files, "DEFAULT_RECENT", 32)
+    monkeypatch.setattr(files, "DEFAULT_FIRST", 1)
+    row = 2 * 2 * 2 * 2 * 128  # f16, layers, K and V, heads
+    assert [files._bytes(facts, kind, 4096) for kind in (iso3, q8_0)] == [plain[0] + 34 * row, plain[1]]
 
 
 def result_for(folder: Path, label: str = "Q4_K_M") -> dict[str, Any]:
