@@ -91,7 +91,7 @@ def test_card_and_upload(
     ]
     text = (folder / "README.md").read_text()
     assert re.search(r"\| `docs-qwen3-8m-Q4_K_M\.gguf` \| 5\.04 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text)
-    assert re.search(r"\| iso3 \| 3\.125 \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text)
+    assert re.search(r"\| iso3 \+profile \| 3\.125 \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text)
     assert "and from commands that were run; where" in text
     assert str(folder) not in text and str(Path.home()) not in text
     # the report lies in a folder of its own, and is not published
