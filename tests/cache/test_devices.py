@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, run
+from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
 from loopback import changing, rpc_server, rpc_servers
 
 from ggufrq.base import paths, proc
@@ -70,6 +70,20 @@ def test_what_a_cache_survives_it_survives_on_two_devices(
     )
     restored = run(driver, *arguments, "read", **options, devices=on_twins(twins, "tensor"))
     assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
+
+
+def test_a_profile_on_two_devices(
+    driver: Path, twins: Path, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its matrices are where the layer is; that heads of one layer are on two devices is refused."""
+    profile = metric(f16_models[DENSE], tmp_path / "kv.gguf", spread=1.3)
+    arguments = (f16_models[DENSE], TEXT, "iso3", "iso3", "1", tmp_path / "state.bin", "write")
+    want = run(driver, *arguments, profile=profile)
+    assert run(driver, *arguments, profile=profile, devices=on_twins(twins, "layer")) == want
+    env = {**ONE_THREAD, **on_twins(twins, "tensor"), "LLAMA_RQ_PROFILE": str(profile)}
+    refused = proc.run([driver, *arguments], env=env, check=False)
+    assert refused.rc > 0
+    assert "cannot be used with --split-mode tensor: use --split-mode layer" in refused.stderr
 
 
 def perplexity(

@@ -114,7 +114,9 @@ void llama_rq_cache::complete(const llama_kv_cells_vec & cells, bool flash_attn,
 
         weights = std::make_shared<llama_rq_tensors>(5*layers.size());
         add_rotations();
-        add_profile();
+    }
+    add_profile();
+    if (weights) {
         weights->allocate(GGML_BACKEND_BUFFER_USAGE_WEIGHTS, hparams.no_alloc);
     }
 
@@ -188,7 +190,7 @@ void llama_rq_cache::add_profile() {
     if (path.empty() || counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
         return;
     }
-    if (!ggml_rq_is_type(k.type)) {
+    if (!weights || !ggml_rq_is_type(k.type)) {
         LLAMA_LOG_WARN("llama_rq: profile %s is not used: K has none of the rotated types\n", path.c_str());
         return;
     }
@@ -209,6 +211,9 @@ void llama_rq_cache::add_profile() {
             ggml_format_name(layer.k_mean, "blk.%d.attn_k.bias", il);
         }
         if (!from.k_map.empty()) {
+            if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) { // which divides heads, but not a matrix for each
+                throw std::runtime_error("the profile " + path + " cannot be used with --split-mode tensor: use --split-mode layer, or --kv-profile none");
+            }
             const int64_t n      = hparams.n_embd_head_k(il);
             const int64_t n_head = hparams.n_head_kv(il);
             const auto    how    = turn(layer.k, il, false);
