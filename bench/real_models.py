@@ -150,11 +150,11 @@ def in_f16(build: Build, source: Path) -> Path:
     return out
 
 
-def profile_for(model: Path, source: Path) -> Path:
-    """The profile from the weights as they were published, made once."""
-    out = source.with_name(f"{source.stem}-kv.gguf")
+def profile_for(source: Path, positions: int) -> Path:
+    """The profile from the weights as they were published, averaged over so many positions, made once."""
+    out = source.with_name(f"{source.stem}-{positions}-kv.gguf")
     if not out.exists():
-        profile_from_weights(source).write(out)
+        profile_from_weights(source, positions).write(out)
     read_profile(out)
     return out
 
@@ -165,13 +165,15 @@ def bits(row: Row, n_ctx: int) -> float:
     return pair.bits + (16 * (row.recent + row.first) / n_ctx if row.recent + row.first else 0)
 
 
-def measure(build: Build, name: str, folder: Path, text: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def measure(
+    build: Build, name: str, folder: Path, text: Path, rows: Sequence[Row], positions: int
+) -> list[dict[str, Any]]:
     """Rows of a model, each with its figures."""
     model, source = MODELS[name], folder / f"{name}.gguf"
     if not source.exists():
         sys.exit(f"{source} is missing; try: python bench/real_models.py fetch {folder}")
     weights = in_f16(build, source)
-    profile = profile_for(weights, source)
+    profile = profile_for(source, positions)
     base = folder / f"{name}.base"
     common = [
         "-m",
@@ -228,6 +230,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--text", type=Path, default=paths.data_dir("texts") / "heldout.txt")
+    parser.add_argument("--positions", type=int, default=4096, help="that profiles are averaged over")
     parser.add_argument("--rows", help="numbers from 1, with commas; default: all")
     args = parser.parse_args()
     rows = [ROWS[int(number) - 1] for number in args.rows.split(",")] if args.rows else ROWS
@@ -242,7 +245,7 @@ def main() -> None:
         model = MODELS[name]
         print(f"\n### {name}, {model.chunks} × {model.n_ctx:,} tokens\n")
         print("| K/V | bits per value | PPL | mean KLD | 99.9 % KLD | top, % |\n|---|---|---|---|---|---|")
-        for found in measure(build, name, args.folder, args.text, rows):
+        for found in measure(build, name, args.folder, args.text, rows, args.positions):
             print(
                 f"| {found['row'].name} | {found['bits']:.4g} | {found['ppl']:.4g} | "
                 f"{found['kld_mean']:.4f} ± {found['kld_mean_err']:.4f} | {found['kld_p999']:.3g} | "
