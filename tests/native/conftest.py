@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def build_rq(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rq]:
 
     def build(compiler: str, *flags: str, sources: Path = SOURCES) -> Rq:
         target = tmp_path_factory.mktemp("rq") / "rq.so"
-        return Rq(compile_c(target, compiler, ("-shared", "-fPIC", *flags), sources))
+        # its own functions, not those of a libggml-base that other tests have loaded for all to see
+        own = ("-Wl,-Bsymbolic",) if sys.platform == "linux" else ()
+        return Rq(compile_c(target, compiler, ("-shared", "-fPIC", *own, *flags), sources))
 
     return build
 
