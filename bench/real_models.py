@@ -162,7 +162,7 @@ def profile_for(source: Path, positions: int) -> Path:
 def bits(row: Row, n_ctx: int) -> float:
     """Bits per value of K and V in a context of ``n_ctx``, exact tokens included, the profile not."""
     pair = parse_plan(row.kv).base
-    return pair.bits + (16 * (row.recent + row.first) / n_ctx if row.recent + row.first else 0)
+    return pair.bits + 16 * (row.recent + row.first) / n_ctx
 
 
 def measure(
@@ -175,17 +175,7 @@ def measure(
     weights = in_f16(build, source)
     profile = profile_for(source, positions)
     base = folder / f"{name}.base"
-    common = [
-        "-m",
-        str(weights),
-        "-f",
-        str(text),
-        "-c",
-        str(model.n_ctx),
-        "-b",
-        str(model.n_ctx),
-        "--no-escape",
-    ]
+    common = ["-m", str(weights), "-f", str(text), "-c", str(model.n_ctx), "-b", str(model.n_ctx)]
     common += ["--no-escape", "--chunks", str(model.chunks), "-fa", "on", "-lv", "4"]
     common += ["--kl-divergence-base", str(base)]
     kept_file = folder / f"{name}-rows.json"
