@@ -10,6 +10,7 @@
 
 #include "ggml-backend.h"
 
+#include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
@@ -102,9 +103,10 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         return true;
     }
 
-    const std::string scale = llama_rq_scale();
-    if (scale != "inner" && scale != "lsq" && scale != "norm") {
-        LLAMA_LOG_ERROR("llama_rq: LLAMA_RQ_SCALE: unknown scale '%s', use inner, lsq or norm\n", scale.c_str());
+    const char * scale_name = getenv("LLAMA_RQ_SCALE");
+    ggml_rq_scale scale;
+    if (!ggml_rq_scale_from_name(scale_name, &scale)) {
+        LLAMA_LOG_ERROR("llama_rq: LLAMA_RQ_SCALE: unknown scale '%s', use inner, lsq or norm\n", scale_name);
         return false;
     }
 

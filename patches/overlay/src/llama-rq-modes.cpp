@@ -135,8 +135,3 @@ std::string llama_rq_profile_path() {
     }
     return "";
 }
-
-std::string llama_rq_scale() {
-    const char * env = getenv("LLAMA_RQ_SCALE");
-    return env && *env ? env : "inner";
-}

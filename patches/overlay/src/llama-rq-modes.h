@@ -9,7 +9,7 @@
 
 struct llama_hparams;
 
-// The choices of LLAMA_RQ_MODE, LLAMA_ATTN_ROT_DISABLE and LLAMA_RQ_SCALE
+// The choices of LLAMA_RQ_MODE and LLAMA_ATTN_ROT_DISABLE
 
 // the first of our types, that of the cache first; type where there is none
 ggml_type llama_rq_rotating_type(ggml_type type, const std::vector<llama_rq_entry> & entries, bool is_v);
@@ -42,6 +42,3 @@ llama_rq_turn llama_rq_turn_of(ggml_type type, int mode, int64_t n, int64_t n_em
 
 // LLAMA_RQ_PROFILE, or LLAMA_RQ_CALIB as it was called before; empty when neither is set or it is "none"
 std::string llama_rq_profile_path();
-
-// LLAMA_RQ_SCALE, which ggml-rq.c reads; "inner" when it is not set
-std::string llama_rq_scale();

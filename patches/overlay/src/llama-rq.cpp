@@ -107,8 +107,8 @@ void llama_rq_cache::complete(const llama_kv_cells_vec & cells, bool flash_attn,
         attn_rot_k = false;
         attn_rot_v = false;
 
-        if (has_type && llama_rq_scale() != "inner") {
-            LLAMA_LOG_INFO("llama_rq: scale = %s\n", llama_rq_scale().c_str());
+        if (has_type && ggml_rq_scale_kind() != GGML_RQ_SCALE_INNER) {
+            LLAMA_LOG_INFO("llama_rq: scale = %s\n", ggml_rq_scale_name(ggml_rq_scale_kind()));
         }
         log_layers();
 
