@@ -78,6 +78,11 @@ class Build:
     source: Path
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
+    @property
+    def holds_exact(self) -> bool:
+        """Whether it keeps tokens in f16 beside types of ours: the CPU alone attends to them."""
+        return bool(self.manifest.get("backend", "cpu") == "cpu")
+
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""
         path = self.bin / (name + (".exe" if os.name == "nt" else ""))

@@ -100,27 +100,30 @@ def parse_case(text: str, profile: Path | Sought | None = None) -> Case:
 
 
 def parse_cases(
-    text: str, profile: Path | Sought | None = None, recent: int = 0, first: int = 0
+    text: str, profile: Path | Sought | None = None, recent: int | None = 0, first: int | None = 0
 ) -> list[Case]:
     """Cases with commas between, as ``iso3,iso4; 0,-1:q8_0,f16``; each once.
 
     A profile is for the cases that are written with ``+profile``, or when none is, for all with K in a type
     of ours that are not ``+plain``; ``recent`` newest and ``first`` tokens likewise for those with K or V in
-    one. Raises UsageError.
+    one, None being as many as usual where no case is written with some. Raises UsageError.
     """
     parts = [part for part in re.split(r",\s*(?![\s\d-])", text) if part.strip()]
     parsed = [_parse(part, profile) for part in parts]
     if any(case.plan.profile for case, _ in parsed):
         profile = None
-    recent = 0 if any(case.plan.recent for case, _ in parsed) else recent
-    first = 0 if any(case.plan.first for case, _ in parsed) else first
+    written = [(case.plan.recent, case.plan.first) for case, _ in parsed]
+    if any(map(any, written)):
+        recent, first = recent or 0, first or 0
+    recent = 0 if any(newest for newest, _ in written) else recent
+    first = 0 if any(oldest for _, oldest in written) else first
 
     def completed(case: Case) -> Case:
         plan = case.plan
         if profile is not None and plan.k_ours:
             plan = plan.with_profile(profile)
         if plan.rotated:
-            plan = plan.with_exact(plan.recent or recent, plan.first or first)
+            plan = plan.with_wished(plan.recent or recent, plan.first or first)
         return replace(case, plan=plan)
 
     return list(dict.fromkeys(case if plain else completed(case) for case, plain in parsed))

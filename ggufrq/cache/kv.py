@@ -13,7 +13,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -130,9 +130,11 @@ FIRST_VARIABLE = "LLAMA_RQ_FIRST"
 CALIBRATION_VARIABLE = "LLAMA_RQ_CALIB"
 #: How many of the newest and of the first tokens llama.cpp keeps in f16 at most.
 MAX_EXACT = 4096
-#: How many of them ``run`` and ``serve`` keep unless told otherwise.
-DEFAULT_RECENT = 0
-DEFAULT_FIRST = 0
+#: What ``run`` and ``serve`` keep K and V in unless told otherwise, and how many of the newest and first
+#: tokens in f16 beside a type of ours (docs/real-models.md).
+DEFAULT_KV = "iso3"
+DEFAULT_RECENT = 32
+DEFAULT_FIRST = 1
 
 
 class Sought(Enum):
@@ -191,7 +193,8 @@ class LayerRange:
 class KvPlan:
     """The types of K and V layer by layer: a pair for all, and pairs for some, of which the last one wins;
     the profile that K is kept in, if any (or a file of means, as ``calibrate`` made them before); and how
-    many of the newest and of the first tokens of its sequence a query sees in f16.
+    many of the newest and of the first tokens of its sequence a query sees in f16, which are ``optional``
+    when nobody asked for them: then the cache is kept without them where llama.cpp cannot hold them.
 
     Raises UsageError for a profile where K has no type of ours, and tokens in f16 beside no type of ours."""
 
@@ -200,6 +203,7 @@ class KvPlan:
     profile: Path | Sought | None = None
     recent: int = 0
     first: int = 0
+    optional: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.profile is not None and not self.k_ours:
@@ -236,7 +240,21 @@ class KvPlan:
 
     def with_exact(self, recent: int, first: int = 0) -> KvPlan:
         """The same with so many of the newest and of the first tokens in f16, too."""
-        return replace(self, recent=recent, first=first)
+        return replace(self, recent=recent, first=first, optional=False)
+
+    def with_wished(self, recent: int | None, first: int | None) -> KvPlan:
+        """The same with so many of them as are asked for; None: as many as usual where K or V is in a type of
+        ours, and optional when not even the others are asked for."""
+        usual = (DEFAULT_RECENT, DEFAULT_FIRST) if self.rotated else (0, 0)
+        newest = usual[0] if recent is None else recent
+        oldest = usual[1] if first is None else first
+        optional = not recent and not first and newest + oldest > 0
+        return replace(self, recent=newest, first=oldest, optional=optional)
+
+    def as_usual(self) -> KvPlan:
+        """The same as ``run`` and ``serve`` keep it unless told otherwise."""
+        plan = self.with_profile(Sought.AUTO) if self.k_ours else self
+        return plan.with_wished(None, None)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ggufrq.base.sizes import size_text
-from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT, KvPair, KvPlan, KvType, kv_types
+from ggufrq.cache.kv import (
+    DEFAULT_FIRST,
+    DEFAULT_RECENT,
+    KvPair,
+    KvPlan,
+    KvType,
+    exact_words,
+    kv_types,
+)
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
 from ggufrq.ggufs.memory_shape import head_sizes
@@ -118,6 +126,9 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
         else ""
     )
     notes += "Bits are those of a value with its share of the scale; the weights come on top."
+    exact = exact_words(DEFAULT_RECENT, DEFAULT_FIRST)
+    if exact and facts.takes(kv_types()["iso3"]):
+        notes += f" Bytes of the rotated types count {exact} in f16 beside them, as `ggufrq run` keeps them."
     if recurrent_mib:
         notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
     if facts.cache_type == "q8_0":

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT, MAX_EXACT, KvPlan, Sought, parse_plan
+from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_KV, DEFAULT_RECENT, MAX_EXACT, KvPlan, Sought, parse_plan
 from ggufrq.drive import run as core
 from ggufrq.tools.programs import Programs
 
@@ -53,16 +53,14 @@ def profile_option(text: str) -> Callable[[Command], Command]:
 
 
 def exact_options(recent: str, first: str) -> tuple[Callable[[Command], Command], ...]:
-    """``--kv-recent`` and ``--kv-first`` with this help."""
+    """``--kv-recent`` and ``--kv-first`` with this help; None where they are not given."""
 
     def option(name: str, default: int, text: str) -> Callable[[Command], Command]:
         return click.option(
             f"--kv-{name}",
             type=click.IntRange(0, MAX_EXACT),
-            default=default,
-            show_default=True,
             metavar="N",
-            help=text,
+            help=f"{text}  [default: {default} with a type of ours, where the device holds them]",
         )
 
     return option("recent", DEFAULT_RECENT, recent), option("first", DEFAULT_FIRST, first)
@@ -71,7 +69,7 @@ def exact_options(recent: str, first: str) -> tuple[Callable[[Command], Command]
 _OPTIONS = (
     click.option(
         "--kv",
-        default="iso3",
+        default=DEFAULT_KV,
         show_default=True,
         metavar="TYPES",
         help='Cache type; K/V apart: iso3/planar4; some layers apart: "iso3; 0-1,-1:q8_0".',
@@ -106,14 +104,14 @@ def settle(
     command: list[str],
     kv: str,
     kv_profile: Path | Sought | None,
-    kv_recent: int,
-    kv_first: int,
+    kv_recent: int | None,
+    kv_first: int | None,
     llama_cpp: Path | None,
     fallback: bool,
 ) -> tuple[Programs, KvPlan]:
     """The programs and the cache that the options mean; ``command`` is the command line to repeat, without
     them. The profile is yet to be found. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
-    plan = parse_plan(kv).with_exact(kv_recent, kv_first)
+    plan = parse_plan(kv).with_wished(kv_recent, kv_first)
     if kv_profile is not Sought.AUTO or plan.k_ours:
         plan = plan.with_profile(kv_profile)
     programs = core.programs_for(llama_cpp)

@@ -10,7 +10,8 @@ import click
 from ggufrq.base import sizes
 from ggufrq.build.builds import find_build
 from ggufrq.cache.cases import parse_cases
-from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT
+from ggufrq.cache.kv import Sought
+from ggufrq.drive.cache_check import held_cases
 
 
 @click.command(
@@ -71,10 +72,11 @@ def memory(
     from ggufrq.memory.weights import weight_bytes
     from ggufrq.models.resolve import resolve
 
-    plans = [case.plan for case in parse_cases(kv, None, DEFAULT_RECENT, DEFAULT_FIRST)]
+    cases = parse_cases(kv, Sought.AUTO, None, None)
     contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
     budget = sizes.parse_memory(fits) if fits else None
     build = find_build()
+    plans = [case.plan for case in held_cases(cases, build)]
     found = metadata.read(resolve(model), build, revision)
     shape = memory_shape(found.headers)
     size = weight_bytes(model, weights, revision) if weights else shape.weight_bytes

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+from ggufrq.base import log
 from ggufrq.base.errors import ToolError
+from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, exact_words, parse_plan
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
@@ -24,8 +28,42 @@ def as_asked(context: Context, plan: KvPlan) -> bool:
         return False
     if not plan.layered:
         return not context.layers and uses(context, plan.base)
+    if not context.layers:
+        return False
     pairs = plan.resolve(sum(cache.layers for cache in context.caches))
     return context.layers == {"K": tuple(p.k.name for p in pairs), "V": tuple(p.v.name for p in pairs)}
+
+
+def of_plan(contexts: Iterable[Context], plan: KvPlan) -> Context | None:
+    """The first context that was kept as asked, if need be without the newest and first tokens that nobody
+    asked for; None when there is none. A draft model has a context of its own, in other types."""
+    return next((found for found in contexts if as_asked(found, _without_optional(found, plan))), None)
+
+
+def as_kept(context: Context, plan: KvPlan) -> KvPlan:
+    """The plan without the newest and first tokens in f16 where nobody asked for them and llama.cpp does not
+    hold them, which is said."""
+    kept = _without_optional(context, plan)
+    if kept is not plan:
+        log.say(f"{exact_words(plan.recent, plan.first)} are not kept in f16: {context.not_held}")
+    return kept
+
+
+def _without_optional(context: Context, plan: KvPlan) -> KvPlan:
+    return plan if not plan.optional or context.not_held is None else plan.with_exact(0)
+
+
+def held_cases(cases: Iterable[Case], build: Build | None) -> list[Case]:
+    """The cases, each once, as a build keeps them: without newest and first tokens that nobody asked for
+    where it cannot hold them, which is said."""
+    kept = list(cases)
+    if build is None or build.holds_exact or not any(case.plan.optional for case in kept):
+        return kept
+    log.say("no tokens are kept in f16, which the CPU alone can attend to")
+    plain = (
+        replace(case, plan=case.plan.with_exact(0) if case.plan.optional else case.plan) for case in kept
+    )
+    return list(dict.fromkeys(plain))
 
 
 def found(context: Context) -> str:
@@ -76,7 +114,10 @@ def check_context(
     """
     plan = case.plan
     if not as_asked(context, plan):
-        raise CacheError(f"llama.cpp did not keep the cache in {case.name}, but {found(context)}")
+        raise CacheError(
+            f"llama.cpp did not keep the cache in {case.name}, but {found(context)}",
+            remedy="--kv-recent 0 --kv-first 0" if context.not_held else None,
+        )
     if context.scale != case.scale:
         how = f"with {context.scale}" if context.scale else "as usual"
         raise CacheError(f"llama.cpp scaled blocks {how}, although {case.name} was asked for")

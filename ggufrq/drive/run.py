@@ -59,7 +59,7 @@ def programs_for(folder: Path | None) -> Programs:
 def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) -> KvPlan:
     """The cache to use with these programs: ``plan``, or with ``fallback`` what is left of it with q8_0 in
     place of types that they lack, and without layers apart, profile, newest or first tokens if they cannot do
-    these. A profile that nobody asked for is left out without a word.
+    these. A profile and tokens in f16 that nobody asked for are left out without a word.
 
     ``command`` is the command line to repeat, without ``--kv`` and the other options of the cache. Raises
     UsageError when something is missing, ToolError when it is missing in our own build.
@@ -72,6 +72,9 @@ def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) ->
     if profile and plan.profile is Sought.AUTO:
         plan, profile = plan.with_profile(None), False
     lacks += ["no option --kv-profile"] * profile
+    exact = [("--kv-recent", plan.recent), ("--kv-first", plan.first)]
+    if plan.optional and not all(programs.has_option(name) for name, tokens in exact if tokens):
+        plan = plan.with_exact(0)
     recent = plan.recent > 0 and not programs.has_option("--kv-recent")
     lacks += ["no option --kv-recent"] * recent
     first = plan.first > 0 and not programs.has_option("--kv-first")
@@ -93,6 +96,7 @@ def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) ->
         usable = usable.with_profile(plan.profile)
     if usable.rotated:
         usable = usable.with_exact(0 if recent else plan.recent, 0 if first else plan.first)
+        usable = replace(usable, optional=plan.optional)
     instead = (
         usable.name
         if plan.layered
@@ -159,6 +163,7 @@ def generate(
             )
         except ToolError as error:
             raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
+    plan = cache_check.as_kept(figures.context, plan)
     if not cache_check.as_asked(figures.context, plan):
         raise ToolError(
             f"llama.cpp kept {cache_check.found(figures.context)}, although {plan.title} was asked for",

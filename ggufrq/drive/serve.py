@@ -14,7 +14,7 @@ from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.cache.kv import KvPlan
 from ggufrq.drive import cache_check, profiles
 from ggufrq.tools import server
-from ggufrq.tools.logs import Context, error_lines, parse_context
+from ggufrq.tools.logs import Context, error_lines, parse_contexts
 from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
@@ -95,12 +95,15 @@ def serving(
         on_log=on_log,
     ) as process:
         text = log_path.read_text(encoding="utf-8", errors="replace")
-        context = parse_context(text)
-        if context is None or not cache_check.as_asked(context, plan):
+        contexts = parse_contexts(text)
+        context = cache_check.of_plan(contexts, plan)
+        if context is None:
+            context = contexts[-1] if contexts else None
             instead = "" if context is None else f", but {cache_check.found(context)}"
             raise ToolError(
                 f"llama-server does not keep its cache in {plan.title}{instead}", remedy=f"see {log_path}"
             )
+        plan = cache_check.as_kept(context, plan)
         size = cache_check.cache_bytes(context, plan, model)
         yield Server(url, process, log_path, plan, context, size, profile)
 

@@ -216,7 +216,15 @@ def exact_bytes(mib: float, tokens: int, type_name: str) -> int | None:
 def parse_context(text: str) -> Context | None:
     """The last context that the log tells of, or None when it names no cache (then ``-lv 4`` was missing)."""
     start = text.rfind(_CONTEXT)
-    part = text[start:] if start >= 0 else text
+    return _context(text[start:] if start >= 0 else text)
+
+
+def parse_contexts(text: str) -> list[Context]:
+    """All contexts that the log tells of, as of a model and of its draft."""
+    return [context for part in text.split(_CONTEXT) if (context := _context(part)) is not None]
+
+
+def _context(part: str) -> Context | None:
     caches = tuple(
         KvCache(
             cells=int(m[2]),

@@ -238,17 +238,26 @@ def test_command(families: dict[str, Family]) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() and result.stdout.endswith("\n")
-    size = parse_plan("iso3/planar4").bytes_for(kv_shape(Path(model)), 4096)
-    assert f"cache  iso3/planar4, 3.625 bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
-    assert "bytes, 4.41 times that" in result.stderr
+    plan, shape = parse_plan("iso3/planar4").as_usual(), kv_shape(Path(model))
+    size, f16 = plan.bytes_for(shape, 4096), parse_plan("f16").bytes_for(shape, 4096)
+    size += plan.recent_bytes(shape, 4096)
+    bits = 16 * size / f16
+    assert bits == 3.625 + 16 * 34 / 4096
+    assert f"cache  iso3/planar4, {bits:g} bits per value: {size:,} bytes for 4,096 tokens" in result.stderr
+    assert "the first token and the newest 32 in f16, which is counted above" in result.stderr
+    assert f"bytes, {16 / bits:.2f} times that" in result.stderr
     assert "speed  prompt" in result.stderr
 
 
 def test_command_with_layers_apart(families: dict[str, Family]) -> None:
     model = str(families[DENSE].file("Q4_K_M"))
     result = CliRunner().invoke(
-        command, [model, "-p", "Hello", "--kv", "iso3; 0-1,-1:q8_0", "-n", "4", "-c", "512", "--raw"]
-    )
+        command,
+        [
+            model, "-p", "Hello", "--kv", "iso3; 0-1,-1:q8_0", "-n", "4", "-c", "512", "--raw",
+            "--kv-recent", "0", "--kv-first", "0",
+        ],
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     plan, shape = parse_plan("iso3; 0-1,-1:q8_0"), kv_shape(Path(model))
     size, bits = plan.bytes_for(shape, 512), plan.bits(shape)
@@ -278,8 +287,9 @@ def test_command_json(families: dict[str, Family]) -> None:
     result = CliRunner().invoke(command, [model, "-p", "Hello", "-n", "4", "-c", "512", "--json"])
     told = json.loads(result.stdout)
     assert (told["type_k"], told["type_v"], told["tokens"] > 0) == ("iso3", "iso3", True)
-    assert told["f16_bytes"] / told["kv_bytes"] == 16 / 3.125
-    assert told["profile"].startswith("profile from the weights") and told["first"] == told["recent"] == 0
+    assert 16 * told["kv_bytes"] / told["f16_bytes"] == 3.125 + 16 * 34 / 512
+    assert told["profile"].startswith("profile from the weights")
+    assert (told["first"], told["recent"]) == (1, 32)
 
 
 def test_embedded_model_is_quantized_when_it_is_first_run() -> None:

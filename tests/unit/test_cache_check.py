@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ggufrq.cache.cases import Case, parse_case
+from ggufrq.build.project import Build
+from ggufrq.cache.cases import Case, parse_case, parse_cases
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import cache_check
 from ggufrq.drive.cache_check import CacheError, check_context, mode_of
@@ -168,6 +169,40 @@ def test_the_newest_tokens_are_asked_for_or_not() -> None:
     size = cache_check.cache_bytes(without, plan, Path("m"))
     assert size is not None
     assert cache_check.cache_bytes(with_them, plan.with_exact(32), Path("m")) == size + 1000
+
+
+def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    held = dataclasses.replace(context("iso3"), recent=32, first=1)
+    refused = dataclasses.replace(context("iso3"), not_held="layer 0 is on CUDA0")
+    usual, asked = parse_plan("iso3").with_wished(None, None), parse_plan("iso3").with_exact(32, 1)
+    assert cache_check.as_kept(held, usual).title == usual.title
+    assert cache_check.as_kept(refused, asked).title == usual.title
+    assert capsys.readouterr().err == ""
+    assert cache_check.as_kept(refused, usual) == parse_plan("iso3")
+    said = "the first token and the newest 32 are not kept in f16: layer 0 is on CUDA0\n"
+    assert capsys.readouterr().err == said
+    # of several contexts the one that is as asked: a draft has types of its own
+    plain = dataclasses.replace(context("f16").caches[0], type_k="f16", type_v="f16")
+    why = "neither K nor V has one of the rotated types"
+    draft = dataclasses.replace(context("f16"), caches=(plain,), not_held=why)
+    assert cache_check.of_plan([held, draft], usual) == held == cache_check.of_plan([draft, held], asked)
+    assert cache_check.of_plan([draft, refused], usual) == refused
+    assert cache_check.of_plan([draft, refused], asked) is None
+    layered = parse_plan("iso3; 3:q8_0")
+    assert cache_check.of_plan([draft, context(layered.name)], layered) == context(layered.name)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
+    cpu, cuda = (Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cpu", "cuda"))
+    assert cache_check.held_cases(cases, cpu) == cases == cache_check.held_cases(cases, None)
+    assert capsys.readouterr().err == ""
+    names = [case.name for case in cache_check.held_cases(cases, cuda)]
+    assert names == ["iso3", "iso4", "q8_0"]
+    assert "no tokens are kept in f16, which the CPU alone can attend to" in capsys.readouterr().err
+    asked = parse_cases("iso3", None, 32, 1)
+    assert cache_check.held_cases(asked, cuda) == asked
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,21 @@ def test_exact_tokens_are_for_our_types_or_for_those_that_ask() -> None:
     ]  # fmt: skip
 
 
+def test_exact_tokens_are_usual_where_none_are_written() -> None:
+    def names(text: str, recent: int | None = None, first: int | None = None) -> list[str]:
+        return [case.name for case in parse_cases(text, None, recent, first)]
+
+    assert names("iso3,f16/iso4,q8_0") == ["iso3 +first1 +recent32", "f16/iso4 +first1 +recent32", "q8_0"]
+    assert names("iso3,iso3+plain") == ["iso3 +first1 +recent32", "iso3"]
+    assert names("iso3,iso3+recent8") == ["iso3", "iso3 +recent8"]
+    assert names("iso3,iso3+first2") == ["iso3", "iso3 +first2"]
+    assert names("iso3,q8_0", 0, 0) == ["iso3", "q8_0"]
+    assert names("iso3", 8) == ["iso3 +first1 +recent8"]
+    usual, asked = parse_cases("iso3", None, None, None), parse_cases("iso3", None, 32, 1)
+    assert usual == asked and usual[0].facts() == asked[0].facts()
+    assert (usual[0].plan.optional, asked[0].plan.optional) == (True, False)
+
+
 @pytest.mark.parametrize(
     "text",
     ["iso3+recent", "iso3+recent4097", "q8_0+recent32", "iso3+recent32:block", "q8_0+first1", "iso3+first"],

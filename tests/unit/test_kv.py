@@ -245,6 +245,22 @@ def test_what_llama_cpp_is_told() -> None:
     assert profiled.title == "iso3/planar4 +profile"
 
 
+def test_what_is_usual() -> None:
+    usual = parse_plan("iso3").as_usual()
+    assert usual.title == "iso3 +profile +first1 +recent32" and usual.profile is Sought.AUTO
+    assert parse_plan("q8_0/iso4").as_usual().title == "q8_0/iso4 +first1 +recent32"
+    assert parse_plan("q8_0").as_usual() == parse_plan("q8_0") and not parse_plan("q8_0").as_usual().optional
+    # tokens that were asked for may not be left out, nor those beside them
+    plan = parse_plan("iso3")
+    wishes = [(None, None), (0, None), (None, 0), (0, 0), (8, None), (None, 2)]
+    found = [plan.with_wished(*wish) for wish in wishes]
+    assert [(p.recent, p.first) for p in found] == [(32, 1), (0, 1), (32, 0), (0, 0), (8, 1), (32, 2)]
+    assert [p.optional for p in found] == [True, True, True, False, False, False]
+    assert not found[0].with_exact(32, 1).optional
+    with pytest.raises(UsageError, match="the newest tokens are kept in f16 beside a type of ours"):
+        parse_plan("q8_0").with_wished(8, None)
+
+
 def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None:
     @dataclass
     class Shape:

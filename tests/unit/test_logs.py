@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq.cache.kv import parse_kv
-from ggufrq.tools.logs import Metric, error_lines, parse_context, uses
+from ggufrq.tools.logs import Metric, error_lines, parse_context, parse_contexts, uses
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"
 
@@ -83,6 +83,13 @@ def test_tokens_that_are_not_held() -> None:
     )
     assert context is not None
     assert (context.recent, context.first, context.not_held) == (0, 0, why)
+
+
+def test_contexts_of_a_model_and_its_draft() -> None:
+    first, then = saved("completion-ok.err"), saved("completion35.err")
+    found = parse_contexts(first + then)
+    assert found == [parse_context(first), parse_context(then)] and parse_context(first + then) == found[-1]
+    assert parse_contexts("nothing") == []
 
 
 def test_the_reason_for_a_refused_calibration() -> None:

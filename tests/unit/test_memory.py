@@ -368,9 +368,10 @@ def test_the_command_without_a_build(tmp_path: Path) -> None:
     assert [(row["kv"], row["ctx"], (row["k"] + row["v"]) // MIB) for row in data["rows"]] == [
         ("f16", 8192, 512),
         ("f16", 262144, 16384),
-        ("iso3", 8192, 100),
-        ("iso3", 262144, 3200),
+        ("iso3 +profile +first1 +recent32", 8192, 100),
+        ("iso3 +profile +first1 +recent32", 262144, 3200),
     ]
+    assert all((row["exact_tokens"] > 0) == (row["kv"] != "f16") for row in data["rows"])
     assert not any(row["exact"] for row in data["rows"])
     assert all(row["total"] > row["k"] + row["v"] + row["state"] + data["weights"] for row in data["rows"])
     text = run(str(path), "--why", "--kv", "f16,iso3", "--ctx", "262K,512K")
@@ -386,7 +387,7 @@ def test_the_command_without_a_build(tmp_path: Path) -> None:
 def test_sentences_stand_for_numbers_that_there_are_not(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf", "llama", DENSE | {"attention.key_length": 64})
     text = run(str(path), "--kv", "q8_0,iso3", "--ctx", "4K")
-    assert "iso3: iso3 takes blocks of 128 values" in text
+    assert "iso3 +profile +first1 +recent32: iso3 takes blocks of 128 values" in text
     data = json.loads(run(str(path), "--kv", "iso3", "--ctx", "4K", "--json", "--fits", "1GB"))
     assert data["rows"][0]["total"] is None and data["fits"][0]["ctx"] is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import socket
 import sys
@@ -150,6 +151,20 @@ def test_fallback_of_the_newest_tokens(programs: MakePrograms, capsys: pytest.Ca
     capsys.readouterr()
 
 
+def test_usual_tokens_are_no_reason_to_refuse(
+    programs: MakePrograms, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = parse_plan("iso3").with_wished(None, None)
+    for options in ("", "--kv-recent N  ..."):
+        found = run.settle(plan, programs(PATCHED, options=options), fallback=False, command="")
+        assert found == parse_plan("iso3")
+    assert run.settle(plan, programs(PATCHED, options=OPTIONS), fallback=False, command="").optional
+    layered = parse_plan("iso3; 0:rotor2/f16").with_wished(None, None)
+    capsys.readouterr()
+    found = run.settle(layered, programs(PATCHED, options=OPTIONS), fallback=True, command="ggufrq run m")
+    assert found.title == "iso3 +first1 +recent32; 0:q8_0/f16" and found.optional
+
+
 def test_our_own_build_never_falls_back(programs: MakePrograms, tmp_path: Path) -> None:
     build = Build("key", tmp_path, tmp_path / "llama.cpp" / "bin", tmp_path, {})
     with pytest.raises(ToolError, match="has no cache type iso3"):
@@ -259,6 +274,33 @@ def test_text_comes_while_it_is_generated(cache: Path, tmp_path: Path) -> None:
     )
     assert "".join(pieces).split() == ["first", "words", "and", "the", "rest"]
     assert len(pieces) > 1 and "".join(pieces) == answer.text
+
+
+NOT_HELD = "llama_rq: the newest 32 and first 1 tokens are not held in f16: layer 0 is on CUDA0, only the CPU"
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_tokens_that_the_device_does_not_hold(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], usual: bool
+) -> None:
+    """Left out when nobody asked for them, an error otherwise."""
+    tool, said = tmp_path / "llama-completion", (LOGS / "completion-ok.err.txt").read_text()
+    said = re.sub(r"([KV]) \(\w+\):", r"\1 (iso3):", said) + f"\n{NOT_HELD}\n"
+    tool.write_text(f"#!{sys.executable}\nimport sys\nprint('words')\nsys.stderr.write({said!r})\n")
+    tool.chmod(0o755)
+    plan = parse_plan("iso3").with_wished(None, None) if usual else parse_plan("iso3").with_exact(32, 1)
+
+    def generated() -> run.Answer:
+        return run.generate(tmp_path / "m.gguf", "Hello", plan, Programs(tmp_path), raw=True)
+
+    if usual:
+        answer = generated()
+        assert (answer.recent, answer.first) == (0, 0)
+        said = "the first token and the newest 32 are not kept in f16: layer 0 is on CUDA0"
+        assert capsys.readouterr().err.count(said) == 1
+        return
+    with pytest.raises(ToolError, match=r"although iso3 \+first1 \+recent32 was asked for"):
+        generated()
 
 
 def test_port_is_8080_or_a_free_one() -> None:

@@ -12,7 +12,7 @@ from ggufrq.base.progress import progress
 from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.drive.cache_check import CacheError
+from ggufrq.drive.cache_check import CacheError, held_cases
 from ggufrq.drive.profiles import settle_cases
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import find_kv_shape
@@ -37,7 +37,8 @@ def validate(
     facts = look(plan)
     plan = within(plan, facts.n_ctx_train)
     longest = max(*plan.settings.ctx, plan.settings.server_ctx)
-    plan = replace(plan, cases=tuple(settle_cases(plan.cases, facts.model.path, longest)))
+    cases = held_cases(plan.cases, build)
+    plan = replace(plan, cases=tuple(settle_cases(cases, facts.model.path, longest)))
     logs = (out or paths.logs_dir() / f"validate-{facts.model.name}") / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with (
