@@ -40,7 +40,7 @@ def _known(path: Path) -> tuple[str, str] | None:
         return "a web page that was saved in its place", f"{again}: hf download REPOSITORY {path.name}"
     part = _PART.match(path.name)
     if part is not None:
-        pieces = " ".join(_piece(path, part, i) for i in range(1, int(part[3]) + 1))
+        pieces = " ".join(str(_piece(path, part, i)) for i in range(1, int(part[3]) + 1))
         whole = path.with_name(part[1])
         return f"part {int(part[2])} of {int(part[3])} of a file that was cut up", f"cat {pieces} > {whole}"
     if start.startswith(b"GGUF") and len(start) >= 8 and struct.unpack(">I", start[4:8])[0] <= 0xFFFF:

@@ -19,6 +19,7 @@ from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.imatrix import COUNTS, SUMS
 from ggufrq.ggufs.tensors import Inventory
+from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import mix
 from ggufrq.make.inventory import inventory
 from ggufrq.models import as_gguf
@@ -112,6 +113,7 @@ def make_alone(
     key = made_from(
         as_gguf.find(Model("gguf", model.stem, model), None, as_gguf.Options()).key, texts, chunks
     )
+    require_numbers(model, model.name, remedy=DAMAGED)
     with paths.atomic_path(out) as temporary:
         make(model, texts, temporary, build, log, key, chunks)
         check(temporary, inventory(model, build, log=log))

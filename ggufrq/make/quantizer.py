@@ -17,7 +17,7 @@ from ggufrq.build.project import Build
 from ggufrq.ggufs.files import GgufFacts, read_gguf, verify_types
 from ggufrq.ggufs.header import ALIGNMENT, Header, pad, read_header
 from ggufrq.ggufs.tensors import is_float, type_bytes
-from ggufrq.ggufs.values import losses
+from ggufrq.ggufs.values import first_odd, losses
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import retried
 
@@ -119,6 +119,13 @@ def make(
     tool.parse(rc, output)
     facts = read_gguf(out)
     verify_types(facts, planned, job.type_name)
+    odd = first_odd(out, floats=True)
+    if odd is not None:
+        kind = facts.tensor_types[odd.tensor].upper()
+        raise ModelError(
+            f"{odd} as {kind}: values of {job.source.name.lstrip('.')} are beyond what {kind} holds",
+            remedy="BF16 or F32 hold them",
+        )
     for loss in losses(job.source, out):
         if not loss.error <= loss.most:
             raise ModelError(
