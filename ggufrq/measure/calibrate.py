@@ -33,6 +33,7 @@ from ggufrq.ggufs.files import shards
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_state import KvState
+from ggufrq.ggufs.values import DAMAGED
 
 F64 = npt.NDArray[np.float64]
 
@@ -123,6 +124,7 @@ def calibrate(
             with contextlib.closing(states):  # stops the server, whatever happens
                 for i, state in enumerate(states, first):
                     part = _sums(state)
+                    _require_numbers(part, model)
                     _keep(kept / f"{i}.npz", part)
                     total.add(part)
                     bar.update(i + 1)
@@ -160,6 +162,14 @@ def _sums(state: KvState) -> _Sums:
         {il: values.sum(axis=0, dtype=np.float64) for il, values in k.items()},
         {il: np.square(values, dtype=np.float64).sum(axis=(0, 2)) for il, values in k.items()},
     )
+
+
+def _require_numbers(part: _Sums, model: Path) -> None:
+    wrong = [il for il, squares in sorted(part.squares.items()) if not np.isfinite(squares).all()]
+    if wrong:
+        raise ModelError(
+            f"{model.name} computes no numbers: K of layer {wrong[0]} is NaN or infinite", remedy=DAMAGED
+        )
 
 
 def _layer(il: int, total: _Sums, family: Family, mode: Mode) -> LayerMean:
