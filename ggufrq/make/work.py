@@ -178,7 +178,6 @@ class Work:
                 output.forecast.types,
                 self.build,
                 matrix=job.imatrix,
-                text=self.planner.fold_text,
                 known=self._folding,
             )
             if self.request.fold == "kv":  # which is the same for all types

@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 from families import family_of
 
+from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as command
@@ -29,7 +30,6 @@ from ggufrq.ggufs.files import read_gguf, read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import family as quantize
 from ggufrq.make import matrix
-from ggufrq.make.fold.fold_file import default_text
 from ggufrq.make.plan import Family
 from ggufrq.make.verify import short_run
 from ggufrq.models.resolve import embedded_models
@@ -370,7 +370,7 @@ def test_killed_while_it_folds(
     given = tmp_path / f"{MODELS[0]}-imatrix.gguf"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix, "CHUNKS", 4)
-        matrix.make_alone(Path(source), given, [default_text()], llama_build)
+        matrix.make_alone(Path(source), given, [paths.data_dir("texts") / "calibration.txt"], llama_build)
     types, folder = ["Q4_0", "Q8_0"], tmp_path / "killed"
     options = {"imatrix": given, "fold": "awq", "run": False}
     whole = family_of(source, types, replace(llama_build, manifest={}), out=tmp_path / "whole", **options)
