@@ -11,12 +11,14 @@ from ggufrq.advise import ladder
 from ggufrq.base import log, paths, sizes
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
+from ggufrq.base.results import file_sha256
 from ggufrq.build.builds import require_build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import Sought
 from ggufrq.drive.cache_check import held_cases
+from ggufrq.ggufs.kv_shape import find_kv_shape
 from ggufrq.make.ready import model_file, weights_of
-from ggufrq.measure.cost import subject
+from ggufrq.measure.divergence import Subject
 from ggufrq.models.resolve import resolve
 
 _CTX = "8K"
@@ -90,7 +92,8 @@ def advise(
             remedy=f"ggufrq validate {model} --kv '{kv}'",
         )
     build = require_build()
-    measured = subject(resolve(model).name, model_file(model), weights_of(model))
+    path = model_file(model)
+    measured = Subject(resolve(model).name, path, file_sha256(path), weights_of(model), find_kv_shape(path))
     log_path = paths.logs_dir() / "advise.log"
     log_path.unlink(missing_ok=True)
     with progress("Measuring", len(cases), unit="caches") as bar:
