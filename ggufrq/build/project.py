@@ -28,6 +28,7 @@ TARGETS = (
     "llama-server",
     "llama-gguf-split",
     "llama-fit-params",
+    "llama-rq-moments",
     "ggml-rpc-server",
 )
 TEST_TARGETS = (

@@ -18,8 +18,6 @@ _BEGIN, _END = (
     re.compile(r"^<!-- end of own text -->$", re.MULTILINE),
 )
 _HEAD = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
-#: What the Hub calls a repository on it, at the end of an address.
-_HUB = re.compile(r"^https://huggingface\.co/([\w.-]+/[\w.-]+)/?$")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def metadata(
     """The head as the Hub knows its keys: what is given, else what the files say, else what stood there
     ``before``. Keys that are not ours stay as they are."""
     values = facts.values
-    base = base_model or facts.source.get("repo") or _hub_id(values.get("general.base_model.0.repo_url"))
+    # Not what the metadata call base_model: that is what the source itself was trained from.
+    base = base_model or facts.source.get("repo") or values.get("ggufrq.source.repo")
     tags = ["gguf", "llama.cpp", "quantized", "kv-cache"]
     tags += [str(tag) for tag in values.get("general.tags") or ()]
     languages = [str(tag) for tag in values.get("general.languages") or ()]
@@ -101,8 +100,3 @@ def render(data: Mapping[str, Any]) -> str:
 def own_text(own: str) -> str:
     """The user's text between its marks."""
     return f"{BEGIN}\n\n{own}\n\n{END}" if own.strip() else f"{BEGIN}\n\n{END}"
-
-
-def _hub_id(url: object) -> str | None:
-    found = _HUB.match(url) if isinstance(url, str) else None
-    return found[1] if found else None

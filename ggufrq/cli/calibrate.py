@@ -1,19 +1,29 @@
-"""``ggufrq calibrate``: the means of K that are subtracted before K is stored."""
+"""``ggufrq calibrate``: a profile of K from a text."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ggufrq.base import paths, table
+from ggufrq.base import log, paths, table
+from ggufrq.base.errors import UsageError
 from ggufrq.build.builds import require_build
-from ggufrq.cache.kv import parse_kv
 from ggufrq.make.ready import model_file
 from ggufrq.measure import calibrate as core
+from ggufrq.models.names import names_beside
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+def _means_nothing(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise UsageError(
+            "a profile serves all cache types and rotations, so --kv means nothing here any more",
+            remedy="ggufrq calibrate MODEL TEXT, without --kv",
+        )
 
 
 @click.command()
@@ -22,72 +32,110 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "-o",
     "--out",
-    default="kv-calib.gguf",
-    show_default=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write.",
+    help="The file to write.  [default: NAME-kv.gguf beside the model, where it is found by name]",
 )
 @click.option(
-    "--kv", default="iso3", show_default=True, metavar="TYPE", help="Cache type of K: its rotation matters."
+    "--positions",
+    type=click.IntRange(1),
+    help="Positions that K is averaged over: the longest context that will be used.  [default: the model's "
+    "own, 32768 at most]",
 )
 @click.option(
-    "--ctx", "n_ctx", default=2048, show_default=True, type=click.IntRange(128), help="Tokens per chunk."
+    "--ctx",
+    "n_ctx",
+    default=core.CHUNK_SIZE,
+    show_default=True,
+    type=click.IntRange(16),
+    help="Tokens per chunk of the text.",
 )
-@click.option("--chunks", default=8, show_default=True, type=click.IntRange(1), help="Chunks of the text.")
+@click.option(
+    "--chunks", default=core.CHUNKS, show_default=True, type=click.IntRange(1), help="Chunks of the text."
+)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads.  [default: one per core]")
+@click.option("--kv", hidden=True, expose_value=False, callback=_means_nothing)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def calibrate(
     model: str,
     text: Path | None,
-    out: Path,
-    kv: str,
+    out: Path | None,
+    positions: int | None,
     n_ctx: int,
     chunks: int,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Take the means of K of MODEL over TEXT, for a cache that stores K without them.
+    """Make the profile by which K of MODEL is kept from TEXT, not from the weights alone.
 
-    Pays where K has a large constant part, as in Qwen2.5: the table says how large. The file serves all
-    quantizations of the model, and cache types of the same rotation (iso2, iso3, iso4). TEXT is one that
-    comes with ggufrq unless given; use what the model will read, and a context as long as it will be.
+    The file is the model's own, whatever its quantization, and serves all cache types of ours. Moments are
+    taken before RoPE and averaged over all positions, so a short text serves long contexts. TEXT is one that
+    comes with ggufrq unless given; use what the model will read. The table says what is gained on text that
+    was held out. A run that was stopped goes on.
 
     \b
     Examples:
-      ggufrq calibrate model.gguf wiki.txt -o kv-calib.gguf
-      ggufrq run model.gguf -p "…" --kv iso3 --kv-profile kv-calib.gguf
+      ggufrq calibrate model.gguf wiki.txt
+      ggufrq calibrate model.gguf wiki.txt -o kv.gguf --chunks 16
+      ggufrq run model.gguf -p "…" --kv iso3 --kv-profile kv.gguf
     """
-    made = core.calibrate(
-        model_file(model),
+    file = model_file(model)
+    made = core.profile_from_text(
+        file,
         text or paths.data_dir("texts") / "calibration.txt",
-        out,
         require_build(),
-        k_type=parse_kv(kv).k,
-        mode=core.mode_of_k(),
+        positions=positions,
         n_ctx=n_ctx,
         chunks=chunks,
         threads=threads,
     )
-    click.echo(json.dumps(as_data(made), indent=2) if as_json else render(made))
+    found = out is None
+    out = out or file.parent / next(names_beside(file))
+    made.profile.write(out)
+    log.say(f"{out}: {len(made.profile.layers)} layers from {made.tokens:,} tokens")
+    click.echo(json.dumps(as_data(made, file, out), indent=2) if as_json else render(made, out, found=found))
 
 
-def as_data(made: core.Calibration) -> dict[str, object]:
+def as_data(made: core.Calibration, model: Path, out: Path) -> dict[str, Any]:
     """The result as JSON data."""
     return {
-        "file": str(made.path),
-        "model": str(made.model),
-        "k_rotation": made.rotation,
+        "file": str(out),
+        "model": str(model),
+        "positions": made.profile.n_ctx,
         "tokens": made.tokens,
-        "constant_share": made.share,
-        "layers": [{"layer": layer.layer, "constant_share": layer.share} for layer in made.layers],
+        "held_out": made.held,
+        "noise": [
+            {
+                "first": gain.first,
+                "last": gain.last,
+                "none": 1.0,
+                "weights": gain.weights,
+                "text": gain.text,
+                "layers": [
+                    {"layer": il, "weights": weights, "text": text}
+                    for il, (weights, text) in sorted(gain.layers.items())
+                ],
+            }
+            for gain in made.gains
+        ],
     }
 
 
-def render(made: core.Calibration) -> str:
-    """The result as a table of plain text: the share of the squared length of K that is constant."""
-    rows = [(str(layer.layer), f"{100 * layer.share:.1f}") for layer in made.layers]
+def render(made: core.Calibration, out: Path, *, found: bool) -> str:
+    """The result as plain text: the foretold noise of scores by positions and profiles, and how to use it."""
+    use = f"run, serve and validate find {out.name} by its name" if found else f"use it by --kv-profile {out}"
+    if not made.gains:
+        return f"the text is too short to hold a part out and tell what is gained\n{use}"
+    rows = [
+        (
+            f"{gain.first:,}-{gain.last:,}",
+            "1",
+            "-" if gain.weights is None else f"{gain.weights:.3f}",
+            f"{gain.text:.3f}",
+        )
+        for gain in made.gains
+    ]
     return (
-        f"{table.render(('layer', 'constant part of K, %'), rows, 'rr')}\n"
-        f"{100 * made.share:.1f} % on average over {made.tokens:,} tokens, rotation {made.rotation}\n"
-        f"use it by --kv-profile {made.path}"
+        f"{table.render(('positions', 'no profile', 'from the weights', 'from this text'), rows, 'lrrr')}\n"
+        f"foretold noise of attention scores on {made.held:,} tokens held out; the profile is from all "
+        f"{made.tokens:,}\n{use}"
     )

@@ -83,7 +83,7 @@ def find(model: Path, wish: Path | Sought, n_ctx: int | None = None) -> Found:
 def positions_for(native: int | None, n_ctx: int | None) -> int:
     """Over how many positions the profile for a context of ``n_ctx`` tokens is averaged: one for all contexts
     up to the model's own or ``LONGEST``, then one for each power of two."""
-    from ggufrq.profile.weights import LONGEST
+    from ggufrq.profile.whole import LONGEST
 
     usual = min(native or LONGEST, LONGEST)
     return usual if n_ctx is None or n_ctx <= usual else 1 << (n_ctx - 1).bit_length()

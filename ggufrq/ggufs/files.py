@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.foreign import foreign
 from ggufrq.ggufs.header import Header, TensorInfo, pad, read_header
 from ggufrq.ggufs.tensors import is_float, type_bytes, type_name
 
@@ -53,18 +54,18 @@ def read_gguf(path: Path) -> GgufFacts:
     header = read_header(path)
     size = path.stat().st_size
     types: dict[str, str] = {}
-    total = 0
-    end = 0
+    total = end = last = 0
     for tensor in header.tensors:
         kind, length = _measured(tensor, path)
         if tensor.offset != end:
             raise ModelError(f"{path} is damaged: {tensor.name} is not where it must be", remedy=_AGAIN)
-        missing = header.data_offset + tensor.offset + length - size
-        if missing > 0:
-            raise ModelError(f"{path} is damaged: it ends {missing} bytes too early", remedy=_AGAIN)
         end = pad(tensor.offset + length, header.alignment)
         total += length
         types[tensor.name] = kind
+        last = header.data_offset + tensor.offset + length
+    if last > size:
+        cut = f"{path} is damaged: it has {size:,} of {last:,} bytes, the rest is missing"
+        raise foreign(path, cut, _AGAIN)
     return GgufFacts(
         tensors=len(header.tensors),
         types=dict(Counter(kind.upper() for kind in types.values())),

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.foreign import foreign
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32
+#: Of the data of tensors, where a file does not say another; llama-quantize pads to this, whatever it says.
+ALIGNMENT = 32
 #: Value types of the format: struct codes of the fixed ones; strings and arrays are 8 and 9.
 _FIXED = {
     0: "<B",
@@ -84,6 +86,8 @@ def read_header(path: Path) -> Header:
             return parse_header(file, path.stat().st_size, str(path))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
+    except ModelError as error:
+        raise foreign(path, error.message, error.remedy or "") from None
 
 
 def parse_header(file: BinaryIO, size: int, name: str) -> Header:
@@ -109,13 +113,13 @@ def parse_header(file: BinaryIO, size: int, name: str) -> Header:
     tensors = tuple(reader.tensor() for _ in range(n_tensors))
     if len({tensor.name for tensor in tensors}) != n_tensors or len(values) != n_values:
         raise reader.damaged("a name in its header occurs twice")
-    alignment = values.get("general.alignment", _ALIGNMENT)
-    if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
-        raise reader.damaged(f"its alignment is {alignment}")
+    alignment = values.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise reader.damaged(f"its alignment is {alignment}, which is no power of two from 8 on")
     return Header(version, values, value_bytes, tensors, alignment, pad(reader.position, alignment), kinds)
 
 
-def pad(size: int, alignment: int = _ALIGNMENT) -> int:
+def pad(size: int, alignment: int = ALIGNMENT) -> int:
     """``size`` rounded up to whole multiples of ``alignment``."""
     return -(-size // alignment) * alignment
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ggufrq.base import paths
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.files import read_gguf
+from ggufrq.ggufs.foreign import foreign
 from ggufrq.ggufs.header import Header, is_gguf, read_header
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 _AGAIN = "make it again: ggufrq imatrix make"
 #: A column whose mean square is less counts as not active, as in llama-imatrix.
 _ACTIVE = 1e-5
+#: No activation is so large that its square reaches this, or so small that the largest is below that.
+_LARGEST, _NOTHING = 1e20, 1e-20
+#: A column with less than this share of the middle one counts as not seen, and then has that share.
+_TINY, _UNSEEN = 1e-12, 1e-2
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,11 @@ def header_of(path: Path) -> Header:
     if not path.is_file():
         raise ModelError(f"{path} is missing")
     if not is_gguf(path):
-        raise ModelError(
+        out = f"{path.stem}{'-new' if path.suffix == '.gguf' else ''}.gguf"
+        raise foreign(
+            path,
             f"{path} is no importance matrix in GGUF form",
-            remedy=f"llama-imatrix -m MODEL --in-file {path.name} -o {path.stem}.gguf makes one of it",
+            f"where it is one in the older form: llama-imatrix -m MODEL --in-file {path.name} -o {out}",
         )
     read_gguf(path)
     header = read_header(path)
@@ -102,7 +109,7 @@ def read(path: Path) -> Matrix:
         entry = Entry(sums.reshape(-1, sums.shape[-1]), np.array(counts.data).reshape(-1))
         if len(entry.counts) not in (1, len(entry.sums)):
             raise ModelError(f"{path} is damaged: {base} has {len(entry.counts)} counts", remedy=_AGAIN)
-        if not np.isfinite(entry.sums).all() or (entry.sums < 0).any() or not (entry.counts >= 0).all():
+        if not _sound(entry):
             raise ModelError(
                 f"{path} is damaged: {base} has values that are no sums of squares", remedy=_AGAIN
             )
@@ -116,6 +123,67 @@ def read(path: Path) -> Matrix:
         int(values.get("imatrix.chunk_count", 0)),
         int(values.get("imatrix.chunk_size", 0)),
     )
+
+
+def _sound(entry: Entry) -> bool:
+    """Whether sums and counts are such as activations give."""
+    import numpy as np
+
+    if not (np.isfinite(entry.sums).all() and np.isfinite(entry.counts).all()):
+        return False
+    if (entry.sums < 0).any() or (entry.counts < 0).any():
+        return False
+    return bool((_means(entry) < _LARGEST).all())
+
+
+def _means(entry: Entry) -> npt.NDArray[np.float64]:
+    """Mean squares [experts, columns]; 0 for experts that no token came to."""
+    import numpy as np
+
+    counts = np.broadcast_to(entry.counts, (len(entry.sums),)).astype(np.float64)[:, None]
+    return np.divide(entry.sums, counts, out=np.zeros(entry.sums.shape), where=counts > 0)
+
+
+def mended(matrix: Matrix) -> tuple[Matrix, tuple[str, ...]]:
+    """The matrix as it can be used, and what had to be changed, a line for each tensor; none when it is used
+    as it is.
+
+    A weight of zero tells the quantizer that a column does not matter at all, and it writes zeros. So what
+    only zeros were counted of counts as not seen: a tensor or expert has no tokens then, and a column gets a
+    hundredth of what the tensor's columns have in the middle.
+    """
+    import numpy as np
+
+    entries, lines = dict(matrix.entries), []
+    for name, entry in matrix.entries.items():
+        counts = np.array(np.broadcast_to(entry.counts, (len(entry.sums),)), np.float32)
+        means = _means(entry)
+        seen = counts > 0
+        empty = seen & (means.max(axis=1, initial=0.0) < _NOTHING)
+        sums = np.where(empty[:, None], np.float32(0), entry.sums)
+        counts[empty] = 0
+        columns = 0
+        for expert in np.flatnonzero(seen & ~empty):
+            row = means[expert]
+            middle = float(np.median(row[row > _NOTHING]))
+            unseen = row < _TINY * middle
+            columns += int(unseen.sum())
+            sums[expert, unseen] = _UNSEEN * middle * counts[expert]
+        if columns or empty.any():
+            entries[name] = Entry(sums.astype(np.float32), counts)
+            lines.append(f"{name}: {_told(len(sums), int(empty.sum()), columns, means.size)}")
+    return Matrix(entries, matrix.datasets, matrix.chunks, matrix.chunk_size), tuple(lines)
+
+
+def _told(experts: int, empty: int, columns: int, every: int) -> str:
+    parts = []
+    if empty:
+        parts.append(
+            "all its sums are zero" if experts == 1 else f"all sums of {empty} of {experts} experts are zero"
+        )
+    if columns:
+        parts.append(f"{columns:,} of {every:,} columns are zero")
+    return f"{', '.join(parts)}: taken as not seen"
 
 
 def merge(matrices: Sequence[Matrix], names: Sequence[str]) -> Matrix:

@@ -200,9 +200,10 @@ class _Facts:
 
     def head(self, what: str, i: int) -> int:
         """Values of a head of K (``key``) or V (``value``)."""
-        if not self.heads or not self.heads[0]:
+        heads = next((count for count in self.heads if count), 0)  # layers without attention have none
+        if not heads:
             return 0
-        whole = self.number(f"attention.{what}_length", self.number("embedding_length") // self.heads[0])
+        whole = self.number(f"attention.{what}_length", self.number("embedding_length") // heads)
         return self.number(f"attention.{what}_length_swa", whole) if self.windows[i] else whole
 
     def _windows(self) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ggufrq.base import paths, proc
+from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.locks import locked
 from ggufrq.base.progress import progress
@@ -19,6 +19,7 @@ from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.imatrix import COUNTS, SUMS
 from ggufrq.ggufs.tensors import Inventory
+from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import mix
 from ggufrq.make.inventory import inventory
 from ggufrq.models import as_gguf
@@ -31,6 +32,8 @@ CHUNKS, CHUNK_SIZE = 100, 512
 #: Chunks of a part: what a run that is killed loses at most. As passes of the tool are not torn apart, parts
 #: add up to what one go gives, to the bit.
 PART = 5 * tool.TOGETHER
+#: Tensors that are named when a matrix had to be changed.
+_TOLD = 8
 
 
 def made_from(source_key: str, texts: Sequence[Path], chunks: int | None = None) -> dict[str, str]:
@@ -40,20 +43,31 @@ def made_from(source_key: str, texts: Sequence[Path], chunks: int | None = None)
     return {"source": source_key, "text": text, "chunks": str(chunks or CHUNKS)}
 
 
-def given(files: Sequence[Path]) -> dict[str, str]:
-    """The same for matrices that are given."""
-    return {"given": "+".join(map(file_sha256, files))}
+@dataclass(frozen=True)
+class Given:
+    """Importance matrices that are given, as one: as they can be used, and what had to be changed for that, a
+    line for each tensor (see ``imatrix.mended``)."""
+
+    files: tuple[Path, ...]
+    matrix: imatrix.Matrix
+    changes: tuple[str, ...]
+
+    def key(self) -> dict[str, str]:
+        """What tells them from others, as ``made_from``."""
+        return {"given": "+".join(map(file_sha256, self.files)) + ("+mended" if self.changes else "")}
+
+    def publish(self, out: Path) -> None:
+        """Put them at ``out``: a copy where one is used as it is."""
+        if len(self.files) == 1 and not self.changes:
+            shutil.copyfile(self.files[0], out)
+        else:
+            imatrix.write(self.matrix, out)
 
 
-def publish(files: Sequence[Path], out: Path) -> None:
-    """Put a given matrix, or several merged, at ``out``. Raises ModelError when they are of different
-    models."""
-    if len(files) == 1:
-        shutil.copyfile(files[0], out)
-    else:
-        imatrix.write(
-            imatrix.merge([imatrix.read(path) for path in files], [path.name for path in files]), out
-        )
+def given(files: Sequence[Path]) -> Given:
+    """Matrices that are given. Raises ModelError when one is damaged, or they are of different models."""
+    whole = imatrix.merge([imatrix.read(path) for path in files], [path.name for path in files])
+    return Given(tuple(files), *imatrix.mended(whole))
 
 
 def make(
@@ -81,7 +95,8 @@ def make(
         with locked(folder.with_suffix(".lock"), "another ggufrq makes the same importance matrix"):
             with progress("Importance matrix", chunks * len(texts), unit="chunks") as bar:
                 made = _Parts(model, folder, build, log, bar, chunks).over(texts)
-            whole = imatrix.read(made)
+            whole, changes = imatrix.mended(imatrix.read(made))
+            tell(changes)
             imatrix.write(replace(whole, datasets=tuple(text.name for text in texts)), out)
             paths.remove_tree(folder)
 
@@ -98,6 +113,7 @@ def make_alone(
     key = made_from(
         as_gguf.find(Model("gguf", model.stem, model), None, as_gguf.Options()).key, texts, chunks
     )
+    require_numbers(model, model.name, remedy=DAMAGED)
     with paths.atomic_path(out) as temporary:
         make(model, texts, temporary, build, log, key, chunks)
         check(temporary, inventory(model, build, log=log))
@@ -196,11 +212,23 @@ class _Parts:
         return 0, 0, 0, None
 
 
+def tell(changes: Sequence[str]) -> None:
+    """Say what was changed of a matrix."""
+    for line in changes[:_TOLD]:
+        log.say(f"importance matrix: {line}")
+    if changes[_TOLD:]:
+        log.say(f"importance matrix: and {len(changes) - _TOLD} tensors more")
+
+
 def check(path: Path, model: Inventory) -> None:
     """Raise ModelError when a matrix is damaged, or was made for another model: each of its entries must be a
     tensor of this one, with as many columns and experts."""
+    check_entries(imatrix.read(path).entries, path, model)
+
+
+def check_entries(entries: Mapping[str, imatrix.Entry], path: Path, model: Inventory) -> None:
+    """As ``check``, of the entries of a matrix that was read from ``path``."""
     shapes = {tensor.name: (*tensor.shape, 1, 1) for tensor in model}
-    entries = imatrix.read(path).entries
     other = f"{path} was made for another model"
     remedy = "leave out --imatrix, and ggufrq makes one; or --calibrate TEXT"
     for name, entry in entries.items():

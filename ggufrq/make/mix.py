@@ -9,13 +9,15 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ggufrq.base import paths
+from ggufrq.base import log, paths
 from ggufrq.ggufs.header import read_header
+
+if TYPE_CHECKING:
+    from jinja2.ext import Extension
 
 #: What the text is called in a matrix.
 NAME = "ggufrq-mix.txt"
@@ -25,7 +27,11 @@ _PIECE, _PAGES = 2400, 90_000
 #: Templates that write the date get this one.
 _DATE = datetime.datetime(2026, 1, 1)
 
-_logger = logging.getLogger(__name__)
+#: Special tokens by what templates call them: GGUF's word for them.
+_SPECIAL = {
+    **{"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"},
+    **{"cls": "cls", "mask": "mask"},
+}
 
 Conversation = dict[str, Any]
 
@@ -87,41 +93,86 @@ def _in_turns(*kinds: list[str]) -> list[str]:
 
 
 def _renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
-    """How the model writes conversations; ChatML where its template is missing or does not take one."""
-    template = values.get("tokenizer.chat_template")
-    if not isinstance(template, str):
+    """How the model writes conversations: as ``apply_chat_template`` of transformers does; ChatML where its
+    template is missing, or does not take one, which is said."""
+    default = values.get("tokenizer.chat_template")
+    if not isinstance(default, str):
         return chatml
+    with_tools = values.get("tokenizer.chat_template.tool_use")
     from jinja2 import Environment, TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment: Environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment: Environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[generation_tag(), "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": refuse, "strftime_now": _DATE.strftime}
     tokens = values.get("tokenizer.ggml.tokens", ())
     special = {
-        f"{name}_token": tokens[number] if isinstance(number, int) and number < len(tokens) else ""
-        for name in ("bos", "eos")
-        for number in [values.get(f"tokenizer.ggml.{name}_token_id")]
+        f"{name}_token": tokens[number]
+        for name, key in _SPECIAL.items()
+        for number in [values.get(f"tokenizer.ggml.{key}_token_id")]
+        if isinstance(number, int) and number < len(tokens)
     }
 
+    told: set[str] = set()
+
+    def instead(conversation: Conversation, why: str) -> str:
+        if why not in told:
+            told.add(why)
+            log.say(f"the text is written as ChatML where the chat template does not take it: {why}")
+        return chatml(conversation)
+
     def render(conversation: Conversation) -> str:
+        template = with_tools if conversation.get("tools") and isinstance(with_tools, str) else default
         if conversation.get("tools") and "tool_calls" not in template:
-            return chatml(conversation)  # the template would drop the calls
+            return instead(conversation, "it knows no calls of tools")
         try:
             made = environment.from_string(template).render(
                 messages=conversation["messages"],
                 tools=conversation.get("tools"),
+                documents=None,
                 add_generation_prompt=False,
                 **special,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            _logger.debug("the chat template does not take a conversation: %s", error)
-            return chatml(conversation)
+        except Exception as error:  # a template is a program, and may fail in any way
+            return instead(conversation, (str(error).strip() or repr(error)).splitlines()[0])
         return str(made)
 
     return render
+
+
+def generation_tag() -> type[Extension]:
+    """The tag ``generation`` of transformers, which marks what the assistant says; it changes nothing."""
+    from jinja2.ext import Extension
+    from jinja2.nodes import Node, Scope
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012 (so declared in jinja2)
+
+        def parse(self, parser: Parser) -> Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return Scope(body, lineno=line)
+
+    return Generation
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as templates of transformers expect it: without HTML's escapes."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def chatml(conversation: Conversation) -> str:

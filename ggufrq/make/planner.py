@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from ggufrq import __version__
@@ -13,8 +15,10 @@ from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
+from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.files import read_model
-from ggufrq.ggufs.tensors import Inventory
+from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.tensors import Inventory, is_float
 from ggufrq.make import matrix as matrices
 from ggufrq.make import quantizer
 from ggufrq.make.fold import fold_file as folds
@@ -23,10 +27,11 @@ from ggufrq.make.plan import Conversion, FamilyPlan, Output, Request, Want, need
 from ggufrq.make.quantizer import Job
 from ggufrq.make.recipe import dump
 from ggufrq.make.record import Record
+from ggufrq.make.verify import loads
 from ggufrq.models import as_gguf, convert
 from ggufrq.models.as_gguf import Source
 from ggufrq.models.resolve import Model
-from ggufrq.tools.quantize import LONGEST_VALUE
+from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
 
 
 class Planner:
@@ -64,13 +69,16 @@ class Planner:
         UsageError."""
         facts = read_model(gguf)
         if facts.is_quantized and not self.request.requantize:
+            codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
             raise ModelError(
-                f"{gguf.name} is quantized already ({facts.file_type}); doing it once more loses quality",
+                f"{gguf.name if found.hf is None else self.model.name} is quantized already "
+                f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
                 remedy="start from the F16 or BF16 file or the original model, or add --requantize",
             )
+        loads(gguf, self.build, self.log)
         model = inventory(gguf, self.build, log=self.log)
-        for path in self.request.imatrix:
-            matrices.check(path, model)
+        if self.given is not None:
+            matrices.check_entries(self.given.matrix.entries, self.given.files[0], model)
         outputs = tuple(
             self._output(want, found, gguf, model)
             for want in self.request.wants
@@ -98,7 +106,7 @@ class Planner:
         made = []
         for part in parts:
             convert.require_part(found.hf, part)
-            kind = convert.part_type(found.hf, part).upper()
+            kind = convert.part_kind(found.hf, part)
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
@@ -124,10 +132,19 @@ class Planner:
         a model."""
         return self.folder / f"{self.base}-imatrix.gguf"
 
+    @cached_property
+    def given(self) -> matrices.Given | None:
+        """The matrices that the request gives, as one; told of once when they cannot be used as they are."""
+        if not self.request.imatrix:
+            return None
+        found = matrices.given(self.request.imatrix)
+        matrices.tell(found.changes)
+        return found
+
     def matrix_from(self, found: Source) -> dict[str, str]:
         """What tells this run's matrix from others of its name."""
-        if self.request.imatrix:
-            return matrices.given(self.request.imatrix)
+        if self.given is not None:
+            return self.given.key()
         return matrices.made_from(found.key, self.request.calibrate)
 
     @property
@@ -164,11 +181,54 @@ class Planner:
         with self._present(matrix, model) as there:
             job = Job(gguf, kind, types, there, metadata, requantize)
             forecast = quantizer.forecast(job, self.build, log=self.log)
+        if matrix is not None:
+            self._check_matrix(want.label, job, forecast.types, found, model)
         if fold:
             folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
         return Output(want, name, job, forecast, made_from, wanted, kept)
+
+    def _check_matrix(
+        self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory
+    ) -> None:
+        """Raise ModelError where llama-quantize would in the middle of its work: for a tensor of few bits on
+        which the matrix has nothing. One that is still to be made will know what texts run through."""
+        values = read_header(job.source).values
+        architecture = values.get("general.architecture", "")
+        blocks, apart = (
+            values.get(f"{architecture}.{key}", 0) for key in ("block_count", "nextn_predict_layers")
+        )
+        entries = self._entries(found)
+        for tensor in model:
+            layer = re.match(r"blk\.(\d+)\.", tensor.name)
+            further = bool(apart and layer and int(layer[1]) >= blocks - apart)
+            known = tensor.name in entries if entries is not None else not further
+            kind = types[tensor.name]
+            if known or kind == tensor.type or not requires_matrix(tensor.name, kind, job.type_name):
+                continue
+            why = (
+                "no text runs through the layers that predict further tokens"
+                if further
+                else "it has nothing on it"
+            )
+            remedy = "types of four bits, as Q4_K_M or IQ4_XS"
+            if further and found.hf is not None:
+                remedy = f"--mtp drop, --mtp apart, or {remedy}"
+            raise ModelError(
+                f"{name} would give {tensor.name} the type {kind}, which is not made without an importance "
+                f"matrix: {why}",
+                remedy=remedy,
+            )
+
+    def _entries(self, found: Source) -> frozenset[str] | None:
+        """Names of the tensors that the matrix knows, None while it is still to be made."""
+        if self.given is not None:
+            return frozenset(self.given.matrix.entries)
+        if self.record.kept(self.matrix.name, self.matrix_from(found)) is None:
+            return None
+        names = (tensor.name for tensor in imatrix.header_of(self.matrix).tensors)
+        return frozenset(name.removesuffix(imatrix.SUMS) for name in names if name.endswith(imatrix.SUMS))
 
     def _metadata(self, want: Want, found: Source, matrix: Path | None) -> dict[str, str]:
         """What the new file says of its making."""
@@ -199,13 +259,13 @@ class Planner:
     @contextmanager
     def _present(self, matrix: Path | None, model: Inventory) -> Iterator[Path | None]:
         """The matrix, or one of its name that stands in for it until it is there."""
-        if matrix is None or (matrix.is_file() and not self.request.imatrix):
+        if matrix is None or (matrix.is_file() and self.given is None):
             yield matrix
             return
         with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
             path = Path(folder) / matrix.name
-            if self.request.imatrix:
-                matrices.publish(self.request.imatrix, path)
+            if self.given is not None:
+                self.given.publish(path)
             else:
                 matrices.stand_in(path, self.request.calibrate, model)
             yield path

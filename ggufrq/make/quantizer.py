@@ -15,8 +15,9 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.ggufs.files import GgufFacts, read_gguf, verify_types
-from ggufrq.ggufs.header import Header, pad, read_header
+from ggufrq.ggufs.header import ALIGNMENT, Header, pad, read_header
 from ggufrq.ggufs.tensors import is_float, type_bytes
+from ggufrq.ggufs.values import first_odd, losses
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import retried
 
@@ -118,6 +119,21 @@ def make(
     tool.parse(rc, output)
     facts = read_gguf(out)
     verify_types(facts, planned, job.type_name)
+    odd = first_odd(out, floats=True)
+    if odd is not None:
+        kind = facts.tensor_types[odd.tensor].upper()
+        raise ModelError(
+            f"{odd} as {kind}: values of {job.source.name.lstrip('.')} are beyond what {kind} holds",
+            remedy="BF16 or F32 hold them",
+        )
+    for loss in losses(job.source, out):
+        if not loss.error <= loss.most:
+            raise ModelError(
+                f"{loss.tensor} as {loss.kind} is not what it was made of: its error is {loss.error:.2g} of "
+                f"its values, where this type should cost {loss.most:.2g} at most",
+                remedy="without --imatrix, if one was given, or a larger type; its values may be too small "
+                "or too large for this one",
+            )
     return facts
 
 
@@ -159,6 +175,7 @@ def _run(
             requantize=job.requantize,
             tensor_types=types,
             metadata=job.metadata,
+            alignment=ALIGNMENT if read_header(job.source).alignment != ALIGNMENT else None,
         )
         done = proc.run(
             [build.tool("llama-quantize"), *args],

@@ -9,7 +9,7 @@ from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.files import GgufFacts, open_with_gguf
-from ggufrq.tools import completion
+from ggufrq.tools import completion, fit_params
 from ggufrq.tools.logs import retried
 
 #: Tokens of the short run; of shorter ones the end of the log is often lost, see ``logs.Incomplete``.
@@ -22,6 +22,19 @@ _PROMPT = "The"
 _SHARE = 0.8
 #: Architectures that read a text but do not write one.
 _ENCODERS = ("bert", "t5encoder")
+
+
+def loads(model: Path, build: Build, log_path: Path) -> None:
+    """Let llama.cpp load a model without its weights, which need not be there. Raises ModelError with its
+    reason when it refuses: a tensor that is missing or has another shape, say."""
+    args = fit_params.arguments(model, parse_plan("f16"), n_ctx=64)
+    done = proc.run([build.tool("llama-fit-params"), *args], log=log_path, check=False, timeout=600)
+    reason = fit_params.refusal(done.stdout + done.stderr)
+    if reason is not None:
+        raise ModelError(
+            f"llama.cpp does not load this model: {reason}",
+            remedy="download or convert it again; its files do not fit together",
+        )
 
 
 def check_file(path: Path, facts: GgufFacts, build: Build, log_path: Path, *, run: bool = True) -> int:

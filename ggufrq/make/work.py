@@ -12,6 +12,7 @@ from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError
 from ggufrq.base.progress import progress
 from ggufrq.ggufs.files import GgufFacts, read_gguf
+from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import matrix as matrices
 from ggufrq.make import profile as profiles
 from ggufrq.make import quantizer, split, verify
@@ -21,8 +22,11 @@ from ggufrq.make.plan import Conversion, Family, FamilyPlan, Made, Output
 from ggufrq.make.planner import Planner
 from ggufrq.make.quantizer import Job
 from ggufrq.make.record import require_free
-from ggufrq.models import convert
+from ggufrq.models import convert, sound
 from ggufrq.models.as_gguf import Source
+
+#: Models of which all files together take less than this are converted before they are planned.
+_SMALL = 4 << 30
 
 
 class Work:
@@ -46,7 +50,7 @@ class Work:
         self.record.data["llama_cpp"] = self.build.manifest.get("llama_cpp", {}).get("commit", "")
         gguf = self.planner.converted(found)
         if gguf is None:
-            self._require_room(found)
+            self._foresee(found)
             model = self.planner.conversions(found)[0]
             self._convert(model, found)
             gguf = self.folder / model.name
@@ -60,6 +64,8 @@ class Work:
         self.record.refuse_foreign(names, force=self.request.force)
         if names:
             require_free(self.folder, plan.disk_needed, ", ".join(names))
+            if found.hf is None:
+                require_numbers(gguf, gguf.name, remedy=DAMAGED)
         parts = [self._convert(part, found) for part in plan.conversions if part.part != "model"]
         if self.make_matrix(plan, found):
             plan = self.planner.plan(found, gguf)  # whose files name the matrix that is there now
@@ -74,19 +80,22 @@ class Work:
         self.record.clean()  # a program of a run that was killed may have gone on for a while
         return Family(plan.base, self.folder, found.identity, (*files, *parts), profile)
 
-    def _require_room(self, found: Source) -> None:
-        """Refuse a run that would fill the disk before it starts. With room for every file in 16 bits that
-        is plain; else the sizes are worked out."""
+    def _foresee(self, found: Source) -> None:
+        """Refuse a run that would fill the disk or fail later on, before it starts. A small model is
+        converted about as fast as it is planned, and looked at then."""
         assert found.hf is not None
         bound = int(1.05 * found.hf.data_bytes) * (2 + len(self.request.wants))
-        try:
-            require_free(self.folder, bound, self.planner.base)
-        except GgufrqError:
-            with self.planner.header(found) as header:
-                plan = self.planner.plan(found, header)
-            names = [part.name for part in plan.conversions if not part.kept]
-            names += [output.name for output in plan.outputs if not output.kept]
-            require_free(self.folder, plan.disk_needed, ", ".join(names))
+        if bound < _SMALL:
+            try:
+                require_free(self.folder, bound, self.planner.base)
+                return
+            except GgufrqError:
+                pass
+        with self.planner.header(found) as header:
+            plan = self.planner.plan(found, header)
+        names = [part.name for part in plan.conversions if not part.kept]
+        names += [output.name for output in plan.outputs if not output.kept]
+        require_free(self.folder, plan.disk_needed, ", ".join(names))
 
     def make_matrix(self, plan: FamilyPlan, found: Source) -> bool:
         """Make or publish the importance matrix if a file needs one that is not there; whether it was."""
@@ -101,8 +110,8 @@ class Work:
             return True
         self.record.refuse_foreign([path.name], force=self.request.force)
         with self.record.making(path.name) as temporary:
-            if files:
-                matrices.publish(files, temporary)
+            if self.planner.given is not None:
+                self.planner.given.publish(temporary)
             else:
                 texts, model = self.request.calibrate, plan.outputs[0].job.source
                 matrices.make(model, texts, temporary, self.build, self.log, key)
@@ -206,6 +215,9 @@ class Work:
                     log=self.log,
                     listener=bar,
                 )
+                sound.require_numbers(temporary, found.hf, what)
+                if part.part == "model":
+                    self.planner.plan(found, temporary)  # what is refused leaves nothing behind
                 entry = self.record.finish(
                     part.name,
                     [(temporary, part.name)],

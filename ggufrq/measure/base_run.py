@@ -55,7 +55,14 @@ class BaseRun:
     def make(self, model: Path, case: Case, scored: Scored, *, log: Path | None) -> perplexity.Perplexity:
         """Run the base; others are compared with it from when ``accept`` is told of its perplexity."""
         args = self.arguments(model, case, scored, divergence=False)
-        found, _ = self._run(args, case, perplexity.parse_perplexity, log=log)
+        try:
+            found, _ = self._run(args, case, perplexity.parse_perplexity, log=log)
+        except perplexity.NoNumbers:
+            raise perplexity.NoNumbers(
+                f"the base that all is compared with computes no numbers: the perplexity of {model.name} "
+                f"with its cache in {case.name} is NaN or infinite",
+                remedy=f"its weights may be damaged: ggufrq quantize {model.name} looks at each of them",
+            ) from None
         return found
 
     def accept(self, found: perplexity.Perplexity) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ggufrq.base.results import file_sha256
 from ggufrq.ggufs.files import shards
-from ggufrq.models import convert, hub
+from ggufrq.models import convert, hub, view
 from ggufrq.models.convert import HfModel
 from ggufrq.models.resolve import Model
 
@@ -33,7 +33,7 @@ class Source:
     @property
     def kind(self) -> str:
         """The type of the converted file, as in its name (``BF16``)."""
-        return self.hf.out_type.upper() if self.hf is not None else ""
+        return self.hf.kind if self.hf is not None else ""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -76,8 +76,7 @@ def find(model: Model, revision: str | None, options: Options, *, weights: bool 
         return replace(found, hf=replace(found.hf, name=model.name))
     assert model.path is not None
     folder = model.path
-    names = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("tokenizer.model")]
-    return _of_folder(folder, {"folder": folder.absolute().name, "id": _digest_of(sorted(names))}, options)
+    return _of_folder(folder, {"folder": folder.absolute().name}, options)
 
 
 @contextmanager
@@ -103,12 +102,15 @@ def _of_gguf(path: Path, identity: dict[str, Any]) -> Source:
 
 
 def _of_folder(folder: Path, identity: dict[str, Any], options: Options) -> Source:
+    found = convert.inspect(folder)
+    if "id" not in identity:
+        identity["id"] = view.digest(found.content)
     key = str(identity["id"])
     if options.pre_tokenizer:
         key += f"+{options.pre_tokenizer}"
     if not options.mtp:
         key += "+no-mtp"
-    return Source(identity, key, hf=convert.inspect(folder))
+    return Source(identity, key, hf=found)
 
 
 def _digest_of(files: Iterable[Path]) -> str:

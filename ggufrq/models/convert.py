@@ -8,16 +8,19 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
+from ggufrq.ggufs.foreign import foreign
+from ggufrq.models import view
+from ggufrq.models.packed import not_read, packed_as
+from ggufrq.models.view import Content
 
 #: Declares what the converter cannot know, beside the model's own files: ``{"pre_tokenizer": "qwen2"}``.
 DECLARATION = "ggufrq.json"
@@ -36,16 +39,35 @@ _VALUE_BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
+#: Types of floats that stay what they are, by safetensors' names.
+_FLOATS = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 _WRAPPER = Path(__file__).with_name("_hf_to_gguf.py")
 _WRITTEN = re.compile(r"Writing: +(\d+)%")
 _PRE_TOKENIZER = re.compile(r'tokenizer_pre == "([\w.-]+)"')
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A tensor of a safetensors file: the file, safetensors' name of its type, its shape, and where its data
+    begin in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def values(self) -> int:
+        """How many values it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class HfModel:
     """A folder in Hugging Face form whose files are all there: tensor names, and the bytes of their data.
 
-    ``name`` is what the model is called where the folder is not (the Hub's cache names folders by commits).
+    ``name`` is what the model is called where the folder is not (the Hub's cache names folders by commits);
+    ``weights`` are the files that were chosen, ``entries`` what is in them.
     """
 
     folder: Path
@@ -53,15 +75,39 @@ class HfModel:
     tensors: tuple[str, ...]
     data_bytes: int
     name: str = ""
+    weights: view.Weights = field(default_factory=lambda: view.Weights((), {}))
+    entries: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def out_type(self) -> str:
-        """The 16-bit type that keeps the weights as they are: ``bf16``, or ``f16``."""
+        """The type that keeps the weights as they are: ``bf16``, ``f16`` or ``f32``, that of most of them.
+        Where they are codes, what the configuration declares of the two in 16 bits."""
+        kinds: Counter[str] = Counter()
+        for entry in self.entries.values():
+            if len(entry.shape) > 1 and entry.dtype in _FLOATS:
+                kinds[_FLOATS[entry.dtype]] += entry.values
+        if kinds:
+            return max(kinds, key=lambda kind: kinds[kind])
         text = self.config.get("text_config", {})
         dtype = next(
             (c[k] for c in (self.config, text) for k in ("dtype", "torch_dtype") if k in c), "bfloat16"
         )
         return "f16" if dtype == "float16" else "bf16"
+
+    @property
+    def kind(self) -> str:
+        """The type that the converted file is named by: that of the weights, or of the codes that stay."""
+        return packed_as(self.config, self.folder) or self.out_type.upper()
+
+    @property
+    def called(self) -> str:
+        """The name of the model."""
+        return self.name or self.folder.absolute().name
+
+    @property
+    def content(self) -> Content:
+        """What the converter gets to see of the folder."""
+        return view.files(self.folder, self.weights)
 
     @property
     def has_mtp(self) -> bool:
@@ -84,29 +130,29 @@ def inspect(folder: Path) -> HfModel:
         (folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
     ):
         raise ModelError(f"{folder} has no tokenizer", remedy="download the model again, with tokenizer.json")
-    index = folder / "model.safetensors.index.json"
-    listed: dict[str, str] = {}
-    if index.is_file():
-        listed = _json(index, "the list of shards").get("weight_map", {})
-        if not isinstance(listed, dict) or not listed:
-            raise ModelError(f"{index} is damaged", remedy=f"download {index.name} again")
-        names = sorted(set(listed.values()))
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        found = [n.name for p in ("*.bin", "*.pth", "*.gguf") for n in folder.glob(p)]
-        hint = f"; it has {found[0]}, which ggufrq does not convert" if found else ""
-        raise ModelError(f"{folder} has no safetensors file{hint}", remedy="download the model again")
-    tensors: list[str] = []
+    chosen = view.weights(folder)
+    entries: dict[str, Entry] = {}
     size = 0
-    for name in names:
+    for name in chosen.files:
         header, data = read_safetensors_header(folder / name)
-        lacking = [tensor for tensor, shard in listed.items() if shard == name and tensor not in header]
+        lacking = [
+            tensor for tensor, shard in chosen.listed.items() if shard == name and tensor not in header
+        ]
         if lacking:
             raise ModelError(f"{name} has no {lacking[0]}, which the index says is in it")
-        tensors += header
+        twice = sorted(entries.keys() & header.keys())
+        if twice:
+            raise ModelError(
+                f"{twice[0]} is in {entries[twice[0]].file} and in {name}",
+                remedy=f"leave in {folder} the files of one model only",
+            )
+        start = (folder / name).stat().st_size - data
+        entries |= {
+            tensor: Entry(name, str(e["dtype"]), tuple(e["shape"]), start + e["data_offsets"][0])
+            for tensor, e in header.items()
+        }
         size += data
-    return HfModel(folder, config, tuple(tensors), size)
+    return HfModel(folder, config, tuple(entries), size, weights=chosen, entries=entries)
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -119,7 +165,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(whole - 8, 100_000_000):
-                raise ModelError(f"{path} is not a safetensors file, or is damaged", remedy=again)
+                raise foreign(path, f"{path} is not a safetensors file, or is damaged", again)
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing from {path.parent}", remedy=again) from None
@@ -212,6 +258,13 @@ def convert_to(
     """As ``convert``, but straight into ``out``, which is left half-made on failure."""
     folder = model.folder
     require_part(model, part)
+    unread = not_read(model.config)
+    if unread is not None:
+        raise ModelError(
+            f"the weights of {model.called} are quantized by {unread}, which llama.cpp's converter does "
+            "not read",
+            remedy="start from the original model, in 16 bits",
+        )
     declared = pre_tokenizer or declared_pre_tokenizer(folder)
     if declared not in (None, ANY_TOKENIZER) and declared not in known_pre_tokenizers(source):
         raise ModelError(
@@ -237,7 +290,7 @@ def convert_to(
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": None,
     }
-    with _called(model) as path:
+    with view.view(model.called, model.content) as path:
         command += [str(path), "--outtype", part_type(model, part), "--outfile", str(out.absolute())]
         command += _part_options(model, part, mtp)
         completed = proc.run(command, log=log, check=False, env=environment, on_stderr=progressed)
@@ -245,24 +298,14 @@ def convert_to(
         raise _failure(folder, completed, log)
 
 
-@contextmanager
-def _called(model: HfModel) -> Iterator[Path]:
-    """The folder under the model's name: from it the converter takes the name that it writes."""
-    if not model.name or model.folder.name == model.name:
-        yield model.folder
-        return
-    with TemporaryDirectory(prefix="ggufrq-") as temporary:
-        path = Path(temporary) / model.name
-        try:
-            path.symlink_to(model.folder.absolute(), target_is_directory=True)
-        except OSError:  # Windows without the right to make links
-            path = model.folder
-        yield path
-
-
 def part_type(model: HfModel, part: str) -> str:
     """The type that a part is converted to: projectors to f16, which every backend computes in."""
     return "f16" if part == "mmproj" else model.out_type
+
+
+def part_kind(model: HfModel, part: str) -> str:
+    """The type that the file of a part is named by (``BF16``)."""
+    return model.kind if part == "model" else part_type(model, part).upper()
 
 
 def require_part(model: HfModel, part: str) -> None:
@@ -305,12 +348,28 @@ def _failure(folder: Path, completed: proc.Completed, log: Path | None) -> Model
             f"conversion needs the Python module '{missing[1]}', which is not installed",
             remedy=f"{os.fspath(sys.executable)} -m pip install {NEEDED_MODULES}",
         )
+    if "assert max(tokenizer.vocab.values()) < vocab_size" in output:
+        return ModelError(
+            f"the tokenizer of {folder.name} has more tokens than its config.json says (vocab_size)",
+            remedy="download the model again; where tokens were added, resize the embedding by them",
+        )
     unsupported = re.search(r"Model (\S+) is not supported", output)
     if unsupported is not None:
         return ModelError(f"llama.cpp does not support the architecture {unsupported[1]} of {folder.name}")
+    return ModelError(
+        f"{folder.name} could not be converted: {_reason(completed)}", remedy=f"see {log}" if log else None
+    )
+
+
+def _reason(completed: proc.Completed) -> str:
+    """The last words of the converter, and where an error has none, the line of its source that failed."""
     lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
-    reason = lines[-1] if lines else f"exit status {completed.rc}"
-    return ModelError(f"{folder.name} could not be converted: {reason}", remedy=f"see {log}" if log else None)
+    if not lines:
+        return f"exit status {completed.rc}"
+    if re.fullmatch(r"\w+(Error|Exception):?", lines[-1]):
+        code = next((line for line in reversed(lines[:-1]) if not set(line) <= set("^~ ")), "")
+        return f"{lines[-1].rstrip(':')} at: {code}" if code else lines[-1]
+    return lines[-1]
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.ggufs.foreign import foreign
 from ggufrq.ggufs.header import is_gguf
-from ggufrq.models import hub
+from ggufrq.models import hub, view
 from ggufrq.models.names import base_name
 
 
@@ -50,12 +51,16 @@ def resolve(text: str) -> Model:
         ggufs = sorted(path.glob("*.gguf"))
         if ggufs:
             raise UsageError(f"{path} holds GGUF files; name one of them", remedy=str(ggufs[0]))
+        if (path / view.ADAPTER).is_file():
+            raise view.adapter(path)
         raise ModelError(f"{path} is not a model: it has no config.json")
     if path.is_file():
         if is_gguf(path):
             return Model("gguf", base_name(path.stem), path)
-        raise ModelError(
-            f"{path} is not a GGUF file", remedy="a folder with config.json and safetensors, or a .gguf file"
+        if path.suffix == ".safetensors":
+            raise ModelError(f"{path} is one file of a model", remedy=f"the folder: {path.absolute().parent}")
+        raise foreign(
+            path, f"{path} is not a GGUF file", "a folder with config.json and safetensors, or a .gguf file"
         )
     hub_id = hub.parse_id(text)
     if hub_id is not None and not text.endswith(".gguf") and not text.startswith((".", "~")):

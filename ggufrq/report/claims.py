@@ -65,9 +65,7 @@ def _cases(result: Result) -> str:
             [
                 case["name"].replace(_USUAL, " as in run"),
                 f"{case['bits_per_value']:.5g}" if case["bits_per_value"] else numbers.NONE,
-                numbers.NONE
-                if base
-                else numbers.percent(case["ln_ratio"], case["ln_ratio_err"], signed=True),
+                numbers.NONE if base else numbers.change(case["ln_ratio"], case["ln_ratio_err"]),
                 numbers.NONE if base else numbers.significant(case["kld_mean"]),
                 *ratios,
             ]

@@ -39,6 +39,12 @@ def percent(value: float | None, error: float | None = None, *, signed: bool = F
     return f"{text} ± {error:.{places}f}" if error else text
 
 
+def change(ln_ratio: float, error: float) -> str:
+    """How much more something is than another, ``+1,056``, in percent without the sign for it, from the
+    logarithm of their ratio and its error: d exp(x) = exp(x) dx."""
+    return percent(math.expm1(ln_ratio), math.exp(ln_ratio) * error, signed=True)
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """A value with so many significant digits and never in powers of ten: ``0.00123``, ``1,749``."""
     if value is None:

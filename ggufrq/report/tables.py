@@ -296,8 +296,7 @@ def _kld(row: dict[str, Any], case: Case) -> Cell:
 def _ppl(row: dict[str, Any], case: Case) -> Cell:
     if not row or case["is_base"]:
         return numbers.NONE
-    # d exp(x) = exp(x) dx: near 1, the error of the ratio is that of its logarithm
-    return numbers.percent(row["ln_ratio"], row["ln_ratio_err"], signed=True), row["verdict_ppl"]
+    return numbers.change(row["ln_ratio"], row["ln_ratio_err"]), row["verdict_ppl"]
 
 
 def _ratio(point: dict[str, Any], kind: str, case: Case) -> Cell:

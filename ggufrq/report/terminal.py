@@ -42,7 +42,7 @@ def _quality(result: Result, ctx: int) -> str:
             continue
         base = case["is_base"]
         kld = numbers.NONE if base else numbers.with_error(row["kld_mean"], row["kld_mean_err"], most=6)
-        change = "" if base else numbers.percent(row["ln_ratio"], row["ln_ratio_err"], signed=True)
+        change = "" if base else numbers.change(row["ln_ratio"], row["ln_ratio_err"])
         rows.append(
             [
                 _name(case),

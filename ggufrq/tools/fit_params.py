@@ -10,6 +10,7 @@ from ggufrq.cache.kv import KvPlan
 from ggufrq.tools.logs import explain
 
 _COMPUTE = re.compile(r"sched_reserve: +\S+ compute buffer size = +([\d.]+) MiB")
+_REFUSED = re.compile(r"error loading model: (.+)")
 _RESERVING = "sched_reserve: reserving"
 _MIB = 1 << 20
 
@@ -18,6 +19,12 @@ def arguments(model: Path, plan: KvPlan, *, n_ctx: int, parallel: int = 1) -> li
     """Arguments that print what a context of ``n_ctx`` tokens for so many sequences takes."""
     args = ["-m", str(model), "-c", str(n_ctx), "-np", str(parallel), "-fa", "on", *plan.arguments()]
     return [*args, "-fitp", "on", "-lv", "5", "--log-colors", "off"]
+
+
+def refusal(log: str) -> str | None:
+    """Why the model was not loaded, None when it was."""
+    found = _REFUSED.search(log)
+    return found[1].strip() if found else None
 
 
 def compute_bytes(log: str) -> int:

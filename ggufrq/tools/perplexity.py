@@ -23,7 +23,12 @@ _ROW = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± ", re.MULTILINE)
 #: Below this number of scored tokens it prints no statistics.
 _LEAST_SCORED = 100
 _TOO_SHORT = "tokens to evaluate perplexity"
+_NOT_A_NUMBER = re.compile(r"\[\d+\]-?(?:nan|inf),|^ *\d+ +-?(?:nan|inf) ± ", re.MULTILINE)
 _FAILED = re.compile(r"failed to decode|failed reading log-probs for chunk")
+
+
+class NoNumbers(ToolError):
+    """What was computed is NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ def arguments(
 def parse_perplexity(stdout: str, stderr: str) -> Perplexity:
     """The result of a run without ``--kl-divergence``. Raises ToolError when it did not finish or is no
     number."""
+    _require_numbers(stdout, "the perplexity")
     final = _FINAL.search(stderr) or _FINAL.search(stdout)
     if final is None:
         raise _unfinished(stderr, stdout)
@@ -108,13 +114,14 @@ def parse_perplexity(stdout: str, stderr: str) -> Perplexity:
         raise Incomplete(f"llama-perplexity finished {done} of {chunks} chunks")
     ppl, err = float(final[1]), float(final[2])
     if not math.isfinite(ppl):
-        raise ToolError(f"the perplexity is {final[1]}: the model or the cache computes no numbers any more")
+        raise NoNumbers(f"the perplexity is {final[1]}: the model or the cache computes no numbers any more")
     return Perplexity(ppl, err, chunks, n_ctx, _context(stderr))
 
 
 def parse_divergence(stdout: str, stderr: str) -> Divergence:
     """The result of a run with ``--kl-divergence``. Raises ToolError when it did not finish or is no
     number."""
+    _require_numbers(stdout, "the divergence")
     if _FAILED.search(stderr) or "KL divergence statistics" not in stdout or "Same top p:" not in stdout:
         raise _unfinished(stderr, stdout)
     chunks, n_ctx = _plan(stderr)
@@ -145,8 +152,13 @@ def parse_divergence(stdout: str, stderr: str) -> Divergence:
         context=_context(stderr),
     )
     if not (math.isfinite(result.ppl) and math.isfinite(result.kld_mean)):
-        raise ToolError("the divergence is not a number: the model or the cache computes no numbers any more")
+        raise NoNumbers("the divergence is not a number: the model or the cache computes no numbers any more")
     return result
+
+
+def _require_numbers(stdout: str, what: str) -> None:
+    if _NOT_A_NUMBER.search(stdout):
+        raise NoNumbers(f"{what} is not a number: the model or the cache computes no numbers any more")
 
 
 def chunks_done(stdout: str) -> int:

@@ -15,6 +15,7 @@ BUFFER_MIB = 512
 #: Longest text of a value that it writes into the metadata.
 LONGEST_VALUE = 127
 
+_NEED_MATRIX = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
 _TYPE = re.compile(r"^ +(\d+) +or +(\w+) +: *(?:alias for (\w+))?", re.MULTILINE)
 _SIZE = re.compile(r"(model|quant) size += +([\d.]+) MiB \(([\d.]+) BPW\)")
 _TENSOR = re.compile(r"^\[ *(\d+)/ *(\d+)\] +\S+", re.MULTILINE)
@@ -62,9 +63,11 @@ def arguments(
     pure: bool = False,
     tensor_types: Path | None = None,
     metadata: Mapping[str, str] | None = None,
+    alignment: int | None = None,
 ) -> list[str]:
     """Arguments that quantize ``model`` to ``out``; with ``dry_run`` only sizes are computed and ``out`` is
-    not used. ``tensor_types`` is a file of ``tensor_type_lines``; ``metadata`` are text values by key."""
+    not used. ``tensor_types`` is a file of ``tensor_type_lines``; ``metadata`` are text values by key;
+    ``alignment`` is what the new file says of the places of its tensors, else what the old one says."""
     args: list[str] = []
     if dry_run:
         args.append("--dry-run")
@@ -78,10 +81,20 @@ def arguments(
         args += ["--tensor-type-file", str(tensor_types)]
     for key, value in (metadata or {}).items():
         args += ["--override-kv", f"{key}=str:{value}"]
+    if alignment is not None:
+        args += ["--override-kv", f"general.alignment=int:{alignment}"]
     args += ["--max-buffer-size", str(BUFFER_MIB), str(model)]
     if out is not None and not dry_run:
         args.append(str(out))
     return [*args, type_name]
+
+
+def requires_matrix(name: str, kind: str, type_name: str) -> bool:
+    """Whether llama-quantize refuses to give a tensor the type ``kind`` in a file of ``type_name`` without an
+    entry of an importance matrix (``tensor_requires_imatrix`` in src/llama-quant.cpp)."""
+    if name in ("token_embd.weight", "per_layer_token_embd.weight", "output.weight"):
+        return False
+    return kind in _NEED_MATRIX or (kind == "q2_k" and type_name.upper() == "Q2_K_S")
 
 
 def tensor_type_lines(types: Mapping[str, str]) -> str:

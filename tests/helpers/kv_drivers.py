@@ -37,9 +37,11 @@ def run(
 
 
 def means(model: Path, out: Path, *, size: float, rotation: str = "iso/full", **change: Any) -> Path:
-    """A calibration file with random means: attention does not depend on what they are."""
-    layers = {DENSE: range(8), HYBRID: (3, 7)}[model.stem]
-    head_dim = {DENSE: 128, HYBRID: 256}[model.stem]
+    """A file of random means, which ggufrq made before profiles: attention does not depend on what they
+    are."""
+    name = HYBRID if model.stem.startswith(HYBRID) else DENSE
+    layers = {DENSE: range(8), HYBRID: (3, 7)}[name]
+    head_dim = {DENSE: 128, HYBRID: 256}[name]
     rng = np.random.default_rng(7)
     writer = gguf.GGUFWriter(out, "kv-calib")
     writer.add_type(change.get("type", "kv-calib"))

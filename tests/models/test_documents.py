@@ -17,7 +17,7 @@ QUICK: dict[str, tuple[list[str], str | None]] = {
     "doctor": ([], None),
     "where": ([], None),
     "completion": ([], None),
-    "calibrate": ([], None),
+    "calibrate": (["-o", "kv.gguf", "--chunks", "2"], None),
     "run": (["-n", "8", "-c", "512"], None),
     "quantize": (["--requantize"], "--dry-run"),
     "validate": (["--sections", "quality"], "--quick"),

@@ -9,19 +9,18 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import kv_drivers
 import pytest
 from click.testing import CliRunner
 from families import family_of
 
 from ggufrq.base.errors import GgufrqError, ModelError, ToolError
-from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import Sought, kv_type, kv_types, parse_plan
+from ggufrq.cache.kv import Sought, kv_types, parse_plan
 from ggufrq.cli.run import run as command
 from ggufrq.drive.run import generate
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
-from ggufrq.measure.calibrate import calibrate
 from ggufrq.models.resolve import embedded_models
 from ggufrq.profile import profile_from_weights
 from ggufrq.tools.logs import Metric, parse_context
@@ -266,12 +265,9 @@ def test_command_with_layers_apart(families: dict[str, Family]) -> None:
     )
 
 
-def test_calibrated_cache_with_layers_apart(
-    families: dict[str, Family], llama_build: Build, tmp_path: Path
-) -> None:
+def test_a_cache_without_means_with_layers_apart(families: dict[str, Family], tmp_path: Path) -> None:
     model, means = families[DENSE].file("Q8_0"), tmp_path / "means.gguf"
-    text = data_dir("texts") / "calibration.txt"
-    calibrate(model, text, means, llama_build, k_type=kv_type("iso3"), n_ctx=256, chunks=1, threads=1)
+    kv_drivers.means(model, means, size=0.1)
     arguments = [str(model), "-p", "Hello", "-n", "2", "-c", "512", "--raw", "-t", "1"]
     calibrated = [*arguments, "--kv", "q8_0; 1:iso3", "--kv-calib", str(means)]
     result = CliRunner().invoke(command, calibrated)

@@ -1,39 +1,74 @@
-"""Calibration without llama.cpp: what is summed, kept, written and refused; with it in tests/models."""
+"""Profiles from a text without llama.cpp: what is made of sums, kept, refused; with it in tests/models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import pytest
+from attention_models import DIM, HEADS, KV_HEADS, QK_NORM, SPLIT, numbers, write
 from click.testing import CliRunner
 
-from ggufrq.base import paths
-from ggufrq.base.errors import GgufrqError, ModelError, UsageError
-from ggufrq.base.progress import Listener
-from ggufrq.cache.kv import kv_type
-from ggufrq.cli.calibrate import calibrate as command
-from ggufrq.codec import rotate
-from ggufrq.drive import kv_capture
-from ggufrq.ggufs.fingerprint import fingerprint
-from ggufrq.ggufs.kv_state import KvLayer, KvState
-from ggufrq.measure import calibrate
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import GgufrqError, ModelError, ToolError, UsageError
+from ggufrq.cli import cli
+from ggufrq.measure.calibrate import profile_from_text
+from ggufrq.profile import Profile, profile_from_weights, read_profile
+from ggufrq.profile.solve import solve
+from ggufrq.profile.sums import LayerSums, read_sums
+from ggufrq.profile.text import averaged, noise, profile_from_sums
+from ggufrq.profile.whole import Whole
 
-HEADS, DIM, TOKENS, LAYERS = 2, 128, 16, (1, 3)
-BUILD: Any = None
+F64 = npt.NDArray[np.float64]
+
+CHUNK, CHUNKS, HELD = 16, 4, 1
+Layer = tuple[F64, F64]  # K [tokens, kv heads, dim] and Q [tokens, heads, dim] before RoPE
 
 
-def make_model(path: Path, *, norm: float = 1.0, extra: str | None = None, **values: float) -> Path:
-    writer = gguf.GGUFWriter(path, "qwen3")
-    writer.add_block_count(4)
-    writer.add_embedding_length(64)
-    for key, value in values.items():
-        writer.add_float32(f"qwen3.{key}", value)
-    for name in ["output_norm.weight", *([extra] if extra else [])]:
-        writer.add_tensor(name, np.full(64, norm, np.float32))
+def drawn(seed: int = 3, tokens: int = CHUNK * CHUNKS, layers: int = 2) -> list[Layer]:
+    rng = np.random.default_rng(seed)
+
+    def side(heads: int) -> F64:
+        spread = np.exp(rng.standard_normal((heads, DIM)))
+        return rng.standard_normal((tokens, heads, DIM)) * spread + rng.standard_normal((heads, DIM))
+
+    return [(side(KV_HEADS), side(HEADS)) for _ in range(layers)]
+
+
+def summed(k: F64, q: F64) -> dict[str, F64]:
+    q = q.reshape(len(q), KV_HEADS, -1, DIM)
+    return {
+        "k": k.sum(axis=0)[:, :, None],
+        "kk": np.einsum("thi,thj->hij", k, k),
+        "qq": np.einsum("thgi,thgj->hij", q, q),
+    }
+
+
+def layer_sums(k: F64, q: F64, *, rope: bool = True) -> LayerSums:
+    found = summed(k, q)
+    return LayerSums(len(k), found["k"][:, :, 0], found["kk"], found["qq"], rope)
+
+
+def sums_file(path: Path, layers: list[Layer], done: int = CHUNKS, how: str = "rope", **change: Any) -> Path:
+    """As llama-rq-moments writes it."""
+    writer = gguf.GGUFWriter(path, "kv-moments")
+    writer.add_type(change.get("type", "kv-moments"))
+    writer.add_uint32("rq.moments.version", change.get("version", 1))
+    for key, value in {"n_ctx": CHUNK, "chunks": CHUNKS, "held": HELD, "done": done}.items():
+        writer.add_uint32(f"rq.moments.{key}", value)
+    fit = CHUNK * (CHUNKS - HELD)
+    for il, (k, q) in enumerate(layers):
+        for which, part in (("fit", slice(fit)), ("held", slice(fit, None))):
+            for name, values in summed(k[part], q[part]).items():
+                if name == change.get("missing"):
+                    continue
+                writer.add_tensor(f"{which}.{il}.{name}.{how}", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -41,26 +76,149 @@ def make_model(path: Path, *, norm: float = 1.0, extra: str | None = None, **val
     return path
 
 
-class Captures:
-    """Stands for llama-server: chunks of random K, of which some can be missing or fail."""
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny-Q8_0.gguf"
+    write(path, "qwen3", numbers(), [{**SPLIT, **QK_NORM}] * 2)
+    return path
 
-    def __init__(self, there: int, fail_at: int | None = None) -> None:
-        rng = np.random.default_rng(5)
-        self.k = rng.standard_normal((there, len(LAYERS), TOKENS, HEADS, DIM)).astype(np.float16) + 3
-        self.fail_at = fail_at
-        self.computed: list[int] = []
+
+@pytest.mark.parametrize(("first", "n"), [(0, 1), (0, 24), (5, 7)])
+def test_moments_are_those_at_every_position(model: Path, first: int, n: int) -> None:
+    """K and Q of each token turned to each of the positions, against the closed form."""
+    whole = Whole.of(model, 24)
+    k, q = drawn()[0]
+    found, queries = averaged(whole, 0, layer_sums(k, q), first, n)
+    rope = whole.rope(0, DIM)
+    assert rope is not None
+    turns = [rope.matrix(p) for p in range(first, first + n)]
+    ks = np.concatenate([k @ turn.T for turn in turns])
+    qs = np.concatenate([q @ turn.T for turn in turns]).reshape(len(q) * n, KV_HEADS, -1, DIM)
+    assert np.allclose(found.mean, ks.mean(axis=0))
+    assert np.allclose(found.second, np.einsum("thi,thj->hij", ks, ks) / len(ks))
+    assert np.allclose(queries, np.einsum("thgi,thgj->hij", qs, qs) / len(qs))
+
+
+def test_the_profile_is_the_best_one_for_these_moments(model: Path) -> None:
+    whole = Whole.of(model, 24)
+    sums = {il: layer_sums(*layer) for il, layer in enumerate(drawn())}
+    profile = profile_from_sums(whole, sums)
+    assert (profile.source, profile.n_ctx) == ("text", 24)
+    for il, layer in profile.layers.items():
+        k, q = averaged(whole, il, sums[il], 0, 24)
+        metric = solve(k.covariance, q)
+        assert layer.k_mean is not None and np.allclose(layer.k_mean, k.mean, atol=1e-5)
+        assert np.allclose(layer.k_map, metric.forward, rtol=1e-4, atol=1e-4)
+        assert np.allclose(layer.q_map, metric.inverse, rtol=1e-4, atol=1e-4)
+
+
+def test_the_noise_is_that_of_white_errors(model: Path) -> None:
+    """Errors of the same size in all directions of what is stored, met by the queries."""
+    whole = Whole.of(model, 24)
+    layers = drawn(tokens=200)
+    sums = {il: layer_sums(*layer) for il, layer in enumerate(layers)}
+    made = profile_from_sums(whole, sums)
+    for profile in (None, made, profile_from_weights(model, 24)):
+        found = noise(whole, profile, sums, 3, 1)
+        for il, (k, q) in enumerate(layers):
+            rope = whole.rope(il, DIM)
+            assert rope is not None
+            turn = rope.matrix(3)
+            stored, met = k @ turn.T, (q @ turn.T).reshape(len(q), KV_HEADS, -1, DIM)
+            if profile is not None:
+                layer = profile.layers[il]
+                stored = stored - (0 if layer.k_mean is None else layer.k_mean)
+                stored = np.einsum("thi,hij->thj", stored, layer.k_map)
+                met = np.einsum("thgi,hij->thgj", met, layer.q_map)
+            size = np.square(stored).sum(axis=2).mean(axis=0)
+            expected = size * np.square(met).sum(axis=(2, 3)).mean(axis=0)
+            assert np.allclose(found[il], expected, rtol=1e-3)
+    best, plain = noise(whole, made, sums, 0, 24), noise(whole, None, sums, 0, 24)
+    assert all((best[il] < plain[il]).all() for il in plain)
+
+
+@pytest.mark.parametrize(
+    "change", [{"attn_logit_softcapping": 50.0}, {"extra": {"blk.0.attn_sinks.weight": np.ones(HEADS)}}]
+)
+def test_where_a_mean_matters_none_is_taken_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "model.gguf"
+    extra = change.pop("extra", None)
+    write(path, "qwen3", numbers(**change), [SPLIT] * 2, extra)
+    whole = Whole.of(path, 24)
+    sums = {il: layer_sums(*layer) for il, layer in enumerate(drawn())}
+    profile = profile_from_sums(whole, sums)
+    k, q = averaged(whole, 1, sums[1], 0, 24)
+    assert profile.layers[1].k_mean is None
+    assert np.allclose(profile.layers[1].k_map, solve(k.second, q).forward, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_the_text_does_not_reach_are_from_the_weights(model: Path) -> None:
+    whole = Whole.of(model, 24)
+    profile = profile_from_sums(whole, {0: layer_sums(*drawn()[0])})
+    assert np.array_equal(profile.layers[1].k_map, profile_from_weights(model, 24).layers[1].k_map)
+
+
+def test_rope_where_it_should_not_be_is_refused(model: Path) -> None:
+    whole = Whole.of(model, 24)
+    with pytest.raises(ModelError, match="it is not known what RoPE is given in layer 0 of qwen3"):
+        averaged(whole, 0, layer_sums(*drawn()[0], rope=False), 0, 24)
+
+
+def test_a_layer_without_rope_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write(path, "smollm3", numbers(), [SPLIT] * 4)
+    k, q = drawn()[0]
+    found, queries = averaged(Whole.of(path, 24), 3, layer_sums(k, q, rope=False), 7, 9)
+    assert np.allclose(found.mean, k.mean(axis=0))
+    assert np.allclose(queries, layer_sums(k, q).qq / len(k))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"type": "model"}, "has no moments"),
+        ({"version": 2}, "or of another version"),
+        ({"done": 3}, "is over 3 of 4 chunks only"),
+        ({"missing": "qq"}, "it is not known what RoPE is given in layer 0"),
+        ({"how": "roped"}, "has a tensor that it should not have, fit.0.k.roped"),
+    ],
+)
+def test_a_file_of_sums_that_is_not_sound(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    with pytest.raises(ModelError, match=why):
+        read_sums(sums_file(tmp_path / "sums.gguf", drawn(), **change))
+
+
+def test_sums_that_are_not_finite(tmp_path: Path) -> None:
+    layers = drawn()
+    layers[1][0][5, 1, 2] = np.nan
+    with pytest.raises(ModelError, match="of layer 1 are not finite"):
+        read_sums(sums_file(tmp_path / "sums.gguf", layers))
+
+
+class Program:
+    """Stands for llama-rq-moments."""
+
+    def __init__(self, layers: list[Layer], answer: str | None = None) -> None:
+        self.layers, self.answer = layers, answer
+        self.runs: list[list[str]] = []
 
     def __call__(
-        self, *_: object, chunks: int, first: int, listener: Listener, **__: object
-    ) -> Iterator[KvState]:
-        there = min(chunks, len(self.k))
-        listener.expect(there)
-        for i in range(first, there):
-            if i == self.fail_at:
-                raise KeyboardInterrupt
-            self.computed.append(i)
-            layers = {il: KvLayer(self.k[i, j], self.k[i, j]) for j, il in enumerate(LAYERS)}
-            yield KvState(tuple(range(TOKENS)), layers)
+        self, args: list[Any], *, on_stdout: Callable[[str], None], env: Mapping[str, None], **_: object
+    ) -> proc.Completed:
+        words = [str(arg) for arg in args]
+        self.runs.append(words)
+        assert env["LLAMA_RQ_LAYERS"] is None
+        if self.answer is not None:
+            return proc.Completed(words, 1, "", self.answer, 0.0)
+        out = Path(words[words.index("-o") + 1])
+        sums_file(out, self.layers)
+        said = f"moments: {CHUNKS} chunks of {CHUNK} tokens, {HELD} held out, 0 done\n[1][2][3][4]\n"
+        for start in range(0, len(said), 7):
+            on_stdout(said[start : start + 7])
+        return proc.Completed(words, 0, said, "", 0.0)
+
+
+BUILD: Any = SimpleNamespace(key="build", tool=lambda name: Path(name))
 
 
 @pytest.fixture
@@ -70,131 +228,75 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def make(model: Path, text: Path, out: Path, monkeypatch: Any, captures: Captures, **options: Any) -> Any:
-    monkeypatch.setattr(kv_capture, "captured", captures)
-    options = {"k_type": kv_type("iso3"), "chunks": len(captures.k)} | options
-    return calibrate.calibrate(model, text, out, BUILD, **options)
-
-
-@pytest.mark.parametrize(("kind", "mode"), [("iso3", "full"), ("planar4", "block"), ("rotor2", "none")])
-def test_the_file_has_the_rotated_means(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mode: str
-) -> None:
-    captures = Captures(3)
-    model, out = make_model(tmp_path / "m.gguf"), tmp_path / "calib.gguf"
-    made = make(model, text, out, monkeypatch, captures, k_type=kv_type(kind), mode=mode)
-    reader = gguf.GGUFReader(out)
-    facts = {name: field.contents() for name, field in reader.fields.items()}
-    family = kind[:-1]
-    assert facts["general.type"] == "kv-calib"
-    assert facts["rq.calib.version"] == 1
-    assert facts["rq.calib.arch"] == "qwen3"
-    assert facts["rq.calib.n_layer"] == 4
-    assert facts["rq.calib.k_rotation"] == f"{family}/{mode}/128" == made.rotation
-    assert facts["rq.calib.model"] == fingerprint(model)
-    assert facts["rq.calib.tokens"] == 3 * TOKENS == made.tokens
-    assert [tensor.name for tensor in reader.tensors] == ["blk.1.k_mean", "blk.3.k_mean"]
-    for j, tensor in enumerate(reader.tensors):
-        k = captures.k[:, j].reshape(-1, HEADS, DIM).astype(np.float64)
-        mean = rotate(k.mean(axis=0).astype(np.float32), family, mode)  # type: ignore[arg-type]
-        np.testing.assert_allclose(tensor.data, mean, atol=1e-6)
-        share = (np.square(k.mean(axis=0)).sum(-1) / np.square(k).sum(-1).mean(0)).mean()
-        assert made.layers[j].share == pytest.approx(share)
-        assert 0.8 < share < 1
-
-
-def test_a_stopped_run_goes_on(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, out = make_model(tmp_path / "m.gguf"), tmp_path / "calib.gguf"
-    stopped = Captures(4, fail_at=2)
-    with pytest.raises(KeyboardInterrupt):
-        make(model, text, out, monkeypatch, stopped)
-    assert list(tmp_path.glob("*calib*")) == []
-    rest = Captures(4)
-    make(model, text, out, monkeypatch, rest)
-    assert (stopped.computed, rest.computed) == ([0, 1], [2, 3])
-    resumed = out.read_bytes()
-    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "another cache"))
-    make(model, text, out, monkeypatch, Captures(4))
-    assert out.read_bytes() == resumed
-    again = Captures(4)
-    make(model, text, out, monkeypatch, again)
-    assert again.computed == []
-
-
-def test_a_damaged_chunk_is_computed_again(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, out = make_model(tmp_path / "m.gguf"), tmp_path / "calib.gguf"
-    make(model, text, out, monkeypatch, Captures(2))
-    for kept in paths.cache_dir().glob("calibration/*/1.npz"):
-        kept.write_bytes(kept.read_bytes()[:100])
-    again = Captures(2)
-    make(model, text, out, monkeypatch, again)
-    assert again.computed == [1]
-
-
-def test_a_short_text_gives_fewer_chunks(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(tmp_path / "m.gguf")
-    assert make(model, text, tmp_path / "c", monkeypatch, Captures(2), chunks=9).tokens == 2 * TOKENS
-
-
-def test_the_fingerprint_is_of_the_model_and_not_of_its_weights_types(tmp_path: Path) -> None:
-    one = fingerprint(make_model(tmp_path / "1.gguf"))
-    assert one == fingerprint(make_model(tmp_path / "2.gguf", extra="blk.0.attn_k.weight"))
-    assert one != fingerprint(make_model(tmp_path / "3.gguf", norm=1.5))
-    assert len(one) == 16
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"extra": "blk.0.attn_sinks.weight"}, "has attention sinks"),
-        ({"attn_logit_softcapping": 50.0}, "caps"),
-    ],
-)
-def test_a_model_where_it_is_not_exact_is_refused(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], why: str
-) -> None:
-    model = make_model(tmp_path / "m.gguf", **options)
-    with pytest.raises(ModelError, match=why):
-        make(model, text, tmp_path / "calib.gguf", monkeypatch, Captures(1))
-    assert not (tmp_path / "calib.gguf").exists()
-
-
-def test_types_and_modes_without_a_rotation_are_refused(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = make_model(tmp_path / "m.gguf")
-    with pytest.raises(UsageError, match="q8_0 is not calibrated"):
-        make(model, text, tmp_path / "c", monkeypatch, Captures(1), k_type=kv_type("q8_0"))
-    with pytest.raises(UsageError, match="no rotation mode 'ful'"):
-        make(model, text, tmp_path / "c", monkeypatch, Captures(1), mode="ful")
-
-
-def test_a_place_that_cannot_be_written_is_an_error(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = make_model(tmp_path / "m.gguf")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(GgufrqError, match="cannot write"):
-        make(model, text, tmp_path / "folder", monkeypatch, Captures(1))
-
-
-def test_the_mode_is_that_of_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    for value, mode in ((None, "full"), ("", "full"), ("block", "block"), ("hadamard/none", "hadamard")):
-        monkeypatch.delenv("LLAMA_RQ_MODE", raising=False)
-        if value is not None:
-            monkeypatch.setenv("LLAMA_RQ_MODE", value)
-        assert calibrate.mode_of_k() == mode
-
-
-def test_the_command_prints_how_much_of_k_is_constant(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kv_capture, "captured", Captures(2))
+def run_by(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.setattr("ggufrq.measure.calibrate.proc.run", program)
     monkeypatch.setattr("ggufrq.cli.calibrate.require_build", lambda: BUILD)
-    model, out = make_model(tmp_path / "m.gguf"), tmp_path / "calib.gguf"
-    done = CliRunner().invoke(command, [str(model), str(text), "-o", str(out), "--chunks", "2"])
-    assert done.exit_code == 0, done.output
-    assert "constant part of K, %" in done.output and "rotation iso/full" in done.output
-    assert out.is_file()
+    return program
+
+
+def test_what_was_held_out_tells_the_gain(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the profile is from all of the text."""
+    layers = drawn(tokens=CHUNK * CHUNKS)
+    run_by(Program(layers), monkeypatch)
+    made = profile_from_text(model, text, BUILD, positions=5000, n_ctx=CHUNK, chunks=CHUNKS)
+    assert (made.tokens, made.held) == (CHUNK * CHUNKS, CHUNK * HELD)
+    whole = Whole.of(model, 5000)
+    expected = profile_from_sums(whole, {il: layer_sums(*layer) for il, layer in enumerate(layers)})
+    assert np.allclose(made.profile.layers[1].k_map, expected.layers[1].k_map, rtol=1e-4, atol=1e-5)
+
+    seen = {il: layer_sums(k[:48], q[:48]) for il, (k, q) in enumerate(layers)}
+    rest = {il: layer_sums(k[48:], q[48:]) for il, (k, q) in enumerate(layers)}
+    profile = profile_from_sums(whole, seen)
+    assert [(gain.first, gain.last) for gain in made.gains] == [(0, 2047), (2952, 4999)]
+    for gain in made.gains:
+        by, plain = (noise(whole, which, rest, gain.first, 2048) for which in (profile, None))
+        ratios = np.array([by[il] / plain[il] for il in (0, 1)])
+        assert gain.text == pytest.approx(np.exp(np.log(ratios).mean()))
+        assert gain.layers[1][1] == pytest.approx(np.exp(np.log(ratios[1]).mean()))
+        assert gain.weights is not None and gain.text < gain.weights
+
+
+def test_the_command(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes the file that is found by its name, once computed it is kept, and damaged it is made anew."""
+    program = run_by(Program(drawn()), monkeypatch)
+    command = ["calibrate", str(model), str(text), "--positions", "24", "--json"]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    told = json.loads(done.stdout)
+    out = model.parent / "tiny-kv.gguf"
+    assert told["file"] == str(out) and told["tokens"] == 64 and told["held_out"] == 16
+    (noise_told,) = told["noise"]
+    assert noise_told["none"] == 1 and 0 < noise_told["text"] < noise_told["weights"]
+    assert [layer["layer"] for layer in noise_told["layers"]] == [0, 1]
+    profile = read_profile(out)
+    assert (profile.source, profile.n_ctx) == ("text", 24)
+    written = out.read_bytes()
+
+    plain = CliRunner().invoke(cli, command[:-1], catch_exceptions=False)
+    assert len(program.runs) == 1 and out.read_bytes() == written
+    assert "no profile" in plain.stdout and "find tiny-kv.gguf by its name" in plain.stdout
+    (kept,) = (paths.cache_dir() / "calibration").glob("*.gguf")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    CliRunner().invoke(cli, command[:-1], catch_exceptions=False)
+    assert len(program.runs) == 2 and out.read_bytes() == written
+
+
+def test_a_program_that_fails_says_why(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "0.01.002.003 E main: the text has 3 tokens, less than one chunk of 16\n"
+    run_by(Program([], said), monkeypatch)
+    with pytest.raises(ToolError, match="the text has 3 tokens, less than one chunk of 16"):
+        profile_from_text(model, text, BUILD, n_ctx=16)
+
+
+def test_options_and_texts_that_make_no_sense(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_by(Program(drawn()), monkeypatch)
+    for kv in ("iso3", "planar4"):
+        done = CliRunner().invoke(cli, ["calibrate", str(model), str(text), "--kv", kv])
+        assert isinstance(done.exception, UsageError) and "--kv means nothing" in str(done.exception)
+    with pytest.raises(UsageError, match="there is no text"):
+        profile_from_text(model, tmp_path / "none.txt", BUILD)
+    (tmp_path / "folder").mkdir()
+    profile: Profile = profile_from_text(model, text, BUILD, positions=24).profile
+    with pytest.raises(GgufrqError, match="cannot write"):
+        profile.write(tmp_path / "folder")

@@ -1,5 +1,5 @@
 # Our sources into the targets that upstream's CMake files have made: ggml-base, every variant of ggml-cpu, and llama where
-# it is there (a build of ggml alone includes this file after ggml). CUDA, HIP and Metal find theirs by themselves.
+# it is there (a build of ggml alone includes this file after ggml), and a program of ours. CUDA, HIP and Metal find theirs by themselves.
 
 get_target_property(RQ_GGML ggml-base SOURCE_DIR)
 
@@ -18,6 +18,12 @@ if (TARGET llama)
     get_target_property(RQ_LLAMA llama SOURCE_DIR)
     file(GLOB RQ_SOURCES CONFIGURE_DEPENDS "${RQ_LLAMA}/llama-rq*.cpp")
     target_sources(llama PRIVATE ${RQ_SOURCES})
+endif()
+
+if (TARGET llama AND LLAMA_BUILD_COMMON AND LLAMA_BUILD_TOOLS)
+    add_executable(llama-rq-moments "${CMAKE_CURRENT_SOURCE_DIR}/tools/rq-moments/rq-moments.cpp")
+    target_link_libraries(llama-rq-moments PRIVATE llama-common llama)
+    target_compile_features(llama-rq-moments PRIVATE cxx_std_17)
 endif()
 
 # ggml.h includes it

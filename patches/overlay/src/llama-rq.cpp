@@ -1,6 +1,7 @@
 #include "llama-rq.h"
 #include "llama-rq-layers.h"
 #include "llama-rq-modes.h"
+#include "llama-rq-moments.h"
 #include "llama-rq-profile.h"
 #include "llama-rq-recent.h"
 #include "llama-rq-tensors.h"
@@ -384,6 +385,9 @@ void llama_rq_cache::state_read(llama_io_read_i & io) {
 }
 
 ggml_tensor * llama_rq_query(const llm_graph_context & graph, ggml_tensor * q, const ggml_tensor * k) {
+    if (llama_rq_sums_moments()) {
+        llama_rq_add_moments(graph, q, k);
+    }
     const llama_rq_layer * layer = llama_rq_find(k);
     if (!layer) {
         return q;

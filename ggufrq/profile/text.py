@@ -1,0 +1,71 @@
+"""A profile from a text: sums of what goes into RoPE, averaged over all positions of the context."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.fingerprint import fingerprint
+from ggufrq.profile.file import LayerProfile, Profile, Source
+from ggufrq.profile.moments import Moments
+from ggufrq.profile.rope import Rope
+from ggufrq.profile.sums import Layers, LayerSums
+from ggufrq.profile.weights import layer_from_weights
+from ggufrq.profile.whole import Whole
+
+F64 = npt.NDArray[np.float64]
+
+
+def profile_from_sums(whole: Whole, sums: Layers, source: Source = "text") -> Profile:
+    """The profile of a model, with ``sums`` over a text by layer. Layers with K that a text does not reach,
+    those that foretell further tokens, are taken from the weights.
+
+    Raises ModelError when RoPE is not where the architecture is known to have it.
+    """
+
+    def layer(il: int) -> LayerProfile:
+        if il not in sums:
+            return layer_from_weights(whole, il)
+        return whole.solved(*averaged(whole, il, sums[il], 0, whole.n_ctx))
+
+    return Profile(fingerprint(whole.tensors.path), source, whole.n_ctx, dict(whole.by_layer(layer)))
+
+
+def averaged(whole: Whole, il: int, sums: LayerSums, first: int, n: int) -> tuple[Moments, F64]:
+    """Moments of K of layer ``il``, and second moments of the queries, as attention reads them, averaged over
+    positions ``first`` … ``first + n - 1``. Raises ModelError as ``profile_from_sums``."""
+    rope = whole.rope(il, sums.k.shape[-1])
+    if (rope is not None) != sums.rope:
+        raise ModelError(
+            f"it is not known what RoPE is given in layer {il} of {whole.facts.architecture}, so no profile "
+            "can be made from a text",
+            remedy="take the one from the weights: --kv-profile weights",
+        )
+    if rope is None:
+        return sums.moments, sums.queries
+    turn = Rope(rope.dim, rope.pairing, rope.theta).matrix(first)
+    k = Moments(
+        rope.mean(sums.moments.mean, n) @ turn.T, turn @ rope.second_moment(sums.moments.second, n) @ turn.T
+    )
+    return k, turn @ rope.second_moment(sums.queries, n) @ turn.T
+
+
+def noise(whole: Whole, profile: Profile | None, sums: Layers, first: int, n: int) -> dict[int, F64]:
+    """By layer and KV head [heads], in proportion, the squared error of scores that a code with one scale
+    makes of K stored by ``profile``, for the moments in ``sums`` at positions ``first`` … ``first + n - 1``:
+    tr(A Σk A) · tr(A⁻¹ Σq A⁻¹), as in solve.py, Σk being around the profile's mean."""
+    found = {}
+    for il, layer in sums.items():
+        k, q = averaged(whole, il, layer, first, n)
+        if profile is None:
+            found[il] = np.trace(k.second, axis1=1, axis2=2) * np.trace(q, axis1=1, axis2=2)
+            continue
+        made = profile.layers[il]
+        forward, inverse = made.k_map.astype(np.float64), made.q_map.astype(np.float64)
+        mean = np.zeros_like(k.mean) if made.k_mean is None else made.k_mean.astype(np.float64)
+        cross = k.mean[:, :, None] * mean[:, None, :]
+        around = k.second - cross - np.swapaxes(cross, 1, 2) + mean[:, :, None] * mean[:, None, :]
+        stored = np.einsum("hij,hjk,hki->h", forward, around, forward, optimize=True)
+        found[il] = stored * np.einsum("hij,hjk,hki->h", inverse, q, inverse, optimize=True)
+    return found

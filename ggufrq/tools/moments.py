@@ -1,0 +1,46 @@
+"""llama-rq-moments: sums over a text of K and of products of K and Q before RoPE, by layer and KV head."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ggufrq.tools.logs import Incomplete, failure
+
+PROGRAM = "llama-rq-moments"
+_PLAN = re.compile(r"^moments: (\d+) chunks of \d+ tokens, \d+ held out, (\d+) done$", re.MULTILINE)
+_CHUNK = re.compile(r"\[(\d+)\]")
+#: Variables that would change the cache that K is taken from.
+PLAIN_CACHE = dict.fromkeys(("LLAMA_RQ_LAYERS", "LLAMA_RQ_PROFILE", "LLAMA_RQ_RECENT", "LLAMA_RQ_FIRST"))
+
+
+def arguments(
+    model: Path, text: Path | None, out: Path, *, n_ctx: int, chunks: int, threads: int | None = None
+) -> list[str]:
+    """Arguments that sum over up to ``chunks`` chunks of ``n_ctx`` tokens of a text, or of random tokens
+    without one, into ``out``; a file that is there is gone on with."""
+    args = ["-m", str(model), "-o", str(out), "-c", str(n_ctx), "--chunks", str(chunks), "-lv", "4"]
+    args += ["-fa", "on", "-ctk", "f16", "-ctv", "f16"]
+    args += [] if text is None else ["-f", str(text), "--no-escape"]
+    return [*args, *([] if threads is None else ["-t", str(threads)])]
+
+
+def plan(stdout: str) -> tuple[int, int] | None:
+    """How many chunks there are, and how many of them were done before; None until the run has said so."""
+    found = _PLAN.search(stdout)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def chunks_done(stdout: str) -> int:
+    """How many chunks are done, of a run that may still go on."""
+    planned = plan(stdout)
+    return max((int(m[1]) for m in _CHUNK.finditer(stdout)), default=planned[1] if planned else 0)
+
+
+def check(stdout: str, stderr: str) -> None:
+    """Raises ToolError when the run did not finish."""
+    planned = plan(stdout)
+    if planned is None:
+        raise failure(stderr, f"{PROGRAM} gave no result")
+    if chunks_done(stdout) != planned[0]:
+        raise Incomplete(f"{PROGRAM} finished {chunks_done(stdout)} of {planned[0]} chunks")
