@@ -218,7 +218,12 @@ def test_files_of_a_folded_family(
         assert values["ggufrq.fold"] == "awq" and "attention" in values["ggufrq.fold.parts"]
         assert values["quantize.imatrix.file"] == published.name
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*(made.name for made in first.files), published.name, f"{name}.ggufrq.json"]
+        [
+            *(made.name for made in first.files),
+            published.name,
+            f"{name}-awq-kv.gguf",
+            f"{name}.ggufrq.json",
+        ]
     )
     again = family_of(source, arguments, llama_build, out=tmp_path, imatrix=given, fold="awq")
     assert not any(made.fresh for made in again.files)

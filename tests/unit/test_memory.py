@@ -330,7 +330,10 @@ def test_what_is_kept_beside_k_and_v(tmp_path: Path) -> None:
     assert exact_bytes(shape, plan, ContextSettings(4096, parallel=4)) == 4 * 34 * row
     assert profile_bytes(shape, plan) == 0
     profiled = plan.with_profile(Sought.AUTO)
-    assert profile_bytes(shape, profiled) == 4 * 4 * 2 * (2 * 128 * 128 + 128)
+    maps = 2 * 2 * 128 * 128  # values of one layer
+    assert profile_bytes(shape, profiled) == 4 * (2 * maps + 4 * 2 * 128)
+    mixed = parse_plan("f16; 1:iso3").with_profile(Sought.AUTO)
+    assert profile_bytes(shape, mixed) == profile_bytes(shape, profiled) + 3 * 2 * maps
     memory = Memory(shape, 1000)
     plain, more = (memory.estimate(p, ContextSettings(4096)) for p in (parse_plan("iso3"), profiled))
     assert more.total - plain.total == more.exact_tokens + more.profile == more.cache - plain.cache > 0
