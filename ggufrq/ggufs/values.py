@@ -145,12 +145,10 @@ class Values:
         return np.asarray(decoded, np.float32).reshape(len(raw), columns)
 
 
-def first_odd(model: Path, *, floats: bool = False) -> Odd | None:
-    """The first tensor of a model, or of its ``floats``, with values that are no finite numbers; None when
-    all are sound."""
+def first_odd(model: Path) -> Odd | None:
+    """The first tensor of a model with values that are no finite numbers, None when all are sound."""
     with Values(model) as values:
-        names = [name for name in values.names if not floats or is_float(values.kind(name))]
-        return next((odd for name in names if (odd := values.odd(name)) is not None), None)
+        return next((odd for name in values.names if (odd := values.odd(name)) is not None), None)
 
 
 def losses(source: Path, made: Path) -> Iterator[Loss]:
