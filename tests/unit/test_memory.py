@@ -428,3 +428,11 @@ def test_what_llama_cpp_cannot_say_is_estimated(tmp_path: Path) -> None:
 def test_all_shards_count(tmp_path: Path) -> None:
     header = read_header(model(tmp_path / "m.gguf", "llama", DENSE))
     assert memory_shape([header, header]).weight_bytes == 2 * memory_shape([header]).weight_bytes
+
+
+@pytest.mark.parametrize("more", [{}, {"attention.key_length": 128, "attention.value_length": 128}])
+def test_a_first_layer_without_attention_does_not_stand_for_all(tmp_path: Path, more: dict[str, int]) -> None:
+    heads = {"attention.head_count": [0, 4], "attention.head_count_kv": [0, 2], "block_count": 2}
+    shape = shape_of(tmp_path, "llama", DENSE | heads | more)
+    assert values(shape) == [(0, 0), (256, 256)]
+    assert len(shape.cached) == 1
