@@ -10,12 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
-from ggufrq.base import table
+from ggufrq.base import paths, table
 from ggufrq.base.progress import Listener
 from ggufrq.base.sizes import size_text
 from ggufrq.build.builds import require_build
 from ggufrq.make.family import families, make_family, parse_wants
-from ggufrq.make.fold.fold_file import default_text
 from ggufrq.make.plan import Family, Request, Want, needs_imatrix
 from ggufrq.make.recipe import load, shipped
 from ggufrq.measure.kept import Row
@@ -53,7 +52,7 @@ def make(variant: str, model: str, types: list[str], out: Path, imatrix: Path | 
         parse_wants(types, build),
         folder,
         imatrix=() if imatrix is None else (imatrix,),
-        calibrate=(default_text(),) if imatrix is None else (),
+        calibrate=(paths.data_dir("texts") / "calibration.txt",) if imatrix is None else (),
         fold="awq" if variant == "awq" else None,
         run=False,
     )

@@ -15,6 +15,7 @@ from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.ggufs.tensors import is_float
+from ggufrq.make.profile import TYPE as PROFILE
 from ggufrq.runtimes.fallback import fits
 
 _MANIFEST = ".ggufrq.json"
@@ -23,7 +24,7 @@ _MANIFEST = ".ggufrq.json"
 @dataclass(frozen=True)
 class CardFile:
     """One file of the family: its type and recipe, bytes of all its parts, bits per weight, and the sha256 of
-    the importance matrix that was used, if any. ``kind`` is ``model``, ``mmproj`` or ``mtp``."""
+    the importance matrix that was used, if any. ``kind`` is ``model``, ``mmproj``, ``mtp`` or ``profile``."""
 
     name: str
     path: Path
@@ -152,6 +153,7 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
 def _file(folder: Path, name: str, entry: Mapping[str, Any]) -> CardFile:
     parts = entry["parts"]
     kind = next((k for k in ("mmproj", "mtp") if name.startswith(f"{k}-")), "model")
+    kind = "profile" if entry.get("type") == PROFILE else kind
     return CardFile(
         name=name,
         path=folder / parts[0]["name"],

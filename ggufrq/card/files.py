@@ -25,6 +25,12 @@ _CLASSES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 1
 #: Of a class of memory so much is left for the compute buffers, which differ by backend.
 _SPARE = 0.15
 _SHORTEST = 8192
+#: What files are for that are no models.
+_OTHERS = {
+    "mmproj": "vision projector",
+    "mtp": "head that predicts further tokens",
+    "profile": "metric of K for the rotated cache types, which `ggufrq run` finds beside the model",
+}
 _COLUMNS = ("f16", "q8_0", "q4_0", "iso4", "iso3", "iso2")
 
 
@@ -138,7 +144,7 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
 
 def _description(facts: Facts, file: CardFile, best: Row | None) -> str:
     if file.kind != "model":
-        return {"mmproj": "vision projector", "mtp": "head that predicts further tokens"}[file.kind]
+        return _OTHERS[file.kind]
     said = [f"{file.bits:.2f} bits per weight"]
     said += [f"recipe {file.recipe}"] if file.recipe else []
     said += ["importance matrix"] if file.imatrix else []

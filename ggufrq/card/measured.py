@@ -69,6 +69,8 @@ def _measure_caches(facts: Facts, build: Build, *, quick: bool) -> None:
         str(file.path),
         kv=cases,
         profile=Sought.AUTO,
+        recent=None,
+        first=None,
         sections=_SECTIONS,
         quick=quick,
         again=shlex.join([*again, *(["--quick"] if quick else [])]),

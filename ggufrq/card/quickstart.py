@@ -15,8 +15,8 @@ from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.card.facts import Facts
 from ggufrq.drive import cache_check
-from ggufrq.drive.profiles import names_beside
 from ggufrq.drive.serve import ANY_PORT, choose_port, started
+from ggufrq.models.names import names_beside
 from ggufrq.tools import completion, server
 from ggufrq.tools.logs import Context, parse_context, retried
 
@@ -139,8 +139,10 @@ class _Starts:
             raise self._failed(program, "the cache was not kept as the command says")
 
     def _plan(self, kv: str) -> KvPlan:
-        """The cache in a type, with the profile that lies beside the file."""
+        """The cache in a type as ``ggufrq run`` keeps it, with the profile that lies beside the file."""
         plan, model = parse_plan(kv), self.facts.smallest.path
+        if self.build.holds_exact:
+            plan = plan.with_wished(None, None)
         beside = (name for name in names_beside(model) if (model.parent / name).is_file())
         profile = next(beside, None) if plan.k_ours else None
         return plan if profile is None else plan.with_profile(Path(profile))
@@ -169,5 +171,5 @@ def _line(program: str, args: Sequence[str]) -> str:
 
 
 def _cache(plan: KvPlan) -> list[str]:
-    profile = [] if plan.file is None else ["--kv-profile", str(plan.file)]
-    return ["-fa", "on", "--cache-type-k", plan.base.k.name, "--cache-type-v", plan.base.v.name, *profile]
+    types = ["--cache-type-k", plan.base.k.name, "--cache-type-v", plan.base.v.name]
+    return ["-fa", "on", *types, *plan.arguments()[len(plan.base.arguments()) :]]

@@ -23,7 +23,7 @@ from ggufrq.base.errors import GgufrqError
 GROUPS = {
     "Build": ("build", "doctor", "where", "completion"),
     "Make": ("quantize", "imatrix", "sensitivity"),
-    "Run": ("run", "serve", "memory", "fallback"),
+    "Run": ("advise", "run", "serve", "memory", "fallback"),
     "Measure": ("demo", "validate", "claims", "calibrate", "tune"),
     "Publish": ("card", "publish"),
     "Follow upstream": ("upstream",),

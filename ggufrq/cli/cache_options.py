@@ -10,9 +10,15 @@ from typing import Any, TypeVar
 
 import click
 
+from ggufrq.advise import choice
+from ggufrq.base import log
 from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_KV, DEFAULT_RECENT, MAX_EXACT, KvPlan, Sought, parse_plan
 from ggufrq.drive import run as core
+from ggufrq.make.ready import model_file
 from ggufrq.tools.programs import Programs
+
+#: What ``--kv`` takes in place of types.
+AUTO = "auto"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -72,7 +78,8 @@ _OPTIONS = (
         default=DEFAULT_KV,
         show_default=True,
         metavar="TYPES",
-        help='Cache type; K/V apart: iso3/planar4; some layers apart: "iso3; 0-1,-1:q8_0".',
+        help='Cache type; K/V apart: iso3/planar4; some layers apart: "iso3; 0-1,-1:q8_0"; auto: what '
+        "`ggufrq advise` recommends.",
     ),
     profile_option(
         "Metric of K in types of ours: a file, one made from the weights, or none.  [default: NAME-kv.gguf "
@@ -95,6 +102,13 @@ _OPTIONS = (
 )
 
 
+def warn(model: Path, plan: KvPlan, programs: Programs, name: str) -> None:
+    """Say in one line when a cache is a bad choice for a GGUF model, which the user calls ``name``."""
+    said = choice.warning(model, plan, programs.build, name)
+    if said is not None:
+        log.say(said)
+
+
 def cache_options(function: Command) -> Command:
     """Adds the options, in this order, to a command."""
     return functools.reduce(lambda made, option: option(made), reversed(_OPTIONS), function)
@@ -102,6 +116,7 @@ def cache_options(function: Command) -> Command:
 
 def settle(
     command: list[str],
+    model: str,
     kv: str,
     kv_profile: Path | Sought | None,
     kv_recent: int | None,
@@ -109,12 +124,19 @@ def settle(
     llama_cpp: Path | None,
     fallback: bool,
 ) -> tuple[Programs, KvPlan]:
-    """The programs and the cache that the options mean; ``command`` is the command line to repeat, without
-    them. The profile is yet to be found. Raises UsageError, BuildError, and ToolError as ``run.settle``."""
-    plan = parse_plan(kv).with_wished(kv_recent, kv_first)
-    if kv_profile is not Sought.AUTO or plan.k_ours:
-        plan = plan.with_profile(kv_profile)
+    """The programs and the cache that the options mean for MODEL; ``command`` is the command line to repeat,
+    without them. The profile is yet to be found. Raises UsageError, BuildError, ModelError, and ToolError as
+    ``run.settle``."""
+
+    def wished(types: str) -> KvPlan:
+        plan = parse_plan(types).with_wished(kv_recent, kv_first)
+        return plan.with_profile(kv_profile) if kv_profile is not Sought.AUTO or plan.k_ours else plan
+
+    auto = kv.strip().lower() == AUTO
+    plan = wished(DEFAULT_KV if auto else kv)
     programs = core.programs_for(llama_cpp)
+    if auto:
+        plan = wished(choice.recommended(model_file(model), programs.build, model))
     if llama_cpp:
         command = [*command, "--llama-cpp", str(llama_cpp)]
     return programs, core.settle(plan, programs, fallback=fallback, command=shlex.join(command))

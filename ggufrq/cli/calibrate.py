@@ -11,9 +11,9 @@ import click
 from ggufrq.base import log, paths, table
 from ggufrq.base.errors import UsageError
 from ggufrq.build.builds import require_build
-from ggufrq.drive.profiles import names_beside
 from ggufrq.make.ready import model_file
 from ggufrq.measure import calibrate as core
+from ggufrq.models.names import names_beside
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

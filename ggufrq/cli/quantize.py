@@ -155,7 +155,14 @@ def chosen(types: str | None, family: str | None, recipes: Sequence[str | Recipe
 def as_data(family: Family) -> dict[str, Any]:
     """The family as JSON data."""
     files = [{**asdict(made), "path": str(made.path)} for made in family.files]
-    return {"base": family.base, "source": family.source, "folder": str(family.folder), "files": files}
+    profile = None if family.profile is None else str(family.profile)
+    return {
+        "base": family.base,
+        "source": family.source,
+        "folder": str(family.folder),
+        "files": files,
+        "profile": profile,
+    }
 
 
 def render(family: Family) -> str:
@@ -164,6 +171,9 @@ def render(family: Family) -> str:
     rows = [
         (made.name, made.type, size_text(made.bytes), f"{made.bits:.2f}", note(made)) for made in family.files
     ]
+    if family.profile is not None:
+        size = size_text(family.profile.stat().st_size)
+        rows.append((family.profile.name, "kv-profile", size, "", "for K in types of ours, found by name"))
     return f"{table.render(head, rows, 'llrrl')}\nin {family.folder}"
 
 

@@ -11,7 +11,7 @@ import click
 from ggufrq.base import log
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.kv import Sought
-from ggufrq.cli.cache_options import cache_options, settle
+from ggufrq.cli.cache_options import cache_options, settle, warn
 from ggufrq.drive import run as core
 from ggufrq.make.ready import model_file
 
@@ -66,11 +66,13 @@ def run(
         raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
     text = prompt if prompt is not None else file.read_text(encoding="utf-8") if file else ""
     programs, plan = settle(
-        ["ggufrq", "run", model, "-p", "…"], kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
+        ["ggufrq", "run", model, "-p", "…"], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
+    path = model_file(model)
+    warn(path, plan, programs, model)
     try:
         answer = core.generate(
-            model_file(model),
+            path,
             text,
             plan,
             programs,

@@ -11,7 +11,7 @@ from types import FrameType
 import click
 
 from ggufrq.cache.kv import Sought
-from ggufrq.cli.cache_options import cache_options, settle
+from ggufrq.cli.cache_options import cache_options, settle, warn
 from ggufrq.drive import serve as core
 from ggufrq.make.ready import model_file
 
@@ -52,9 +52,10 @@ def serve(
       ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
     """
     programs, plan = settle(
-        ["ggufrq", "serve", model], kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
+        ["ggufrq", "serve", model], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
     path = model_file(model)
+    warn(path, plan, programs, model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None
     with (
         _stopping_cleanly(),

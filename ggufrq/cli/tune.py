@@ -12,7 +12,7 @@ from ggufrq.base import log, paths
 from ggufrq.base.progress import progress
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import Sought
-from ggufrq.cli.cache_options import profile_option
+from ggufrq.cli.cache_options import exact_options, profile_option
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.cost import subject
@@ -20,6 +20,12 @@ from ggufrq.models.resolve import resolve
 from ggufrq.search.tune import layers, report
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+_RECENT, _FIRST = exact_options(
+    "Newest tokens in f16 beside types of ours, which the budget does not count.",
+    "First tokens of each sequence in f16, likewise.",
+)
 
 
 @click.command()
@@ -39,6 +45,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     "Metric of K in types of ours: a file, one made from the weights, or none.  [default: NAME-kv.gguf "
     "beside the model, or else weights]"
 )
+@_RECENT
+@_FIRST
 @click.option(
     "--json",
     "json_file",
@@ -57,6 +65,8 @@ def tune(
     chunks: int,
     threads: int | None,
     kv_profile: Path | Sought | None,
+    kv_recent: int | None,
+    kv_first: int | None,
     json_file: Path | None,
     fresh: bool,
 ) -> None:
@@ -80,6 +90,8 @@ def tune(
         check_text or texts / "heldout.txt",
         Scored(n_ctx, chunks, threads=threads),
         kv_profile,
+        kv_recent,
+        kv_first,
     )
     build = require_build()
     measured = subject(resolve(model).name, model_file(model), weights_of(model))

@@ -3,7 +3,7 @@ made from its weights on first use and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, Sought
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
-from ggufrq.models.resolve import base_name
+from ggufrq.models.names import names_beside
 from ggufrq.tools.logs import PROFILE_SOURCES
 
 if TYPE_CHECKING:  # numpy takes a while to import, and most commands need no profile
@@ -78,11 +78,6 @@ def find(model: Path, wish: Path | Sought, n_ctx: int | None = None) -> Found:
         if wish is Sought.WEIGHTS:
             raise
         return Found(None, f"no profile: {error.message}")
-
-
-def names_beside(model: Path) -> Iterator[str]:
-    """Names that the file of a profile may have beside this model, its quantization left out or not."""
-    yield from dict.fromkeys(f"{name}-kv.gguf" for name in (base_name(model.stem), model.stem))
 
 
 def positions_for(native: int | None, n_ctx: int | None) -> int:

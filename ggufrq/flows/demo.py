@@ -66,8 +66,9 @@ def families(names: Sequence[str], build: Build) -> list[Family]:
 
 
 def answer(model: str, build: Build) -> tuple[run.Answer, list[str]]:
-    """Let a model continue a sentence with an iso3 cache; the answer, and what its cache took."""
-    kept = parse_plan("iso3")
+    """Let a model continue a sentence with an iso3 cache as ``ggufrq run`` keeps it; the answer, and what its
+    cache took."""
+    kept = parse_plan("iso3").as_usual()
     given = run.generate(
         model_file(model),
         PROMPT,

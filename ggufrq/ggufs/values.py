@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ggufrq.base.errors import ModelError
-from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.files import read_gguf, shards
 from ggufrq.ggufs.header import TensorInfo, read_header
 from ggufrq.ggufs.tensors import is_float, type_bits, type_bytes, type_name
 
@@ -74,6 +74,7 @@ class Values:
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[TensorInfo, str, int, BinaryIO]] = {}
         for path in shards(model):
+            read_gguf(path)  # all data is there that the header tells of
             header = read_header(path)
             file = path.open("rb")
             self._files.append(file)
@@ -145,12 +146,10 @@ class Values:
         return np.asarray(decoded, np.float32).reshape(len(raw), columns)
 
 
-def first_odd(model: Path, *, floats: bool = False) -> Odd | None:
-    """The first tensor of a model, or of its ``floats``, with values that are no finite numbers; None when
-    all are sound."""
+def first_odd(model: Path) -> Odd | None:
+    """The first tensor of a model with values that are no finite numbers, None when all are sound."""
     with Values(model) as values:
-        names = [name for name in values.names if not floats or is_float(values.kind(name))]
-        return next((odd for name in names if (odd := values.odd(name)) is not None), None)
+        return next((odd for name in values.names if (odd := values.odd(name)) is not None), None)
 
 
 def losses(source: Path, made: Path) -> Iterator[Loss]:
@@ -165,8 +164,9 @@ def losses(source: Path, made: Path) -> Iterator[Loss]:
             x, y = before.rows(name), after.rows(name)
             if x is None or y is None or x.shape != y.shape:
                 continue
-            wide, error = x.astype(np.float64), y.astype(np.float64) - x
-            power, lost = float(np.square(wide).sum()), float(np.square(error).sum())
+            with np.errstate(all="ignore"):  # what is no number gives an error that is none
+                wide, error = x.astype(np.float64), y.astype(np.float64) - x
+                power, lost = float(np.square(wide).sum()), float(np.square(error).sum())
             relative = (lost / power) ** 0.5 if power else (float("inf") if lost else 0.0)
             yield Loss(name, after.kind(name), relative, cost(after.kind(name)))
 

@@ -58,7 +58,7 @@ def text(values: Mapping[str, Any]) -> str:
     read = {name: (folder / "mix" / name).read_text(encoding="utf-8") for name in ("prose.txt", "code.txt")}
     lines = (folder / "mix" / "chat.jsonl").read_text(encoding="utf-8").splitlines()
     chats: list[Conversation] = [json.loads(line) for line in lines]
-    render = _renderer(values)
+    render = renderer(values)
     pages = _pieces((folder / "calibration.txt").read_text(encoding="utf-8"))
     step = max(1, len(pages) * _PIECE // _PAGES)
     return "\n\n".join(
@@ -92,7 +92,7 @@ def _in_turns(*kinds: list[str]) -> list[str]:
     return [piece for _, _, piece in sorted(placed)]
 
 
-def _renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
+def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
     """How the model writes conversations: as ``apply_chat_template`` of transformers does; ChatML where its
     template is missing, or does not take one, which is said."""
     default = values.get("tokenizer.chat_template")

@@ -174,12 +174,14 @@ class Made:
 
 @dataclass(frozen=True)
 class Family:
-    """Files made from one model, and where they came from."""
+    """Files made from one model, where they came from, and the profile of the KV cache that lies beside them,
+    None where the model can have none."""
 
     base: str
     folder: Path
     source: dict[str, Any]
     files: tuple[Made, ...]
+    profile: Path | None = None
 
     def file(self, type_name: str) -> Path:
         """Path of the file with this type or recipe. KeyError when it is not in the family."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from ggufrq import __version__
 from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.files import read_model
@@ -147,11 +146,6 @@ class Planner:
             return self.given.key()
         return matrices.made_from(found.key, self.request.calibrate)
 
-    @property
-    def fold_text(self) -> Path:
-        """What K and V are looked at on, when the run folds for caches."""
-        return self.request.calibrate[0] if self.request.calibrate else folds.default_text()
-
     def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
         wanted: Mapping[str, str] = {}
         types: Mapping[str, str] | None = None
@@ -173,9 +167,7 @@ class Planner:
         }
         metadata = self._metadata(want, found, matrix)
         if fold:
-            made_from["fold"] = json.dumps(
-                {"kind": folds.identity(fold), "text": file_sha256(self.fold_text) if fold == "kv" else ""}
-            )
+            made_from["fold"] = json.dumps({"kind": folds.identity(fold), "text": ""})
             metadata |= folds.metadata(fold, gguf)
         requantize = self.request.requantize
         with self._present(matrix, model) as there:

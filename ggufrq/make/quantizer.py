@@ -17,7 +17,7 @@ from ggufrq.build.project import Build
 from ggufrq.ggufs.files import GgufFacts, read_gguf, verify_types
 from ggufrq.ggufs.header import ALIGNMENT, Header, pad, read_header
 from ggufrq.ggufs.tensors import is_float, type_bytes
-from ggufrq.ggufs.values import first_odd, losses
+from ggufrq.ggufs.values import losses
 from ggufrq.tools import quantize as tool
 from ggufrq.tools.logs import retried
 
@@ -116,16 +116,16 @@ def make(
             listener.reach(begun - 1)
 
     output, rc = _run(job, out, build, log, on_stderr)
+    beyond = tool.not_held(output) if rc else None
+    if beyond is not None:
+        kind = planned.get(beyond, job.type_name).upper()
+        raise ModelError(
+            f"{beyond} has values that {kind} does not hold: beyond its range, or no numbers",
+            remedy="BF16 and F32 hold all; a value so large may also be damage",
+        )
     tool.parse(rc, output)
     facts = read_gguf(out)
     verify_types(facts, planned, job.type_name)
-    odd = first_odd(out, floats=True)
-    if odd is not None:
-        kind = facts.tensor_types[odd.tensor].upper()
-        raise ModelError(
-            f"{odd} as {kind}: values of {job.source.name.lstrip('.')} are beyond what {kind} holds",
-            remedy="BF16 or F32 hold them",
-        )
     for loss in losses(job.source, out):
         if not loss.error <= loss.most:
             raise ModelError(

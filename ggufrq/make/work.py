@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from ggufrq.base.progress import progress
 from ggufrq.ggufs.files import GgufFacts, read_gguf
 from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import matrix as matrices
+from ggufrq.make import profile as profiles
 from ggufrq.make import quantizer, split, verify
 from ggufrq.make.fold import fold_file as folds
 from ggufrq.make.fold.folding import Folding
@@ -75,8 +76,9 @@ class Work:
             else self._convert(plan.conversions[0], found)
             for want in self.request.wants
         ]
+        profile = self._profile(found, gguf, files)
         self.record.clean()  # a program of a run that was killed may have gone on for a while
-        return Family(plan.base, self.folder, found.identity, (*files, *parts))
+        return Family(plan.base, self.folder, found.identity, (*files, *parts), profile)
 
     def _foresee(self, found: Source) -> None:
         """Refuse a run that would fill the disk or fail later on, before it starts. A small model is
@@ -178,12 +180,20 @@ class Work:
                 output.forecast.types,
                 self.build,
                 matrix=job.imatrix,
-                text=self.planner.fold_text,
                 known=self._folding,
             )
             if self.request.fold == "kv":  # which is the same for all types
                 self._folding = made.folding
             yield replace(job, source=made.model, imatrix=made.imatrix)
+
+    def _profile(self, found: Source, gguf: Path, files: Sequence[Made]) -> Path | None:
+        """The profile of K beside the files; folding changes it, and of a folded model the files are all that
+        is left."""
+        fold = self.request.fold or ""
+        base = f"{self.planner.base}-{fold}" if fold else self.planner.base
+        made_from = {"source": found.key, "fold": fold}
+        model = files[0].path if fold else gguf
+        return profiles.keep(self.record, base, model, made_from, force=self.request.force)
 
     def _convert(self, part: Conversion, found: Source) -> Made:
         assert found.hf is not None

@@ -38,7 +38,7 @@ UNMEASURED = "not measured"
 AT_MOST, AT_LEAST, EXACTLY = "at most", "at least", "computed"
 #: Our own types and our default, measured beside what was published; and what the published perplexities were
 #: taken with.
-OURS = ("iso3", "planar3", "iso4", "iso3+profile")
+OURS = ("iso3", "planar3", "iso4", "iso3+profile", "iso3+profile+first1+recent32")
 DEFERRED = "f16/iso3:block:norm"
 _VERSION = 1
 

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WORSE, BETTER, NONE = "worse", "better", "no difference seen"
+#: Mean divergences (nats per token) up to which a loss is called so, and what is beyond: there Gemma 3 270M
+#: and Qwen2.5-Coder-1.5B are lost (docs/real-models.md).
+LOSSES = ((0.002, "next to none"), (0.01, "small"), (0.05, "moderate"), (0.3, "large"))
+RUINOUS = "ruinous"
 #: Standard errors that a difference has to exceed: about 95 % of chance lies within.
 BEYOND = 2.0
 #: Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom, used where errors come from few
@@ -27,6 +31,11 @@ class Difference:
         if abs(self.value) <= self.beyond * self.error:
             return NONE
         return WORSE if (self.value > 0) == more_is_worse else BETTER
+
+
+def loss_in_words(kld: float) -> str:
+    """What a mean divergence comes to: ``next to none`` to ``ruinous``."""
+    return next((words for most, words in LOSSES if kld <= most), RUINOUS)
 
 
 def between(a: float, a_error: float, b: float, b_error: float) -> Difference:

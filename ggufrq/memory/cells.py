@@ -18,7 +18,7 @@ from ggufrq.ggufs.memory_shape import Layer, MemoryShape
 CELLS = 256
 #: Tokens of a batch and of the part that is computed at a time, llama.cpp's own choice.
 BATCH, UBATCH = 2048, 512
-_F32 = 4
+_F16, _F32 = 2, 4
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,15 @@ def exact_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> 
 
 
 def profile_bytes(shape: MemoryShape, plan: KvPlan) -> int:
-    """Bytes of a profile: for each head of K a matrix for K and one for the queries, and at most a mean."""
+    """Bytes of a profile: for each head of K a matrix for K and one for the queries, in f16 where K is
+    quantized, and at most a mean."""
     if plan.profile is None or shape.mla:
         return 0
-    return sum(_F32 * layer.k * (2 * layer.head_k + 1) for layer in shape.cached)
+    pairs = plan.resolve(len(shape.cached))
+    return sum(
+        layer.k * (2 * layer.head_k * (_F32 if pair.k.block == 1 else _F16) + _F32)
+        for layer, pair in zip(shape.cached, pairs, strict=True)
+    )
 
 
 def state_bytes(shape: MemoryShape, settings: ContextSettings) -> int:

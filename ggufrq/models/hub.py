@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.header import Header, parse_header
+from ggufrq.models.names import PROFILE_END, names_beside
 
 #: What conversion needs of a repository.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE*")
@@ -23,6 +24,8 @@ _IGNORED = ("original/*", "onnx/*", "*/*.safetensors", "consolidated*")
 #: More bytes than any header of a safetensors file has.
 _MAX_HEADER = 100_000_000
 _ID = re.compile(r"^([\w][\w.-]*/[\w][\w.-]*?)(?::([\w.-]+))?$")
+#: In names of files that go with a model.
+_NO_MODEL = ("mmproj", "imatrix", PROFILE_END)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -189,6 +192,7 @@ def fetch_gguf(repo: str, label: str | None = None, revision: str | None = None)
     """Download one GGUF file, all its shards if it is split, and return the (first) file.
 
     ``label`` chooses by the encoding in the name (``Q4_K_M``); without it Q4_K_M is taken, or the only file.
+    The profile of its KV cache that lies beside it is downloaded, too.
     Raises ModelError that lists the labels when the choice is not clear.
     """
     return fetch_gguf_at(repo, label, revision)[0]
@@ -204,17 +208,19 @@ def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = No
         f"fetching {chosen[0]} of {repo} at {sha[:12]}"
         + (f" and {len(chosen) - 1} more shards" if chosen[1:] else "")
     )
+    beside = (
+        str(PurePosixPath(chosen[0]).with_name(name)) for name in names_beside(PurePosixPath(chosen[0]))
+    )
+    profile = [name for name in beside if name in names][:1]
     with _errors(repo):
-        files = [Path(hf_hub_download(repo, name, revision=sha)) for name in chosen]
+        files = [Path(hf_hub_download(repo, name, revision=sha)) for name in [*chosen, *profile]]
     return files[0], sha
 
 
 def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     """The file with this label among a repository's file names, with all its shards in order. Raises
     ModelError."""
-    models = [
-        n for n in names if n.endswith(".gguf") and "mmproj" not in n.lower() and "imatrix" not in n.lower()
-    ]
+    models = [n for n in names if n.endswith(".gguf") and not any(word in n.lower() for word in _NO_MODEL)]
     if not models:
         raise ModelError(f"{repo} has no GGUF files", remedy=f"ggufrq quantize {repo}")
     groups: dict[str, list[str]] = {}

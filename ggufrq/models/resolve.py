@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,7 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.ggufs.foreign import foreign
 from ggufrq.ggufs.header import is_gguf
 from ggufrq.models import hub, view
-
-_ENCODING = re.compile(r"[-_.](?:(?:UD-)?I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)$", re.IGNORECASE)
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+from ggufrq.models.names import base_name
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,3 @@ def resolve(text: str) -> Model:
         f"there is no model '{text}': no such file or folder, and none of the embedded models",
         remedy=f"one of {', '.join(embedded)}; a .gguf file; a folder; or a Hub id such as Qwen/Qwen3-0.6B",
     )
-
-
-def base_name(stem: str) -> str:
-    """The name of a model without ``-GGUF``, shard numbers and the encoding at its end."""
-    name = _SHARD.sub("", stem)
-    name = re.sub(r"[-_.]GGUF$", "", name, flags=re.IGNORECASE)
-    return _ENCODING.sub("", name) or name

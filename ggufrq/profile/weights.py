@@ -10,7 +10,7 @@ import numpy as np
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.profile.file import LayerProfile, Profile
 from ggufrq.profile.layers import layer_input, side_moments, sides
-from ggufrq.profile.moments import Moments, grouped
+from ggufrq.profile.moments import F64, Moments, grouped
 from ggufrq.profile.solve import RIDGE
 from ggufrq.profile.whole import Whole
 
@@ -41,9 +41,15 @@ def profile_from_weights(
 
 def layer_from_weights(whole: Whole, il: int) -> LayerProfile:
     """The profile of layer ``il``. Raises ModelError."""
+    return whole.solved(*moments_from_weights(whole, il))
+
+
+def moments_from_weights(whole: Whole, il: int) -> tuple[Moments, F64]:
+    """Moments of K of layer ``il``, and second moments [kv_heads, dim, dim] of the queries that share each
+    head, as attention reads them, averaged over the positions. Raises ModelError."""
     k = _moments(whole, il, il, "k")
     q = [grouped(_moments(whole, user, il, "q"), len(k.mean)) for user in whole.readers[il]]
-    return whole.solved(k, np.mean(q, axis=0))
+    return k, np.mean(q, axis=0)
 
 
 def _moments(whole: Whole, user: int, il: int, letter: str) -> Moments:

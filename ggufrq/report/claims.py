@@ -10,6 +10,8 @@ from ggufrq.report import numbers
 
 _WIDTH = 79
 _RELATIONS = {"at most": "≤ ", "at least": "≥ ", "computed": ""}
+#: What ``ggufrq run`` has beside a type unless told otherwise.
+_USUAL = " +profile +first1 +recent32"
 _OPEN = "cannot be told"
 
 Result = dict[str, Any]
@@ -28,8 +30,9 @@ def render(result: Result) -> str:
         "Published costs are read as 'at most', gains as 'at least'. A claim holds, or does not, where the "
         "measurement lies beyond twice its standard error (Student's t for speeds); 'cannot be told': the "
         "difference is smaller than its error on this model. block: the rotation as published; norm: so "
-        "is the scale; hadamard stands for TurboQuant. Speeds are those of "
-        "this build, not of the fork that was published, as ratios to f16."
+        "is the scale; hadamard stands for TurboQuant; as in run: with a profile of K, the first token and "
+        "the newest 32 in f16, as ggufrq run keeps it. Speeds are those of this build, not of the fork that "
+        "was published, as ratios to f16."
     )
     parts = [
         f"{result['model']['name']} ({result['model']['weights']})",
@@ -60,7 +63,7 @@ def _cases(result: Result) -> str:
         ]
         rows.append(
             [
-                case["name"],
+                case["name"].replace(_USUAL, " as in run"),
                 f"{case['bits_per_value']:.5g}" if case["bits_per_value"] else numbers.NONE,
                 numbers.NONE if base else numbers.change(case["ln_ratio"], case["ln_ratio_err"]),
                 numbers.NONE if base else numbers.significant(case["kld_mean"]),

@@ -24,7 +24,7 @@ from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.ggufs.memory_shape import head_sizes
-from ggufrq.models.resolve import base_name
+from ggufrq.models.names import base_name
 from ggufrq.runtimes import Runtime
 
 #: What the comparison is with.

@@ -19,6 +19,7 @@ _NEED_MATRIX = ("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s")
 _TYPE = re.compile(r"^ +(\d+) +or +(\w+) +: *(?:alias for (\w+))?", re.MULTILINE)
 _SIZE = re.compile(r"(model|quant) size += +([\d.]+) MiB \(([\d.]+) BPW\)")
 _TENSOR = re.compile(r"^\[ *(\d+)/ *(\d+)\] +\S+", re.MULTILINE)
+_BEGUN = re.compile(r"^\[ *\d+/ *\d+\] +(\S+)", re.MULTILINE)
 _LINE = re.compile(
     r"^\[ *(\d+)/ *(\d+)\] +(\S+) +- \[([\d, ]+)\], type = +(\w+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\w+)\))?",
@@ -130,6 +131,13 @@ def parse(rc: int, output: str) -> Outcome:
     tensors = max((int(m[2]) for m in _TENSOR.finditer(output)), default=0)
     mib, bits = sizes["quant"]
     return Outcome(sizes["model"][0], mib, bits, tensors, int(fallback[1]) if fallback else 0)
+
+
+def not_held(output: str) -> str | None:
+    """The tensor whose values a run found not to be held by the type that they were to get, None when it did
+    not stop for that."""
+    names = _BEGUN.findall(output)
+    return names[-1] if names and "data validation failed" in output else None
 
 
 def parse_tensors(output: str) -> list[TensorLine]:

@@ -91,7 +91,9 @@ def test_card_and_upload(
     ]
     text = (folder / "README.md").read_text()
     assert re.search(r"\| `docs-qwen3-8m-Q4_K_M\.gguf` \| 5\.04 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text)
-    assert re.search(r"\| iso3 \+profile \| 3\.125 \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text)
+    assert re.search(
+        r"\| iso3 \+profile \+first1 \+recent32 \| 3\.65\d+ \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text
+    )
     assert "and from commands that were run; where" in text
     assert str(folder) not in text and str(Path.home()) not in text
     # the report lies in a folder of its own, and is not published
@@ -104,6 +106,7 @@ def test_card_and_upload(
         "README.md",
         f"{NAME}-Q4_K_M.gguf",
         f"{NAME}-Q8_0.gguf",
+        f"{NAME}-kv.gguf",
         f"{NAME}.ggufrq.json",
     ]
     assert hub.repos[REPO]["README.md"].decode() == text

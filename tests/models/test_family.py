@@ -22,17 +22,22 @@ import pytest
 from click.testing import CliRunner
 from families import family_of
 
+from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
+from ggufrq.cache.kv import Sought
+from ggufrq.cli.quantize import as_data, render
 from ggufrq.cli.quantize import quantize as command
+from ggufrq.drive.profiles import find
 from ggufrq.ggufs.files import read_gguf, read_model
+from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import family as quantize
 from ggufrq.make import matrix
-from ggufrq.make.fold.fold_file import default_text
 from ggufrq.make.plan import Family
 from ggufrq.make.verify import short_run
 from ggufrq.models.resolve import embedded_models
+from ggufrq.profile import read_profile
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
 # Bits per weight of a large model; the small ones keep more of their tensors in larger types.
@@ -132,6 +137,44 @@ def test_what_the_record_and_the_file_say(families: dict[str, Family]) -> None:
             "ggufrq "
         )
         assert len(values["ggufrq.llama_cpp"]) == 40
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_profile_of_the_family(families: dict[str, Family], llama_build: Build, name: str) -> None:
+    family = families[name]
+    assert family.profile == family.folder / f"{name}-kv.gguf"
+    profile = read_profile(family.profile)
+    assert (profile.model, profile.source) == (fingerprint(family.file("Q4_K_M")), "weights")
+    assert find(family.file("Q4_K_M"), Sought.AUTO).said == f"profile {name}-kv.gguf, from the weights"
+    entry = json.loads((family.folder / f"{name}.ggufrq.json").read_text())["files"][family.profile.name]
+    (part,) = entry["parts"]
+    assert part["sha256"] == hashlib.sha256(family.profile.read_bytes()).hexdigest()
+    assert (entry["type"], entry["source"]) == ("kv-profile", "weights")
+    assert "kv-profile" in render(family) and as_data(family)["profile"] == str(family.profile)
+
+
+def test_a_profile_from_elsewhere_is_kept(
+    copy: Path, llama_build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = family_of(MODELS[0], ["Q8_0"], llama_build, out=copy).profile
+    assert path == copy / f"{MODELS[0]}-kv.gguf"
+    made = path.read_bytes()
+    replace(read_profile(path), source="text").write(path)
+    given = path.read_bytes()
+    for told in (True, False):
+        assert family_of(MODELS[0], ["Q8_0"], llama_build, out=copy).profile == path
+        said = capsys.readouterr().err
+        assert (f"{path.name} is there already, from a text, and is kept" in said) == told
+    assert path.read_bytes() == given
+    path.unlink()
+    family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
+    assert path.read_bytes() == made
+    path.write_bytes(b"GGUF precious")
+    with pytest.raises(UsageError, match="is no profile") as caught:
+        family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
+    assert "--force" in str(caught.value.remedy) and path.read_bytes() == b"GGUF precious"
+    family_of(MODELS[0], ["Q8_0"], llama_build, out=copy, force=True)
+    assert path.read_bytes() == made
 
 
 def test_files_of_others_are_not_replaced(copy: Path, llama_build: Build) -> None:
@@ -370,7 +413,7 @@ def test_killed_while_it_folds(
     given = tmp_path / f"{MODELS[0]}-imatrix.gguf"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix, "CHUNKS", 4)
-        matrix.make_alone(Path(source), given, [default_text()], llama_build)
+        matrix.make_alone(Path(source), given, [paths.data_dir("texts") / "calibration.txt"], llama_build)
     types, folder = ["Q4_0", "Q8_0"], tmp_path / "killed"
     options = {"imatrix": given, "fold": "awq", "run": False}
     whole = family_of(source, types, replace(llama_build, manifest={}), out=tmp_path / "whole", **options)

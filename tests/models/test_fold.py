@@ -32,6 +32,7 @@ from ggufrq.tools import perplexity
 
 MODELS = ("docs-qwen3-8m", "docs-qwen3.5-8m")
 HELDOUT = paths.data_dir("texts") / "heldout.txt"
+CALIBRATION = paths.data_dir("texts") / "calibration.txt"
 #: Nats; logits kept in 16 bits and f16 caches make up to 1e-5, a wrong fold more than 0.1.
 SAME, OTHER = 5e-5, 1e-2
 
@@ -86,7 +87,7 @@ def random_scales(model: Model, some: list[Pair]) -> Folding:
 
 
 def random_keys(model: Model, *, tied: bool) -> Folding:
-    """Factors of K for every layer with attention, and V turned where it can be."""
+    """Factors of K for every layer with attention."""
     rng, folding = np.random.default_rng(2), Folding()
     for pair in model.pairs:
         if pair.rule.rows != "heads":
@@ -96,8 +97,6 @@ def random_keys(model: Model, *, tied: bool) -> Folding:
         if tied:
             factors = np.sqrt(factors * factors[:, kv.rope_partner(shape, model.architecture.rope)])
         folding.add(kv.key_changes(model.weights, pair.layer, shape, factors))
-        if tied and not model.architecture.gated:
-            folding.add(kv.value_changes(model.weights, pair, kv.rotation_of(shape.v_dim)))
     return folding
 
 
@@ -134,7 +133,7 @@ def matrices(
         patch.setattr(matrix, "CHUNKS", 4)
         for name in MODELS:
             found[name] = folder / f"{name}-imatrix.gguf"
-            matrix.make_alone(bf16(families, name), found[name], [fold_file.default_text()], llama_build)
+            matrix.make_alone(bf16(families, name), found[name], [CALIBRATION], llama_build)
     return found
 
 
@@ -219,7 +218,12 @@ def test_files_of_a_folded_family(
         assert values["ggufrq.fold"] == "awq" and "attention" in values["ggufrq.fold.parts"]
         assert values["quantize.imatrix.file"] == published.name
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*(made.name for made in first.files), published.name, f"{name}.ggufrq.json"]
+        [
+            *(made.name for made in first.files),
+            published.name,
+            f"{name}-awq-kv.gguf",
+            f"{name}.ggufrq.json",
+        ]
     )
     again = family_of(source, arguments, llama_build, out=tmp_path, imatrix=given, fold="awq")
     assert not any(made.fresh for made in again.files)
@@ -255,4 +259,4 @@ def test_the_command_folds_for_caches(families: dict[str, Family], tmp_path: Pat
     assert done.exit_code == 0, done.output
     (made,) = json.loads(done.stdout)["files"]
     assert made["fold"] == "kv" and made["fresh"]
-    assert read_header(Path(made["path"])).values["ggufrq.fold.parts"] == "keys value-rotations"
+    assert read_header(Path(made["path"])).values["ggufrq.fold.parts"] == "keys"

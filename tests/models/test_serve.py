@@ -23,10 +23,11 @@ from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.serve import Server, serving
+from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
 from ggufrq.tools import server
-from ggufrq.tools.logs import parse_context
+from ggufrq.tools.logs import parse_context, parse_contexts
 from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
@@ -81,6 +82,27 @@ def test_layers_apart(families: dict[str, Family], programs: Programs) -> None:
     with serving(model, plan, programs, port=free_port(), n_ctx=1024) as running:
         assert running.kv_bytes == plan.bytes_for(kv_shape(model), 1024)
         assert complete(running, text(400))["tokens_predicted"] == 8
+
+
+def test_a_draft_beside_a_model_with_a_profile(
+    families: dict[str, Family], programs: Programs, tmp_path: Path
+) -> None:
+    """The profile is for the model alone; the draft, another one, is kept in a type of ours without."""
+    model, draft = families[DENSE].file("Q8_0"), tmp_path / "draft.gguf"
+    data, header = bytearray(model.read_bytes()), read_header(model)
+    norm = next(tensor for tensor in header.tensors if tensor.name == "output_norm.weight")
+    data[header.data_offset + norm.offset] ^= 1  # which makes it another model, though hardly
+    draft.write_bytes(data)
+    plan = parse_plan("iso3").as_usual()
+    extra = ("-md", str(draft), "-ctkd", "iso3", "-ctvd", "iso3")
+    with serving(model, plan, programs, port=free_port(), n_ctx=1024, extra=extra) as running:
+        assert running.plan.title == "iso3 +profile +first1 +recent32"
+        assert running.context.profile is not None
+        assert complete(running, text(400))["tokens_predicted"] == 8
+        said = running.log.read_text()
+    assert "is not used for this model: it is that of another one of this process" in said
+    contexts = parse_contexts(said)
+    assert contexts[-1].profile is None and contexts[-1].k_types == {"iso3"}
 
 
 def test_prompt_cache_is_reused(families: dict[str, Family], programs: Programs) -> None:

@@ -191,7 +191,7 @@ def test_a_file_of_sums_that_is_not_sound(tmp_path: Path, change: dict[str, Any]
 def test_sums_that_are_not_finite(tmp_path: Path) -> None:
     layers = drawn()
     layers[1][0][5, 1, 2] = np.nan
-    with pytest.raises(ModelError, match="of layer 1 are not finite"):
+    with pytest.raises(ModelError, match="of layer 1 are NaN or infinite"):
         read_sums(sums_file(tmp_path / "sums.gguf", layers))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,20 @@ def test_what_metadata_says(tmp_path: Path, build: Build) -> None:
     assert how["Patch set"] == f"`{'b' * 64}`" and how["Importance matrix"] == "none"
     assert "--reasoning on" in made.text and "--reasoning off" in made.text
     assert str(tmp_path) not in made.text
+
+
+def test_the_profile_among_the_files(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    record, name = Record(folder, NAME), f"{NAME}-kv.gguf"
+    with record.making(name) as temporary:
+        gguf_file(temporary)
+        record.finish(name, [(temporary, name)], {}, {"type": "kv-profile", "source": "weights"})
+    made = make(folder, build, replace(DRY, repo="me/x"))
+    row = next(row for row in tables(made.text)["Files"] if name in row[0])
+    assert row[1] == "kv-profile" and row[4].startswith("metric of K for the rotated cache types")
+    assert f"hf download me/x {NAME}-Q4_K_M.gguf {name} --local-dir ." in made.text
+    assert f"--kv-profile {name} \\\n  --kv-first 1 --kv-recent 32" in made.text
+    assert [file.name for file in made.facts.models] == [f"{NAME}-Q8_0.gguf", f"{NAME}-Q4_K_M.gguf"]
 
 
 def test_memory(tmp_path: Path, build: Build) -> None:

@@ -291,6 +291,13 @@ def test_layers_that_predict_several_tokens(
             None,
         ),
         ("raise ValueError('odd shape')", "could not be converted: ValueError: odd shape", "see "),
+        ("assert 1 > 2", "could not be converted: AssertionError at: assert 1 > 2", "see "),
+        (
+            "class tokenizer: vocab = {'a': 9}\nvocab_size = 5\n"
+            "assert max(tokenizer.vocab.values()) < vocab_size",
+            r"the tokenizer of tiny has more tokens than its config\.json says",
+            "resize the embedding",
+        ),
     ],
 )
 def test_failures(

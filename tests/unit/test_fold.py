@@ -11,6 +11,7 @@ import pytest
 import random_models
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.ggufs.files import read_gguf
@@ -20,6 +21,7 @@ from ggufrq.make.fold.changes import Change, as_type
 from ggufrq.make.fold.facts import Heads, architecture_of, architectures, heads, pairs
 from ggufrq.make.fold.folding import Folding, per_kv_head, per_query_head, scaled
 from ggufrq.make.fold.weights import Weights, write_changed
+from ggufrq.profile.solve import RIDGE
 
 TOKENS = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tuple(f"t{i}" for i in range(64))}
 
@@ -89,19 +91,12 @@ def test_a_pair_cancels() -> None:
         whole = change.apply(weight[expert], expert, 0)
         assert np.allclose(whole / change.rows[expert][:, None] / change.columns[0], weight[expert])
         assert np.array_equal(change.apply(weight[expert][2:5], expert, 2), whole[2:5])
-    matrix = kv.rotation_of(3)
-    v, o, x = rng.standard_normal((6, 5)), rng.standard_normal((7, 6)), rng.standard_normal(5)
-    turned_v = Change(turn_rows=matrix).apply(v.astype(np.float32), 0, 0)
-    turned_o = Change(turn_columns=matrix).apply(o.astype(np.float32), 0, 0)
-    assert np.allclose(turned_o @ (turned_v @ x), o @ (v @ x), atol=1e-5)
 
 
 def test_changes_add_up() -> None:
     two, three = np.full((1, 4), 2.0), np.full((1, 4), 3.0)
     both = Change(columns=two).then(Change(columns=three, rows=two))
     assert np.array_equal(both.columns, two * three) and np.array_equal(both.rows, two)
-    with pytest.raises(ValueError, match="turned and scaled"):
-        Change(rows=two).then(Change(turn_rows=np.eye(4)))
     with pytest.raises(ModelError, match="a value of 100000 after folding"):
         as_type(np.array([1e5], np.float32), "f16", "x.weight")
 
@@ -120,14 +115,52 @@ def test_channels_that_rope_turns_together() -> None:
     assert kv.rope_partner(Heads(1, 1, 8, 8, 4), "neox").tolist() == [2, 3, 0, 1, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
-def test_rotations_are_orthogonal_and_spread(size: int) -> None:
-    matrix = kv.rotation_of(size)
-    assert np.allclose(matrix @ matrix.T, np.eye(size), atol=1e-6)
-    assert np.abs(matrix).max() < 0.5
-    # on top of llama.cpp's own rotation it must not undo it
-    block = kv.hadamard(64 if size % 128 else 128, size)
-    assert block is None or np.abs(matrix @ block).max() < 0.7
+@given(arrays(np.float64, (2, 2, 8), elements=st.floats(1e-3, 1e3)), st.booleans())
+def test_no_factors_of_pairs_are_better(powers: np.ndarray, shared: bool) -> None:
+    """The product of what a code loses and of what queries make of it, against factors nearby."""
+    k, q = powers
+    partner = kv.rope_partner(Heads(2, 2, 8, 8, 8), "neox")
+    best, gain = kv.pair_factors(k, q, partner, shared=shared)
+    assert gain >= 1 - 1e-9 and np.allclose(np.log(best).mean(axis=1), 0)
+    assert np.array_equal(best, best[:, partner])
+    assert not shared or np.array_equal(best[0], best[1])
+
+    if shared:
+        k, q = (np.repeat(power.mean(axis=0, keepdims=True), 2, axis=0) for power in (k, q))
+    k, q = (power + RIDGE * power.mean(axis=1, keepdims=True) for power in (k, q))
+
+    def cost(factors: np.ndarray) -> float:
+        return float((np.square(factors) * k).sum(axis=1) @ (q / np.square(factors)).sum(axis=1))
+
+    rng = np.random.default_rng(4)
+    for _ in range(8):
+        other = np.exp(0.3 * rng.standard_normal(best.shape))
+        other = best * np.sqrt(other * other[:, partner])
+        if shared:
+            other[1] = other[0]
+        for head in range(1 if shared else 2):
+            one = best.copy()
+            one[head] = other[head]
+            one = one if not shared else other
+            assert cost(best) <= cost(one) * (1 + 1e-9)
+
+
+def test_what_is_planted_in_the_norms_is_found(model: Path, tmp_path: Path) -> None:
+    """A channel of K that is large and one of Q that is: the fold makes both alike."""
+    path = random_models.write("gemma3", tmp_path / "gemma.gguf", TOKENS)
+    with Weights(path) as weights:
+        shape = heads(weights.header, 0)
+        channels = np.ones((1, shape.k_dim))
+        channels[0, [3, 3 + shape.k_dim // 2]] = 64.0
+        planted = {"blk.0.attn_k_norm.weight": Change(columns=channels)}
+        write_changed(weights, tmp_path / "planted.gguf", planted, {})
+    with Weights(tmp_path / "planted.gguf") as weights:
+        folding = kv.find(weights, tmp_path / "planted.gguf")
+    before, after = folding.found[0].gain, folding.found[1].gain
+    assert before > 3 * after
+    factors = folding.changes["blk.0.attn_k_norm.weight"].columns
+    assert factors is not None and factors.argmin() in (3, 3 + shape.k_dim // 2)
+    assert np.allclose(folding.changes["blk.0.attn_q_norm.weight"].columns * factors, 1)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=2, max_size=40), st.floats(0, 1))
@@ -231,10 +264,9 @@ def test_what_is_said_of_a_folded_file(model: Path) -> None:
         "ggufrq.fold.version": "1",
         "ggufrq.fold.parts": "attention feed_forward up_down values",
     }
-    assert fold_file.metadata("kv", model)["ggufrq.fold.parts"] == "keys value-rotations"
+    assert fold_file.metadata("kv", model)["ggufrq.fold.parts"] == "keys"
     gemma = random_models.write("gemma3", model.with_name("gemma.gguf"), TOKENS)
-    with pytest.raises(ModelError, match="it has sliding windows"):
-        fold_file.metadata("kv", gemma)
+    assert fold_file.metadata("kv", gemma)["ggufrq.fold.version"] == "2"
     assert heads(read_header(model), 0) == Heads(4, 2, 32, 32, 32)
 
 

@@ -116,6 +116,19 @@ def test_gguf_by_label(tmp_path: Path) -> None:
         assert server.fetched == ["user/model-GGUF/m-Q4_K_M.gguf", "user/model-GGUF/m-Q8_0.gguf"]
 
 
+@pytest.mark.parametrize("place", ["", "gguf/"])
+def test_the_profile_comes_with_the_model(tmp_path: Path, place: str) -> None:
+    files = {"m-Q4_K_M.gguf": b"GGUFq4", "m-kv.gguf": b"GGUFp", "other-kv.gguf": b"GGUFo"}
+    with fake.fake_hub({"user/m-GGUF": {f"{place}{name}": data for name, data in files.items()}}) as server:
+        found = call(server.url, tmp_path, "fetch_gguf", "user/m-GGUF")
+        assert sorted(server.fetched) == [
+            f"user/m-GGUF/{place}m-Q4_K_M.gguf",
+            f"user/m-GGUF/{place}m-kv.gguf",
+        ]
+    file = Path(found["path"])
+    assert file.name == "m-Q4_K_M.gguf" and file.with_name("m-kv.gguf").read_bytes() == b"GGUFp"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says", "remedy"),
     [

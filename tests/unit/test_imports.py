@@ -29,6 +29,7 @@ ORDER = (
     "measure",
     "search",
     "memory",
+    "advise",
     "card",
     "publish",
     "flows",

@@ -330,7 +330,10 @@ def test_what_is_kept_beside_k_and_v(tmp_path: Path) -> None:
     assert exact_bytes(shape, plan, ContextSettings(4096, parallel=4)) == 4 * 34 * row
     assert profile_bytes(shape, plan) == 0
     profiled = plan.with_profile(Sought.AUTO)
-    assert profile_bytes(shape, profiled) == 4 * 4 * 2 * (2 * 128 * 128 + 128)
+    maps = 2 * 2 * 128 * 128  # values of one layer
+    assert profile_bytes(shape, profiled) == 4 * (2 * maps + 4 * 2 * 128)
+    mixed = parse_plan("f16; 1:iso3").with_profile(Sought.AUTO)
+    assert profile_bytes(shape, mixed) == profile_bytes(shape, profiled) + 3 * 2 * maps
     memory = Memory(shape, 1000)
     plain, more = (memory.estimate(p, ContextSettings(4096)) for p in (parse_plan("iso3"), profiled))
     assert more.total - plain.total == more.exact_tokens + more.profile == more.cache - plain.cache > 0
@@ -425,3 +428,11 @@ def test_what_llama_cpp_cannot_say_is_estimated(tmp_path: Path) -> None:
 def test_all_shards_count(tmp_path: Path) -> None:
     header = read_header(model(tmp_path / "m.gguf", "llama", DENSE))
     assert memory_shape([header, header]).weight_bytes == 2 * memory_shape([header]).weight_bytes
+
+
+@pytest.mark.parametrize("more", [{}, {"attention.key_length": 128, "attention.value_length": 128}])
+def test_a_first_layer_without_attention_does_not_stand_for_all(tmp_path: Path, more: dict[str, int]) -> None:
+    heads = {"attention.head_count": [0, 4], "attention.head_count_kv": [0, 2], "block_count": 2}
+    shape = shape_of(tmp_path, "llama", DENSE | heads | more)
+    assert values(shape) == [(0, 0), (256, 256)]
+    assert len(shape.cached) == 1

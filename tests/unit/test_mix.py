@@ -71,6 +71,55 @@ def test_a_template_that_takes_no_conversation(template: str) -> None:
     assert mix.text({"tokenizer.chat_template": template}) == mix.text({})
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% for m in messages %}{{ m.role }};{% break %}{% endfor %}", "system;"),
+        ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}", "x"),
+        ("{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %};{% endfor %}", "user;"),
+        ("{{ {'a': 'é<'} | tojson(ensure_ascii=False) }}", '{"a": "é<"}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(indent=1, sort_keys=true) }}", '{\n "a": 2,\n "b": 1\n}'),
+        ("{{ pad_token }}{{ unk_token is defined }}", "<p>False"),
+    ],
+)
+def test_templates_as_transformers_has_them(
+    template: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it says nothing of a fallback, as the ones without calls of tools cause below."""
+    values = {
+        "tokenizer.chat_template": template + "{# tool_calls #}",
+        "tokenizer.ggml.tokens": ("<a>", "<p>"),
+        "tokenizer.ggml.padding_token_id": 1,
+    }
+    whole = mix.text(values)
+    assert expected in whole and "<|im_start|>" not in whole
+    assert "ChatML" not in capsys.readouterr().err
+
+
+def test_the_template_for_tools_is_taken_for_them() -> None:
+    values = {
+        "tokenizer.chat_template": "plain {# tool_calls #}",
+        "tokenizer.chat_template.tool_use": "with tools {# tool_calls #}",
+    }
+    whole = mix.text(values)
+    assert "plain" in whole and "with tools" in whole
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% do messages.pop() %}", "unknown tag 'do'"),
+        ("{{ raise_exception('no turns') }}{# tool_calls #}", "no turns"),
+        ("{{ 1 / 0 }}{# tool_calls #}", "division by zero"),
+        ("{% for m in messages %}[{{ m.role }}]{% endfor %}", "it knows no calls of tools"),
+    ],
+)
+def test_a_fallback_is_told_once(template: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    mix.text({"tokenizer.chat_template": template})
+    told = [line for line in capsys.readouterr().err.splitlines() if "ChatML" in line]
+    assert len([line for line in told if why in line]) == 1
+
+
 def test_a_template_without_tools_does_not_lose_the_calls() -> None:
     whole = mix.text(
         {"tokenizer.chat_template": "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"}

@@ -17,7 +17,8 @@ from ggufrq.base.errors import ModelError
 from ggufrq.cache.cases import Case, parse_cases
 from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.drive import profiles, run
-from ggufrq.drive.profiles import Found, find, names_beside, positions_for, settle, settle_cases
+from ggufrq.drive.profiles import Found, find, positions_for, settle, settle_cases
+from ggufrq.models.names import names_beside
 from ggufrq.profile import profile_from_weights, read_profile
 from ggufrq.tools.programs import Programs
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ggufrq.report import numbers
@@ -26,6 +28,20 @@ def test_value_with_error(value: float | None, error: float | None, shown: str) 
 
 def test_no_more_decimals_than_allowed() -> None:
     assert numbers.with_error(0.0001234, 0.0000012, most=5) == "0.00012 ± 0.00000"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "error", "shown"),
+    [
+        (1.0168, 0.0062, "+1.7 ± 0.6"),
+        (3386 / 292.8, 0.01, "+1,056 ± 12"),
+        (0.5, 0.001, "−50.00 ± 0.05"),
+        (1.0, 0.0, "0.0"),
+    ],
+)
+def test_how_much_more_it_is(ratio: float, error: float, shown: str) -> None:
+    """From the logarithm, as llama-perplexity prints it."""
+    assert numbers.change(math.log(ratio), error) == shown
 
 
 @pytest.mark.parametrize(

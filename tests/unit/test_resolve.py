@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.models import resolve
+from ggufrq.models import names, resolve
 
 
 def test_embedded_models() -> None:
@@ -63,4 +63,4 @@ def test_refusals(tmp_path: Path) -> None:
     ],
 )
 def test_base_name(stem: str, base: str) -> None:
-    assert resolve.base_name(stem) == base
+    assert names.base_name(stem) == base

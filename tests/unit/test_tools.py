@@ -298,6 +298,14 @@ def test_missing_chunks_are_an_error() -> None:
         perplexity.parse_perplexity("[1]3370.6415,[2]4084.1914,", saved("ppl-base.err"))
 
 
+@pytest.mark.parametrize("first", ["[1]nan,[2]nan,", "[1]4.5,[2]inf,", "   1   nan ± nan  0.1 ± 0.1"])
+def test_a_run_that_computes_no_numbers_says_so(first: str) -> None:
+    """llama-perplexity then leaves out its last lines, which would be asked for again."""
+    for parse in (perplexity.parse_perplexity, perplexity.parse_divergence):
+        with pytest.raises(perplexity.NoNumbers, match="computes no numbers any more"):
+            parse(first, saved("ppl-base.err"))
+
+
 def test_output_cut_short_is_an_error() -> None:
     out, err = saved("ppl-kld.out"), saved("ppl-kld.err")
     for end in ("KL divergence stat", "99.9%   KLD", "Same top p"):

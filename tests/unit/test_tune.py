@@ -55,6 +55,7 @@ class World:
         self.asked: list[tuple[str, str]] = []
         self.truth = truth
         self.profiled: set[str] = set()
+        self.exact: dict[str, tuple[int, int]] = {}
 
     def divergences(
         self,
@@ -70,6 +71,7 @@ class World:
         rows = []
         for case in cases:
             self.asked.append((text.name, case.plan.name))
+            self.exact[case.plan.name] = (case.plan.recent, case.plan.first)
             if case.plan.file is not None:
                 self.profiled.add(case.plan.name)
             kld = self.truth(case.plan) * (1.0 if text.name == "a.txt" else 1.1)
@@ -165,6 +167,35 @@ def test_a_profile_goes_where_k_is_ours(world: World, monkeypatch: pytest.Monkey
     for profile, word in ((Sought.WEIGHTS, "weights"), (Path("a-kv.gguf"), "a-kv.gguf"), (None, "none")):
         told = " ".join(report.render(result, MODEL, replace(wish, profile=profile)).split())
         assert f'--kv "{result.plan.name}" --kv-profile {word}' in told
+
+
+@pytest.mark.parametrize(
+    ("backend", "wish", "exact", "words"),
+    [
+        ("cpu", (None, None), (32, 1), "the first token and the newest 32"),
+        ("cuda", (None, None), (0, 0), ""),
+        ("cuda", (8, None), (8, 0), "the newest 8 tokens"),
+        ("cpu", (0, 2), (0, 2), "the first 2 tokens"),
+        ("cpu", (0, 0), (0, 0), ""),
+    ],
+)
+def test_tokens_in_f16_beside_types_of_ours(
+    world: World, backend: str, wish: tuple[int | None, int | None], exact: tuple[int, int], words: str
+) -> None:
+    asked, build = (
+        replace(goal(), recent=wish[0], first=wish[1]),
+        replace(BUILD, manifest={"backend": backend}),
+    )
+    result = layers.tune(MODEL, build, asked)
+    assert {world.exact[name] for name in ("iso3", "f16; 0:iso3/f16", "iso2/iso4")} == {exact}
+    assert world.exact["q8_0"] == world.exact["f16; 0:q8_0/f16"] == (0, 0)
+    assert result.exact == report.as_json(result, MODEL, asked)["exact"] == words
+    told = " ".join(report.render(result, MODEL, asked).split())
+    assert (f"Beside types of ours {words} in f16, which the bits do not count." in told) == bool(words)
+    options = "".join(
+        f" --kv-{n} {w}" for n, w in zip(("recent", "first"), wish, strict=True) if w is not None
+    )
+    assert f'--kv "{result.plan.name}" --kv-profile none{options} ' in told
 
 
 def test_progress_counts_every_measurement(world: World) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.base import log, paths
+from ggufrq.base import log
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import progress
 from ggufrq.build.project import Build
 from ggufrq.ggufs.files import shards
 from ggufrq.ggufs.header import TensorInfo, read_header
-from ggufrq.ggufs.kv_state import check_model
 from ggufrq.ggufs.tensors import is_float, type_name
 from ggufrq.make.fold import awq, imatrix, kv
 from ggufrq.make.fold.facts import KEY, architecture_of, pairs
@@ -22,10 +21,10 @@ from ggufrq.make.fold.weights import Weights, write_changed
 #: The kinds of folding, and what each is good for.
 KINDS = {
     "awq": "the weights quantize better",
-    "kv": "K and V quantize better, in runtimes that do not rotate them",
+    "kv": "keys quantize better in a cache of any runtime",
 }
 #: Part of what tells folded files from one another; to be raised when the same input gives other files.
-_VERSION = 1
+_VERSIONS = {"awq": 1, "kv": 2}
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,9 @@ class Folded:
     folding: Folding
 
 
-def default_text() -> Path:
-    """What K and V are looked at on when no text is given."""
-    return paths.data_dir("texts") / "calibration.txt"
-
-
 def identity(kind: str) -> str:
     """What tells files that were folded in this way from others."""
-    return f"{kind}/{_VERSION}"
+    return f"{kind}/{_VERSIONS[kind]}"
 
 
 def metadata(kind: str, model: Path) -> dict[str, str]:
@@ -62,11 +56,10 @@ def metadata(kind: str, model: Path) -> dict[str, str]:
             )
     names: Iterable[str]
     if kind == "kv":
-        check_model(model)
         names = kv.parts(architecture, infos)
     else:
         names = dict.fromkeys(pair.rule.name for pair in pairs(architecture, infos))
-    return {KEY: kind, f"{KEY}.version": str(_VERSION), f"{KEY}.parts": " ".join(names)}
+    return {KEY: kind, f"{KEY}.version": str(_VERSIONS[kind]), f"{KEY}.parts": " ".join(names)}
 
 
 def check_types(kind: str, types: Mapping[str, str], label: str) -> None:
@@ -85,14 +78,13 @@ def fold(
     build: Build,
     *,
     matrix: Path | None = None,
-    text: Path | None = None,
     known: Folding | None = None,
 ) -> Folded:
     """Write ``model`` folded for ``types`` (of every tensor, by name) into the new folder ``out``, and beside
     it the importance matrix ``matrix`` for it, under its name.
 
-    ``awq`` needs the matrix; ``kv`` runs the model over ``text``. ``known`` is what an earlier call found for
-    the same model: nothing is searched again. Raises ModelError, UsageError or ToolError.
+    ``awq`` needs the matrix. ``known`` is what an earlier call found for the same model: nothing is searched
+    again. Raises ModelError, UsageError or ToolError.
     """
     said = metadata(kind, model)
     out.mkdir()
@@ -106,8 +98,8 @@ def fold(
             with progress("Searching scales", unit="pairs") as bar:
                 folding = awq.find(weights, matrix, types, build, listener=bar)
         else:
-            with progress("Searching scales and rotations", unit="layers") as bar:
-                folding = kv.find(weights, model, text or default_text(), build, listener=bar)
+            with progress("Scales of keys", unit="layers") as bar:
+                folding = kv.find(weights, model, listener=bar)
         with progress("Folding", len(weights.places), unit="tensors") as bar:
             write_changed(weights, path, folding.changes, said, listener=bar)
     log.say(summary(folding))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ggufrq.ggufs import imatrix
-from ggufrq.make.fold.changes import F32, F64, Change, turned
+from ggufrq.make.fold.changes import F32, F64, Change
 
 
 def read(path: Path) -> dict[str, F64]:
@@ -38,7 +38,4 @@ def _divided(sums: F32, inputs: Change) -> F32:
     out: F64 = sums.astype(np.float64)
     if inputs.columns is not None:
         out /= np.square(inputs.columns)
-    if inputs.turn_columns is not None:
-        # exact where the inputs of a head are not correlated, which their squares cannot tell
-        out = turned(out, np.square(inputs.turn_columns))
     return out.astype(np.float32)

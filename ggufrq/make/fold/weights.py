@@ -134,7 +134,7 @@ def write_changed(
 
 def _pieces(weights: Weights, name: str, change: Change) -> Iterator[F32]:
     experts, rows, columns = weights.shape(name)
-    step = max(1, _PIECE // (columns * change.step)) * change.step
+    step = max(1, _PIECE // columns)
     for expert in range(experts):
         for first in range(0, rows, step):
             values = weights.read(name, expert, first, min(step, rows - first))

@@ -27,7 +27,7 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.cache.kv import KvPair, KvPlan, KvType, LayerRange, Sought, kv_type
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, LayerRange, Sought, exact_words, kv_type
 from ggufrq.drive import profiles
 from ggufrq.ggufs.kv_shape import KvShape
 from ggufrq.measure.base_run import Scored
@@ -43,7 +43,8 @@ _REST = kv_type("f16")
 @dataclass(frozen=True)
 class Goal:
     """What is asked for: bits per value at most, the types to choose from, the texts to tune and to check on,
-    how much of each is read, and the profile of K in types of ours."""
+    how much of each is read, the profile of K in types of ours, and the newest and first tokens in f16 beside
+    them, which the bits do not count (None: as many as usual, where the build holds them)."""
 
     budget: Fraction
     types: tuple[KvType, ...]
@@ -51,6 +52,12 @@ class Goal:
     check_text: Path
     scored: Scored
     profile: Path | Sought | None = None
+    recent: int | None = 0
+    first: int | None = 0
+
+    def exact(self, build: Build) -> tuple[int | None, int | None]:
+        """Newest and first tokens in f16 that a build can hold, or that were asked for."""
+        return (self.recent, self.first) if build.holds_exact else (self.recent or 0, self.first or 0)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Measured:
 class Result:
     """The answer ``plan`` and what led to it: KLD and its error of single changes by unit and type name, and
     of whole caches on the tuning text (``tuned``) and on the checking text (``checked``, the answer first);
-    the commands that were run; and what is said of the profile."""
+    the commands that were run; what is said of the profile, and of the tokens in f16 (empty without)."""
 
     plan: KvPlan
     bits: float
@@ -92,6 +99,7 @@ class Result:
     checked: list[Measured]
     commands: list[str]
     profile: str | None = None
+    exact: str = ""
 
 
 def units(shape: KvShape) -> list[Unit]:
@@ -147,6 +155,14 @@ def candidates(goal: Goal, shape: KvShape, singles: Singles) -> list[tuple[KvPla
     return sorted(found.items(), key=lambda item: item[1])
 
 
+def _exact_words(goal: Goal, build: Build) -> str:
+    kind = next((kind for kind in goal.types if kind.ours), None)
+    if kind is None:
+        return ""
+    plan = KvPlan(KvPair(kind, kind)).with_wished(*goal.exact(build))
+    return exact_words(plan.recent, plan.first)
+
+
 def _plan(shape: KvShape, every: Sequence[Unit], types: Sequence[KvType], choice: Choice) -> KvPlan:
     # what holds nothing takes the smallest type, as any would do
     chosen = {(u.layer, u.side): types[o] for u, o in zip(every, choice.options, strict=True)}
@@ -186,11 +202,16 @@ def tune(
         )
     profile = None if goal.profile is None else profiles.find(model.path, goal.profile, goal.scored.n_ctx)
     rows: list[Row] = []
+    recent, first = goal.exact(build)
+
+    def case(plan: KvPlan) -> Case:
+        plan = plan.with_profile(profile.file if profile and plan.k_ours else None)
+        return Case(plan.with_wished(recent, first) if plan.rotated else plan)
 
     def measured(plans: Sequence[KvPlan], text: Path) -> list[Row]:
         found = divergences(
             model,
-            [Case(plan.with_profile(profile.file if profile and plan.k_ours else None)) for plan in plans],
+            [case(plan) for plan in plans],
             build,
             text,
             goal.scored,
@@ -233,4 +254,5 @@ def tune(
         checked=checked,
         commands=list(dict.fromkeys(row["command"] for row in rows)),
         profile=None if profile is None else profile.said,
+        exact=_exact_words(goal, build),
     )

@@ -58,11 +58,17 @@ def render(result: Result, model: Subject, goal: Goal) -> str:
     assert model.shape is not None  # tune
     f16 = 2 * (sum(model.shape.k_layers) + sum(model.shape.v_layers))
     profile = "" if goal.profile is Sought.AUTO else f" --kv-profile {profile_word(goal.profile)}"
+    exact = [("recent", goal.recent), ("first", goal.first)]
+    profile += "".join(f" --kv-{name} {tokens}" for name, tokens in exact if tokens is not None)
     lines = [
         f"{model.name}, {model.weights}, at most {float(goal.budget):g} bits per value:",
         "",
         *textwrap.wrap(
-            f'--kv "{result.plan.name}"{profile}', _WIDTH, initial_indent="  ", break_long_words=False
+            f'--kv "{result.plan.name}"{profile}',
+            _WIDTH,
+            initial_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
         ),
         "",
         f"{result.bits:g} bits per value, {result.bytes_per_token:,} bytes per token; f16 takes "
@@ -108,6 +114,8 @@ def _explanation(result: Result, goal: Goal) -> str:
         words += f" Within that error of: {', '.join(unseen)}."
     if result.profile is not None:
         words += f" K in types of ours: {result.profile}."
+    if result.exact:
+        words += f" Beside types of ours {result.exact} in f16, which the bits do not count."
     predicted = next((m.predicted for m in result.tuned if m.plan == result.plan), None)
     if predicted is not None:
         words += f" The sum of its single changes was {predicted:.5f}."
@@ -132,6 +140,7 @@ def as_json(result: Result, model: Subject, goal: Goal) -> dict[str, Any]:
         "text": goal.text.name,
         "check_text": goal.check_text.name,
         "profile": result.profile,
+        "exact": result.exact,
         "kv": result.plan.name,
         "bits": result.bits,
         "bytes_per_token": result.bytes_per_token,

@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 
 static constexpr uint32_t LLAMA_RQ_PROFILE_VERSION = 1;
@@ -153,12 +155,29 @@ static bool llama_rq_is_inverse(const float * a, const float * b, size_t n) {
     return err <= LLAMA_RQ_INVERSE_TOLERANCE*LLAMA_RQ_INVERSE_TOLERANCE*len;
 }
 
+// The files that fitted a model of this process. Another model beside it, as a draft, is not what such a file is for.
+static bool llama_rq_is_of_another(const std::string & path, bool fits) {
+    static std::mutex mutex;
+    static std::set<std::string> fitted;
+
+    std::lock_guard<std::mutex> lock(mutex);
+    if (fits) {
+        fitted.insert(path);
+    }
+    return !fits && fitted.count(path) > 0;
+}
+
 llama_rq_profile llama_rq_load_profile(const std::string & path, const llama_model & model, const llama_rq_rotation & rotation,
         const std::vector<int32_t> & layers) {
     const auto & hparams = model.hparams;
 
     const llama_rq_profile_file file(path);
 
+    const bool fits = file.str(file.key("model")) == llama_rq_fingerprint(model);
+    if (llama_rq_is_of_another(path, fits)) {
+        LLAMA_LOG_WARN("llama_rq: profile %s is not used for this model: it is that of another one of this process\n", path.c_str());
+        return {};
+    }
     if (hparams.is_mla() || hparams.n_lora_kv > 0 || model.arch == LLM_ARCH_DEEPSEEK4) {
         throw std::runtime_error("the profile " + path + " cannot be used, this model's values are read from its keys (MLA)");
     }
@@ -166,7 +185,7 @@ llama_rq_profile llama_rq_load_profile(const std::string & path, const llama_mod
     if (file.means_only && !matter.empty()) {
         throw std::runtime_error("the profile " + path + " cannot be used, it holds means alone and this model " + matter + ", so that a constant added to all keys matters");
     }
-    if (file.str(file.key("model")) != llama_rq_fingerprint(model)) {
+    if (!fits) {
         throw file.wrong("is for another model");
     }
     const std::string wanted = std::string(llama_rq_family_name(rotation.type)) + "/" + llama_rq_mode_name(rotation.mode) + "/" + std::to_string(rotation.n);

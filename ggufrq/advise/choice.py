@@ -1,0 +1,96 @@
+"""What is known of a cache on a model before it is used: the one that was recommended, and a word of warning
+where another one was measured as ruinous or what the model's header says foretells trouble."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufrq.advise import ladder
+from ggufrq.base import log
+from ggufrq.base.errors import GgufrqError, ModelError
+from ggufrq.build.project import Build
+from ggufrq.cache.kv import DEFAULT_KV, KvPlan
+from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.header import Header, read_header
+from ggufrq.measure.verdict import RUINOUS
+from ggufrq.report import numbers
+from ggufrq.runtimes.fallback import fits
+
+if TYPE_CHECKING:  # numpy takes a while to import
+    from ggufrq.profile.facts import Facts
+
+#: K in more bits than these was never seen to suffer from a bias (docs/real-models.md).
+_FEW_BITS = 5.0
+
+
+def recommended(model: Path, build: Build | None, name: str) -> str:
+    """The types for a GGUF model, ``name`` to the user, as ``--kv`` takes them: those that ``ggufrq advise``
+    recommended, or the usual ones. Says which in one line."""
+    advice = ladder.kept(model, build) if build is not None else None
+    found = advice["recommended"] if advice is not None else None
+    if advice is None or found is None:
+        why = "is not known yet" if advice is None else "does not fit as it was asked for"
+        log.say(f"the best cache for this model {why}; taking {DEFAULT_KV}: ggufrq advise {name}")
+        return DEFAULT_KV
+    rung = next(rung for rung in advice["rungs"] if rung["kv"] == found)
+    loss = "" if rung["kld"] is None else f", a mean KLD of {numbers.significant(rung['kld'], 2)}"
+    log.say(f"--kv {found}, as ggufrq advise recommends for this model{loss}")
+    return str(found)
+
+
+def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | None:
+    """One sentence about a plan that is bad for a GGUF model, with a better choice; None when nothing is
+    known against it. What was measured counts more than what the header foretells."""
+    if plan.name == "f16":
+        return None
+    try:
+        advice = ladder.kept(model, build) if build is not None else None
+        headers = [read_header(part) for part in shards(model)]
+    except GgufrqError:  # what is wrong with the file is told by what runs it
+        return None
+    if plan.optional and build is not None and not build.holds_exact:
+        plan = plan.with_exact(0)
+    rung = next((r for r in advice["rungs"] if r["title"] == plan.title), None) if advice else None
+    if advice is None or rung is None or rung["kld"] is None:
+        return _foretold(headers, plan, name)
+    if rung["words"] != RUINOUS:
+        return None
+    better = f"--kv {shlex.quote(advice['recommended'] or 'q8_0')}"
+    loss = numbers.significant(rung["kld"], 2)
+    return f"{plan.name} was measured as ruinous on this model, a mean KLD of {loss}: better {better}"
+
+
+def _foretold(headers: list[Header], plan: KvPlan, name: str) -> str | None:
+    from ggufrq.profile.facts import Facts
+
+    facts = Facts(headers[0].values)
+    names = [tensor.name for header in headers for tensor in header.tensors]
+    sinks = any(".attn_sinks" in tensor for tensor in names)
+    k = min((pair.k for pair in plan.pairs), key=lambda kind: kind.bits)
+    biased = any(tensor.endswith(("attn_k.bias", "attn_qkv.bias")) for tensor in names)
+    can_be_out = facts.mean_is_exact and not sinks and _is_known(facts)
+    if biased and k.bits <= _FEW_BITS and not (can_be_out and plan.profile is not None and k.ours):
+        usable = can_be_out and fits(facts.values, DEFAULT_KV)
+        better = f"--kv {DEFAULT_KV} with its profile" if usable else "--kv q8_0"
+        return (
+            f"keys of this model have a bias, which {k.name} without a profile may turn to noise, as it does "
+            f"in Qwen2.5: better {better}"
+        )
+    what = "attention sinks" if sinks else facts.architecture if facts.listed("sensitive") else ""
+    if what and (k.bits < 16 or any(pair.v.bits < 16 for pair in plan.pairs)):
+        return (
+            f"models with {what} lose more than most, even with q8_0: ggufrq advise {name} measures it, "
+            "--kv f16 loses nothing"
+        )
+    return None
+
+
+def _is_known(facts: Facts) -> bool:
+    """Whether a profile can be made from the weights of such a model."""
+    try:
+        _ = facts.pairing
+    except ModelError:
+        return False
+    return True

@@ -1,0 +1,70 @@
+"""The profile of a family's KV cache, beside its files: made from the weights, or one that lies there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggufrq.base import log
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.progress import progress
+from ggufrq.base.results import file_sha256
+from ggufrq.ggufs.fingerprint import fingerprint
+from ggufrq.ggufs.header import read_header
+from ggufrq.make.record import Record
+from ggufrq.models.names import PROFILE_END
+from ggufrq.runtimes.fallback import fits
+from ggufrq.tools.logs import PROFILE_SOURCES
+
+#: The type of its entry in the manifest.
+TYPE = "kv-profile"
+#: Counted up when the same weights give another profile.
+_MAKE = 1
+
+
+def keep(
+    record: Record, base: str, model: Path, made_from: dict[str, str], *, force: bool = False
+) -> Path | None:
+    """The profile of the GGUF ``model`` in the folder of a family's record, made from the weights unless it
+    is there and entered. One that somebody else has put there, as ``ggufrq calibrate`` does, is entered as it
+    is. None where the model can have none, which is said where its heads would take types of ours.
+
+    Raises UsageError when a file of its name is there that is none, unless ``force`` is set.
+    """
+    from ggufrq.profile import profile_from_weights
+
+    name = f"{base}{PROFILE_END}"
+    path, key = record.folder / name, {**made_from, "make": str(_MAKE)}
+    if record.kept(name, key) is not None:
+        return path
+    if not fits(read_header(model).values, "iso3"):
+        return None
+    before = [part["sha256"] for part in record.files.get(name, {}).get("parts", [])]
+    if path.is_file() and [file_sha256(path)] != before and not force:
+        source = _source(path, model)
+        log.say(f"{name} is there already, {PROFILE_SOURCES[source]}, and is kept")
+        record.finish(name, [(path, name)], key, {"type": TYPE, "source": source})
+        return path
+    try:
+        with progress("Profile from the weights", unit="layers") as bar:
+            made = profile_from_weights(model, progress=lambda done, total: bar.update(done, total=total))
+    except ModelError as error:
+        log.say(f"no {name}: {error.message}")
+        return None
+    with record.making(name) as temporary:
+        made.write(temporary)
+        record.finish(name, [(temporary, name)], key, {"type": TYPE, "source": "weights"})
+    return path
+
+
+def _source(path: Path, model: Path) -> str:
+    """What the profile at ``path`` was made from. Raises UsageError when it is none of this model."""
+    from ggufrq.profile import read_profile
+
+    try:
+        profile = read_profile(path)
+        if profile.model == fingerprint(model):
+            return profile.source
+        why = "is the profile of another model"
+    except ModelError as error:
+        why = f"is no profile: {error.message}"
+    raise UsageError(f"{path} {why}", remedy="move it away, or --force to replace it")
