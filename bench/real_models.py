@@ -4,8 +4,10 @@
     python bench/real_models.py measure DIR [NAME ...]  # mean and 99.9 % KLD of each cache, as Markdown
 
 Weights are taken to f16 first, since with quantized ones llama-perplexity rounds activations, which is a
-floor under all rows. Profiles are made from the weights alone. The base of a model and each row are kept in
-DIR, so that a stopped run goes on; a row is measured again when build, profile, text or settings changed.
+floor under all rows. Profiles are made from the weights alone, or by ``ggufrq calibrate`` from so many tokens
+of the calibration text that ships with ggufrq, which is another than the one that is scored. The base of a
+model and each row are kept in DIR, so that a stopped run goes on; a row is measured again when build,
+profile, text or settings changed.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.header import read_header
+from ggufrq.measure.calibrate import CHUNK_SIZE, profile_from_text
 from ggufrq.profile import profile_from_weights
 from ggufrq.profile.file import read_profile
 from ggufrq.tools.perplexity import parse_divergence, parse_perplexity
+
+CALIBRATION = paths.data_dir("texts") / "calibration.txt"
 
 
 @dataclass(frozen=True)
@@ -72,18 +77,21 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A cache: its types, whether K is stored in the metric of a profile, and how many tokens stay in f16."""
+    """A cache: its types, whether K is stored in the metric of a profile, and how many tokens stay in f16.
+    ``tokens`` are those of text that the profile is from, 0 for the weights alone."""
 
     kv: str
     profile: bool = False
     recent: int = 0
     first: int = 0
+    tokens: int = 0
 
     @property
     def name(self) -> str:
         """As it stands in the table."""
         words = [self.kv]
-        words += ["profile from the weights"] if self.profile else []
+        source = f"{self.tokens:,} tokens of text" if self.tokens else "the weights"
+        words += [f"profile from {source}"] if self.profile else []
         words += [f"newest {self.recent}"] if self.recent else []
         words += [f"first {self.first}"] if self.first else []
         return ", ".join(words)
@@ -109,6 +117,11 @@ ROWS = (
     Row("iso3", profile=True, first=1),
     Row("iso3", profile=True, recent=32),
     Row("iso3", profile=True, recent=32, first=1),
+    Row("iso3", profile=True, tokens=512),
+    Row("iso3", profile=True, tokens=2048),
+    Row("iso3", profile=True, tokens=8192),
+    Row("iso3", profile=True, recent=32, first=1, tokens=8192),
+    Row("iso4", profile=True, tokens=8192),
 )
 
 
@@ -150,10 +163,20 @@ def in_f16(build: Build, source: Path) -> Path:
     return out
 
 
-def profile_for(source: Path, positions: int) -> Path:
-    """The profile from the weights as they were published, averaged over so many positions, made once."""
-    out = source.with_name(f"{source.stem}-{positions}-kv.gguf")
-    if not out.exists():
+def profile_for(build: Build, source: Path, positions: int, tokens: int) -> Path:
+    """The profile from the weights as they were published, or from a text, averaged over so many positions,
+    made once."""
+    text = f"-text{tokens}" if tokens else ""
+    out = source.with_name(f"{source.stem}-{positions}{text}-kv.gguf")
+    if not out.exists() and tokens:
+        size = min(tokens, CHUNK_SIZE)
+        made = profile_from_text(
+            source, CALIBRATION, build, positions=positions, n_ctx=size, chunks=tokens // size
+        )
+        made.profile.write(out)
+        for gain in made.gains:
+            print(f"{source.stem}: foretold at {gain.first}-{gain.last}: {gain.weights:.3f}, {gain.text:.3f}")
+    elif not out.exists():
         profile_from_weights(source, positions).write(out)
     read_profile(out)
     return out
@@ -173,7 +196,7 @@ def measure(
     if not source.exists():
         sys.exit(f"{source} is missing; try: python bench/real_models.py fetch {folder}")
     weights = in_f16(build, source)
-    profile = profile_for(source, positions)
+    weights_profile = profile_for(build, source, positions, 0)
     base = folder / f"{name}.base"
     common = ["-m", str(weights), "-f", str(text), "-c", str(model.n_ctx), "-b", str(model.n_ctx)]
     common += ["--no-escape", "--chunks", str(model.chunks), "-fa", "on", "-lv", "4"]
@@ -181,7 +204,9 @@ def measure(
     kept_file = folder / f"{name}-rows.json"
     kept: dict[str, Any] = json.loads(kept_file.read_text()) if kept_file.exists() else {}
     about = [build.key, file_sha256(text), model.n_ctx, model.chunks]
-    head_dims = {info.shape[0] for info in read_header(profile).tensors if info.name.endswith("k_map")}
+    head_dims = {
+        info.shape[0] for info in read_header(weights_profile).tensors if info.name.endswith("k_map")
+    }
 
     def run(arguments: list[str], environment: dict[str, str | None]) -> proc.Completed:
         return proc.run([build.tool("llama-perplexity"), *common, *arguments], env=environment)
@@ -195,6 +220,7 @@ def measure(
         plan = parse_plan(row.kv)
         if plan.rotated and any(dim % 128 for dim in head_dims):
             continue
+        profile = profile_for(build, source, positions, row.tokens) if row.tokens else weights_profile
         key = json.dumps([asdict(row), file_sha256(profile) if row.profile else None])
         if key not in kept:
             arguments = ["--kl-divergence", "-ctk", plan.base.k.name, "-ctv", plan.base.v.name]

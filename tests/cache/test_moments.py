@@ -1,0 +1,64 @@
+"""llama-rq-moments on upstream's tiny models of many architectures: it finds what goes into RoPE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kv_drivers import ONE_THREAD
+
+from ggufrq.base import proc
+from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
+from ggufrq.profile.sums import read_sums
+from ggufrq.profile.text import averaged, profile_from_sums
+from ggufrq.profile.whole import Whole
+from ggufrq.tools import moments
+
+pytestmark = pytest.mark.build
+
+#: Windows with a RoPE of their own, layers without RoPE, no RoPE at all, Q, K and V in one tensor, RoPE of a
+#: part of a head, recurrent layers between, a factor on K, sinks, a bias, gated queries, several axes.
+NAMES = (
+    "gemma3-dense", "smallthinker-moe", "smollm3-dense", "cohere2-dense", "mpt-dense", "phi3-dense",
+    "phi2-dense", "lfm2-dense", "falcon-h1-dense", "gpt-oss-moe", "qwen2-dense", "qwen35-dense",
+    "qwen3vl-dense", "chatglm-dense",
+)  # fmt: skip
+
+
+def sums_of(build: Build, model: Path, folder: Path) -> Path:
+    text, out = folder / "text.txt", folder / "sums.gguf"
+    text.write_text(" ".join(str(3 + i % 120) for i in range(300)))
+    args = moments.arguments(model, text, out, n_ctx=32, chunks=4, threads=1)
+    done = proc.run([build.tool(moments.PROGRAM), *args], env=ONE_THREAD)
+    moments.check(done.stdout, done.stderr)
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_in_every_kind_of_layer(
+    llama_build: Build, tiny_models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    sums = read_sums(sums_of(llama_build, tiny_models[name], tmp_path))
+    whole = Whole.of(tiny_models[name], 64)
+    assert list(sums.fit) == list(sums.held) == list(whole.readers)
+    for il, layer in sums.all.items():
+        kept = whole.shape.layers[il]
+        assert layer.tokens == 128
+        assert layer.kk.shape == layer.qq.shape == (kept.k // kept.head_k, kept.head_k, kept.head_k)
+        for square in (layer.kk, layer.qq):
+            assert np.linalg.eigvalsh(square).min() > -1e-3 * np.abs(square).max()
+        mean = layer.k / layer.tokens
+        assert (np.einsum("hi,hi->h", mean, mean) <= np.trace(layer.kk, axis1=1, axis2=2) / 128).all()
+    profile_from_sums(whole, sums.all)
+
+
+@pytest.mark.parametrize("name", ["hunyuan-dense-dense", "llama4-moe"])
+def test_a_norm_behind_rope_is_said_to_be_out_of_reach(
+    llama_build: Build, tiny_models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    sums = read_sums(sums_of(llama_build, tiny_models[name], tmp_path)).all
+    with pytest.raises(ModelError, match="it is not known what RoPE is given in layer 0") as error:
+        averaged(Whole.of(tiny_models[name], 64), 0, sums[0], 0, 64)
+    assert "--kv-profile weights" in str(error.value.remedy)
