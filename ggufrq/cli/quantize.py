@@ -105,7 +105,8 @@ def quantize(
     """Make GGUF files of MODEL: a folder with safetensors, a Hub id, a GGUF file, or an embedded model.
 
     Files are checked before they get their names, and those that are there already are kept, so that the same
-    command goes on after it was stopped.
+    command goes on after it was stopped. Beside them goes NAME-kv.gguf, the profile by which caches of our
+    types keep K, made from the weights unless it is there.
 
     \b
     Examples:

@@ -284,7 +284,7 @@ def test_command_json(families: dict[str, Family]) -> None:
     told = json.loads(result.stdout)
     assert (told["type_k"], told["type_v"], told["tokens"] > 0) == ("iso3", "iso3", True)
     assert 16 * told["kv_bytes"] / told["f16_bytes"] == 3.125 + 16 * 34 / 512
-    assert told["profile"].startswith("profile from the weights")
+    assert told["profile"] == f"profile {HYBRID}-kv.gguf, from the weights"
     assert (told["first"], told["recent"]) == (1, 32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,19 @@ from ggufrq.cli import advise as command
 from ggufrq.drive import run
 from ggufrq.measure.kept import Row
 from ggufrq.measure.verdict import loss_in_words
+from ggufrq.tools.perplexity import NoNumbers
 from ggufrq.tools.programs import Programs
 
-KLD = {"q8_0": 0.0006, "q4_0": 0.115, "iso4": 0.005, "iso3": 0.021, "iso2": 0.6, "planar3": 0.022}
+KLD = {
+    "q8_0": 0.0006,
+    "q4_0": 0.115,
+    "iso4": 0.005,
+    "iso3": 0.021,
+    "iso2": 0.6,
+    "planar3": 0.022,
+    "q4_1": math.nan,
+    "q5_0": math.nan,
+}
 BIG = numbers(attention__key_length=128, attention__head_count=2, attention__head_count_kv=1)
 
 
@@ -55,6 +66,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, build: Build) -> list[str]:
     def take(self: ladder.Divergences, case: Case, **_: Any) -> Row:
         taken.append(case.name)
         kld = KLD[case.pair.name]
+        if kld != kld:
+            self._runs.ppl = None if case.pair.name == "q5_0" else 1.0
+            raise NoNumbers("the divergence is not a number")
         row = {"kld_mean": kld, "kld_mean_err": 0.02 * kld, "command": f"run {case.name}"}
         self.results.put(self.facts(case), row)
         return row
@@ -145,6 +159,15 @@ def test_the_text(tmp_path: Path, measured: list[str]) -> None:
     for kv in ("iso3+plain", "iso3:block"):
         error = invoke(narrow, "--kv", kv).exception
         assert isinstance(error, UsageError) and "without marks and modes" in error.message
+
+
+def test_a_cache_that_computes_no_numbers_is_told_of(tmp_path: Path, measured: list[str]) -> None:
+    path = model(tmp_path / "m")
+    found = data(path, "--kv", "q4_1,iso3")
+    assert found["recommended"] == "iso3" and measured[0] == "q4_1"
+    assert found["rungs"][1]["why_not"] == "q4_1: the divergence is not a number"
+    error = invoke(path, "--kv", "q5_0,iso3").exception  # the base itself
+    assert isinstance(error, NoNumbers)
 
 
 def test_an_error_decides_against_a_cache() -> None:
