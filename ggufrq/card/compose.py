@@ -142,7 +142,7 @@ def _summary(facts: Facts, data: dict[str, Any], measured: Measured) -> str:
     text = f"{of} in GGUF: {listed}."
     if facts.cache_type != _OURS:
         return text
-    times = 16 / kv_type(_OURS).bits
+    times = 16 / facts.bits(kv_type(_OURS))
     seen = any(case["name"] == _OURS and case["quality"] for r in measured.results for case in r["cases"])
     cost = "was measured, see below" if seen else "was not measured on these files"
     return (

@@ -164,7 +164,7 @@ def _sums(state: KvState) -> _Sums:
 
 def _layer(il: int, total: _Sums, family: Family, mode: Mode) -> LayerMean:
     mean = total.k[il] / total.tokens
-    if mean.shape[-1] % 128:
+    if mean.shape[-1] % 64:
         raise ModelError(
             f"heads of {mean.shape[-1]} values cannot be kept in a rotated type", remedy="--kv q8_0"
         )
@@ -174,8 +174,9 @@ def _layer(il: int, total: _Sums, family: Family, mode: Mode) -> LayerMean:
 
 
 def _rotated_together(total: _Sums) -> int:
-    """How many values llama.cpp rotates together: 256 where the heads of all layers allow it."""
-    return 256 if all(k.shape[-1] % 256 == 0 for k in total.k.values()) else 128
+    """How many values llama.cpp rotates together: 256, 128 or 64, the most that the heads of all layers
+    allow."""
+    return next((n for n in (256, 128) if all(k.shape[-1] % n == 0 for k in total.k.values())), 64)
 
 
 def _folder(model: Path, text: Path, n_ctx: int) -> Path:
