@@ -142,7 +142,7 @@ def _summary(facts: Facts, data: dict[str, Any], measured: Measured) -> str:
     text = f"{of} in GGUF: {listed}."
     if facts.cache_type != _OURS:
         return text
-    times = 16 / kv_type(_OURS).bits
+    times = 16 / facts.bits(kv_type(_OURS))
     cases = [case for r in measured.results for case in r["cases"] if case["quality"]]
     seen = any(case["name"].split()[0] == _OURS for case in cases)  # whatever was on beside it
     cost = "was measured, see below" if seen else "was not measured on these files"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.paths import read_json
-from ggufrq.cache.kv import KvType, kv_types
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, kv_types
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
@@ -102,6 +102,10 @@ class Facts:
     def takes(self, kind: KvType) -> bool:
         """Whether the model's cache can be kept in a type."""
         return not kind.ours or fits(self.values, kind.name)
+
+    def bits(self, kind: KvType) -> float:
+        """Bits per value of the model's cache in a type."""
+        return kind.bits if self.shape is None else KvPlan(KvPair(kind, kind)).bits(self.shape)
 
     @property
     def cache_type(self) -> str:

@@ -147,13 +147,13 @@ def _layer_values(shape: MemoryShape) -> int:
 
 
 def _rotations(shape: MemoryShape, plan: KvPlan) -> int:
-    """Bytes of the matrices that K and V are rotated by, one for each side: ours are of 256 or 128 values,
-    upstream's of the largest power of two in a head of K, and of 64 for V."""
+    """Bytes of the matrices that K and V are rotated by, one for each side: ours are of 256, 128 or 64
+    values, upstream's of the largest power of two in a head of K, and of 64 for V."""
 
     def side(pairs: tuple[KvPair, ...], head: int, *, v: bool) -> int:
         kinds = [pair.v if v else pair.k for pair in pairs]
         if any(kind.ours for kind in kinds):
-            size = 256 if head % 256 == 0 else 128
+            size = next((n for n in (256, 128) if head % n == 0), 64)
         elif any(kind.block > 1 for kind in kinds) and head % 64 == 0:
             size = 64 if v else head & -head
         else:

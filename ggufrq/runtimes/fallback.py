@@ -23,7 +23,7 @@ from ggufrq.cache.kv import kv_type, parse_plan
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
-from ggufrq.ggufs.memory_shape import head_sizes
+from ggufrq.ggufs.memory_shape import head_sizes, is_mla
 from ggufrq.models.names import base_name
 from ggufrq.runtimes import Runtime
 
@@ -106,7 +106,9 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     taken = None if shape is None else _bytes(runtime, shape, chosen)
     times, ours = None, None
     if fits(values, OURS):
-        times = runtime.bits_per_value / kv_type(OURS).bits
+        times = runtime.bits_per_value / (
+            kv_type(OURS).bits if shape is None else parse_plan(OURS).bits(shape)
+        )
         ours = None if shape is None or taken is None else int(taken / parse_plan(OURS).bytes_for(shape, 1))
     path = place or str(model.absolute())
     known: dict[str, Any] = {
@@ -136,9 +138,13 @@ def write(advice: Advice, folder: Path) -> list[Path]:
 
 
 def fits(values: Mapping[str, Any], name: str) -> bool:
-    """Whether heads of a model with this metadata fill whole blocks of a cache type."""
-    sizes = head_sizes(values)
-    return bool(sizes) and all(size % kv_type(name).block == 0 for size in sizes)
+    """Whether heads of a model with this metadata fill whole blocks of a cache type. With MLA a type of ours
+    has no blocks of 64."""
+    sizes, kind = head_sizes(values), kv_type(name)
+    if not sizes:
+        return False
+    mla = is_mla(values)
+    return all(size % (kind if mla else kind.for_heads(size)).block == 0 for size in sizes)
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:

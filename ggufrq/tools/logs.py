@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ggufrq.base.errors import ToolError
-from ggufrq.cache.kv import KvPair, kv_types
+from ggufrq.cache.kv import KvPair, KvType, kv_types
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _CACHE = re.compile(
     r"K \((\w+)\): +([\d.]+) MiB, V \((\w+)\): +([\d.]+) MiB"
 )
 _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers")
-_ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
+_ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)(?:, n = (\d+))?")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
 _PROFILE = re.compile(
     r"llama_rq: (?:profile (.*): from (\w+), (\d+) positions, \d+ layers|calibration (.*): \d+ layers)"
@@ -78,6 +78,8 @@ class KvCache:
     type_v: str
     k_mib: float
     v_mib: float
+    k_narrow: bool = False  # a type of ours in blocks of 64, for heads that are no multiple of 128
+    v_narrow: bool = False
 
     @property
     def tokens(self) -> int:
@@ -87,12 +89,22 @@ class KvCache:
     @property
     def k_bytes(self) -> int | None:
         """Exact bytes of K, see ``exact_bytes``."""
-        return exact_bytes(self.k_mib, self.tokens, self.type_k)
+        return exact_bytes(self.k_mib, self.tokens, self.type_k, narrow=self.k_narrow)
 
     @property
     def v_bytes(self) -> int | None:
         """Exact bytes of V, see ``exact_bytes``."""
-        return exact_bytes(self.v_mib, self.tokens, self.type_v)
+        return exact_bytes(self.v_mib, self.tokens, self.type_v, narrow=self.v_narrow)
+
+    @property
+    def k_kind(self) -> KvType | None:
+        """The type of K, None when it is unknown."""
+        return _kind(self.type_k, narrow=self.k_narrow)
+
+    @property
+    def v_kind(self) -> KvType | None:
+        """The type of V, None when it is unknown."""
+        return _kind(self.type_v, narrow=self.v_narrow)
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,7 @@ class Rotation:
     type: str
     family: str
     mode: str
+    values: int = 128  # that are rotated together
 
 
 #: What a profile may be made from, as logs and its file name it, in words.
@@ -188,22 +201,26 @@ class Context:
             return None
         total = 0
         for cache in self.caches:
-            for size, name in ((cache.k_bytes, cache.type_k), (cache.v_bytes, cache.type_v)):
-                if size is None:
+            for size, kind in ((cache.k_bytes, cache.k_kind), (cache.v_bytes, cache.v_kind)):
+                if size is None or kind is None:
                     return None
-                kind = kv_types()[name]
                 total += size // kind.block_bytes * kind.block
         return total
 
 
-def exact_bytes(mib: float, tokens: int, type_name: str) -> int | None:
+def _kind(name: str, *, narrow: bool) -> KvType | None:
+    kind = kv_types().get(name)
+    return kind.for_heads(64) if kind is not None and narrow else kind
+
+
+def exact_bytes(mib: float, tokens: int, type_name: str, *, narrow: bool = False) -> int | None:
     """Exact size of K or V whose size was printed with two decimals.
 
     A row (one token of one layer) is a whole number of blocks, and of 32 values at least, so that the size is
     a multiple of ``tokens`` times that. None when the type is unknown, the printed figure fits no such
     multiple, or more than one.
     """
-    kind = kv_types().get(type_name)
+    kind = _kind(type_name, narrow=narrow)
     if kind is None or tokens <= 0:
         return None
     unit = tokens * max(kind.block_bytes, 32 * kind.block_bytes // kind.block)
@@ -225,6 +242,8 @@ def parse_contexts(text: str) -> list[Context]:
 
 
 def _context(part: str) -> Context | None:
+    rotations = {m[1]: Rotation(m[2], m[3], m[4], int(m[5] or 128)) for m in _ROTATION.finditer(part)}
+    narrow = {side for side, rotation in rotations.items() if rotation.values % 128}
     caches = tuple(
         KvCache(
             cells=int(m[2]),
@@ -236,11 +255,12 @@ def _context(part: str) -> Context | None:
             k_mib=float(m[7]),
             type_v=m[8],
             v_mib=float(m[9]),
+            k_narrow="K" in narrow,
+            v_narrow="V" in narrow,
         )
         for m in _CACHE.finditer(part)
     )
     recurrent = sum(float(m[1]) for m in _RECURRENT.finditer(part))
-    rotations = {m[1]: Rotation(m[2], m[3], m[4]) for m in _ROTATION.finditer(part)}
     if not caches and not recurrent:
         return None
     upstream = set(_UPSTREAM_ROTATION.findall(part))

@@ -150,7 +150,10 @@ def test_how_much_longer_a_context(tmp_path: Path) -> None:
     assert fallback.advise(runtime("vllm"), path, 8192).times == 8 / 3.125
     small = fallback.advise(runtime("ollama"), model(tmp_path, "b.gguf", head=64), 8192)
     assert small.kv_bytes == 8192 * values // 2 * 34 // 32
-    assert small.times is None and small.ours_context is None
+    assert small.ours_context == int(8192 * 8.5 / 3.25) and small.times == 8.5 / 3.25
+    odd = fallback.advise(runtime("ollama"), model(tmp_path, "c.gguf", head=96), 8192)
+    assert odd.kv_bytes == 8192 * values * 3 // 4 * 34 // 32
+    assert odd.times is None and odd.ours_context is None
 
 
 def test_a_damaged_model(tmp_path: Path) -> None:
