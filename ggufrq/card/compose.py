@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__
-from ggufrq.base import log
+from ggufrq.base import log, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import kv_type
@@ -80,7 +80,7 @@ def make(folder: Path, build: Build, wishes: Wishes | None = None) -> Card:
     path = folder / "README.md"
     before = head.Earlier()
     if path.is_file():
-        before = head.earlier(path.read_text(encoding="utf-8"), force=wishes.force)
+        before = head.earlier(texts.read(path), force=wishes.force)
     facts = collect(folder, wishes.exclude)
     others = [(repo, collect(place)) for place, repo in wishes.siblings]
     if wishes.measure:

@@ -34,12 +34,6 @@ def as_asked(context: Context, plan: KvPlan) -> bool:
     return context.layers == {"K": tuple(p.k.name for p in pairs), "V": tuple(p.v.name for p in pairs)}
 
 
-def of_plan(contexts: Iterable[Context], plan: KvPlan) -> Context | None:
-    """The first context that was kept as asked, if need be without the newest and first tokens that nobody
-    asked for; None when there is none. A draft model has a context of its own, in other types."""
-    return next((found for found in contexts if as_asked(found, _without_optional(found, plan))), None)
-
-
 def as_kept(context: Context, plan: KvPlan) -> KvPlan:
     """The plan without the newest and first tokens in f16 where nobody asked for them and llama.cpp does not
     hold them, which is said."""

@@ -6,9 +6,11 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from ggufrq.base.errors import ToolError
+from ggufrq.base.proc import Completed, failure_message, how_it_ended
 from ggufrq.cache.kv import KvPair, KvType, kv_types
 
 _logger = logging.getLogger(__name__)
@@ -34,6 +36,12 @@ _RECENT = re.compile(r"llama_rq: the newest (\d+)(?: and first (\d+))? tokens in
 _SCALE = re.compile(r"llama_rq: scale = (\w+)")
 _UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
 _CONTEXT = "constructing llama_context"
+#: What goes before the context of a draft: the file of its model, or a head of the model itself.
+_DRAFT = re.compile(r"loading draft model '(?P<file>[^']*)'|creating MTP draft context")
+#: What a server says when all models are there.
+_LOADED = "load_model: initializing, n_slots"
+#: What a draft is called that is no model of its own.
+MTP = "the head for further tokens"
 
 _LEVEL = re.compile(r"^\d+\.\d+\.\d+\.\d+ ([IWED]) ?")
 _MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
@@ -41,6 +49,12 @@ _FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
 _ERROR = re.compile(r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)")
 #: The last words of a program that gives up begin with the place in its source.
 _ABORT = re.compile(r"^\S+\.(?:c|cpp|cu|cuh|h|m|mm):\d+: (?=.*\w)")
+_WHAT = re.compile(r"\s*what\(\): +")
+#: What assertions are about, in words.
+_WORDS = {
+    "id_to_token.size() == token_to_id.size()": "two tokens of the model's vocabulary are equal",
+    "nread <= state_size": "the saved state ends too early",
+}
 #: Errors that only say that an earlier one happened, or tell less of it than what comes later.
 _FOLLOWING = (
     "send failed (bytes_sent=",
@@ -54,6 +68,7 @@ _FOLLOWING = (
     "unable to load model",
     "server start failed",
     "the server exited before",
+    "terminate called after",
 )
 
 
@@ -231,17 +246,45 @@ def exact_bytes(mib: float, tokens: int, type_name: str, *, narrow: bool = False
 
 
 def parse_context(text: str) -> Context | None:
-    """The last context that the log tells of, or None when it names no cache (then ``-lv 4`` was missing)."""
-    start = text.rfind(_CONTEXT)
-    return _context(text[start:] if start >= 0 else text)
+    """The last context of the model itself that the log tells of, or None when it names no cache (then
+    ``-lv 4`` was missing)."""
+    every = [part for draft, part in _contexts(text) if draft is None]
+    return _parse_context(every[-1]) if every else None
 
 
-def parse_contexts(text: str) -> list[Context]:
-    """All contexts that the log tells of, as of a model and of its draft."""
-    return [context for part in text.split(_CONTEXT) if (context := _context(part)) is not None]
+def parse_draft(text: str) -> tuple[str, Context] | None:
+    """The file name of the draft's model (or ``MTP``) and its last context, None without one."""
+    every = [(draft, part) for draft, part in _contexts(text) if draft is not None]
+    found = _parse_context(every[-1][1]) if every else None
+    return (every[-1][0], found) if found is not None else None
 
 
-def _context(part: str) -> Context | None:
+def failed_draft(text: str) -> str | None:
+    """The draft that a server gave up at while it loaded it, by its log."""
+    found = list(_DRAFT.finditer(text))
+    part = text[found[-1].start() :] if found else ""
+    return _draft_name(found[-1]) if error_lines(part.partition(_LOADED)[0]) and _LOADED not in part else None
+
+
+def _draft_name(found: re.Match[str]) -> str:
+    return Path(found["file"]).name if found["file"] else MTP
+
+
+def _contexts(text: str) -> list[tuple[str | None, str]]:
+    """The parts of a log that tell of a context each, with the name of the draft that it is of, if it is."""
+    starts = [found.start() for found in re.finditer(re.escape(_CONTEXT), text)]
+    if not starts:
+        return [(None, text)]
+    parts: list[tuple[str | None, str]] = []
+    before = 0
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        drafts = list(_DRAFT.finditer(text, before, start))
+        parts.append((_draft_name(drafts[-1]) if drafts else None, text[start:end]))
+        before = start
+    return parts
+
+
+def _parse_context(part: str) -> Context | None:
     rotations = {m[1]: Rotation(m[2], m[3], m[4], int(m[5] or 128)) for m in _ROTATION.finditer(part)}
     narrow = {side for side, rotation in rotations.items() if rotation.values % 128}
     caches = tuple(
@@ -325,15 +368,27 @@ def error_lines(text: str) -> list[str]:
         if level is not None and level[1] != "E":
             continue
         body = line[level.end() :] if level is not None else line
-        if level is None and not _ERROR.match(body) and not _ABORT.match(body):
+        if level is None and not any(form.match(body) for form in (_ERROR, _ABORT, _WHAT)):
             continue
-        body = _ABORT.sub("", body)
+        body = _in_words(_WHAT.sub("", _ABORT.sub("", body)))
         sentence = _FUNCTION.sub("", _MODULE.sub("", body)).strip()
         sentence = re.sub(r"^(?:task id = \d+, )?(?:error|Error|ERROR)(?: loading model)?: ", "", sentence)
         sentence = sentence.removeprefix("failed to initialize the context: ")
         if sentence:
             (followed if any(words in sentence for words in _FOLLOWING) else causes)[sentence] = None
     return [*causes, *followed]
+
+
+def _in_words(line: str) -> str:
+    """An assertion with what it is about before it, where that is known."""
+    words = next((words for assertion, words in _WORDS.items() if assertion in line), None)
+    return f"{words} ({line.strip()})" if words is not None else line
+
+
+def ended(done: Completed) -> str:
+    """One message for a program that failed: the reason that its log gives, or its last lines."""
+    lines = error_lines(done.stderr)
+    return f"{how_it_ended(done)}: {lines[0]}" if lines else failure_message(done)
 
 
 def failure(text: str, what: str) -> ToolError:

@@ -181,16 +181,6 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
     assert cache_check.as_kept(refused, usual) == parse_plan("iso3")
     said = "the first token and the newest 32 are not kept in f16: layer 0 is on CUDA0\n"
     assert capsys.readouterr().err == said
-    # of several contexts the one that is as asked: a draft has types of its own
-    plain = dataclasses.replace(context("f16").caches[0], type_k="f16", type_v="f16")
-    why = "neither K nor V has one of the rotated types"
-    draft = dataclasses.replace(context("f16"), caches=(plain,), not_held=why)
-    assert cache_check.of_plan([held, draft], usual) == held == cache_check.of_plan([draft, held], asked)
-    assert cache_check.of_plan([draft, refused], usual) == refused
-    assert cache_check.of_plan([draft, refused], asked) is None
-    layered = parse_plan("iso3; 3:q8_0")
-    assert cache_check.of_plan([draft, context(layered.name)], layered) == context(layered.name)
-    assert capsys.readouterr().err == ""
 
 
 def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
