@@ -60,7 +60,7 @@ def test_what_metadata_does_not_tell_is_no_no(tmp_path: Path) -> None:
     writer.close()
     text = CliRunner().invoke(command, ["llama.cpp", str(path)], catch_exceptions=False).output
     assert "whether iso3 can hold this model's heads its metadata does not tell" in text
-    small = model(tmp_path, head=64)
+    small = model(tmp_path, head=80)
     text = CliRunner().invoke(command, ["llama.cpp", str(small)], catch_exceptions=False).output
     assert "iso3 cannot hold this model's heads" in text
 
