@@ -295,6 +295,20 @@ def test_the_command(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(program.runs) == 2 and out.read_bytes() == written
 
 
+def test_a_profile_of_another_model_is_not_written_over(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = run_by(Program(drawn()), monkeypatch)
+    other = tmp_path / "other.gguf"
+    write(other, "qwen3", numbers(), [SPLIT] * 3)
+    there = tmp_path / "tiny-kv.gguf"
+    profile_from_weights(other, 24).write(there)
+    before = there.read_bytes()
+    done = CliRunner().invoke(cli, ["calibrate", str(model), str(text)])
+    assert isinstance(done.exception, UsageError) and "no profile of tiny-Q8_0.gguf" in str(done.exception)
+    assert there.read_bytes() == before and not program.runs
+
+
 def test_a_program_that_fails_says_why(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "0.01.002.003 E main: the text has 3 tokens, less than one chunk of 16\n"
     run_by(Program([], said), monkeypatch)
