@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,7 +21,6 @@ from ggufrq.drive.run import generate
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
 from ggufrq.measure.calibrate import calibrate
-from ggufrq.models.resolve import embedded_models
 from ggufrq.profile import profile_from_weights
 from ggufrq.tools.logs import Metric, parse_context
 from ggufrq.tools.programs import Programs
