@@ -64,6 +64,11 @@ def clean(value: str) -> str:
     return _LONE.sub("\ufffd", value)
 
 
+def as_read(path: str) -> str:
+    """A path as it stands in what was read of a program's output: U+FFFD for what is no UTF-8."""
+    return to_bytes(path).decode(errors="replace")
+
+
 def to_bytes(value: str) -> bytes:
     """A text or path as bytes, for hashes and logs: the very bytes of a path that is no UTF-8."""
     return value.encode("utf-8", SHOWN)

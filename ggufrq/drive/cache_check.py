@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ggufrq.base import log
+from ggufrq.base import log, texts
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
@@ -24,7 +24,7 @@ def as_asked(context: Context, plan: KvPlan) -> bool:
     the newest and of the first tokens are in f16."""
     if (context.recent, context.first) != (plan.recent, plan.first):
         return False
-    if (context.profile and context.profile.file) != (plan.file and str(plan.file)):
+    if (context.profile and context.profile.file) != (plan.file and texts.as_read(str(plan.file))):
         return False
     if not plan.layered:
         return not context.layers and uses(context, plan.base)

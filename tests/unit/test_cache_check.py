@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,12 @@ def test_a_profile_is_asked_for_or_not() -> None:
     assert cache_check.as_asked(with_it, asked) and not cache_check.as_asked(without, asked)
     assert cache_check.as_asked(without, plan) and not cache_check.as_asked(with_it, plan)
     assert not cache_check.as_asked(with_it, plan.with_profile(Path("other.gguf")))
+    # a log that was read as UTF-8 does not have such a name as it is
+    named = os.fsdecode(b"caf\xe9\xe2\x86-kv.gguf")
+    read = dataclasses.replace(
+        with_it, profile=Metric(os.fsencode(named).decode(errors="replace"), metric.source)
+    )
+    assert cache_check.as_asked(read, plan.with_profile(Path(named)))
     assert cache_check.found(with_it).endswith("V in iso3, by the profile m-kv.gguf")
 
 
