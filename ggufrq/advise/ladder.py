@@ -25,6 +25,7 @@ from ggufrq.measure.verdict import BEYOND, loss_in_words
 from ggufrq.memory.cells import ContextSettings
 from ggufrq.memory.compute import DryRun
 from ggufrq.memory.estimate import Memory
+from ggufrq.tools.perplexity import NoNumbers
 
 #: The rungs unless others are asked for.
 DEFAULT_KV = "q8_0,q4_0,iso4,iso3,iso2"
@@ -126,9 +127,14 @@ def climb(
         for case in (F16, *settled):
             rung = _sized(case, memory, wishes)
             if rung.why_not is None and case != F16:
-                row = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)
-                rung = _measured(rung, row)
-                rows[case.name] = row
+                try:
+                    row = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)
+                    rung = _measured(rung, row)
+                    rows[case.name] = row
+                except NoNumbers as error:
+                    if not runs.has_base:
+                        raise
+                    rung = Rung(rung.kv, rung.title, why_not=f"{rung.title}: {error.message}")
             rungs.append(rung)
     found = Ladder(
         model.name, model.weights, wishes, tuple(rungs), best_of(rungs, wishes), scored, text.name, rows

@@ -11,6 +11,7 @@ import click
 from ggufrq.base import log, paths, table
 from ggufrq.base.errors import UsageError
 from ggufrq.build.builds import require_build
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.make.ready import model_file
@@ -30,7 +31,7 @@ def _means_nothing(ctx: click.Context, param: click.Parameter, value: str | None
 
 @click.command()
 @click.argument("model")
-@click.argument("text", required=False, type=FILE)
+@click.argument("text", required=False, type=TEXT_FILE)
 @click.option(
     "-o",
     "--out",

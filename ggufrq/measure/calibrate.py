@@ -97,8 +97,7 @@ def _sums(model: Path, text: Path, build: Build, *, n_ctx: int, chunks: int, thr
         "chunks": chunks,
         "build": build.key,
     }
-    folder = paths.cache_dir() / "calibration"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = paths.own_dir("calibration")
     kept = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.gguf"
     with locked(kept.with_suffix(".lock"), "another ggufrq calibrates on the same text"):
         try:

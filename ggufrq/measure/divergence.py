@@ -78,6 +78,11 @@ class Divergences:
         """Remove the file of the base run."""
         self._runs.close()
 
+    @property
+    def has_base(self) -> bool:
+        """Whether the base was run here, and as it should be."""
+        return self._runs.ppl is not None
+
     def facts(self, case: Case) -> dict[str, Any]:
         """All that the row of a case depends on."""
         return {

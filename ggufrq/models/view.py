@@ -64,10 +64,11 @@ def weights(folder: Path) -> Weights:
 
     Raises ModelError where there are several that could be meant, or none.
     """
-    there = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
+    every = sorted(path.name for path in folder.glob("*.safetensors"))
+    there = [name for name in every if not name.startswith("adapter_")]
     listed = _listed(folder / INDEX)
     if SINGLE in there and SINGLE not in listed.values():
-        others = [name for name in there if name != SINGLE]
+        others = [name for name in every if name != SINGLE]
         if others:
             _say(f"{folder}: {SINGLE} is taken, as transformers does; not {', '.join(others)}")
         return Weights((SINGLE,), {})
@@ -90,8 +91,8 @@ def weights(folder: Path) -> Weights:
         raise ModelError(f"{folder} has no safetensors file{hint}", remedy="download the model again")
     shard = _SHARD.match(there[0])
     if shard is not None and len(there) != int(shard[3]):
-        every = {f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, int(shard[3]) + 1)}
-        missing = sorted(every - set(there))[0]
+        whole = {f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, int(shard[3]) + 1)}
+        missing = sorted(whole - set(there))[0]
         raise ModelError(f"{missing} is missing from {folder}", remedy=f"download {missing} again")
     return Weights(tuple(there), {})
 

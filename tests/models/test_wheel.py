@@ -71,5 +71,5 @@ def test_it_runs_outside_the_checkout(
     said = ggufrq("run", model.name, "-p", "The CREATE TABLE", "--kv", "iso3", "-n", "8", "--json").stdout
     assert '"type_k": "iso3"' in said
     ggufrq("quantize", model.name, "--types", "Q4_K_M", "--requantize", "-o", "aus gabe ß")
-    made = list((work / "aus gabe ß").glob("*.gguf"))
-    assert len(made) == 1
+    made = sorted(path.name for path in (work / "aus gabe ß").glob("*.gguf"))
+    assert len(made) == 2 and made[0].endswith("-Q4_K_M.gguf") and made[1].endswith("-kv.gguf")

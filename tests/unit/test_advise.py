@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,22 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.cli import advise as command
-from ggufrq.drive import run
+from ggufrq.drive import run, serve
 from ggufrq.measure.kept import Row
 from ggufrq.measure.verdict import loss_in_words
+from ggufrq.tools.perplexity import NoNumbers
 from ggufrq.tools.programs import Programs
 
-KLD = {"q8_0": 0.0006, "q4_0": 0.115, "iso4": 0.005, "iso3": 0.021, "iso2": 0.6, "planar3": 0.022}
+KLD = {
+    "q8_0": 0.0006,
+    "q4_0": 0.115,
+    "iso4": 0.005,
+    "iso3": 0.021,
+    "iso2": 0.6,
+    "planar3": 0.022,
+    "q4_1": math.nan,
+    "q5_0": math.nan,
+}
 BIG = numbers(attention__key_length=128, attention__head_count=2, attention__head_count_kv=1)
 
 
@@ -55,6 +66,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, build: Build) -> list[str]:
     def take(self: ladder.Divergences, case: Case, **_: Any) -> Row:
         taken.append(case.name)
         kld = KLD[case.pair.name]
+        if kld != kld:
+            self._runs.ppl = None if case.pair.name == "q5_0" else 1.0
+            raise NoNumbers("the divergence is not a number")
         row = {"kld_mean": kld, "kld_mean_err": 0.02 * kld, "command": f"run {case.name}"}
         self.results.put(self.facts(case), row)
         return row
@@ -138,13 +152,22 @@ def test_the_text(tmp_path: Path, measured: list[str]) -> None:
     # heads that our types do not take
     narrow = tmp_path / "narrow.gguf"
     write(narrow, "qwen3", numbers(attention__value_length=8), [{**SPLIT, **QK_NORM}] * 2)
-    assert "iso3 takes blocks of 128 values" in " ".join(invoke(narrow, "--kv", "iso3").stdout.split())
+    assert "iso3 takes blocks of 64 or 128 values" in " ".join(invoke(narrow, "--kv", "iso3").stdout.split())
     windows = {"attention.sliding_window": 128, "attention.sliding_window_pattern": [True, False]}
     swa = data(model(tmp_path / "m", "swa.gguf", "gemma3", **windows), "--ctx", "32K", "--kv", "iso3")
     assert swa["rungs"][0]["cache"] == 2 * 2 * 128 * (32768 + 768) and swa["recommended"] == "iso3"
     for kv in ("iso3+plain", "iso3:block"):
         error = invoke(narrow, "--kv", kv).exception
         assert isinstance(error, UsageError) and "without marks and modes" in error.message
+
+
+def test_a_cache_that_computes_no_numbers_is_told_of(tmp_path: Path, measured: list[str]) -> None:
+    path = model(tmp_path / "m")
+    found = data(path, "--kv", "q4_1,iso3")
+    assert found["recommended"] == "iso3" and measured[0] == "q4_1"
+    assert found["rungs"][1]["why_not"] == "q4_1: the divergence is not a number"
+    error = invoke(path, "--kv", "q5_0,iso3").exception  # the base itself
+    assert isinstance(error, NoNumbers)
 
 
 def test_an_error_decides_against_a_cache() -> None:
@@ -205,6 +228,22 @@ def test_auto_takes_what_was_recommended(
     assert ask(path, "--kv", "auto") == ["--kv f16, as ggufrq advise recommends for this model"]
     data(path, "--fits", "1KB")
     assert "does not fit as it was asked for; taking iso3" in ask(path, "--kv", "auto")[0]
+
+
+def test_a_server_takes_it_too(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serving(path: Path, plan: KvPlan, *_: Any, **__: Any) -> None:
+        generated.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "serving", serving)
+    path = model(tmp_path / "m")
+    data(path, "--loss", "0.01")
+    for kv, said in (("auto", "--kv iso4, as ggufrq advise recommends"), ("iso2", "measured as ruinous")):
+        result = CliRunner().invoke(cli.cli, ["serve", str(path), "--kv", kv])
+        assert result.exit_code == 0 and said in result.stderr, result.output
+    assert generated == [parse_plan("iso4").as_usual(), parse_plan("iso2").as_usual()]
 
 
 def test_a_type_that_was_measured_as_ruinous(

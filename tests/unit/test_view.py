@@ -76,6 +76,15 @@ def test_files_of_other_names_are_not_mixed_in(folder: Path) -> None:
     assert identity(folder) == before  # what is not read tells nothing
 
 
+def test_an_adapter_beside_a_model_is_told_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights(folder / SINGLE, "a.weight")
+    weights(folder / "adapter_model.safetensors", "lora_A.weight")
+    (folder / "adapter_config.json").write_text("{}")
+    assert convert.inspect(folder).tensors == ("a.weight",)
+    assert "not adapter_model.safetensors" in capsys.readouterr().err
+    assert not [name for name in seen(folder) if name.startswith("adapter_")]
+
+
 def test_several_models_are_refused_by_their_names(folder: Path) -> None:
     old, new = shards(folder, "old", index=False), shards(folder, "new", 3, index=False)
     with pytest.raises(ModelError, match="has several models") as caught:
