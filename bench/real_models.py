@@ -31,6 +31,7 @@ from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
 from ggufrq.measure.calibrate import CHUNK_SIZE, profile_from_text
 from ggufrq.profile import profile_from_weights
 from ggufrq.profile.file import read_profile
@@ -182,10 +183,9 @@ def profile_for(build: Build, source: Path, positions: int, tokens: int) -> Path
     return out
 
 
-def bits(row: Row, n_ctx: int) -> float:
+def bits(row: Row, shape: MemoryShape, n_ctx: int) -> float:
     """Bits per value of K and V in a context of ``n_ctx``, exact tokens included, the profile not."""
-    pair = parse_plan(row.kv).base
-    return pair.bits + 16 * (row.recent + row.first) / n_ctx
+    return parse_plan(row.kv).bits(shape) + 16 * (row.recent + row.first) / n_ctx
 
 
 def measure(
@@ -204,9 +204,7 @@ def measure(
     kept_file = folder / f"{name}-rows.json"
     kept: dict[str, Any] = json.loads(kept_file.read_text()) if kept_file.exists() else {}
     about = [build.key, file_sha256(text), model.n_ctx, model.chunks]
-    head_dims = {
-        info.shape[0] for info in read_header(weights_profile).tensors if info.name.endswith("k_map")
-    }
+    shape = memory_shape([read_header(weights)])
 
     def run(arguments: list[str], environment: dict[str, str | None]) -> proc.Completed:
         return proc.run([build.tool("llama-perplexity"), *common, *arguments], env=environment)
@@ -218,8 +216,6 @@ def measure(
     found = []
     for row in rows:
         plan = parse_plan(row.kv)
-        if plan.rotated and any(dim % 128 for dim in head_dims):
-            continue
         profile = profile_for(build, source, positions, row.tokens) if row.tokens else weights_profile
         key = json.dumps([asdict(row), file_sha256(profile) if row.profile else None])
         if key not in kept:
@@ -234,7 +230,7 @@ def measure(
                 f"{name}: {row.name}: {result.kld_mean:.4f}, {done.seconds:.0f} s",
                 file=sys.stderr,
             )
-        found.append({"row": row, "bits": bits(row, model.n_ctx), **kept[key]})
+        found.append({"row": row, "bits": bits(row, shape, model.n_ctx), **kept[key]})
     return found
 
 

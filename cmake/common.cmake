@@ -11,3 +11,8 @@ set(LLAMA_BUILD_UI OFF CACHE BOOL "takes npm")
 set(LLAMA_OPENSSL OFF CACHE BOOL "models are fetched by ggufrq")
 set(LLAMA_USE_PREBUILT_UI OFF CACHE BOOL "takes the network")
 set(LLAMA_BUILD_NUMBER 0 CACHE STRING "upstream counts commits, which a pinned tree without history cannot")
+
+if(CMAKE_HOST_LINUX)
+  set(CMAKE_EXE_LINKER_FLAGS_INIT -Wl,--disable-new-dtags CACHE STRING "their own libraries go before LD_LIBRARY_PATH")
+  set(CMAKE_SHARED_LINKER_FLAGS_INIT -Wl,--disable-new-dtags CACHE STRING "the same for what these load")
+endif()

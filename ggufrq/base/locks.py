@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ggufrq.base import log
+from ggufrq.base.errors import GgufrqError
 
 #: Seconds without a word.
 _PATIENCE = 0.2
@@ -21,6 +22,11 @@ def locked(path: Path, other: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=_PATIENCE)
+    except PermissionError as error:
+        raise GgufrqError(
+            f"{path} cannot be locked, it belongs to another user or cannot be written: {error.strerror}",
+            remedy=f"who owns {path.parent} can do this; or set GGUFRQ_CACHE to a folder of your own",
+        ) from error
     except Timeout:
         log.say(f"{other}; waiting for it")
         lock.acquire()

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ggufrq import __version__
-from ggufrq.base import machine, paths
+from ggufrq.base import machine, paths, texts
 from ggufrq.base.errors import GgufrqError
 
 _KEPT = 30
@@ -48,7 +48,7 @@ class _LazyFileHandler(logging.Handler):
             old.unlink(missing_ok=True)
         name = time.strftime("run-%Y%m%d-%H%M%S") + f"-{time.time_ns() // 1000 % 1000000:06d}.log"
         head = f"ggufrq {__version__}, Python {platform.python_version()}, {machine.system()}"
-        inner = logging.FileHandler(folder / name, encoding="utf-8")
+        inner = logging.FileHandler(folder / name, encoding="utf-8", errors=texts.SHOWN)
         inner.setFormatter(self.formatter)
         assert inner.stream is not None
         inner.stream.write(f"{head}\n$ ggufrq {shlex.join(self._command)}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from ggufrq.base.errors import ToolError
 GIB = 1 << 30
 #: Memory that one compiler process may take; the largest files of llama.cpp come near it.
 BYTES_PER_JOB = int(1.5 * GIB)
+#: How often, and after how many seconds, it is looked whether others run.
+_LOOKS, _BETWEEN = 4, 0.01
 
 #: Flags as Linux names them that decide which instructions a native build may hold.
 _ISA_FLAGS = [
@@ -132,6 +135,22 @@ def cores() -> int:
     except (OSError, ValueError):
         pass
     return max(1, available)
+
+
+def is_busy() -> bool:
+    """Whether other programs use cores that this one would use, all through a moment. False where the system
+    does not tell."""
+    running = []
+    for _ in range(_LOOKS):
+        try:
+            running.append(
+                int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0])
+            )
+        except (OSError, ValueError, IndexError):
+            return False
+        time.sleep(_BETWEEN)
+    others = min(running) - 1  # this one runs, too
+    return others > 0 and others + cores() > (os.cpu_count() or 1)
 
 
 def memory() -> tuple[int, int] | None:

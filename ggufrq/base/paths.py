@@ -6,11 +6,16 @@ half-made under a name that a later run trusts.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +23,7 @@ from typing import Any
 
 import platformdirs
 
+from ggufrq.base import texts
 from ggufrq.base.errors import GgufrqError
 
 #: Environment variable that moves the whole cache.
@@ -29,13 +35,70 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def cache_dir() -> Path:
     """The cache: ``$GGUFRQ_CACHE``, or the user's cache folder. Created when missing.
 
-    Raises GgufrqError when it cannot be created.
+    Raises GgufrqError when it cannot be created, or there is no home folder that it could be in.
     """
+    root = find_cache()
+    if root is None:
+        raise GgufrqError(
+            "there is no place for the cache: HOME is not set, and the system knows no home of this user",
+            remedy=f"set {CACHE_VARIABLE} to a folder that you can write to, or HOME",
+        )
+    return _made(root)
+
+
+def find_cache() -> Path | None:
+    """Where the cache is or would be, without creating it; None where there is no home folder for it."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    root = (
-        Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("ggufrq", appauthor=False))
-    )
-    return _made(root.absolute())
+    if chosen:
+        return expanded(chosen).absolute()
+    try:
+        return Path(platformdirs.user_cache_dir("ggufrq", appauthor=False)).absolute()
+    except RuntimeError:
+        return None
+
+
+def expanded(path: str) -> Path:
+    """A path with ``~`` as the home folder; as it is where that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def own_dir(name: str) -> Path:
+    """A folder of the cache that this user writes to. In a cache that others share (read-only, or sticky) one
+    of this user's own, in the folder of temporary files. Raises GgufrqError when neither can be made."""
+    root = find_cache()
+    if root is not None:
+        folder = root / name
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if _is_writable(folder):
+            return folder
+    return _made(_private() / name)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether this user may make files in a folder and remove what is there."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return False
+    removes = os.name != "posix" or os.geteuid() in (0, facts.st_uid) or not facts.st_mode & stat.S_ISVTX
+    return removes and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _private() -> Path:
+    """This user's own folder among the temporary files."""
+    folder = Path(tempfile.gettempdir()) / f"ggufrq-{os.geteuid() if os.name == 'posix' else 'own'}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if folder.is_symlink() or (os.name == "posix" and folder.stat().st_uid != os.geteuid()):
+        raise GgufrqError(
+            f"{folder} belongs to another user",
+            remedy=f"set {CACHE_VARIABLE} to a folder that you can write to",
+        )
+    return folder
 
 
 def builds_dir() -> Path:
@@ -50,7 +113,7 @@ def sources_dir() -> Path:
 
 def logs_dir() -> Path:
     """Logs of runs."""
-    return _made(cache_dir() / "logs")
+    return own_dir("logs")
 
 
 def data_dir(name: str) -> Path:
@@ -102,9 +165,22 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     one.
     """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(texts.to_bytes(data) if isinstance(data, str) else data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def plain_text(path: Path) -> Path:
+    """The text file ``path`` for a program that reads it itself: as it is, or where it begins with a mark, a
+    copy without it, in the cache. Raises UsageError when it is in another encoding or no text."""
+    data = path.read_bytes()
+    texts.decode(data, str(path))
+    if not data.startswith(codecs.BOM_UTF8):
+        return path
+    copy = own_dir("texts") / hashlib.sha256(data).hexdigest()[:16] / path.name
+    if not copy.is_file():
+        atomic_write(copy, data.removeprefix(codecs.BOM_UTF8))
+    return copy
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

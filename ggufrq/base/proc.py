@@ -16,13 +16,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from ggufrq.base import texts
+from ggufrq.base.environment import Environment as Environment
+from ggufrq.base.environment import of_program
 from ggufrq.base.errors import ToolError
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +54,6 @@ _CREATION_FLAGS: int = 0 if _POSIX else getattr(subprocess, "CREATE_NEW_PROCESS_
 _stop: ContextVar[threading.Event | None] = ContextVar("_stop", default=None)
 
 Arguments = Sequence[str | os.PathLike[str]]
-Environment = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ def run(
 ) -> Completed:
     """Run a program to its end.
 
-    ``env`` is added to the environment (a value of None removes that variable). ``log`` is appended to: the
-    command first, then its output as it comes. ``stdin`` is fed as text; None means no input. ``on_stdout``
-    gets text in chunks as it comes, ``on_stderr`` whole lines without their ends; both are called in the
-    calling thread. On a time limit, Ctrl-C or any other exception the program's whole group is ended, first
-    politely; on POSIX also when this process is killed.
+    ``env`` is added to the environment (see there; a value of None removes that variable). ``log`` is
+    appended to: the command first, then its output as it comes. ``stdin`` is fed as text; None means no
+    input. ``on_stdout`` gets text in chunks as it comes, ``on_stderr`` whole lines without their ends; both
+    are called in the calling thread. On a time limit, Ctrl-C or any other exception the program's whole group
+    is ended, first politely; on POSIX also when this process is killed.
 
     Raises ToolError when the program is missing or takes longer than ``timeout`` seconds and, with ``check``,
     when it exits with anything but 0; the message quotes its last lines and names the log.
@@ -139,13 +141,20 @@ def stoppable(stop: threading.Event) -> Iterator[None]:
 
 def failure_message(completed: Completed) -> str:
     """One message for a program that failed: its name, how it ended, and its last lines."""
-    name = Path(completed.args[0]).name
-    rc = completed.rc
-    how = f"was ended by signal {_signal_name(-rc)}" if rc < 0 else f"failed with exit status {rc}"
     lines = [
         line for line in (completed.stderr.strip() or completed.stdout.strip()).splitlines() if line.strip()
     ]
-    return "\n".join([f"{name} {how}", *("  " + line for line in lines[-_QUOTED:])])
+    return "\n".join([how_it_ended(completed), *("  " + line for line in lines[-_QUOTED:])])
+
+
+def how_it_ended(completed: Completed) -> str:
+    """The name of a program that failed, and by which status or signal it ended."""
+    name, rc = Path(completed.args[0]).name, completed.rc
+    return (
+        f"{name} was ended by signal {_signal_name(-rc)}"
+        if rc < 0
+        else f"{name} failed with exit status {rc}"
+    )
 
 
 @dataclass
@@ -252,19 +261,13 @@ def _spawn(
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     _logger.debug("run: %s%s", shlex.join(command), f"  (in {cwd})" if cwd else "")
-    environment = dict(os.environ)
-    for name, value in (env or {}).items():
-        if value is None:
-            environment.pop(name, None)
-        else:
-            environment[name] = value
     if cwd is not None and not cwd.is_dir():
         raise ToolError(f"cannot run {Path(command[0]).name}: the folder {cwd} does not exist")
     try:
         return subprocess.Popen(
             command,
             cwd=cwd,
-            env=environment,
+            env=of_program(command[0], env),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -280,6 +283,8 @@ def _spawn(
         ) from error
     except OSError as error:
         raise ToolError(f"cannot run '{command[0]}': {error.strerror}") from error
+    except ValueError:  # a zero byte, which no program can be given
+        raise ToolError(f"cannot run {Path(command[0]).name}: one of its arguments has a zero byte") from None
 
 
 def _open_log(
@@ -290,7 +295,7 @@ def _open_log(
     log.parent.mkdir(parents=True, exist_ok=True)
     sink = stack.enter_context(log.open("ab", buffering=0))
     where = f"  (in {cwd})" if cwd else ""
-    sink.write(f"$ {shlex.join(command)}{where}\n".encode())
+    sink.write(texts.to_bytes(f"$ {shlex.join(command)}{where}\n"))
     return sink
 
 
@@ -303,7 +308,7 @@ def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread
 def _feed(process: subprocess.Popen[bytes], text: str) -> None:
     assert process.stdin is not None
     with contextlib.suppress(OSError):  # the program may not care for its input
-        process.stdin.write(text.encode())
+        process.stdin.write(texts.to_bytes(text))
     with contextlib.suppress(OSError):
         process.stdin.close()
 

@@ -51,7 +51,7 @@ class ResultStore:
 
 def results_dir() -> Path:
     """Where results are kept."""
-    return paths.cache_dir() / "measurements"
+    return paths.own_dir("measurements")
 
 
 def file_sha256(path: Path) -> str:

@@ -27,6 +27,8 @@ from ggufrq.source import obtain as pristine_source
 #: Free disk that a build is not begun without, in bytes: sdist, source and objects take about that.
 NEEDED_DISK = 600 << 20
 _BUSY_SECONDS = 900.0
+#: What stands for something else in the files of CMake, Ninja and ccache.
+_NOT_IN_PATHS = ';"\\|<>$'
 
 
 def find_build(
@@ -41,7 +43,10 @@ def find_build(
     options = options or BuildOptions()
     project = project or llama_project()
     key = build_key(project, options)
-    root = paths.builds_dir() / key
+    cache = paths.find_cache()
+    if cache is None:
+        return None
+    root = cache / "builds" / key
     found = manifest.read(root)
     wanted = set(wanted_targets(project, options, targets))
     if found is None or not wanted <= set(found["targets"]) or manifest.changed_programs(root, found):
@@ -89,6 +94,7 @@ def ensure_build(
         if found is not None:
             return found
         _require_programs(options)
+        _require_place(root)
         with locked(_lock_file(root), "the same build is being made by another ggufrq"):
             found = find_build(options, targets=targets, project=project)
             if found is not None:
@@ -111,6 +117,8 @@ def prune(keep: Build) -> list[Path]:
                 removed.append(root)
         except Timeout:
             log.say(f"{root} is being built and stays")
+        except PermissionError:
+            log.say(f"{root} belongs to another user and stays")
     return removed
 
 
@@ -178,6 +186,17 @@ def _nobody_compiles(root: Path) -> Iterator[int | None]:
                 said = True
             time.sleep(0.2)
         yield file.fileno()
+
+
+def _require_place(root: Path) -> None:
+    """Raise BuildError for a folder that CMake, Ninja or ccache cannot write into their files."""
+    wrong = sorted({one for one in str(root) if one in _NOT_IN_PATHS or one < " "})
+    if wrong:
+        raise BuildError(
+            f"llama.cpp cannot be built in {root}: CMake and Ninja do not take "
+            f"{' '.join(map(repr, wrong))} in the name of a folder",
+            remedy=f"set {paths.CACHE_VARIABLE} to another folder",
+        )
 
 
 def _require_programs(options: BuildOptions) -> None:

@@ -9,8 +9,10 @@ from ggufrq.base import paths
 
 _LINE = re.compile(
     r"set\((?P<name>\w+) (?P<value>\S+) CACHE (?:BOOL|STRING) \"[^\"]*\"\)"
-    r"|(?P<apple>if\(CMAKE_HOST_APPLE\))|(?P<end>endif\(\))|include\(\$\{CMAKE_CURRENT_LIST_DIR\}/\w+\.cmake\)"
+    r"|if\(CMAKE_HOST_(?P<system>APPLE|LINUX)\)|(?P<end>endif\(\))|include\(\$\{CMAKE_CURRENT_LIST_DIR\}/\w+\.cmake\)"
 )
+
+_SYSTEMS = {"APPLE": "Darwin", "LINUX": "Linux"}
 
 
 def options(name: str) -> dict[str, str]:
@@ -27,8 +29,8 @@ def options(name: str) -> dict[str, str]:
         part = _LINE.fullmatch(text)
         if part is None:
             raise ValueError(f"cmake/{name}.cmake: {text}")
-        if part["apple"] or part["end"]:
-            here = bool(part["end"]) or platform.system() == "Darwin"
+        if part["system"] or part["end"]:
+            here = bool(part["end"]) or platform.system() == _SYSTEMS[part["system"]]
         elif part["name"] and here:
             found[part["name"]] = part["value"]
     return found

@@ -8,8 +8,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ggufrq.base import machine, paths
-from ggufrq.base.errors import GgufrqError
+from ggufrq.base import machine, paths, proc
+from ggufrq.base.errors import GgufrqError, ToolError
 from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, toolchain
 from ggufrq.patchset.series import load, problems
 from ggufrq.source import obtain
@@ -122,9 +122,13 @@ def _memory() -> Check:
 
 
 def _disk() -> Check:
-    free = machine.free_disk(paths.cache_dir())
+    try:
+        cache = paths.cache_dir()
+    except GgufrqError as error:
+        return Check("disk", "missing", error.message, error.remedy or "")
+    free = machine.free_disk(cache)
     enough = free >= builds.NEEDED_DISK
-    text = f"{free / 1e9:.1f} GB free for {paths.cache_dir()}"
+    text = f"{free / 1e9:.1f} GB free for {cache}"
     remedy = f"free 1 GB, or set {paths.CACHE_VARIABLE} to a folder on a larger disk"
     return Check("disk", "ok" if enough else "missing", text, "" if enough else remedy)
 
@@ -159,9 +163,14 @@ def _build() -> Check:
     except GgufrqError as error:
         return Check("build", "missing", error.message, error.remedy or "")
     if found is None:
-        others = len(list(paths.builds_dir().glob(f"*/{manifest.MANIFEST}")))
+        cache = paths.find_cache()
+        others = len(list(cache.glob(f"builds/*/{manifest.MANIFEST}"))) if cache is not None else 0
         text = f"none for this patch set and processor ({others} for others)" if others else "none"
         return Check("build", "todo", text, "ggufrq build")
+    try:
+        proc.run([found.tool("llama-cli"), "--version"], timeout=60)
+    except ToolError as error:
+        return Check("build", "missing", f"{found.key} does not run: {error.message}", "ggufrq build")
     return Check("build", "ok", f"{found.key} of {found.manifest['date'][:10]} ({found.bin})")
 
 

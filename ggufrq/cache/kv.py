@@ -1,6 +1,8 @@
 """Types of the KV cache: their names as people write them, and what a cache of them takes.
 
-The nine types of ours come from ``ggufrq.codec``; those of upstream are listed here.
+The nine types of ours come from ``ggufrq.codec``; those of upstream are listed here. Under the name of one of
+ours llama.cpp keeps heads that are no multiple of 128 values in a sibling with blocks of 64
+(``KvType.for_heads``).
 
 ``iso3`` and ``iso3/planar4`` are pairs: the types of K and V in all layers. A plan is a pair with exceptions:
 ``iso3/planar4; 0-1,-1:q8_0; 5:iso4/iso3``. Its layers are those that have a KV cache, counted from 0,
@@ -38,7 +40,8 @@ _UPSTREAM = {
 
 @dataclass(frozen=True)
 class KvType:
-    """A type that llama.cpp can keep K or V in: blocks of ``block`` values in ``block_bytes`` bytes."""
+    """A type that llama.cpp can keep K or V in: blocks of ``block`` values in ``block_bytes`` bytes. One of
+    ours is asked for in blocks of 128."""
 
     name: str
     block: int
@@ -49,6 +52,10 @@ class KvType:
     def bits(self) -> float:
         """Bits per value, scales included."""
         return 8 * self.block_bytes / self.block
+
+    def for_heads(self, head: int) -> KvType:
+        """What heads of ``head`` values are kept in under this name."""
+        return _narrow(self) if self.ours and head % self.block and head % _narrow(self).block == 0 else self
 
     def bytes_for(self, values: int) -> int:
         """Bytes that ``values`` values take. ValueError when they do not fill whole blocks."""
@@ -95,6 +102,14 @@ def kv_types() -> dict[str, KvType]:
     types = {name: KvType(name, block, size) for name, (block, size) in _UPSTREAM.items()}
     types |= {t.name: KvType(t.name, t.block, t.bytes, ours=True) for t in codec.cache_types()}
     return types
+
+
+@cache
+def _narrow(kind: KvType) -> KvType:
+    """A type of ours with the blocks of its sibling."""
+    bits = codec.cache_type(kind.name).bits
+    sibling = next(s for s in codec.siblings() if s.bits == bits)
+    return replace(kind, block=sibling.block, block_bytes=sibling.bytes)
 
 
 def kv_type(name: str) -> KvType:
@@ -149,7 +164,8 @@ _LAYERS = re.compile(r"(-?\d+)(?:-(-?\d+))?")
 
 
 class LayerShape(Protocol):
-    """Values of K and of V that one token takes, by layers that have a cache; see ``ggufs.kv_shape``."""
+    """Values of K and of V that one token takes, by layers that have a cache, and of a head of them; see
+    ``ggufs.kv_shape``."""
 
     @property
     def k_layers(self) -> tuple[int, ...]:
@@ -158,6 +174,14 @@ class LayerShape(Protocol):
     @property
     def v_layers(self) -> tuple[int, ...]:
         """Values of V in each layer."""
+
+    @property
+    def k_heads(self) -> tuple[int, ...]:
+        """Values of a head of K in each layer; none where all fill blocks of 128."""
+
+    @property
+    def v_heads(self) -> tuple[int, ...]:
+        """Values of a head of V in each layer; none where all fill blocks of 128."""
 
 
 @dataclass(frozen=True)
@@ -317,9 +341,10 @@ class KvPlan:
         """Exact bytes of K and of V of one token, by layers. ValueError when a row of a layer does not fill
         whole blocks of its type; UsageError as ``resolve``."""
         pairs = self.resolve(len(shape.k_layers))
+        heads = shape.k_heads or (0,) * len(pairs), shape.v_heads or (0,) * len(pairs)
         return [
-            (pair.k.bytes_for(k), pair.v.bytes_for(v))
-            for pair, k, v in zip(pairs, shape.k_layers, shape.v_layers, strict=True)
+            (pair.k.for_heads(k_head).bytes_for(k), pair.v.for_heads(v_head).bytes_for(v))
+            for pair, k, v, k_head, v_head in zip(pairs, shape.k_layers, shape.v_layers, *heads, strict=True)
         ]
 
     def bytes_for(self, shape: LayerShape, tokens: int) -> int:

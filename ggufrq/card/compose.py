@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__
-from ggufrq.base import log
+from ggufrq.base import log, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import kv_type
@@ -80,7 +80,7 @@ def make(folder: Path, build: Build, wishes: Wishes | None = None) -> Card:
     path = folder / "README.md"
     before = head.Earlier()
     if path.is_file():
-        before = head.earlier(path.read_text(encoding="utf-8"), force=wishes.force)
+        before = head.earlier(texts.read(path), force=wishes.force)
     facts = collect(folder, wishes.exclude)
     others = [(repo, collect(place)) for place, repo in wishes.siblings]
     if wishes.measure:
@@ -142,7 +142,7 @@ def _summary(facts: Facts, data: dict[str, Any], measured: Measured) -> str:
     text = f"{of} in GGUF: {listed}."
     if facts.cache_type != _OURS:
         return text
-    times = 16 / kv_type(_OURS).bits
+    times = 16 / facts.bits(kv_type(_OURS))
     cases = [case for r in measured.results for case in r["cases"] if case["quality"]]
     seen = any(case["name"].split()[0] == _OURS for case in cases)  # whatever was on beside it
     cost = "was measured, see below" if seen else "was not measured on these files"

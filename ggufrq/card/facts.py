@@ -10,12 +10,12 @@ from typing import Any
 
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.paths import read_json
-from ggufrq.cache.kv import KvType, kv_types
-from ggufrq.ggufs.files import read_model
-from ggufrq.ggufs.header import read_header
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, kv_types
+from ggufrq.ggufs.files import model_header, read_model
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make.profile import TYPE as PROFILE
+from ggufrq.models.names import names_beside
 from ggufrq.runtimes.fallback import fits
 
 _MANIFEST = ".ggufrq.json"
@@ -70,6 +70,18 @@ class Facts:
         return self.models[-1]
 
     @property
+    def profile(self) -> str | None:
+        """The name of the profile of K that lies beside the smallest model, None without one."""
+        names = names_beside(self.smallest.path)
+        return next((name for name in names if (self.folder / name).is_file()), None)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of all files that the commands of the quickstarts need: the smallest model's, and the
+        profile."""
+        return (*self.smallest.parts, *([self.profile] if self.profile is not None else []))
+
+    @property
     def arch(self) -> str:
         """The architecture, as llama.cpp names it."""
         return str(self.values.get("general.architecture", ""))
@@ -101,7 +113,11 @@ class Facts:
 
     def takes(self, kind: KvType) -> bool:
         """Whether the model's cache can be kept in a type."""
-        return not kind.ours or fits(self.values, kind.name)
+        return not kind.ours or bool(fits(self.values, kind.name))
+
+    def bits(self, kind: KvType) -> float:
+        """Bits per value of the model's cache in a type."""
+        return kind.bits if self.shape is None else KvPlan(KvPair(kind, kind)).bits(self.shape)
 
     @property
     def cache_type(self) -> str:
@@ -142,7 +158,7 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
     base = manifests[0].name.removesuffix(_MANIFEST)
     found = Facts(folder, base, data.get("source") or {}, tuple(files), {}, 0, None)
     small = found.smallest.path
-    header, parameters = read_header(small), read_model(small).weights
+    header, parameters = model_header(small), read_model(small).weights
     matrices = [(n, e) for n, e in entries.items() if e.get("type") == "imatrix" and (folder / n).is_file()]
     matrix = {"name": matrices[0][0], **matrices[0][1]} if matrices else {}
     return replace(

@@ -123,7 +123,7 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
     if facts.shape is None:
         return section(title, "Cannot be told from the tensors of this model.")
     kinds = [kind for name in _COLUMNS if facts.takes(kind := kv_types()[name])]
-    head = ("Context", *(f"{kind.name} ({kind.bits:g} bits)" for kind in kinds))
+    head = ("Context", *(f"{kind.name} ({facts.bits(kind):g} bits)" for kind in kinds))
     contexts = _contexts(facts)
     lines = [(f"{n:,}", *(numbers.size(_bytes(facts, kind, n)) for kind in kinds)) for n in contexts]
     notes = (
@@ -138,7 +138,7 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
     if recurrent_mib:
         notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
     if facts.cache_type == "q8_0":
-        notes += " The heads of this model do not fill the blocks of 128 values of the rotated types."
+        notes += " The heads of this model do not fill the blocks of 64 or 128 values of the rotated types."
     return section(title, table(head, lines, "r" * len(head)), notes)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.base.paths import read_json
 from ggufrq.build.project import Build
@@ -80,7 +79,7 @@ def _measure_caches(facts: Facts, build: Build, *, quick: bool) -> None:
     wrong = failed(result)
     if wrong:
         raise ToolError("\n".join(["caches could not be measured", *wrong]), remedy=f"see {out / 'logs'}")
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = texts.to_json(result, indent=1, allow_nan=False) + "\n"
     paths.atomic_write(out / "report.json", text)
     paths.atomic_write(out / "report.html", html.render(result))
 

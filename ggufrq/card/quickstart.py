@@ -16,9 +16,8 @@ from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.card.facts import Facts
 from ggufrq.drive import cache_check
 from ggufrq.drive.serve import ANY_PORT, choose_port, started
-from ggufrq.models.names import names_beside
 from ggufrq.tools import completion, server
-from ggufrq.tools.logs import Context, parse_context, retried
+from ggufrq.tools.logs import Context, ended, parse_context, retried
 
 PROMPT = "Why is the sky blue?"
 _BIN = "$(ggufrq where bin)/"
@@ -93,7 +92,7 @@ class _Starts:
                     timeout=_TIMEOUT,
                 )
                 if done.rc != 0:
-                    raise ToolError(proc.failure_message(done))
+                    raise ToolError(ended(done))
                 return completion.parse_timing(done.stderr).context
 
             self._check("llama-cli", retried(attempt), kv)
@@ -140,12 +139,10 @@ class _Starts:
 
     def _plan(self, kv: str) -> KvPlan:
         """The cache in a type as ``ggufrq run`` keeps it, with the profile that lies beside the file."""
-        plan, model = parse_plan(kv), self.facts.smallest.path
+        plan, profile = parse_plan(kv), self.facts.profile
         if self.build.holds_exact:
             plan = plan.with_wished(None, None)
-        beside = (name for name in names_beside(model) if (model.parent / name).is_file())
-        profile = next(beside, None) if plan.k_ours else None
-        return plan if profile is None else plan.with_profile(Path(profile))
+        return plan.with_profile(Path(profile)) if profile is not None and plan.k_ours else plan
 
     def _failed(self, program: str, why: str) -> ToolError:
         return ToolError(

@@ -45,7 +45,7 @@ def caches(facts: Facts, measured: Measured) -> str:
     title = "What the KV cache costs"
     if not measured.results:
         names = [name for name in CASES if facts.takes(kv_types()[name])]
-        rows = [(name, f"{kv_types()[name].bits:g}", *(NOT_MEASURED,) * 5) for name in names]
+        rows = [(name, f"{facts.bits(kv_types()[name]):g}", *(NOT_MEASURED,) * 5) for name in names]
         rates = [(name, *(NOT_MEASURED,) * 5) for name in names]
         return section(title, table(_QUALITY, rows, "lrrrrrr"), table(_SPEED, rates, "lrrrrr"))
     parts: list[str] = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from ggufrq.cache.kv import kv_types
 from ggufrq.card.facts import Facts
 from ggufrq.card.markdown import block, code, folded, section, table
 from ggufrq.card.quickstart import Quickstart
-from ggufrq.models.names import names_beside
 from ggufrq.runtimes import runtime, runtimes
 from ggufrq.runtimes.fallback import Advice, advise
 
@@ -21,9 +21,7 @@ def quickstart(facts: Facts, starts: Sequence[Quickstart], repo: str | None, dat
     """Commands, each with whether it was run."""
     parts = []
     if repo:
-        name = facts.smallest.path.name
-        profiles = [file.name for file in facts.files if file.kind == "profile"]
-        names = " ".join([name, *(p for p in names_beside(facts.smallest.path) if p in profiles)])
+        names = shlex.join(facts.needed)
         parts += ["**Download** (not run here)", block(f"hf download {repo} {names} --local-dir .", "sh")]
     for start in starts:
         ran = f"run on {date} before it was printed{start.by}" if start.ran else "not run"

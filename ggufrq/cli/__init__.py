@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from ggufrq import __version__
-from ggufrq.base import log
+from ggufrq.base import log, texts
 from ggufrq.base.errors import GgufrqError
 
 #: Commands by what they are for, in the order of the help.
@@ -123,6 +123,7 @@ def invoke(arguments: list[str]) -> int:
     0 success, 2 usage, 3 to 8 as in ``errors``, 130 after Ctrl-C, 128 + n after another signal.
     """
     debug = "--debug" in arguments
+    texts.let_out()
     _forward_signals()
     try:
         result = cli.main(args=arguments, prog_name="ggufrq", standalone_mode=False)
@@ -162,6 +163,11 @@ def _from_os_error(error: OSError) -> GgufrqError:
         return GgufrqError(
             f"the disk is full{place}",
             remedy="free some space, or set GGUFRQ_CACHE to a folder on a larger disk",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return GgufrqError(
+            f"{error.strerror}{place}",
+            remedy="another folder by -o or --json; GGUFRQ_CACHE for another cache, where it is in that",
         )
     return GgufrqError(f"{error.strerror or error}{place}", remedy="run again with --debug to see where")
 

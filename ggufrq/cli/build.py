@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
@@ -121,10 +120,10 @@ def _check(where: str, as_json: bool) -> None:
         listing = "\n".join(f"  {problem}" for problem in wrong)
         raise PatchError(f"the patch set in {root} is not in order:\n{listing}")
     pin = load_pin()
-    if where in obtain.NETWORK or Path(where).expanduser().is_file():
+    if where in obtain.NETWORK or paths.expanded(where).is_file():
         tree, what, commit = obtain.pristine(pin, where), f"llama.cpp {pin.commit}", pin.commit
     else:
-        tree = Path(where).expanduser()
+        tree = paths.expanded(where)
         if not tree.is_dir():
             raise SourceError(
                 f"the source '{where}' is neither a folder nor one of auto, git, pypi",

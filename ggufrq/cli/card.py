@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.build.builds import require_build
 from ggufrq.card.compose import Wishes, make, parse_sibling
+from ggufrq.cli.text_options import TEXT
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--repo", metavar="USER/NAME", help="Where it will be published: for links and quantized_by.")
-@click.option("--base-model", metavar="USER/NAME", help="The original model.  [default: what the files say]")
-@click.option("--license", metavar="ID", help="Its licence.  [default: what the files say]")
-@click.option("--quantized-by", metavar="NAME", help="Who made the files.  [default: that of --repo]")
+@click.option(
+    "--repo", type=TEXT, metavar="USER/NAME", help="Where it will be published: for links and quantized_by."
+)
+@click.option(
+    "--base-model", type=TEXT, metavar="USER/NAME", help="The original model.  [default: what the files say]"
+)
+@click.option("--license", type=TEXT, metavar="ID", help="Its licence.  [default: what the files say]")
+@click.option(
+    "--quantized-by", type=TEXT, metavar="NAME", help="Who made the files.  [default: that of --repo]"
+)
 @click.option(
     "--sibling", "siblings", multiple=True, metavar="DIR=USER/NAME", help="Another repository of the family."
 )
@@ -61,7 +67,7 @@ def card(
         paths.atomic_write(made.path, made.text)
         log.say(f"wrote {made.path}")
     if as_json:
-        click.echo(json.dumps(made.as_data(), indent=2, ensure_ascii=False, default=str))
+        click.echo(texts.to_json(made.as_data(), indent=2, default=str))
     elif dry_run:
         click.echo(made.text, nl=False)
     if made.not_measured:

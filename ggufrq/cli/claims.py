@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.build.builds import require_build
+from ggufrq.cli.text_options import TEXT_FILE
 
 
 @click.command()
@@ -18,7 +18,7 @@ from ggufrq.build.builds import require_build
 @click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Rounds of speed.")
 @click.option(
     "--text",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=TEXT_FILE,
     help="Text that the model has not seen.  [default: the held-out text that comes with ggufrq]",
 )
 @click.option(
@@ -79,7 +79,5 @@ def claims(
     click.echo(render(result))
     log.say(f"log of all that ran: {log_path}")
     if json_file is not None:
-        paths.atomic_write(
-            json_file, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        paths.atomic_write(json_file, texts.to_json(result, indent=1, allow_nan=False) + "\n")
         log.say(f"wrote {json_file}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 
 import click
 
+from ggufrq.base import texts
 from ggufrq.base.sizes import size_text
 from ggufrq.make.ready import model_file
 from ggufrq.runtimes import fallback as core
@@ -44,7 +44,7 @@ def fallback(runtime_name: str, model: str, context: int | None, out: Path | Non
     written = core.write(advice, out) if out is not None else []
     if as_json:
         data = {**advice.as_data(), "written": [str(path) for path in written]}
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        click.echo(texts.to_json(data, indent=2))
         return
     click.echo(render(advice, written))
 
@@ -80,6 +80,8 @@ def _context(advice: core.Advice) -> str:
     text = f"{advice.context:,} tokens"
     if advice.kv_bytes is not None:
         text += f" in {size_text(advice.kv_bytes)}"
+    if advice.holds is None:
+        return f"{text}; whether {core.OURS} can hold this model's heads its metadata does not tell"
     if advice.times is None:
         return f"{text}; {core.OURS} cannot hold this model's heads, so there is nothing to gain by it"
     if advice.ours_context is None:

@@ -10,6 +10,7 @@ import click
 
 from ggufrq.base import log, table
 from ggufrq.build.builds import require_build
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.ggufs import imatrix as core
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -29,7 +30,7 @@ def imatrix() -> None:
 @click.option(
     "--text",
     "texts",
-    type=_FILE,
+    type=TEXT_FILE,
     multiple=True,
     help="Calibration text; several add up.  [default: the mix that comes with ggufrq]",
 )

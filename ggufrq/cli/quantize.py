@@ -16,6 +16,7 @@ from ggufrq.base.sizes import parse_size, size_text
 from ggufrq.build.builds import require_build
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.cli.sensitivity import parse_budget, solved
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make import family as core
 from ggufrq.make.fold.fold_file import KINDS
 from ggufrq.make.plan import Family, Made, Request
@@ -59,7 +60,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--calibrate",
-    type=FILE,
+    type=TEXT_FILE,
     multiple=True,
     metavar="TEXT",
     help="Make an importance matrix from this text; several add up.",

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from ggufrq.base import log
+from ggufrq.base import log, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.kv import Sought
 from ggufrq.cli.cache_options import cache_options, settle, warn
+from ggufrq.cli.text_options import TEXT, TEXT_FILE
 from ggufrq.drive import run as core
 from ggufrq.make.ready import model_file
+from ggufrq.tools import passed_on
 
 
 @click.command()
 @click.argument("model")
-@click.option("-p", "--prompt", metavar="TEXT", help="What to ask, or with --raw to continue.")
+@click.option("-p", "--prompt", type=TEXT, metavar="TEXT", help="What to ask, or with --raw to continue.")
 @click.option(
     "-f",
     "--file",
     "file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=TEXT_FILE,
     help="Read the prompt from a file.",
 )
 @cache_options
@@ -64,7 +65,7 @@ def run(
     """
     if (prompt is None) == (file is None):
         raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
-    text = prompt if prompt is not None else file.read_text(encoding="utf-8") if file else ""
+    text = prompt if prompt is not None else texts.read(file) if file else ""
     programs, plan = settle(
         ["ggufrq", "run", model, "-p", "…"], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
@@ -82,17 +83,14 @@ def run(
             threads=threads,
             temperature=temp,
             seed=seed,
+            env=passed_on.variables(),
             on_text=None if as_json else lambda piece: click.echo(piece, nl=False),
         )
     except KeyboardInterrupt:
         click.echo("\nstopped", err=True)
         click.get_current_context().exit(130)
     if as_json:
-        click.echo(
-            json.dumps(
-                {"model": model, **asdict(answer), "log": str(answer.log)}, indent=2, ensure_ascii=False
-            )
-        )
+        click.echo(texts.to_json({"model": model, **asdict(answer), "log": str(answer.log)}, indent=2))
         return
     if not answer.text.strip():
         log.say("the model ended its answer at once; one that was not made for chats continues a text: --raw")

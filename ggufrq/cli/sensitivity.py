@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import ExitStack
 from fractions import Fraction
@@ -11,12 +10,13 @@ from typing import Any
 
 import click
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
 from ggufrq.base.sizes import parse_size
 from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
 from ggufrq.measure.weight_quality import WeightSettings
@@ -52,10 +52,10 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help=f"Types to choose from.  [default: {','.join(DEFAULT_TYPES)} and the model's own]",
 )
 @click.option("--imatrix", type=_FILE, help="Importance matrix, as llama-imatrix writes it.")
-@click.option("--calibrate", type=_FILE, metavar="TEXT", help="Make an importance matrix from this text.")
-@click.option("--text", type=_FILE, help="Text to choose on.  [default: the calibration text of ggufrq]")
+@click.option("--calibrate", type=TEXT_FILE, metavar="TEXT", help="Make an importance matrix from this text.")
+@click.option("--text", type=TEXT_FILE, help="Text to choose on.  [default: the calibration text of ggufrq]")
 @click.option(
-    "--check-text", type=_FILE, help="Another text, to check on.  [default: the held-out text of ggufrq]"
+    "--check-text", type=TEXT_FILE, help="Another text, to check on.  [default: the held-out text of ggufrq]"
 )
 @click.option(
     "--ctx", "n_ctx", type=click.IntRange(min=16), default=512, show_default=True, help="Tokens of a chunk."
@@ -128,7 +128,7 @@ def sensitivity(
     )
     result = analyse(request, build, goal)
     if as_json:
-        click.echo(json.dumps(report.as_json(result, goal, build), indent=1, ensure_ascii=False))
+        click.echo(texts.to_json(report.as_json(result, goal, build), indent=1))
     else:
         click.echo(f"{report.render(result, goal)}\n\n{report.reproduction(result, build)}")
     if result.found is not None:

@@ -12,8 +12,10 @@ import click
 
 from ggufrq.cache.kv import Sought
 from ggufrq.cli.cache_options import cache_options, settle, warn
+from ggufrq.drive import cache_check
 from ggufrq.drive import serve as core
 from ggufrq.make.ready import model_file
+from ggufrq.tools import passed_on
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -44,7 +46,8 @@ def serve(
     timeout: float,
     verbose: bool,
 ) -> None:
-    """Serve MODEL with an OpenAI-compatible API until Ctrl-C. What follows -- goes to llama-server as it is.
+    """Serve MODEL with an OpenAI-compatible API until Ctrl-C. What follows -- goes to llama-server as it is,
+    but for options that ggufrq has itself or that take the log away, which are refused.
 
     \b
     Examples:
@@ -70,12 +73,16 @@ def serve(
             threads=threads,
             timeout=timeout,
             extra=extra,
+            env=passed_on.variables(),
             on_log=on_log,
         ) as running,
     ):
         size = running.kv_bytes
         amount = f"{size:,} bytes" if size is not None else f"{running.context.kv_mib:.2f} MiB"
         profile = "" if running.profile is None else f"{running.profile}\n"
+        if running.draft is not None:
+            name, context = running.draft
+            profile += f"Draft: {name}, {cache_check.found(context)}, {context.kv_mib:.2f} MiB.\n"
         click.echo(running.url)
         click.echo(
             f"{path.name} with its KV cache in {running.plan.title}: {amount} for "

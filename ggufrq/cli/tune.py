@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
 import click
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.base.progress import progress
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import Sought
 from ggufrq.cli.cache_options import exact_options, profile_option
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.cost import subject
@@ -34,9 +34,9 @@ _RECENT, _FIRST = exact_options(
 @click.option(
     "--types", default="iso2,iso3,iso4,q8_0", show_default=True, metavar="LIST", help="Types to choose from."
 )
-@click.option("--text", type=_FILE, help="Text to tune on.  [default: the calibration text of ggufrq]")
+@click.option("--text", type=TEXT_FILE, help="Text to tune on.  [default: the calibration text of ggufrq]")
 @click.option(
-    "--check-text", type=_FILE, help="Another text, to check on.  [default: the held-out text of ggufrq]"
+    "--check-text", type=TEXT_FILE, help="Another text, to check on.  [default: the held-out text of ggufrq]"
 )
 @click.option("--ctx", "n_ctx", default=2048, show_default=True, help="Tokens of a chunk.")
 @click.option("--chunks", default=4, show_default=True, help="Chunks of each text.")
@@ -82,12 +82,12 @@ def tune(
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
-    texts = paths.data_dir("texts")
+    folder = paths.data_dir("texts")
     goal = layers.Goal(
         Fraction(str(budget)),
         layers.parse_types(types),
-        text or texts / "calibration.txt",
-        check_text or texts / "heldout.txt",
+        text or folder / "calibration.txt",
+        check_text or folder / "heldout.txt",
         Scored(n_ctx, chunks, threads=threads),
         kv_profile,
         kv_recent,
@@ -101,7 +101,7 @@ def tune(
         result = layers.tune(measured, build, goal, fresh=fresh, log=log_path, listener=bar)
     click.echo(report.render(result, measured, goal))
     if json_file is not None:
-        data = json.dumps(report.as_json(result, measured, goal), indent=1, ensure_ascii=False)
+        data = texts.to_json(report.as_json(result, measured, goal), indent=1)
         paths.atomic_write(json_file, data + "\n")
         log.say(f"wrote {json_file}")
     log.say(f"log of all that ran: {log_path}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import PatchError, UsageError
 from ggufrq.source.pin import PIN_FILE, pin_toml
 
@@ -49,7 +48,7 @@ def check(ctx: click.Context, where: str, no_build: bool, as_json: bool) -> None
     root = paths.data_dir("patches")
     row = core.check(snapshot(where), root, build=not no_build)
     if as_json:
-        click.echo(json.dumps(row, indent=1, ensure_ascii=False))
+        click.echo(texts.to_json(row, indent=1))
     else:
         _render(row)
     if not no_build and paths.in_checkout():

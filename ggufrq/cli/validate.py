@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import ToolError
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import Sought, profile_word
 from ggufrq.cli.cache_options import exact_options, profile_option
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.measure.validate.assemble import failed
 from ggufrq.measure.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
 from ggufrq.models.resolve import resolve
@@ -49,7 +49,7 @@ _RECENT, _FIRST = exact_options(
 @click.option("--depths", metavar="LIST", help="Depths that speed is measured at.  [default: 0,1024,2048]")
 @click.option(
     "--text",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=TEXT_FILE,
     help="Text that the model has not seen.  [default: the held-out text that comes with ggufrq]",
 )
 @click.option("--sections", metavar="LIST", help=f"Only these of {','.join(SECTIONS)}.")
@@ -138,7 +138,7 @@ def _write(result: dict[str, Any], folder: Path, json_file: Path | None) -> None
     from ggufrq.report import html, terminal
 
     click.echo(terminal.render(result))
-    data = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    data = texts.to_json(result, indent=1, allow_nan=False) + "\n"
     for path in filter(None, (folder / "report.json", json_file)):
         paths.atomic_write(path, data)
     paths.atomic_write(folder / "report.html", html.render(result))

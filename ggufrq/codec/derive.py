@@ -8,7 +8,7 @@ Centroids: the minimum-distortion quantizer of a unit Gaussian (S. Lloyd, Least 
 Trans. Inf. Theory 6(1), 1960), scaled so that the outermost is 127 and rounded. Rounding costs 0.0004 %,
 0.12 % and 0.14 % of the error at 2, 3 and 4 bits; the neighbouring integer sets that were tried save at
 most 0.12 %. Fitting them to blocks of 128 with a least-squares scale each, instead of to the Gaussian,
-saves at most 0.3 %.
+saves at most 0.3 %. The siblings, of blocks of 64, have the same centroids and starts.
 
 Rotations: uniform angles (planar), pairs of uniform pure unit quaternions (iso), uniform unit axes (rotor).
 """
@@ -27,9 +27,11 @@ LARGEST = 127
 # Outermost centroid of the three starting scales, in 1/129 of the largest magnitude of a block. Chosen by
 # trying all triples of a grid on eight distributions, Gaussian weighted four times.
 STARTS = {2: (48, 64, 80), 3: (84, 96, 114), 4: (115, 125, 135)}
+NARROW = 64  # values of a block of the siblings
 BYTES = {2: 34, 3: 50, 4: 66}
 FAMILIES = ("planar", "iso", "rotor")
 FIRST_ID = 112
+FIRST_SIBLING = 121
 
 
 def _pdf(x: float) -> float:
@@ -126,6 +128,10 @@ def derive() -> dict[str, Any]:
             for i, family in enumerate(FAMILIES)
             for j, b in enumerate(sorted(BYTES))
         ],
+        "siblings": [
+            {"name": f"rq{b}_{NARROW}", "id": FIRST_SIBLING + i, "bits": b, "block": NARROW}
+            for i, b in enumerate(sorted(BYTES))
+        ],
         "rotations": {"seed": SEED, **{k: nine_digits(v) for k, v in rotations().items()}},
     }
 
@@ -133,7 +139,7 @@ def derive() -> dict[str, Any]:
 def to_json(tables: dict[str, Any]) -> str:
     """JSON with one short list per line, so that a change shows in a diff."""
     codes = ",\n    ".join(f'"{k}": {json.dumps(v)}' for k, v in tables["codes"].items())
-    types = ",\n    ".join(json.dumps(v) for v in tables["types"])
+    types, siblings = (",\n    ".join(map(json.dumps, tables[key])) for key in ("types", "siblings"))
     rot = tables["rotations"]
     parts = [f'"seed": {rot["seed"]}']
     for name in FAMILIES:
@@ -142,7 +148,8 @@ def to_json(tables: dict[str, Any]) -> str:
     rotation_text = ",\n    ".join(parts)
     return (
         f'{{\n  "block": {tables["block"]},\n  "codes": {{\n    {codes}\n  }},\n'
-        f'  "types": [\n    {types}\n  ],\n  "rotations": {{\n    {rotation_text}\n  }}\n}}\n'
+        f'  "types": [\n    {types}\n  ],\n  "siblings": [\n    {siblings}\n  ],\n'
+        f'  "rotations": {{\n    {rotation_text}\n  }}\n}}\n'
     )
 
 

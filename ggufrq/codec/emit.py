@@ -59,6 +59,11 @@ def _encoder(codes: Sequence[tables.Code]) -> list[str]:
         m = c.magnitudes
         steps = [b - a for a, b in pairwise(m)]
         out.append(f"#define GGML_RQ{c.bits}_NORM {c.norm!r}")
+        out += [
+            f"#define GGML_{s.name.upper()}_NORM {tables.code(s.bits, s.block).norm!r}"
+            for s in tables.siblings()
+            if s.bits == c.bits
+        ]
         out.append(f"#define GGML_RQ{c.bits}_MAG0 {m[0]}")
         out += [f"#define GGML_RQ{c.bits}_STEP{k} {step}" for k, step in enumerate(steps)]
         out.append(_table("uint8_t", f"ggml_rq{c.bits}_mid2", map(str, c.mid2), 16))
@@ -92,16 +97,20 @@ def _macro(head: str, items: Sequence[str], separator: str) -> str:
 
 def ids_header() -> str:
     """Text of ggml-rq-ids.h, which ggml.h includes within enum ggml_type."""
-    types = tables.cache_types()
+    types, siblings = tables.cache_types(), tables.siblings()
     names = [f"GGML_TYPE_{t.name.upper()}" for t in types]
+    rows = [(t, str(t.bits)) for t in types] + [(s, f"{s.bits}_{s.block}") for s in siblings]
     parts = [
         f"{_GENERATED}#pragma once\n",
-        "// The rotated cache types by family, then by bits. Only macros: ggml.h includes it within an enum.",
-        "// X(TYPE, name, bits)",
-        _macro("GGML_RQ_TYPES(X)", [f'X({t.name.upper()}, "{t.name}", {t.bits})' for t in types], ""),
-        "// constants of enum ggml_type with their ids, and without",
-        _macro("GGML_RQ_TYPE_IDS", [f"{n} = {t.id}" for n, t in zip(names, types, strict=True)], ","),
+        "// The rotated cache types by family, then by bits, and the siblings of their codes. "
+        "Only macros: ggml.h",
+        "// includes it within an enum.",
+        "// X(TYPE, name, code), the code as in block_rq##code",
+        _macro("GGML_RQ_TYPES(X)", [f'X({t.name.upper()}, "{t.name}", {c})' for t, c in rows], ""),
+        "// constants of enum ggml_type with their ids; those that have a name for users; the siblings",
+        _macro("GGML_RQ_TYPE_IDS", [f"GGML_TYPE_{t.name.upper()} = {t.id}" for t, _ in rows], ","),
         _macro("GGML_RQ_TYPE_LIST", names, ","),
+        _macro("GGML_RQ_SIBLING_LIST", [f"GGML_TYPE_{s.name.upper()}" for s in siblings], ","),
     ]
     return "\n".join(parts)
 

@@ -1,4 +1,5 @@
-"""The codes: blocks of 128 values to 34, 50 or 66 bytes and back. This is the specification.
+"""The codes: blocks of 128 values to 34, 50 or 66 bytes and back, of 64 values to 18, 26 or 34. This is the
+specification.
 
 Decoding: value = d * centroid / 128 with the block's fp16 scale d; exact in float32.
 
@@ -46,7 +47,8 @@ CHUNK = 4096  # blocks at a time, to bound the memory
 
 
 def _levels(a: I64, s: I64, c: Code) -> I64:
-    """Level of each magnitude a [n, 128] under the scale s [n] in units of 2**-11 of a per centroid unit."""
+    """Level of each magnitude a [n, block] under the scale s [n], in units of 2**-11 of a per centroid
+    unit."""
     level = np.zeros_like(a)
     for mid2 in c.mid2:
         level += a > np.minimum(s * mid2 >> 12, 32767)[:, None]
@@ -54,7 +56,7 @@ def _levels(a: I64, s: I64, c: Code) -> I64:
 
 
 def _fit(a: I64, level: I64, c: Code) -> tuple[I64, I64]:
-    """Least-squares scale [n] of a [n, 128] in units of 2**-11, and what it takes off the squared error."""
+    """Least-squares scale [n] of a [n, block] in units of 2**-11, and what it takes off the squared error."""
     m = np.array(c.magnitudes, np.int64)[level]
     num = (a * m).sum(axis=1)
     s = (num << 11) // (m * m).sum(axis=1)
@@ -62,7 +64,7 @@ def _fit(a: I64, level: I64, c: Code) -> tuple[I64, I64]:
 
 
 def _least_squares(a: I64, c: Code) -> I64:
-    """Scale [n] of the magnitudes a [n, 128]: the best of the starts, refined once."""
+    """Scale [n] of the magnitudes a [n, block]: the best of the starts, refined once."""
     best = np.zeros(len(a), np.int64)
     s = np.zeros(len(a), np.int64)
     for start in c.starts:
@@ -73,7 +75,7 @@ def _least_squares(a: I64, c: Code) -> I64:
 
 
 def _norm(a: I64, c: Code) -> I64:
-    """Scale [n] of the magnitudes a [n, 128] that the centroids of a unit Gaussian ask for."""
+    """Scale [n] of the magnitudes a [n, block] that the centroids of a unit Gaussian ask for."""
     scale: I64 = np.floor(np.sqrt((a * a).sum(axis=1).astype(np.float64)) * c.norm).astype(np.int64)
     return scale
 
@@ -93,7 +95,7 @@ def _stored(s: I64, e: I64) -> npt.NDArray[np.float16]:
 
 
 def _encode(x: F32, c: Code, scale: Scale) -> tuple[npt.NDArray[np.float16], U8]:
-    """Scales [n] and indices [n, 128] of x [n, 128]."""
+    """Scales [n] and indices [n, block] of x [n, block]."""
     w = x.view(np.uint32).astype(np.int64)
     mag = w & 0x7FFFFFFF
     nan = mag > BITS_INF
@@ -117,15 +119,16 @@ def _encode(x: F32, c: Code, scale: Scale) -> tuple[npt.NDArray[np.float16], U8]
     return np.where(zero, np.float16(0), d), np.where(zero[:, None], 0, index).astype(np.uint8)
 
 
-def quantize(x: npt.ArrayLike, bits: int, *, scale: Scale = "inner") -> U8:
-    """Encode float32 [..., n] into uint8 [..., n/128 * bytes]. ValueError if 128 does not divide n.
+def quantize(x: npt.ArrayLike, bits: int, *, scale: Scale = "inner", block: int = 128) -> U8:
+    """Encode float32 [..., n] into uint8 [..., n/block * bytes]. ValueError if ``block``, 128 or 64, does not
+    divide n.
 
     ``scale`` is how the scale is found, see above. Any bit pattern is allowed; see
     above for what NaN, infinities and huge values become.
     """
     if scale not in get_args(Scale):
         raise ValueError(f"no scale {scale!r}; there are {', '.join(get_args(Scale))}")
-    c = code(bits)
+    c = code(bits, block)
     values = np.ascontiguousarray(x, np.float32)
     if values.ndim == 0 or values.shape[-1] % c.block:
         raise ValueError(f"the last dimension must be a multiple of {c.block}: {values.shape}")
@@ -136,13 +139,14 @@ def quantize(x: npt.ArrayLike, bits: int, *, scale: Scale = "inner") -> U8:
     return out.reshape(*values.shape[:-1], values.shape[-1] // c.block * c.bytes)
 
 
-def dequantize(blocks: npt.ArrayLike, bits: int) -> F32:
-    """Decode uint8 [..., n/128 * bytes] into float32 [..., n]. ValueError for another size, or for bits."""
-    c = code(bits)
+def dequantize(blocks: npt.ArrayLike, bits: int, *, block: int = 128) -> F32:
+    """Decode uint8 [..., n/block * bytes] into float32 [..., n]. ValueError for another size, bits or
+    blocks."""
+    c = code(bits, block)
     data = np.ascontiguousarray(blocks, np.uint8)
     if data.ndim == 0 or data.shape[-1] % c.bytes:
         raise ValueError(f"the last dimension must be a multiple of {c.bytes}: {data.shape}")
-    scale, index = unpack(data.reshape(-1, c.bytes), bits)
+    scale, index = unpack(data.reshape(-1, c.bytes), bits, block)
     step = scale.astype(np.float32) * np.float32(1 / 128)
     values: F32 = step[:, None] * np.array(c.centroids, np.float32)[index]
     return values.reshape(*data.shape[:-1], data.shape[-1] // c.bytes * c.block)

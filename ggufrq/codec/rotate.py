@@ -1,9 +1,10 @@
-"""The rotations of 128 or 256 values: orthogonal, symmetric, their own inverse.
+"""The rotations of 64, 128 or 256 values: orthogonal, symmetric, their own inverse.
 
 Families (the block matrix B): planar, 2-D reflections [[c, s], [s, -c]]; iso, 4-D blocks x -> p*x*q with
 pure unit quaternions p and q; rotor, half-turns 2*n*nT - I of 3-D blocks, the last two values pass through.
-Modes: none, the identity; block, B; hadamard, the orthonormal Walsh-Hadamard matrix H of 128 or 256 in
-natural order, for every family the same; full, B*H*B. B of 256 values is that of 128, twice.
+Modes: none, the identity; block, B; hadamard, the orthonormal Walsh-Hadamard matrix H in natural
+order, for every family the same; full, B*H*B. B of 256 values is that of 128, twice; B of 64 values is made
+of the first blocks of that of 128 (of rotor 21, the last value passes through).
 """
 
 from typing import Literal, get_args
@@ -16,20 +17,21 @@ from ggufrq.codec.tables import load, rotation_blocks
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Family = Literal["planar", "iso", "rotor"]
-SIZES = (128, 256)  # values that are rotated together
+SIZES = (64, 128, 256)  # values that are rotated together
 Mode = Literal["none", "block", "hadamard", "full"]
 
 
 def _block_matrix(family: Family, n: int) -> F64:
-    """B for n values: that of 128, repeated."""
+    """B for n values: that of 128, repeated, or as much of it as 64 values hold."""
     blocks = rotation_blocks(family).astype(np.float64)
     if family == "planar":
         c, s = blocks.T
         blocks = np.stack([c, s, s, -c], -1).reshape(-1, 2, 2)
     out = np.eye(n)
     k = blocks.shape[1]
-    for o in range(0, n, load()["block"]):
-        for i, b in enumerate(blocks):
+    size = min(n, load()["block"])
+    for o in range(0, n, size):
+        for i, b in enumerate(blocks[: size // k]):
             at = slice(o + i * k, o + (i + 1) * k)
             out[at, at] = b
     return out
@@ -44,7 +46,7 @@ def _hadamard_signs(n: int) -> F64:
 
 def _full(family: Family, n: int) -> F64:
     """Sum over the blocks of B*H*B in a fixed order, row by row: each product of two float32 is exact."""
-    size = load()["block"]
+    size = min(n, load()["block"])
     b = _block_matrix(family, n)
     h = _hadamard_signs(n)
     k = {"planar": 2, "iso": 4, "rotor": 3}[family]
@@ -70,11 +72,11 @@ def _check(family: str, mode: str, n: int) -> None:
     if mode not in get_args(Mode):
         raise ValueError(f"no rotation mode {mode!r}; there are {', '.join(get_args(Mode))}")
     if n not in SIZES:
-        raise ValueError(f"a rotation is of {' or '.join(map(str, SIZES))} values, not {n}")
+        raise ValueError(f"a rotation is of 64, 128 or 256 values, not {n}")
 
 
 def rotation_matrix(family: Family, mode: Mode, n: int = 128) -> F32:
-    """The rotation of n values (128 or 256) as float32 [n, n], rounded once from double. ValueError for
+    """The rotation of n values (64, 128 or 256) as float32 [n, n], rounded once from double. ValueError for
     another n."""
     _check(family, mode, n)
     if mode == "none":
@@ -88,7 +90,7 @@ def rotation_matrix(family: Family, mode: Mode, n: int = 128) -> F32:
 
 
 def rotate(x: npt.ArrayLike, family: Family, mode: Mode, n: int = 128) -> F32:
-    """Rotate each n values (128 or 256) of float32 [..., m] along the last axis; twice is x again.
+    """Rotate each n values (64, 128 or 256) of float32 [..., m] along the last axis; twice is x again.
     ValueError for another n, or if n does not divide m."""
     values = np.asarray(x, np.float32)
     _check(family, mode, n)

@@ -45,7 +45,7 @@ class Code:
 
 @dataclass(frozen=True)
 class CacheType:
-    """A cache type of llama.cpp: a code and the family of its rotation."""
+    """A cache type of llama.cpp: a code and the family of its rotation, which is empty for a sibling."""
 
     name: str
     id: int
@@ -69,16 +69,20 @@ def load() -> dict[str, Any]:
 
 
 @cache
-def code(bits: int) -> Code:
-    """The code with 2, 3 or 4 bits per index. ValueError for others."""
+def code(bits: int, block: int = 128) -> Code:
+    """The code with 2, 3 or 4 bits per index and blocks of 128 or 64 values. ValueError for others."""
     tables = load()
     entry = tables["codes"].get(str(bits))
     if entry is None:
         raise ValueError(f"no code with {bits} bits; there are {', '.join(tables['codes'])}")
+    blocks = {tables["block"], *(sibling["block"] for sibling in tables["siblings"])}
+    if block not in blocks:
+        raise ValueError(f"no code with blocks of {block}; there are {', '.join(map(str, sorted(blocks)))}")
+    scale = entry["bytes"] - bits * tables["block"] // 8
     return Code(
         bits,
-        tables["block"],
-        entry["bytes"],
+        block,
+        scale + bits * block // 8,
         tuple(entry["centroids"]),
         tuple(entry["starts"]),
         entry["outermost"],
@@ -87,11 +91,21 @@ def code(bits: int) -> Code:
 
 @cache
 def cache_types() -> tuple[CacheType, ...]:
-    """All cache types in the order of their ids."""
+    """All cache types that have a name for users, in the order of their ids."""
     tables = load()
     return tuple(
         CacheType(t["name"], t["id"], t["family"], t["bits"], tables["block"], code(t["bits"]).bytes)
         for t in tables["types"]
+    )
+
+
+@cache
+def siblings() -> tuple[CacheType, ...]:
+    """What a cache keeps heads in that blocks of 128 values do not fill, in the order of their ids: codes of
+    64 values. They have no family: the cache rotates by the type that was asked for."""
+    return tuple(
+        CacheType(s["name"], s["id"], "", s["bits"], s["block"], code(s["bits"], s["block"]).bytes)
+        for s in load()["siblings"]
     )
 
 

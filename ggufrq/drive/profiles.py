@@ -134,9 +134,12 @@ def _from_weights(model: Tensors, n_ctx: int | None) -> Found:
     native = values.get(f"{values.get('general.architecture')}.context_length")
     positions = positions_for(native if isinstance(native, int) else None, n_ctx)
     named = fingerprint(model.path)
-    kept = paths.cache_dir() / "profiles" / f"{named}-{positions}-{_MAKE}.gguf"
-    if _is_sound(kept, named, positions):
-        return Found(kept, "profile from the weights")
+    name = f"{named}-{positions}-{_MAKE}.gguf"
+    kept = paths.own_dir("profiles") / name
+    shared = paths.find_cache()
+    for place in dict.fromkeys([*([shared / "profiles" / name] if shared is not None else []), kept]):
+        if _is_sound(place, named, positions):
+            return Found(place, "profile from the weights")
     with progress("Profile from the weights", unit="layers") as bar:
         made = profile_from_weights(model.path, positions, lambda done, total: bar.update(done, total=total))
         taken = bar.elapsed_text()

@@ -15,8 +15,9 @@ from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import KvPair, KvPlan, Sought, exact_words, kv_type
 from ggufrq.drive import cache_check, profiles
+from ggufrq.drive.threads import patience
 from ggufrq.tools import cli, completion
-from ggufrq.tools.logs import retried
+from ggufrq.tools.logs import ended, retried
 from ggufrq.tools.programs import Programs
 
 #: What every llama.cpp has, and what LM Studio and Ollama offer; see ``runtimes.fallback``.
@@ -126,12 +127,14 @@ def generate(
     temperature: float | None = None,
     seed: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    env: proc.Environment | None = None,
 ) -> Answer:
     """Answer ``prompt`` by llama-cli, or with ``raw`` continue it by llama-completion, with K and V as in
     ``plan``, whose profile is looked for now (``profiles``).
 
-    ``on_text`` gets the answer in pieces as it comes. Raises ToolError with llama.cpp's own reason when it
-    fails, also when its exit status says otherwise, and when the cache was not kept as ``plan`` says.
+    ``on_text`` gets the answer in pieces as it comes; ``env`` is added to the program's environment.
+    Raises ToolError with llama.cpp's own reason when it fails, also when its exit status says otherwise, and
+    when the cache was not kept as ``plan`` says.
     """
     if not prompt.strip():
         raise UsageError("the prompt is empty", remedy='-p "…"')
@@ -159,7 +162,14 @@ def generate(
         command = [programs.tool(name), *args]
         try:
             figures = retried(
-                lambda: _attempt(command, prompt, out, log_path, env=plan.environment(), raw=raw)
+                lambda: _attempt(
+                    command,
+                    prompt,
+                    out,
+                    log_path,
+                    env={**patience(), **(env or {}), **plan.environment()},
+                    raw=raw,
+                )
             )
         except ToolError as error:
             raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
@@ -189,7 +199,7 @@ def _attempt(
     figures = completion.parse_timing(done.stderr)
     out.take(stream.close())
     if done.rc != 0:
-        raise ToolError(proc.failure_message(done))
+        raise ToolError(ended(done))
     return figures
 
 
@@ -237,11 +247,15 @@ def cache_lines(answer: Answer, plan: KvPlan) -> list[str]:
 
 
 def speed_text(answer: Answer) -> str:
-    """Tokens per second, as one line."""
-    return (
-        f"prompt {answer.prompt_tokens:,} tokens at {answer.prompt_tps:,.0f} tokens/s, "
-        f"answer {answer.tokens:,} at {answer.tps:,.1f} tokens/s"
-    )
+    """Tokens per second, as one line; without them where too little was done to tell."""
+    prompt = f"prompt {_tokens(answer.prompt_tokens)}"
+    prompt += f" at {answer.prompt_tps:,.0f} tokens/s" if answer.prompt_tps else ""
+    rate = f" at {answer.tps:,.1f} tokens/s" if answer.tps else ""
+    return f"{prompt}, answer {answer.tokens:,}{rate}"
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token" + "s" * (count != 1)
 
 
 @contextmanager
@@ -265,7 +279,7 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
         type_v=plan.base.v.name,
         tokens_held=context.tokens,
         kv_bytes=cache_check.cache_bytes(context, plan, model),
-        f16_bytes=cache_check.f16_bytes(context, plan, model),
+        f16_bytes=cache_check.f16_bytes(context, model),
         kv_mib=context.kv_mib,
         recurrent_mib=context.recurrent_mib,
         prompt_tokens=figures.prompt_tokens,

@@ -13,8 +13,9 @@ from ggufrq.base import log, loopback, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.cache.kv import KvPlan
 from ggufrq.drive import cache_check, profiles
-from ggufrq.tools import server
-from ggufrq.tools.logs import Context, error_lines, parse_contexts
+from ggufrq.drive.threads import patience
+from ggufrq.tools import passed_on, server
+from ggufrq.tools.logs import Context, error_lines, failed_draft, parse_context, parse_draft
 from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
@@ -26,7 +27,8 @@ _POLL = 0.2
 @dataclass
 class Server:
     """A server that is ready: its address, its process, its log, and the cache that it keeps, as asked for
-    and as told, with its exact bytes where they can be told, and what is said of its profile."""
+    and as told, with its exact bytes where they can be told, what is said of its profile, and name and
+    context of a draft."""
 
     url: str
     process: proc.Running
@@ -35,6 +37,7 @@ class Server:
     context: Context
     kv_bytes: int | None
     profile: str | None
+    draft: tuple[str, Context] | None = None
 
 
 def choose_port(host: str, port: int | None) -> int:
@@ -72,11 +75,13 @@ def serving(
     """A running llama-server, ready for requests; it is stopped at the end, whatever happens, even when this
     process is killed.
 
-    The plan's profile is looked for first (``profiles``). ``env`` is added to the server's environment;
+    The plan's profile is looked for first (``profiles``). ``env`` is added to the server's environment, and
+    ``extra`` are options for it; UsageError for one that changes what is relied on (``passed_on``).
     ``log_path`` is written anew, by default a file among the logs. ``on_log`` gets its log by pieces while it
     starts. Raises ToolError with llama.cpp's own reason when it does not come up within ``timeout`` seconds
     or does not keep the cache as ``plan`` says.
     """
+    passed_on.check(extra)
     chosen = choose_port(host, port)
     plan, profile = profiles.settle(plan, model, n_ctx)
     log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
@@ -84,28 +89,27 @@ def serving(
         model, plan, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra
     )
     tool = programs.tool("llama-server")
-    url = f"http://{_reachable(host)}:{chosen}"
+    url = f"http://{_reachable(host)}:{chosen}{passed_on.api_prefix(extra, env)}"
     log.say(f"starting llama-server; its log is {log_path}")
     with started(
         [tool, *args],
         url,
         log_path=log_path,
-        env={**plan.environment(), **(env or {})},
+        env={**patience(), **plan.environment(), **(env or {})},
         timeout=timeout,
         on_log=on_log,
     ) as process:
         text = log_path.read_text(encoding="utf-8", errors="replace")
-        contexts = parse_contexts(text)
-        context = cache_check.of_plan(contexts, plan)
-        if context is None:
-            context = contexts[-1] if contexts else None
+        context = parse_context(text)
+        kept = plan if context is None else cache_check.as_kept(context, plan)
+        if context is None or not cache_check.as_asked(context, kept):
             instead = "" if context is None else f", but {cache_check.found(context)}"
             raise ToolError(
                 f"llama-server does not keep its cache in {plan.title}{instead}", remedy=f"see {log_path}"
             )
-        plan = cache_check.as_kept(context, plan)
+        plan = kept
         size = cache_check.cache_bytes(context, plan, model)
-        yield Server(url, process, log_path, plan, context, size, profile)
+        yield Server(url, process, log_path, plan, context, size, profile, parse_draft(text))
 
 
 @contextmanager
@@ -187,8 +191,14 @@ def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
     text = log_path.read_text(encoding="utf-8", errors="replace") if log_path.is_file() else ""
     reasons = error_lines(text)
     detail = reasons[0] if reasons else f"exit status {process.poll()}\n{_last_lines(log_path)}"
-    remedy = "--kv q8_0" if "cannot hold this model's" in detail else f"see {log_path}"
-    return ToolError(f"llama-server {how}: {detail}", remedy=remedy)
+    draft = failed_draft(text)
+    remedy = f"see {log_path}"
+    if "cannot hold this model's" in detail:
+        remedy = (
+            "--kv q8_0" if draft is None else "--spec-draft-type-k q8_0 --spec-draft-type-v q8_0 behind --"
+        )
+    what = "" if draft is None else f"the draft, {draft}: "
+    return ToolError(f"llama-server {how}: {what}{detail}", remedy=remedy)
 
 
 def _last_lines(log_path: Path, count: int = 6) -> str:

@@ -3,13 +3,12 @@ type."""
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufrq.base import log, paths, table
+from ggufrq.base import log, paths, table, texts
 from ggufrq.base.progress import progress
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case
@@ -163,7 +162,7 @@ def render_answer(model: str, given: run.Answer, cache: Sequence[str]) -> str:
 def write_json(path: Path, rows: dict[str, list[Row]]) -> None:
     """Write all rows as one JSON list."""
     everything = [row for of_model in rows.values() for row in of_model]
-    paths.atomic_write(path, json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    paths.atomic_write(path, texts.to_json(everything, indent=1) + "\n")
 
 
 def _name(row: Row) -> str:

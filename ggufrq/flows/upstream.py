@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ggufrq.base import log, machine, paths, proc
+from ggufrq.base import log, machine, paths, proc, texts
 from ggufrq.base.errors import BuildError, GgufrqError, PatchError, ToolError
 from ggufrq.build.builds import ensure_build
 from ggufrq.build.project import Build, BuildOptions, Project
@@ -220,4 +220,4 @@ def write_row(root: Path, row: Row) -> None:
     """Keep a row, in place of an older one of the same upstream."""
     rows = [row, *(one for one in read_rows(root) if one["commit"] != row["commit"])]
     rows.sort(key=lambda one: (str(one["date"]), str(one["commit"])), reverse=True)
-    paths.atomic_write(root / ROWS, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    paths.atomic_write(root / ROWS, texts.to_json(rows, indent=1) + "\n")

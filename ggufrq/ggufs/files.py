@@ -3,13 +3,15 @@ planned."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError
+from ggufrq.base.results import file_sha256
 from ggufrq.ggufs.foreign import foreign
 from ggufrq.ggufs.header import Header, TensorInfo, pad, read_header
 from ggufrq.ggufs.tensors import is_float, type_bytes, type_name
@@ -85,15 +87,10 @@ def read_model(path: Path) -> GgufFacts:
     parts = [read_gguf(shard) for shard in shards(path)]
     if len(parts) == 1:
         return parts[0]
+    model_headers(path)
     types: dict[str, str] = {}
     for part in parts:
         types |= part.tensor_types
-    expected = read_header(shards(path)[0]).values.get("split.tensors.count")
-    if len(types) != sum(part.tensors for part in parts) or expected != len(types):
-        raise ModelError(
-            f"the shards of {path.name} have {len(types)} tensors, but the model has {expected}",
-            remedy="they are of different models; download them again",
-        )
     return GgufFacts(
         tensors=len(types),
         types=dict(Counter(kind.upper() for kind in types.values())),
@@ -123,6 +120,55 @@ def shards(path: Path) -> list[Path]:
     if missing:
         raise ModelError(f"{missing[0]} is missing from {path.parent}", remedy=f"download {missing[0]} again")
     return every
+
+
+def first_file(path: Path) -> Path:
+    """The file that stands for the model which ``path`` is, or is a shard of. Raises ModelError as
+    ``shards``."""
+    return shards(path)[0] if _SHARD.match(path.name) else path
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of all files of a model. Raises ModelError as ``shards``."""
+    files = shards(path) if _SHARD.match(path.name) else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def model_headers(path: Path) -> tuple[Header, ...]:
+    """The headers of all files of the model that ``path`` is, or is a shard of, in order. Raises ModelError
+    when one is missing, damaged or of another model."""
+    files = shards(path)
+    headers = tuple(map(read_header, files))
+    if len(files) == 1:
+        return headers
+    names = {tensor.name for header in headers for tensor in header.tensors}
+    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
+        if header.values.get("split.no") != number or _split_count(header) != len(files):
+            said = f"shard {header.values.get('split.no', 0) + 1} of {_split_count(header)}"
+            raise _mixed(f"{file.name} says that it is {said}")
+        expected = header.values.get("split.tensors.count")
+        if len(names) != sum(len(one.tensors) for one in headers) or expected != len(names):
+            raise _mixed(f"the shards of {path.name} have {len(names)} tensors, but the model has {expected}")
+    return headers
+
+
+def model_header(path: Path) -> Header:
+    """As ``model_headers`` in one: the metadata, which the first file has, and the tensors of all. Where a
+    tensor lies only its own file tells."""
+    headers = model_headers(path)
+    if len(headers) == 1:
+        return headers[0]
+    return replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
+
+
+def content_hash(model: Path) -> str:
+    """sha256 of a model's file, or of the hashes of its shards."""
+    parts = [file_sha256(shard) for shard in shards(model)]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _mixed(why: str) -> ModelError:
+    return ModelError(why, remedy="the shards are of different models; download them again")
 
 
 def verify_types(facts: GgufFacts, planned: Mapping[str, str], file_type: str = "") -> None:

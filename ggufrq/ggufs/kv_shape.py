@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.files import model_headers
 from ggufrq.ggufs.memory_shape import memory_shape
 
 
 @dataclass(frozen=True)
 class KvShape:
-    """Values of K and of V that one token takes, by the layers that keep any."""
+    """Values of K and of V that one token takes, by the layers that keep any, and of a head of them (none:
+    all fill blocks of 128)."""
 
     k_layers: tuple[int, ...]
     v_layers: tuple[int, ...]
+    k_heads: tuple[int, ...] = ()
+    v_heads: tuple[int, ...] = ()
 
     @property
     def k_values(self) -> int:
@@ -43,10 +46,10 @@ def kv_shape(path: Path) -> KvShape:
     Raises ModelError for models whose cache is not simply K and V of every token: compressed, with sliding
     windows, or none.
     """
-    shape = memory_shape([read_header(path)])
+    shape = memory_shape(model_headers(path))
     if shape.window or shape.mla or not shape.cached:
         raise ModelError(f"the cache of {path.name} is not simply K and V of every token")
-    return KvShape(shape.k_layers, shape.v_layers)
+    return KvShape(shape.k_layers, shape.v_layers, shape.k_heads, shape.v_heads)
 
 
 def find_kv_shape(path: Path) -> KvShape | None:

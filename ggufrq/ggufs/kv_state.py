@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufrq.base.errors import ModelError
-from ggufrq.ggufs.header import Header, read_header
+from ggufrq.ggufs.files import model_header
+from ggufrq.ggufs.header import Header
 from ggufrq.ggufs.memory_shape import Layer, layers_of
 
 _CONTEXT = (0x6767736E, 10)  # magic and version of a whole context
@@ -56,7 +57,7 @@ def read_kv_state(path: Path, model: Path) -> KvState:
     Raises ModelError when the file is damaged, of another version of llama.cpp or of another model, and for
     models that keep K and V in another way (sliding windows, compressed, shared between layers).
     """
-    header = read_header(model)
+    header = model_header(model)
     shape = _Shape.of(header, model)
     reader = _Reader(path)
     tokens = reader.begin(shape.architecture)
@@ -82,7 +83,7 @@ def read_kv_state(path: Path, model: Path) -> KvState:
 
 def check_model(model: Path) -> None:
     """Raise ModelError when K and V of the GGUF ``model`` cannot be read from a state."""
-    _Shape.of(read_header(model), model)
+    _Shape.of(model_header(model), model)
 
 
 def attention_layers(header: Header) -> tuple[int, ...]:

@@ -79,6 +79,16 @@ class MemoryShape:
         return tuple(layer.v for layer in self.cached)
 
     @property
+    def k_heads(self) -> tuple[int, ...]:
+        """Values of a head of K in each layer of ``cached``."""
+        return tuple(layer.head_k for layer in self.cached)
+
+    @property
+    def v_heads(self) -> tuple[int, ...]:
+        """Values of a head of V in each layer of ``cached``."""
+        return tuple(layer.head_v for layer in self.cached)
+
+    @property
     def state(self) -> int:
         """Values of the recurrent state of one sequence."""
         return sum(layer.r + layer.s for layer in self.layers)
@@ -126,6 +136,11 @@ def head_sizes(values: Mapping[str, Any]) -> tuple[int, ...]:
         return ()
     k, v = ([layer.head_k for layer in layers if layer.k], [layer.head_v for layer in layers if layer.v])
     return tuple(dict.fromkeys([*k, *v]))
+
+
+def is_mla(values: Mapping[str, Any]) -> bool:
+    """Whether the model with this metadata keeps K alone, compressed."""
+    return _Facts(values).mla
 
 
 @cache

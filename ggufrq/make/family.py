@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ggufrq.base import paths, proc
+from ggufrq.base import paths, proc, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.base.locks import locked
 from ggufrq.base.toml import tomllib
@@ -147,8 +147,7 @@ def _locked(request: Request, build: Build) -> Iterator[Planner]:
     folder holds is read only then."""
     model, folder = _place(request)
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    locks = paths.cache_dir() / "locks"
-    locks.mkdir(exist_ok=True)
+    name = hashlib.sha256(texts.to_bytes(str(folder.resolve()))).hexdigest()[:16]
+    locks = paths.own_dir("locks")
     with locked(locks / f"{name}.lock", f"another ggufrq works in {folder}"):
         yield _planner(request, model, folder, build)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ggufrq.base import proc
 from ggufrq.build.project import Build
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.files import model_header
 from ggufrq.ggufs.tensors import Inventory, Tensor, type_name
 from ggufrq.tools import quantize as tool
 
@@ -20,7 +20,7 @@ def inventory(model: Path, build: Build, *, log: Path | None = None) -> Inventor
 
     Raises ModelError for a damaged file and ToolError when the dry run fails.
     """
-    header = read_header(model)
+    header = model_header(model)
     have = {type_name(tensor.type) for tensor in header.tensors}
     probe = next((name for name in _PROBES if name.lower() not in have), _PROBES[0])
     args = tool.arguments(model, None, probe, dry_run=True, pure=True, requantize=True)

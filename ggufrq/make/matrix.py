@@ -90,7 +90,7 @@ def make(
         texts = texts or [mix.write(model, Path(temporary) / mix.NAME)]
         facts = {**key, "texts": [file_sha256(text) for text in texts], "part": PART, "build": build.key}
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        folder = paths.cache_dir() / "imatrix" / name
+        folder = paths.own_dir("imatrix") / name
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock"), "another ggufrq makes the same importance matrix"):
             with progress("Importance matrix", chunks * len(texts), unit="chunks") as bar:

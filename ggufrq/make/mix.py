@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufrq.base import log, paths
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.files import model_header
 
 if TYPE_CHECKING:
     from jinja2.ext import Extension
@@ -48,7 +48,7 @@ def digest() -> str:
 
 def write(model: Path, out: Path) -> Path:
     """Write the text for a GGUF model."""
-    paths.atomic_write(out, text(read_header(model).values))
+    paths.atomic_write(out, text(model_header(model).values))
     return out
 
 

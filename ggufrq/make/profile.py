@@ -8,8 +8,8 @@ from ggufrq.base import log
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import progress
 from ggufrq.base.results import file_sha256
+from ggufrq.ggufs.files import model_header
 from ggufrq.ggufs.fingerprint import fingerprint
-from ggufrq.ggufs.header import read_header
 from ggufrq.make.record import Record
 from ggufrq.models.names import PROFILE_END
 from ggufrq.runtimes.fallback import fits
@@ -36,7 +36,7 @@ def keep(
     path, key = record.folder / name, {**made_from, "make": str(_MAKE)}
     if record.kept(name, key) is not None:
         return path
-    if not fits(read_header(model).values, "iso3"):
+    if not fits(model_header(model).values, "iso3"):
         return None
     before = [part["sha256"] for part in record.files.get(name, {}).get("parts", [])]
     if path.is_file() and [file_sha256(path)] != before and not force:

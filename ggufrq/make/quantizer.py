@@ -14,7 +14,7 @@ from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
-from ggufrq.ggufs.files import GgufFacts, read_gguf, verify_types
+from ggufrq.ggufs.files import GgufFacts, model_header, read_gguf, verify_types
 from ggufrq.ggufs.header import ALIGNMENT, Header, pad, read_header
 from ggufrq.ggufs.tensors import is_float, type_bytes
 from ggufrq.ggufs.values import losses
@@ -94,7 +94,7 @@ def forecast(job: Job, build: Build, *, log: Path | None = None) -> Forecast:
             raise ModelError(f"llama-quantize would make {name} {types.get(name)} instead of {kind}")
     sizes = [type_bytes(line.target, _values(line.shape), line.shape[0]) for line in lines]
     weights = sum(_values(line.shape) for line in lines)
-    size = _header_bytes(read_header(job.source), job, lines) + sum(pad(size) for size in sizes)
+    size = _header_bytes(model_header(job.source), job, lines) + sum(pad(size) for size in sizes)
     return Forecast(types, 8 * sum(sizes) / weights, size, outcome.fallbacks)
 
 
@@ -149,7 +149,7 @@ def quantize_file(
 ) -> Path:
     """Quantize ``source`` to ``out`` with exactly these types (every tensor by name); ``out`` appears when it
     is whole and checked. Raises ToolError or ModelError."""
-    values = {tensor.name: tensor.values for tensor in read_header(source).tensors}
+    values = {tensor.name: tensor.values for tensor in model_header(source).tensors}
     job = Job(source, label(types, values), types, imatrix)
     with paths.atomic_path(out) as temporary:
         make(job, temporary, build, types, log=log, listener=listener)

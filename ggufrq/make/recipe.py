@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ggufrq.base import paths
+from ggufrq.base import paths, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.base.toml import tomllib
 from ggufrq.ggufs import tensors
@@ -125,8 +125,8 @@ def load(name: str | Path) -> Recipe:
             f"there is no recipe '{name}'; there are {', '.join(shipped())}", remedy="or name a .toml file"
         )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = tomllib.loads(texts.read(path))
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is no valid TOML: {error}") from None
     return parse(data, path.stem, str(path))
 

@@ -10,7 +10,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.files import GgufFacts, open_with_gguf
 from ggufrq.tools import completion, fit_params
-from ggufrq.tools.logs import retried
+from ggufrq.tools.logs import ended, retried
 
 #: Tokens of the short run; of shorter ones the end of the log is often lost, see ``logs.Incomplete``.
 TOKENS = 16
@@ -74,7 +74,7 @@ def short_run(path: Path, build: Build, log_path: Path) -> int:
         )
         if done.rc != 0:
             raise ModelError(
-                f"llama.cpp does not run the new file:\n{proc.failure_message(done)}",
+                f"llama.cpp does not run the new file: {ended(done)}",
                 remedy=f"see {log_path}",
             )
         return completion.parse_timing(done.stderr).tokens

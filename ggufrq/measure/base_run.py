@@ -16,7 +16,7 @@ from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.tools import perplexity
-from ggufrq.tools.logs import Result, retried
+from ggufrq.tools.logs import Result, ended, retried
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def run_tool(
     def attempt() -> tuple[Result, float]:
         done = proc.run(command, env=env, log=log, check=False, on_stdout=on_stdout)
         if done.rc != 0:
-            raise ToolError(proc.failure_message(done), remedy=f"see {found}" if found else None)
+            raise ToolError(ended(done), remedy=f"see {found}" if found else None)
         return parse(done.stdout, done.stderr), done.seconds
 
     return retried(attempt)

@@ -16,11 +16,12 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import SILENT, Listener, Part
-from ggufrq.base.results import ResultStore, file_sha256, results_dir
+from ggufrq.base.results import ResultStore, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import kv_types, parse_plan
 from ggufrq.drive.profiles import settle_cases
+from ggufrq.ggufs.files import content_hash
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.measure.base_run import Scored, run_tool
 from ggufrq.measure.divergence import Divergences, Subject
@@ -51,7 +52,7 @@ def default_cases() -> list[Case]:
 
 def subject(name: str, path: Path, weights: str) -> Subject:
     """A model file to measure. Raises ModelError when the shape of its cache cannot be told."""
-    return Subject(name, path, file_sha256(path), weights, kv_shape(path))
+    return Subject(name, path, content_hash(path), weights, kv_shape(path))
 
 
 def measure(

@@ -7,7 +7,6 @@ goes on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.base.results import ResultStore, file_sha256
 from ggufrq.build.project import Build
-from ggufrq.ggufs.files import read_model, shards
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.files import content_hash, model_header, read_model
 from ggufrq.measure.base_run import BaseRun, Scored
 from ggufrq.measure.divergence import F16
 from ggufrq.measure.kept import Row, kept_or_taken
@@ -82,7 +80,7 @@ class WeightQuality:
         self.text = text or paths.data_dir("texts") / "heldout.txt"
         self.settings = settings or WeightSettings()
         self.log = log or paths.logs_dir() / "weight-quality.log"
-        self.results = ResultStore(paths.cache_dir() / "weight-quality")
+        self.results = ResultStore(paths.own_dir("weight-quality"))
         self.facts = {
             "version": _VERSION,
             "reference": content_hash(reference),
@@ -168,7 +166,7 @@ class WeightQuality:
 
     def _together(self, model: Path) -> int:
         """How many chunks go into one batch: its logits must fit into memory."""
-        tokens = read_header(model).values.get("tokenizer.ggml.tokens")
+        tokens = model_header(model).values.get("tokenizer.ggml.tokens")
         if not tokens:
             raise ModelError(f"{model.name} has no vocabulary; nothing can be measured on text")
         return max(1, min(self.settings.chunks, _BATCH_BYTES // (4 * len(tokens) * self.settings.n_ctx)))
@@ -182,9 +180,3 @@ class WeightQuality:
 
     def _facts(self, file: Path) -> Row:
         return {**self.facts, "file": self._hash(file)}
-
-
-def content_hash(model: Path) -> str:
-    """sha256 of a model's file, or of the hashes of its shards."""
-    parts = [file_sha256(shard) for shard in shards(model)]
-    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -98,8 +98,9 @@ def why_not(shape: MemoryShape, plan: KvPlan) -> str | None:
         return "K and V are one here (MLA): they cannot have different types"
     for layer, pair in zip(shape.cached, pairs, strict=True):
         for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
-            if head % kind.block:
-                why = f"{kind.name} takes blocks of {kind.block} values, which heads of {side} with {head}"
+            if head % (kind if shape.mla else kind.for_heads(head)).block:
+                blocks = f"64 or {kind.block}" if kind.ours and not shape.mla else f"{kind.block}"
+                why = f"{kind.name} takes blocks of {blocks} values, which heads of {side} with {head}"
                 return f"{why} do not fill; {_instead(shape.cached)} can be used"
     return None
 

@@ -22,8 +22,6 @@ from ggufrq.memory.cells import ContextSettings
 from ggufrq.tools import fit_params
 
 _F32, _MASK = 4, 2
-#: A context that llama.cpp does not take ends its program, which then would call a debugger.
-_QUIET = {"GGML_NO_BACKTRACE": "1"}
 #: Tokens of the vocabulary in a model that stands for one whose logits are asked for one token at a time.
 _FEW = 32
 #: Of one token in a recurrent layer: results of the convolution's width that are there at once, at most.
@@ -82,7 +80,7 @@ class DryRun:
     def _run(self, model: Path, plan: KvPlan, settings: ContextSettings) -> int:
         plan = plan.with_profile(None)  # its matrices are not laid out without weights
         args = fit_params.arguments(model, plan, n_ctx=settings.ctx, parallel=settings.parallel)
-        done = proc.run([self._tool, *args], env=_QUIET, log=self._log, check=False, timeout=120)
+        done = proc.run([self._tool, *args], log=self._log, check=False, timeout=120)
         return fit_params.compute_bytes(done.stdout + done.stderr)
 
 
@@ -147,13 +145,13 @@ def _layer_values(shape: MemoryShape) -> int:
 
 
 def _rotations(shape: MemoryShape, plan: KvPlan) -> int:
-    """Bytes of the matrices that K and V are rotated by, one for each side: ours are of 256 or 128 values,
-    upstream's of the largest power of two in a head of K, and of 64 for V."""
+    """Bytes of the matrices that K and V are rotated by, one for each side: ours are of 256, 128 or 64
+    values, upstream's of the largest power of two in a head of K, and of 64 for V."""
 
     def side(pairs: tuple[KvPair, ...], head: int, *, v: bool) -> int:
         kinds = [pair.v if v else pair.k for pair in pairs]
         if any(kind.ours for kind in kinds):
-            size = 256 if head % 256 == 0 else 128
+            size = next((n for n in (256, 128) if head % n == 0), 64)
         elif any(kind.block > 1 for kind in kinds) and head % 64 == 0:
             size = 64 if v else head & -head
         else:

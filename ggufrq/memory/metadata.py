@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ggufrq.base import paths
 from ggufrq.build.project import Build
-from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.files import model_headers
 from ggufrq.ggufs.header import Header, read_header
 from ggufrq.models import as_gguf, hub
 from ggufrq.models.convert import ANY_TOKENIZER
@@ -31,8 +31,7 @@ def read(model: Model, build: Build | None = None, revision: str | None = None) 
     """
     if model.kind == "gguf":
         assert model.path is not None
-        files = shards(model.path)
-        return Metadata(tuple(map(read_header, files)), model.path.name)
+        return Metadata(model_headers(model.path), model.path.name)
     if model.kind == "hub":
         assert model.repo is not None
         if model.label or not hub.has_safetensors(model.repo, revision):

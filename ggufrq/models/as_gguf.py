@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ggufrq.base import texts
 from ggufrq.base.results import file_sha256
 from ggufrq.ggufs.files import shards
 from ggufrq.models import convert, hub, view
@@ -45,7 +46,8 @@ class Source:
                 "ggufrq.source.repo": str(repo),
                 "ggufrq.source.revision": str(revision),
             }
-        return {"ggufrq.source.name": str(self.identity.get("file") or self.identity.get("folder"))}
+        name = str(self.identity.get("file") or self.identity.get("folder"))
+        return {"ggufrq.source.name": texts.clean(name)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,14 @@ def find(model: Model, revision: str | None, options: Options, *, weights: bool 
         return replace(found, hf=replace(found.hf, name=model.name))
     assert model.path is not None
     folder = model.path
-    return _of_folder(folder, {"folder": folder.absolute().name}, options)
+    identity = {"folder": folder.absolute().name}
+    of_hub = hub.snapshot_of(folder)
+    if of_hub is None:
+        return _of_folder(folder, identity, options)
+    identity |= {"folder": model.name, "repo": of_hub[0], "revision": of_hub[1]}
+    found = _of_folder(folder, identity, options)
+    assert found.hf is not None
+    return replace(found, hf=replace(found.hf, name=model.name))
 
 
 @contextmanager
@@ -118,5 +127,5 @@ def _digest_of(files: Iterable[Path]) -> str:
     for path in files:
         facts = path.stat()
         what = file_sha256(path) if facts.st_size <= _HASHED else f"{facts.st_size}/{facts.st_mtime_ns}"
-        digest.update(f"{path.name} {what}\n".encode())
+        digest.update(texts.to_bytes(f"{path.name} {what}\n"))
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggufrq.base import paths, proc
+from ggufrq.base import paths, proc, texts
 from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.ggufs.foreign import foreign
@@ -279,21 +279,16 @@ def convert_to(
 
     command = [
         sys.executable,
+        *("-E", "-B", "-X", "utf8"),  # no variable of Python's changes what it does
         str(_WRAPPER),
         str(source),
         declared or "-",
         "header" if header_only else "all",
     ]
-    environment = {
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONUTF8": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": None,
-    }
-    with view.view(model.called, model.content) as path:
+    with view.view(texts.clean(model.called), model.content) as path:
         command += [str(path), "--outtype", part_type(model, part), "--outfile", str(out.absolute())]
         command += _part_options(model, part, mtp)
-        completed = proc.run(command, log=log, check=False, env=environment, on_stderr=progressed)
+        completed = proc.run(command, log=log, check=False, env={"HF_HUB_OFFLINE": "1"}, on_stderr=progressed)
     if completed.rc != 0 or not out.is_file():
         raise _failure(folder, completed, log)
 

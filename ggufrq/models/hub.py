@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import ModelError
-from ggufrq.ggufs.header import Header, parse_header
-from ggufrq.models.names import PROFILE_END, names_beside
+from ggufrq.ggufs.header import Header, parse_header, read_header
+from ggufrq.models import patience
+from ggufrq.models.names import names_beside
+
+Result = TypeVar("Result")
 
 #: What conversion needs of a repository.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "LICENSE*")
@@ -24,9 +31,14 @@ _IGNORED = ("original/*", "onnx/*", "*/*.safetensors", "consolidated*")
 #: More bytes than any header of a safetensors file has.
 _MAX_HEADER = 100_000_000
 _ID = re.compile(r"^([\w][\w.-]*/[\w][\w.-]*?)(?::([\w.-]+))?$")
-#: In names of files that go with a model.
-_NO_MODEL = ("mmproj", "imatrix", PROFILE_END)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+#: GGUF files that are no model by themselves: projectors, heads and drafts for further tokens, importance
+#: matrices, profiles of K.
+_PART = re.compile(r"mmproj|imatrix|(?:^|/)(?:mtp|eagle3|dflash|dspark)-|-kv\.gguf$", re.IGNORECASE)
+_SNAPSHOT = re.compile(r"/models--([^/]+--[^/]+)/snapshots/([0-9a-f]{40})$")
+_TRIES = 5
+#: Repositories that are taken from the Hub's cache, as the Hub cannot be asked.
+_at_hand: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -47,27 +59,30 @@ def parse_id(text: str) -> tuple[str, str | None] | None:
 def fetch_model(repo: str, revision: str | None = None) -> HubModel:
     """Download a model in Hugging Face form into the Hub's own cache. Raises ModelError."""
     sha, _ = _safetensors(repo, revision)
-    log.say(f"fetching {repo} at {sha[:12]}")
-    return HubModel(repo, sha, _snapshot(repo, sha, MODEL_FILES))
+    _say(repo, f"fetching {repo} at {sha[:12]}")
+    folder = _snapshot(repo, sha, MODEL_FILES)
+    _remember(repo, revision, sha)
+    return HubModel(repo, sha, folder)
 
 
 def fetch_headers(repo: str, revision: str | None = None) -> HubModel:
     """A model in Hugging Face form with holes in place of its weights, in ggufrq's cache: only the headers of
     its safetensors files are downloaded, by range requests. Raises ModelError."""
     sha, names = _safetensors(repo, revision)
-    folder = paths.cache_dir() / "headers" / f"{repo.replace('/', '--')}-{sha}"
+    folder = paths.own_dir("headers") / f"{repo.replace('/', '--')}-{sha}"
     if folder.is_dir():
         return HubModel(repo, sha, folder)
-    log.say(f"fetching the headers of {repo} at {sha[:12]}")
+    _say(repo, f"fetching the headers of {repo} at {sha[:12]}")
     small = _snapshot(repo, sha, tuple(name for name in MODEL_FILES if name != "*.safetensors"))
+    if all((small / name).is_file() for name in names):  # with its weights, by an earlier download
+        return HubModel(repo, sha, small)
     with paths.atomic_path(folder) as temporary:
         temporary.mkdir()
         for path in small.iterdir():
             if path.is_file() and path.suffix != ".safetensors":
                 shutil.copyfile(path, temporary / path.name)
         for name in names:
-            with _errors(repo):
-                header, size = _header(repo, name, sha)
+            header, size = _asked(repo, partial(_header, repo, name, sha))
             with (temporary / name).open("wb") as file:
                 file.write(header)
                 file.truncate(size)
@@ -86,13 +101,16 @@ def fetch_gguf_headers(
     files, their commit, and the headers. ``label`` as in ``fetch_gguf``. Raises ModelError."""
     sha, names = _files(repo, revision)
     chosen = choose_gguf(repo, names, label)
+    here = _downloaded(repo, sha)
+    if here is not None and all((here / name).is_file() for name in chosen):
+        return chosen, sha, tuple(read_header(here / name) for name in chosen)
     log.say(f"fetching the header of {chosen[0]} of {repo} at {sha[:12]}")
-    with _errors(repo):
-        headers = []
-        for name in chosen:
-            file = _RangeFile(repo, name, sha)
-            headers.append(parse_header(cast(BinaryIO, file), file.size, f"{repo}/{name}"))
-    return chosen, sha, tuple(headers)
+
+    def read(name: str) -> Header:
+        file = _RangeFile(repo, name, sha)
+        return parse_header(cast(BinaryIO, file), file.size, f"{repo}/{name}")
+
+    return chosen, sha, tuple(_asked(repo, partial(read, name)) for name in chosen)
 
 
 class _RangeFile:
@@ -121,12 +139,64 @@ class _RangeFile:
 
 
 def _files(repo: str, revision: str | None) -> tuple[str, list[str]]:
-    """The commit that a revision stands for, and the names of its files."""
+    """The commit that a revision stands for, and the names of its files; of those in the Hub's cache where it
+    cannot be reached."""
     from huggingface_hub import HfApi
 
-    with _errors(repo):
-        info = HfApi().model_info(repo, revision=revision)
-        return str(info.sha), sorted(entry.rfilename for entry in info.siblings or [])
+    try:
+        info = _asked(repo, lambda: HfApi().model_info(repo, revision=revision))
+    except _Unreachable:
+        found = _cached(repo, revision)
+        if found is None:
+            raise
+        return found
+    return str(info.sha), sorted(entry.rfilename for entry in info.siblings or [])
+
+
+@cache
+def _cached(repo: str, revision: str | None) -> tuple[str, list[str]] | None:
+    """What the Hub's cache has of a revision, as ``_files``; says so, once."""
+    folder = _downloaded(repo, revision)
+    if folder is None:
+        return None
+    log.say(f"the Hub is not asked or not reached: {repo} is taken from the cache, at {folder.name[:12]}")
+    _at_hand.add(repo)
+    return folder.name, sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def _downloaded(repo: str, revision: str | None) -> Path | None:
+    """The folder of a revision in the Hub's cache, whatever is there of it: of a commit, of what a branch was
+    when it was last looked at, or of the only one that there is. (``snapshot_download`` wants all files.)"""
+    home = _home(repo)
+    ref = home / "refs" / (revision or "main")
+    name = ref.read_text(encoding="ascii").strip() if ref.is_file() else revision
+    if name is None:
+        every = sorted(path.name for path in (home / "snapshots").glob("*"))
+        name = every[0] if len(every) == 1 else None
+    folder = home / "snapshots" / name if name else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _say(repo: str, what: str) -> None:
+    """Say what is fetched, unless it is taken from the cache, which was said."""
+    if repo not in _at_hand:
+        log.say(what)
+
+
+def _home(repo: str) -> Path:
+    """Where the Hub's cache keeps a repository."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def _remember(repo: str, revision: str | None, sha: str) -> None:
+    """Note which commit a branch is at, as the Hub's own client does: files are fetched by the commit."""
+    home, name = _home(repo), revision or "main"
+    if name != sha and (home / "snapshots" / sha).is_dir():
+        paths.atomic_write(home / "refs" / name, sha)
 
 
 def _is_weights(name: str) -> bool:
@@ -149,12 +219,14 @@ def _safetensors(repo: str, revision: str | None) -> tuple[str, list[str]]:
 def _snapshot(repo: str, sha: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _errors(repo):
+    def fetch() -> Path:
         return Path(
             snapshot_download(
                 repo, revision=sha, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)
             )
         )
+
+    return _asked(repo, fetch)
 
 
 def _header(repo: str, name: str, sha: str) -> tuple[bytes, int]:
@@ -204,23 +276,20 @@ def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = No
 
     sha, names = _files(repo, revision)
     chosen = choose_gguf(repo, names, label)
-    log.say(
-        f"fetching {chosen[0]} of {repo} at {sha[:12]}"
-        + (f" and {len(chosen) - 1} more shards" if chosen[1:] else "")
-    )
-    beside = (
-        str(PurePosixPath(chosen[0]).with_name(name)) for name in names_beside(PurePosixPath(chosen[0]))
-    )
-    profile = [name for name in beside if name in names][:1]
-    with _errors(repo):
-        files = [Path(hf_hub_download(repo, name, revision=sha)) for name in [*chosen, *profile]]
+    more = f" and {len(chosen) - 1} more shards" if chosen[1:] else ""
+    _say(repo, f"fetching {chosen[0]} of {repo} at {sha[:12]}{more}")
+    first = PurePosixPath(chosen[0])
+    beside = (str(first.with_name(name)) for name in names_beside(first))
+    wanted = [*chosen, *[name for name in beside if name in names][:1]]
+    files = [Path(_asked(repo, partial(hf_hub_download, repo, name, revision=sha))) for name in wanted]
+    _remember(repo, revision, sha)
     return files[0], sha
 
 
 def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     """The file with this label among a repository's file names, with all its shards in order. Raises
     ModelError."""
-    models = [n for n in names if n.endswith(".gguf") and not any(word in n.lower() for word in _NO_MODEL)]
+    models = [n for n in names if n.endswith(".gguf") and not _PART.search(n)]
     if not models:
         raise ModelError(f"{repo} has no GGUF files", remedy=f"ggufrq quantize {repo}")
     groups: dict[str, list[str]] = {}
@@ -229,6 +298,7 @@ def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     wanted = label or ("Q4_K_M" if len(groups) > 1 else "")
     pattern = re.compile(rf"(?:^|[^A-Za-z0-9]){re.escape(wanted)}\.gguf$", re.IGNORECASE)
     found = [name for name in groups if not wanted or pattern.search(name)]
+    found = _exact(repo, found, wanted) or found
     if len(found) != 1:
         labels = [name.rpartition("/")[2].removesuffix(".gguf") for name in groups]
         raise ModelError(
@@ -243,12 +313,62 @@ def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     return shards
 
 
+def _exact(repo: str, found: list[str], label: str) -> list[str]:
+    """Of several files whose names end with a label the one that is called just so: after the repository, or
+    like all the others but for what these have before the label (X-Q5_K_M, X-awq-Q5_K_M)."""
+    own = re.sub(r"-GGUF$", "", repo.rpartition("/")[2], flags=re.IGNORECASE)
+    stems = {name: name[: -len(f"{label}.gguf")].rstrip("-._") for name in found}
+    called = [name for name, stem in stems.items() if stem.rpartition("/")[2].lower() == own.lower()]
+    shortest = [name for name in found if all(stem.startswith(stems[name]) for stem in stems.values())]
+    return called if len(called) == 1 else shortest if len(shortest) == 1 else []
+
+
+def snapshot_of(path: Path) -> tuple[str, str] | None:
+    """The repository and the commit that a folder of the Hub's cache is of, None for any other folder."""
+    found = _SNAPSHOT.search(path.absolute().as_posix())
+    return (found[1].replace("--", "/", 1), found[2]) if found is not None else None
+
+
+def require_downloaded(path: Path) -> None:
+    """Raise ModelError when ``path`` is a link to a file that is not there, or a folder with one: the Hub's
+    cache has such links when a file was not downloaded, or was removed."""
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    gone = [entry for entry in inside if entry.is_symlink() and not entry.exists()]
+    if gone:
+        known = snapshot_of(gone[0].parent)
+        names = ", ".join(entry.name for entry in gone)
+        raise ModelError(
+            f"{names} of {gone[0].parent} is not downloaded: the link leads nowhere",
+            remedy=f"hf download {known[0]} --revision {known[1]}" if known else "download it again",
+        )
+
+
+def _asked(repo: str, call: Callable[[], Result]) -> Result:
+    """The answer of the Hub to a call, once more after the time that it asks to wait when it is busy."""
+    for _ in range(_TRIES):
+        try:
+            with _errors(repo):
+                return call()
+        except _Unreachable as error:
+            seconds = patience.asked(error)
+            if seconds is None:
+                raise
+            log.say(f"the Hub is busy; once more in {seconds:.0f} s")
+            time.sleep(seconds)
+    with _errors(repo):
+        return call()
+
+
+class _Unreachable(ModelError):
+    """The Hub did not answer, or not with what was asked for."""
+
+
 @contextmanager
 def _errors(repo: str) -> Iterator[None]:
     from huggingface_hub import errors
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if log.is_quiet():
+    if log.is_quiet() or not sys.stderr.isatty():
         disable_progress_bars()
     try:
         yield
@@ -274,9 +394,14 @@ def _errors(repo: str) -> Iterator[None]:
         raise _unreachable(repo, error) from error
 
 
-def _unreachable(repo: str, error: Exception) -> ModelError:
+def _unreachable(repo: str, error: Exception) -> _Unreachable:
     reason = str(error).strip().splitlines()
-    return ModelError(
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return _Unreachable(
+            f"{repo} is not in the Hub's cache, and HF_HUB_OFFLINE says that the Hub is not asked",
+            remedy="the same command without HF_HUB_OFFLINE, once",
+        )
+    return _Unreachable(
         f"{repo} could not be fetched from the Hub: {reason[0] if reason else type(error).__name__}",
         remedy="the same command once more goes on where it stopped; HF_ENDPOINT chooses a mirror",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.ggufs.files import first_file
 from ggufrq.ggufs.foreign import foreign
 from ggufrq.ggufs.header import is_gguf
 from ggufrq.models import hub, view
@@ -36,7 +37,10 @@ def embedded_models() -> dict[str, Path]:
 
 def embedded_folder(name: str) -> Path:
     """Where the GGUF files of an embedded model are kept."""
-    return paths.cache_dir() / "models" / name
+    shared = paths.find_cache()
+    if shared is not None and (shared / "models" / name).is_dir():
+        return shared / "models" / name
+    return paths.own_dir("models") / name
 
 
 def resolve(text: str) -> Model:
@@ -44,10 +48,14 @@ def resolve(text: str) -> Model:
     embedded = embedded_models()
     if text in embedded:
         return Model("embedded", text, embedded[text])
-    path = Path(text).expanduser()
+    path = paths.expanded(text)
+    if path.is_dir() or path.is_symlink():
+        hub.require_downloaded(path)
     if path.is_dir():
         if (path / "config.json").is_file():
-            return Model("folder", base_name(path.absolute().name), path)
+            of_hub = hub.snapshot_of(path)
+            name = of_hub[0].partition("/")[2] if of_hub is not None else path.absolute().name
+            return Model("folder", base_name(name), path)
         ggufs = sorted(path.glob("*.gguf"))
         if ggufs:
             raise UsageError(f"{path} holds GGUF files; name one of them", remedy=str(ggufs[0]))
@@ -56,7 +64,7 @@ def resolve(text: str) -> Model:
         raise ModelError(f"{path} is not a model: it has no config.json")
     if path.is_file():
         if is_gguf(path):
-            return Model("gguf", base_name(path.stem), path)
+            return Model("gguf", base_name(path.stem), first_file(path))
         if path.suffix == ".safetensors":
             raise ModelError(f"{path} is one file of a model", remedy=f"the folder: {path.absolute().parent}")
         raise foreign(

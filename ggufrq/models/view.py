@@ -91,8 +91,8 @@ def weights(folder: Path) -> Weights:
         raise ModelError(f"{folder} has no safetensors file{hint}", remedy="download the model again")
     shard = _SHARD.match(there[0])
     if shard is not None and len(there) != int(shard[3]):
-        every = {f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, int(shard[3]) + 1)}
-        missing = sorted(every - set(there))[0]
+        whole = {f"{shard[1]}-{i:05d}-of-{shard[3]}.safetensors" for i in range(1, int(shard[3]) + 1)}
+        missing = sorted(whole - set(there))[0]
         raise ModelError(f"{missing} is missing from {folder}", remedy=f"download {missing} again")
     return Weights(tuple(there), {})
 

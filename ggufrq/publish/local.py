@@ -37,7 +37,8 @@ def local_files(folder: Path, exclude: Sequence[str] = ()) -> list[LocalFile]:
     Raises UsageError when there is no manifest, or a file that none vouches for; ModelError when a file is
     missing or is not what the manifest says.
     """
-    parts = _parts(folder)
+    wholes = _files(folder)
+    parts = {part["name"]: part for whole in wholes for part in whole}
     found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     paths = [path for path in found if not _matches(path.name, exclude)]
     foreign = [p.name for p in paths if p.name not in parts and not _matches(p.name, _COMPANIONS)]
@@ -46,6 +47,14 @@ def local_files(folder: Path, exclude: Sequence[str] = ()) -> list[LocalFile]:
             f"{folder} holds files that no manifest vouches for: {', '.join(foreign)}",
             remedy="move them away, or " + " ".join(f"--exclude '{name}'" for name in foreign),
         )
+    for whole in wholes:
+        names = [part["name"] for part in whole]
+        left_out = [name for name in names if _matches(name, exclude)]
+        if left_out and len(left_out) < len(names):
+            raise UsageError(
+                f"--exclude leaves out {', '.join(left_out)}, without which the other parts are no model",
+                remedy=" ".join(f"--exclude '{name}'" for name in names),
+            )
     missing = parts.keys() - {path.name for path in found}
     missing = {name for name in missing if not _matches(name, exclude)}
     if missing:
@@ -60,26 +69,26 @@ def local_files(folder: Path, exclude: Sequence[str] = ()) -> list[LocalFile]:
         return [_checked(path, parts.get(path.name), bar) for path in paths]
 
 
-def _parts(folder: Path) -> dict[str, dict[str, Any]]:
-    """All files that the manifests of a folder vouch for, by name."""
+def _files(folder: Path) -> list[list[dict[str, Any]]]:
+    """The parts of each file that the manifests of a folder vouch for."""
     manifests = sorted(folder.glob(MANIFESTS)) if folder.is_dir() else []
     if not manifests:
         raise UsageError(
             f"{folder} has no manifest of a family ({MANIFESTS})",
             remedy="the folder that ggufrq quantize wrote",
         )
-    return dict(_entries(manifests))
+    return list(_entries(manifests))
 
 
-def _entries(manifests: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(manifests: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
+    """The parts of each file that the manifests vouch for."""
     for path in manifests:
         data = read_json(path) or {}
         files = data.get("files")
         if not isinstance(files, dict):
             raise ModelError(f"{path} is no manifest, or damaged", remedy="ggufrq quantize writes it anew")
         for entry in files.values():
-            for part in entry.get("parts", []) if isinstance(entry, dict) else []:
-                yield part["name"], part
+            yield entry.get("parts", []) if isinstance(entry, dict) else []
 
 
 def _checked(path: Path, part: dict[str, Any] | None, bar: progress) -> LocalFile:

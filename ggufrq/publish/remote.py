@@ -13,15 +13,13 @@ from typing import Any, TypeVar
 
 from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError, HubError, UsageError
+from ggufrq.models import patience
+from ggufrq.models.patience import causes, is_network, status
 from ggufrq.publish.local import LocalFile
 
 Result = TypeVar("Result")
 
-#: Statuses of a Hub that is busy or broken for a while, as huggingface_hub has them.
-_PASSING = (408, 429, 500, 502, 503, 504)
 _TRIES = 6
-#: Seconds: the longest wait that we choose, and the longest that we take from the Hub.
-_LONGEST_OWN, _LONGEST_ASKED = 16.0, 600.0
 _SECRETS = re.compile(r"hf_\w{6,}|(?<=Bearer )[\w.-]+|(?<=\?)[^\s'\"]*(?:[Ss]ignature|[Tt]oken)=[^\s'\"]*")
 
 
@@ -94,7 +92,7 @@ class Hub:
             except Exception as error:  # which HTTP library is under it, and so its errors, differ by version
                 if not _is_ours(error):
                     raise
-                wait = _wait(error, attempt)
+                wait = patience.wait(error, attempt)
                 if wait is None or attempt == _TRIES - 1:
                     raise self._told(error) from None  # the cause may quote what was sent
                 log.say(f"the Hub is busy or out of reach; once more in {wait:g} s")
@@ -110,7 +108,7 @@ class Hub:
             try:
                 entries = list(self.api.list_repo_tree(self.repo, recursive=True))
             except RepositoryNotFoundError as error:
-                if _status(error) == 401:
+                if status(error) == 401:
                     raise
                 return None
             return {
@@ -167,22 +165,22 @@ class Hub:
     def _told(self, error: Exception) -> HubError:
         if isinstance(error, HubError):
             return error
-        status = _status(error)
+        code = status(error)
         reason = _reason(error)
-        if status == 401:
+        if code == 401:
             return HubError(
                 f"the Hub does not accept the token (401): {reason}", remedy="hf auth login; tokens expire"
             )
-        if status == 403:
+        if code == 403:
             return HubError(
                 f"this token may not write to {self.repo} (403): {reason}",
                 remedy="a token with write access to this namespace: hf auth login",
             )
         if isinstance(error, ValueError) and "metadata" in reason:
             return HubError(reason, remedy="mend the head of README.md, or ggufrq card DIR")
-        code = f" ({status})" if status else ""
+        shown = f" ({code})" if code else ""
         return HubError(
-            f"the upload to {self.repo} stopped{code}: {reason}",
+            f"the upload to {self.repo} stopped{shown}: {reason}",
             remedy="the same command once more goes on from there",
         )
 
@@ -192,28 +190,11 @@ def _redact_record(record: logging.LogRecord) -> bool:
     return True
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came from: an upload in a thread wraps its own."""
-    found = [error]
-    while (cause := found[-1].__cause__) is not None and cause not in found:
-        found.append(cause)
-    return found
-
-
-def _status(error: Exception) -> int | None:
-    """The HTTP status that an error stands for, None when there was no answer."""
-    for cause in _causes(error):
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
-
-
 def _reason(error: Exception) -> str:
     """What the Hub says, or else the first line of the innermost error, without tokens."""
-    causes = _causes(error)
-    said = [str(text) for cause in causes if (text := getattr(cause, "server_message", None))]
-    text = said[0] if said else str(causes[-1]) or type(causes[-1]).__name__
+    every = causes(error)
+    said = [str(text) for cause in every if (text := getattr(cause, "server_message", None))]
+    text = said[0] if said else str(every[-1]) or type(every[-1]).__name__
     lines = [line.strip() for line in redacted(text).splitlines() if line.strip()]
     return lines[0] if not isinstance(error, ValueError) else " ".join(lines)
 
@@ -221,29 +202,7 @@ def _reason(error: Exception) -> str:
 def _is_ours(error: Exception) -> bool:
     """Whether an error is of the Hub or on the way there; any other is a fault of the program or the disk."""
     return (
-        _status(error) is not None
-        or any(_is_network(cause) for cause in _causes(error))
+        status(error) is not None
+        or any(is_network(cause) for cause in causes(error))
         or isinstance(error, ValueError | RuntimeError | GgufrqError)
-    )
-
-
-def _wait(error: Exception, attempt: int) -> float | None:
-    """Seconds to wait before the next try, None when another try is no use."""
-    status = _status(error)
-    if status in _PASSING:
-        for cause in _causes(error):
-            headers = getattr(getattr(cause, "response", None), "headers", {})
-            asked = str(headers.get("Retry-After", "")).strip()
-            if asked.isdecimal():
-                return min(float(asked), _LONGEST_ASKED)
-    elif status is not None or not any(_is_network(cause) for cause in _causes(error)):
-        return None
-    return min(_LONGEST_OWN, float(2**attempt))
-
-
-def _is_network(error: BaseException) -> bool:
-    """Whether an error is one of a connection, whichever library it is from."""
-    module = type(error).__module__.partition(".")[0]
-    return isinstance(error, ConnectionError | TimeoutError) or (
-        module in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
     )

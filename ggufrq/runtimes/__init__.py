@@ -2,7 +2,8 @@
 
 A file per runtime. ``types`` are the cache types that it takes, ``apart`` whether K and V may differ,
 ``use`` the one that serves best there (``bits`` per value when it is none of llama.cpp's), ``aliases`` its
-own names of llama.cpp's types, ``steps`` and ``file.text`` templates (see ``fallback``).
+own names of llama.cpp's types, ``shards`` whether it takes a model of several files, ``steps`` and
+``file.text`` templates (see ``fallback``).
 ``file.verified`` says how the form of the file was checked; without it no file is made. ``file.add`` marks
 lines that go into a file that the runtime makes.
 """
@@ -48,6 +49,7 @@ class Runtime:
     flash_attention: str
     steps: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    shards: bool = True
     bits: float = 0.0
     aliases: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -17,13 +17,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ggufrq.base import paths
+from ggufrq.base import paths, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.kv import kv_type, parse_plan
-from ggufrq.ggufs.files import read_model
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.files import first_file, model_header, read_model, shards
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
-from ggufrq.ggufs.memory_shape import head_sizes
+from ggufrq.ggufs.memory_shape import head_sizes, is_mla
 from ggufrq.models.names import base_name
 from ggufrq.runtimes import Runtime
 
@@ -49,7 +48,8 @@ class SettingsFile:
 class Advice:
     """Settings of a runtime for a model. ``kv_bytes`` are the bytes of the cache for ``context`` tokens in
     ``use``, ``ours_context`` the tokens that iso3 would hold in as many (None where the shape of the cache
-    cannot be told), ``times`` their ratio, None when the model cannot be kept in iso3 at all."""
+    cannot be told), ``times`` their ratio, None when the model cannot be kept in iso3 or,
+    with ``holds`` None, its metadata does not tell whether it can."""
 
     runtime: Runtime
     model: Path
@@ -60,6 +60,7 @@ class Advice:
     times: float | None
     files: tuple[SettingsFile, ...]
     steps: tuple[str, ...]
+    holds: bool | None = None
 
     @property
     def use(self) -> str:
@@ -85,6 +86,7 @@ class Advice:
             "ours": OURS,
             "ours_context": self.ours_context,
             "times": self.times,
+            "holds": self.holds,
             "environment": dict(r.environment),
             "files": [vars(file) for file in self.files],
             "steps": list(self.steps),
@@ -96,8 +98,9 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     """The settings of a runtime for a GGUF file and a context of so many tokens (by default the model's own,
     at most 32,768). ``place`` is how they name the file, its absolute path by default. Raises ModelError
     for a damaged one, and UsageError when the path cannot be written in the runtime's file."""
+    model = first_file(model)
     read_model(model)
-    values = read_header(model).values
+    values = model_header(model).values
     arch = values.get("general.architecture", "")
     trained = values.get(f"{arch}.context_length")
     trained = trained if isinstance(trained, int) else None
@@ -105,10 +108,18 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     shape = find_kv_shape(model)
     taken = None if shape is None else _bytes(runtime, shape, chosen)
     times, ours = None, None
-    if fits(values, OURS):
-        times = runtime.bits_per_value / kv_type(OURS).bits
+    holds = fits(values, OURS)
+    if holds:
+        times = runtime.bits_per_value / (
+            kv_type(OURS).bits if shape is None else parse_plan(OURS).bits(shape)
+        )
         ours = None if shape is None or taken is None else int(taken / parse_plan(OURS).bytes_for(shape, 1))
     path = place or str(model.absolute())
+    merge: list[str] = []
+    if not runtime.shards and len(shards(model)) > 1:
+        whole = re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", path)
+        merge = [f"$(ggufrq where bin)/llama-gguf-split --merge {shlex.quote(path)} {shlex.quote(whole)}"]
+        path = whole
     known: dict[str, Any] = {
         "model": path,
         "model_quoted": shlex.quote(path),
@@ -120,7 +131,8 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     files = tuple(_files(runtime, known))
     known["file"] = shlex.quote(files[0].name) if files else None
     steps = tuple(step for line in runtime.steps if (step := _fill(line, known, "plain")) is not None)
-    return Advice(runtime, model, chosen, trained, taken, ours, times, files, steps)
+    steps = (*merge, *steps)
+    return Advice(runtime, model, chosen, trained, taken, ours, times, files, steps, holds)
 
 
 def write(advice: Advice, folder: Path) -> list[Path]:
@@ -128,17 +140,21 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / file.name for file in advice.files]
     for path, file in zip(written, advice.files, strict=True):
-        if path.is_file() and path.read_text(encoding="utf-8") != file.text:
+        if path.is_file() and path.read_bytes() != texts.to_bytes(file.text):
             raise UsageError(f"{path} is there and differs", remedy="-o with another folder")
     for path, file in zip(written, advice.files, strict=True):
         paths.atomic_write(path, file.text)
     return written
 
 
-def fits(values: Mapping[str, Any], name: str) -> bool:
-    """Whether heads of a model with this metadata fill whole blocks of a cache type."""
-    sizes = head_sizes(values)
-    return bool(sizes) and all(size % kv_type(name).block == 0 for size in sizes)
+def fits(values: Mapping[str, Any], name: str) -> bool | None:
+    """Whether heads of a model with this metadata fill whole blocks of a cache type, None where it does not
+    tell. With MLA a type of ours has no blocks of 64."""
+    sizes, kind = head_sizes(values), kv_type(name)
+    if not sizes:
+        return None
+    mla = is_mla(values)
+    return all(size % (kind if mla else kind.for_heads(size)).block == 0 for size in sizes)
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:

@@ -44,7 +44,10 @@ def cached(pin: Pin, *, thorough: bool = False) -> Path | None:
     """The cached pristine tree of the pin, or None. ``thorough`` hashes all of it, otherwise its marker is
     believed.
     """
-    home = paths.sources_dir() / pin.commit
+    cache = paths.find_cache()
+    if cache is None:
+        return None
+    home = cache / "sources" / pin.commit
     try:
         marker = json.loads((home / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -66,7 +69,7 @@ def pristine(pin: Pin, source: str = "auto") -> Path:
     """
     home = paths.sources_dir() / pin.commit
     with _locked(home):
-        given = None if source in NETWORK else Path(source).expanduser()
+        given = None if source in NETWORK else paths.expanded(source)
         if given is not None and not given.exists():
             raise SourceError(
                 f"the source '{source}' is neither a folder nor one of auto, git, pypi",

@@ -45,7 +45,7 @@ def snapshot(spec: str) -> Snapshot:
 
     Its files are those of the commit, whatever was changed beside it. Raises SourceError.
     """
-    path = Path(spec).expanduser()
+    path = paths.expanded(spec)
     return replace(_find(spec, path), source=str(path.resolve()) if path.exists() else spec)
 
 

@@ -6,10 +6,12 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from ggufrq.base.errors import ToolError
-from ggufrq.cache.kv import KvPair, kv_types
+from ggufrq.base.proc import Completed, failure_message, how_it_ended
+from ggufrq.cache.kv import KvPair, KvType, kv_types
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ _CACHE = re.compile(
     r"K \((\w+)\): +([\d.]+) MiB, V \((\w+)\): +([\d.]+) MiB"
 )
 _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers")
-_ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)")
+_ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)(?:, n = (\d+))?")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
 _PROFILE = re.compile(
     r"llama_rq: (?:profile (.*): from (\w+), (\d+) positions, \d+ layers|calibration (.*): \d+ layers)"
@@ -34,6 +36,12 @@ _RECENT = re.compile(r"llama_rq: the newest (\d+)(?: and first (\d+))? tokens in
 _SCALE = re.compile(r"llama_rq: scale = (\w+)")
 _UPSTREAM_ROTATION = re.compile(r"llama_kv_cache: attn_rot_([kv]) = 1")
 _CONTEXT = "constructing llama_context"
+#: What goes before the context of a draft: the file of its model, or a head of the model itself.
+_DRAFT = re.compile(r"loading draft model '(?P<file>[^']*)'|creating MTP draft context")
+#: What a server says when all models are there.
+_LOADED = "load_model: initializing, n_slots"
+#: What a draft is called that is no model of its own.
+MTP = "the head for further tokens"
 
 _LEVEL = re.compile(r"^\d+\.\d+\.\d+\.\d+ ([IWED]) ?")
 _MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
@@ -41,6 +49,12 @@ _FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
 _ERROR = re.compile(r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)")
 #: The last words of a program that gives up begin with the place in its source.
 _ABORT = re.compile(r"^\S+\.(?:c|cpp|cu|cuh|h|m|mm):\d+: (?=.*\w)")
+_WHAT = re.compile(r"\s*what\(\): +")
+#: What assertions are about, in words.
+_WORDS = {
+    "id_to_token.size() == token_to_id.size()": "two tokens of the model's vocabulary are equal",
+    "nread <= state_size": "the saved state ends too early",
+}
 #: Errors that only say that an earlier one happened, or tell less of it than what comes later.
 _FOLLOWING = (
     "send failed (bytes_sent=",
@@ -54,6 +68,7 @@ _FOLLOWING = (
     "unable to load model",
     "server start failed",
     "the server exited before",
+    "terminate called after",
 )
 
 
@@ -78,6 +93,8 @@ class KvCache:
     type_v: str
     k_mib: float
     v_mib: float
+    k_narrow: bool = False  # a type of ours in blocks of 64, for heads that are no multiple of 128
+    v_narrow: bool = False
 
     @property
     def tokens(self) -> int:
@@ -87,12 +104,22 @@ class KvCache:
     @property
     def k_bytes(self) -> int | None:
         """Exact bytes of K, see ``exact_bytes``."""
-        return exact_bytes(self.k_mib, self.tokens, self.type_k)
+        return exact_bytes(self.k_mib, self.tokens, self.type_k, narrow=self.k_narrow)
 
     @property
     def v_bytes(self) -> int | None:
         """Exact bytes of V, see ``exact_bytes``."""
-        return exact_bytes(self.v_mib, self.tokens, self.type_v)
+        return exact_bytes(self.v_mib, self.tokens, self.type_v, narrow=self.v_narrow)
+
+    @property
+    def k_kind(self) -> KvType | None:
+        """The type of K, None when it is unknown."""
+        return _kind(self.type_k, narrow=self.k_narrow)
+
+    @property
+    def v_kind(self) -> KvType | None:
+        """The type of V, None when it is unknown."""
+        return _kind(self.type_v, narrow=self.v_narrow)
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,7 @@ class Rotation:
     type: str
     family: str
     mode: str
+    values: int = 128  # that are rotated together
 
 
 #: What a profile may be made from, as logs and its file name it, in words.
@@ -188,22 +216,26 @@ class Context:
             return None
         total = 0
         for cache in self.caches:
-            for size, name in ((cache.k_bytes, cache.type_k), (cache.v_bytes, cache.type_v)):
-                if size is None:
+            for size, kind in ((cache.k_bytes, cache.k_kind), (cache.v_bytes, cache.v_kind)):
+                if size is None or kind is None:
                     return None
-                kind = kv_types()[name]
                 total += size // kind.block_bytes * kind.block
         return total
 
 
-def exact_bytes(mib: float, tokens: int, type_name: str) -> int | None:
+def _kind(name: str, *, narrow: bool) -> KvType | None:
+    kind = kv_types().get(name)
+    return kind.for_heads(64) if kind is not None and narrow else kind
+
+
+def exact_bytes(mib: float, tokens: int, type_name: str, *, narrow: bool = False) -> int | None:
     """Exact size of K or V whose size was printed with two decimals.
 
     A row (one token of one layer) is a whole number of blocks, and of 32 values at least, so that the size is
     a multiple of ``tokens`` times that. None when the type is unknown, the printed figure fits no such
     multiple, or more than one.
     """
-    kind = kv_types().get(type_name)
+    kind = _kind(type_name, narrow=narrow)
     if kind is None or tokens <= 0:
         return None
     unit = tokens * max(kind.block_bytes, 32 * kind.block_bytes // kind.block)
@@ -214,17 +246,47 @@ def exact_bytes(mib: float, tokens: int, type_name: str) -> int | None:
 
 
 def parse_context(text: str) -> Context | None:
-    """The last context that the log tells of, or None when it names no cache (then ``-lv 4`` was missing)."""
-    start = text.rfind(_CONTEXT)
-    return _context(text[start:] if start >= 0 else text)
+    """The last context of the model itself that the log tells of, or None when it names no cache (then
+    ``-lv 4`` was missing)."""
+    every = [part for draft, part in _contexts(text) if draft is None]
+    return _parse_context(every[-1]) if every else None
 
 
-def parse_contexts(text: str) -> list[Context]:
-    """All contexts that the log tells of, as of a model and of its draft."""
-    return [context for part in text.split(_CONTEXT) if (context := _context(part)) is not None]
+def parse_draft(text: str) -> tuple[str, Context] | None:
+    """The file name of the draft's model (or ``MTP``) and its last context, None without one."""
+    every = [(draft, part) for draft, part in _contexts(text) if draft is not None]
+    found = _parse_context(every[-1][1]) if every else None
+    return (every[-1][0], found) if found is not None else None
 
 
-def _context(part: str) -> Context | None:
+def failed_draft(text: str) -> str | None:
+    """The draft that a server gave up at while it loaded it, by its log."""
+    found = list(_DRAFT.finditer(text))
+    part = text[found[-1].start() :] if found else ""
+    return _draft_name(found[-1]) if error_lines(part.partition(_LOADED)[0]) and _LOADED not in part else None
+
+
+def _draft_name(found: re.Match[str]) -> str:
+    return Path(found["file"]).name if found["file"] else MTP
+
+
+def _contexts(text: str) -> list[tuple[str | None, str]]:
+    """The parts of a log that tell of a context each, with the name of the draft that it is of, if it is."""
+    starts = [found.start() for found in re.finditer(re.escape(_CONTEXT), text)]
+    if not starts:
+        return [(None, text)]
+    parts: list[tuple[str | None, str]] = []
+    before = 0
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        drafts = list(_DRAFT.finditer(text, before, start))
+        parts.append((_draft_name(drafts[-1]) if drafts else None, text[start:end]))
+        before = start
+    return parts
+
+
+def _parse_context(part: str) -> Context | None:
+    rotations = {m[1]: Rotation(m[2], m[3], m[4], int(m[5] or 128)) for m in _ROTATION.finditer(part)}
+    narrow = {side for side, rotation in rotations.items() if rotation.values % 128}
     caches = tuple(
         KvCache(
             cells=int(m[2]),
@@ -236,11 +298,12 @@ def _context(part: str) -> Context | None:
             k_mib=float(m[7]),
             type_v=m[8],
             v_mib=float(m[9]),
+            k_narrow="K" in narrow,
+            v_narrow="V" in narrow,
         )
         for m in _CACHE.finditer(part)
     )
     recurrent = sum(float(m[1]) for m in _RECURRENT.finditer(part))
-    rotations = {m[1]: Rotation(m[2], m[3], m[4]) for m in _ROTATION.finditer(part)}
     if not caches and not recurrent:
         return None
     upstream = set(_UPSTREAM_ROTATION.findall(part))
@@ -305,15 +368,27 @@ def error_lines(text: str) -> list[str]:
         if level is not None and level[1] != "E":
             continue
         body = line[level.end() :] if level is not None else line
-        if level is None and not _ERROR.match(body) and not _ABORT.match(body):
+        if level is None and not any(form.match(body) for form in (_ERROR, _ABORT, _WHAT)):
             continue
-        body = _ABORT.sub("", body)
+        body = _in_words(_WHAT.sub("", _ABORT.sub("", body)))
         sentence = _FUNCTION.sub("", _MODULE.sub("", body)).strip()
         sentence = re.sub(r"^(?:task id = \d+, )?(?:error|Error|ERROR)(?: loading model)?: ", "", sentence)
         sentence = sentence.removeprefix("failed to initialize the context: ")
         if sentence:
             (followed if any(words in sentence for words in _FOLLOWING) else causes)[sentence] = None
     return [*causes, *followed]
+
+
+def _in_words(line: str) -> str:
+    """An assertion with what it is about before it, where that is known."""
+    words = next((words for assertion, words in _WORDS.items() if assertion in line), None)
+    return f"{words} ({line.strip()})" if words is not None else line
+
+
+def ended(done: Completed) -> str:
+    """One message for a program that failed: the reason that its log gives, or its last lines."""
+    lines = error_lines(done.stderr)
+    return f"{how_it_ended(done)}: {lines[0]}" if lines else failure_message(done)
 
 
 def failure(text: str, what: str) -> ToolError:

@@ -226,6 +226,21 @@ def test_compiler_error_names_file_error_and_log(base: Path) -> None:
         make(base)
 
 
+@pytest.mark.parametrize("letter", [";", '"', "\n", "$", "|"])
+def test_a_folder_that_cmake_does_not_take(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letter: str
+) -> None:
+    monkeypatch.setenv("GGUFRQ_CACHE", str(tmp_path / f"a{letter}b"))
+    with pytest.raises(BuildError, match="CMake and Ninja do not take") as caught:
+        make(base)
+    assert repr(letter) in caught.value.message and "GGUFRQ_CACHE" in str(caught.value.remedy)
+
+
+def test_a_folder_with_other_letters(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GGUFRQ_CACHE", str(tmp_path / os.fsdecode(b"a #'(%[!,\xe9\xc3\xa9 b")))
+    assert answer(make(base)) == "42"
+
+
 def test_cmake_error(base: Path) -> None:
     with (base / "upstream" / "CMakeLists.txt").open("a") as file:
         file.write("find_package(NoSuchThingAtAll REQUIRED)\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from ggufrq.base.errors import PatchError
 from ggufrq.base.trees import tree_hash
 from ggufrq.build import builds
 from ggufrq.build.project import TARGETS, TEST_TARGETS, Build, BuildOptions
+from ggufrq.measure.validate.check import probe
 from ggufrq.patchset.patches import function_of
 from ggufrq.patchset.series import default_patch_set
 from ggufrq.source import obtain
 from ggufrq.source.pin import load_pin
+from ggufrq.tools.programs import Programs
 
 pytestmark = pytest.mark.build
 
@@ -42,6 +46,25 @@ def test_programs_run_from_elsewhere_without_the_environment(llama_build: Build,
         [moved / "llama-quantize", "--help"], cwd=tmp_path, env={"LD_LIBRARY_PATH": None}, check=False
     )
     assert "usage" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the variable and the linker's switch have other names")
+def test_libraries_of_others_do_not_come_in(
+    llama_build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by hand nor by our commands, nor when the build is held against the specification."""
+    source = tmp_path / "none.c"
+    source.write_text("int nothing_of_ours;\n")
+    for name in {path.name for path in llama_build.bin.glob("lib*.so*")}:
+        proc.run(["cc", "-shared", "-fPIC", source, "-o", tmp_path / name])
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    tool = llama_build.tool("llama-cli")
+    by_hand = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    assert by_hand.returncode == 0, by_hand.stderr
+    elsewhere = tmp_path / "another llama.cpp"
+    shutil.copytree(llama_build.bin, elsewhere, symlinks=True)
+    assert "iso3" in Programs.in_folder(elsewhere).cache_types
+    assert all(check["ok"] for check in probe(llama_build, ["iso3"]))
 
 
 def test_a_second_build_does_nothing(

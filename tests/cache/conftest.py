@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD
+from kv_drivers import DENSE, HYBRID, NARROW, ONE_THREAD
+from narrow import with_heads_of
 
 from ggufrq.base import paths, proc
 from ggufrq.build.project import Build
@@ -19,11 +20,12 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def f16_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both embedded models as f16 GGUF files."""
+    """Both embedded models as f16 GGUF files, and the dense one in heads of 64."""
     folder = tmp_path_factory.mktemp("f16 models")
+    sources = {name: paths.data_dir("models") / name for name in (HYBRID, DENSE)}
+    sources[NARROW] = with_heads_of(64, folder)
     return {
-        name: convert(paths.data_dir("models") / name, folder / f"{name}.gguf", llama_build.source)
-        for name in (HYBRID, DENSE)
+        name: convert(source, folder / f"{name}.gguf", llama_build.source) for name, source in sources.items()
     }
 
 

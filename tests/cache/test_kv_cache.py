@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
+from kv_drivers import DENSE, HYBRID, NARROW, ONE_THREAD, means, metric, run
 
 from ggufrq.base import paths, proc
 from ggufrq.build.project import Build
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
+from ggufrq.profile import profile_from_weights
 from ggufrq.tools.logs import parse_context
 
 pytestmark = [pytest.mark.build, pytest.mark.models]
@@ -53,6 +54,50 @@ def test_a_cache_survives_what_upstreams_does(
     # less than the code itself costs. A sequence that saw another one would differ by a hundred times that.
     assert max(got["sequences_unified"], got["sequences_streams"], got["copied"]) < bound, got
     assert run(driver, *arguments, "read") == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
+
+
+# the same for heads of 64, with a profile and the newest tokens beside, and layers of other types
+NARROWED = [
+    ("iso3", "planar4", True, None, 0.02),
+    ("rotor2", "rotor2", True, None, 0.15),
+    ("planar3", "f16", False, None, 0.02),
+    ("f16", "iso3", True, None, 0.02),
+    ("iso3", "planar4", True, "0,-1:q8_0;1:iso4/f16", 0.02),
+]
+
+
+@pytest.mark.parametrize(("k", "v", "flash", "layers", "bound"), NARROWED)
+def test_a_cache_of_heads_of_64_survives_it_too(
+    driver: Path,
+    f16_models: dict[str, Path],
+    tmp_path: Path,
+    k: str,
+    v: str,
+    flash: bool,
+    layers: str | None,
+    bound: float,
+) -> None:
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[NARROW], text, k, v, "1" if flash else "0", tmp_path / "state.bin")
+    got = run(driver, *arguments, "write", layers=layers)
+    assert 0 < got["plain"] < bound and 0 < got["next"] < bound and 0 < got["shifted"] < 2 * bound, got
+    assert max(got["sequences_unified"], got["sequences_streams"], got["copied"]) < bound, got
+    restored = run(driver, *arguments, "read", layers=layers)
+    assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
+
+
+def test_heads_of_64_have_profiles_and_exact_tokens(
+    driver: Path, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    profile = tmp_path / "kv.gguf"
+    profile_from_weights(f16_models[NARROW], 1024).write(profile)
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[NARROW], text, "iso3", "iso3", "1", tmp_path / "state.bin")
+    plain = run(driver, *arguments, "write", profile=profile)
+    assert 0 < plain["plain"] < 0.05 and 0 < plain["shifted"] < 0.05
+    exact = run(driver, *arguments, "write", profile=profile, recent=32, first=1)
+    assert 0 < exact["plain"] < plain["plain"] / 2
+    assert run(driver, *arguments, "read") == {"restored": False}
 
 
 def test_rotation_modes_differ_and_all_are_right(
@@ -395,7 +440,7 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(
             assert sentences, f"{model.name}: {output[-2000:]}"
             refused[model.name] = sentences[0]
     assert any("head_dim of 576" in sentence for sentence in refused.values())
-    assert any("head_dim of 64" in sentence for sentence in refused.values())
+    assert not any(re.search("head_dim of (64|192|320)", sentence) for sentence in refused.values())
     assert any("indexer" in sentence for sentence in refused.values())
     assert len(refused) < len(models) / 4
 

@@ -13,6 +13,7 @@ from ggufrq.base import proc
 from ggufrq.ggufs.fingerprint import fingerprint
 
 HYBRID, DENSE = "docs-qwen3.5-8m", "docs-qwen3-8m"
+NARROW = "heads-of-64"  # the dense one, its heads cut
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 from pathlib import Path
-from typing import Any
 
 import kv_drivers
 import pytest
 from click.testing import CliRunner
 from families import family_of
+from narrow import with_heads_of
 
 from ggufrq.base.errors import GgufrqError, ModelError, ToolError
 from ggufrq.build.project import Build
@@ -21,7 +20,6 @@ from ggufrq.cli.run import run as command
 from ggufrq.drive.run import generate
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
-from ggufrq.models.resolve import embedded_models
 from ggufrq.profile import profile_from_weights
 from ggufrq.tools.logs import Metric, parse_context
 from ggufrq.tools.programs import Programs
@@ -207,21 +205,23 @@ def test_damaged_model(families: dict[str, Family], programs: Programs, tmp_path
         generate(path, PROMPT, parse_plan("iso3"), programs, tokens=4, n_ctx=512)
 
 
+def test_heads_of_64(llama_build: Build, programs: Programs, tmp_path: Path) -> None:
+    """In blocks of 64, by the same names, with all that goes with them, and counted so."""
+    source = with_heads_of(64, tmp_path)
+    model = family_of(str(source), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
+    plan = parse_plan("iso3/planar4").with_exact(32, 1).with_profile(Sought.WEIGHTS)
+    found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=1024)
+    shape = kv_shape(model)
+    assert plan.bits(shape) == (3.25 + 4.25) / 2
+    assert found.kv_bytes == plan.bytes_for(shape, 1024) + plan.recent_bytes(shape, 1024)
+    assert found.profile is not None and found.tokens >= 1
+
+
 def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tmp_path: Path) -> None:
-    torch_files = pytest.importorskip("safetensors.torch")
-    folder = tmp_path / "heads-of-64"
-    shutil.copytree(embedded_models()[DENSE], folder)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    config |= {"head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = torch_files.load_file(folder / "model.safetensors")
-    for name in weights:
-        if name.endswith(("q_norm.weight", "k_norm.weight")):
-            weights[name] = weights[name][:64].contiguous()
-    torch_files.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model = family_of(str(folder), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
+    source = with_heads_of(32, tmp_path)
+    model = family_of(str(source), ["Q8_0"], llama_build, out=tmp_path / "out").file("Q8_0")
     for raw in (False, True):
-        with pytest.raises(ToolError, match=r"iso3 .*head_dim of 64.* use q8_0") as caught:
+        with pytest.raises(ToolError, match=r"iso3 .*head_dim of 32.* use q8_0") as caught:
             generate(model, PROMPT, parse_plan("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)
         assert caught.value.remedy == "--kv q8_0"
     assert generate(model, PROMPT, parse_plan("q8_0"), programs, tokens=4, n_ctx=512).tokens >= 1

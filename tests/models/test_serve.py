@@ -27,7 +27,7 @@ from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
 from ggufrq.tools import server
-from ggufrq.tools.logs import parse_context, parse_contexts
+from ggufrq.tools.logs import parse_context, parse_draft
 from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
@@ -101,8 +101,8 @@ def test_a_draft_beside_a_model_with_a_profile(
         assert complete(running, text(400))["tokens_predicted"] == 8
         said = running.log.read_text()
     assert "is not used for this model: it is that of another one of this process" in said
-    contexts = parse_contexts(said)
-    assert contexts[-1].profile is None and contexts[-1].k_types == {"iso3"}
+    found = parse_draft(said)
+    assert found is not None and found[1].profile is None and found[1].k_types == {"iso3"}
 
 
 def test_prompt_cache_is_reused(families: dict[str, Family], programs: Programs) -> None:
@@ -234,6 +234,85 @@ def test_state_is_saved_and_restored(
         )
         assert refused.status_code >= 400
         assert complete(running, "It still works", n_predict=2)["content"]
+
+
+@pytest.mark.parametrize("name", [DENSE, HYBRID])
+def test_a_state_that_was_cut_short_is_refused(
+    families: dict[str, Family], programs: Programs, tmp_path: Path, name: str
+) -> None:
+    """The server goes on, as with any other bad request."""
+    extra = ("--slot-save-path", str(tmp_path))
+    with serving(
+        families[name].file("Q8_0"), parse_plan("iso3"), programs, port=free_port(), n_ctx=512, extra=extra
+    ) as running:
+        first = complete(running, text(400), n_predict=4)["content"]
+        slot = f"{running.url}/slots/0?action="
+        assert session().post(slot + "save", json={"filename": "s.bin"}, timeout=60).status_code == 200
+        whole = (tmp_path / "s.bin").read_bytes()
+        for size in (0, 3, 11, 200, 600, len(whole) // 2, len(whole) - 1):
+            (tmp_path / "cut.bin").write_bytes(whole[:size])
+            answer = session().post(slot + "restore", json={"filename": "cut.bin"}, timeout=60)
+            assert answer.status_code == 400, (size, answer.text)
+        assert complete(running, text(400), n_predict=4, cache_prompt=False)["content"] == first
+        assert session().post(slot + "restore", json={"filename": "s.bin"}, timeout=60).status_code == 200
+
+
+def test_a_draft_keeps_its_own_cache(families: dict[str, Family], programs: Programs) -> None:
+    model, draft = families[DENSE].file("Q8_0"), families[DENSE].file("IQ4_XS")
+    with serving(
+        model, parse_plan("iso3"), programs, port=free_port(), n_ctx=512, extra=("-md", str(draft))
+    ) as running:
+        assert running.kv_bytes == parse_plan("iso3").bytes_for(kv_shape(model), 512)
+        assert running.draft is not None and running.draft[0] == draft.name
+        assert running.draft[1].k_types == {"f16"}
+        assert complete(running, text(200))["tokens_predicted"] == 8
+
+
+def test_a_draft_that_is_refused_is_named(families: dict[str, Family], programs: Programs) -> None:
+    with (
+        pytest.raises(
+            ToolError, match=r"ended before it was ready: the draft, the head for further tokens: "
+        ),
+        serving(
+            families[HYBRID].file("Q8_0"),
+            parse_plan("iso3"),
+            programs,
+            port=free_port(),
+            extra=("--spec-type", "draft-mtp"),
+        ),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_prefix_is_followed(families: dict[str, Family], programs: Programs, by: str) -> None:
+    extra = ("--api-prefix", "/x/y") if by == "option" else ()
+    env = {"LLAMA_ARG_API_PREFIX": "/x/y"} if by == "variable" else None
+    port = free_port()
+    with serving(
+        families[DENSE].file("Q4_K_M"),
+        parse_plan("iso3"),
+        programs,
+        port=port,
+        n_ctx=256,
+        extra=extra,
+        env=env,
+        timeout=60,
+    ) as running:
+        assert running.url == f"http://127.0.0.1:{port}/x/y"
+        assert complete(running, "Hello", n_predict=2)["tokens_predicted"] == 2
+
+
+def test_variables_of_a_shell_do_not_reach_a_server_of_ours(
+    families: dict[str, Family], programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prefix, its key and its template would stop what is asked of it."""
+    for name in ("LLAMA_ARG_API_PREFIX", "LLAMA_API_KEY", "LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_HF_REPO"):
+        monkeypatch.setenv(name, "/nonsense")
+    with serving(
+        families[DENSE].file("Q4_K_M"), parse_plan("iso3"), programs, port=free_port(), n_ctx=256, timeout=60
+    ) as running:
+        assert complete(running, "Hello", n_predict=2)["tokens_predicted"] == 2
 
 
 def test_model_that_does_not_load(families: dict[str, Family], programs: Programs, tmp_path: Path) -> None:

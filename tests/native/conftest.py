@@ -27,6 +27,11 @@ def _pointer(a: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> ctypes.c_voi
     return ctypes.c_void_p(a.ctypes.data)
 
 
+def _code(bits: int, block: int) -> str:
+    """As the code is called in C."""
+    return f"rq{bits}" if block == 128 else f"rq{bits}_{block}"
+
+
 class Rq:
     """The functions of ggml-rq.h on numpy arrays."""
 
@@ -35,16 +40,17 @@ class Rq:
         self.lib.ggml_rq_rotation_matrix.restype = ctypes.c_bool
         self.lib.ggml_rq_rotate_row.restype = ctypes.c_bool
 
-    def quantize(self, x: F32, bits: int) -> U8:
+    def quantize(self, x: F32, bits: int, block: int = 128) -> U8:
         """quantize_row_rqN_ref of x [..., n]."""
-        out = np.full(x.size // 128 * tables.code(bits).bytes, 0xA5, np.uint8)
-        getattr(self.lib, f"quantize_row_rq{bits}_ref")(_pointer(x), _pointer(out), ctypes.c_int64(x.size))
+        out = np.full(x.size // block * tables.code(bits, block).bytes, 0xA5, np.uint8)
+        function = getattr(self.lib, f"quantize_row_{_code(bits, block)}_ref")
+        function(_pointer(x), _pointer(out), ctypes.c_int64(x.size))
         return out.reshape(*x.shape[:-1], -1)
 
-    def dequantize(self, blocks: U8, bits: int) -> F32:
+    def dequantize(self, blocks: U8, bits: int, block: int = 128) -> F32:
         """dequantize_row_rqN of blocks [..., bytes]."""
-        out = np.full(blocks.size // tables.code(bits).bytes * 128, np.nan, np.float32)
-        function = getattr(self.lib, f"dequantize_row_rq{bits}")
+        out = np.full(blocks.size // tables.code(bits, block).bytes * block, np.nan, np.float32)
+        function = getattr(self.lib, f"dequantize_row_{_code(bits, block)}")
         function(_pointer(blocks), _pointer(out), ctypes.c_int64(out.size))
         return out.reshape(*blocks.shape[:-1], -1)
 
@@ -164,12 +170,14 @@ def hard_data() -> dict[str, F32]:
 
 
 @pytest.fixture(scope="session")
-def expected(hard_data: dict[str, F32]) -> dict[tuple[str, int], tuple[U8, F32]]:
-    """Blocks and decoded values of the numpy reference, by kind of data and bits."""
+def expected(hard_data: dict[str, F32]) -> dict[tuple[str, int, int], tuple[U8, F32]]:
+    """Blocks and decoded values of the numpy reference, by kind of data, bits and values of a block (of those
+    of 64 for the first thousand rows)."""
     found = {}
     for name, x in hard_data.items():
-        for bits in (2, 3, 4):
-            with np.errstate(invalid="raise", divide="raise", over="raise"):
-                blocks = quantize(x, bits)
-                found[name, bits] = blocks, dequantize(blocks, bits)
+        for block, part in ((128, x), (64, x[:1024])):
+            for bits in (2, 3, 4):
+                with np.errstate(invalid="raise", divide="raise", over="raise"):
+                    blocks = quantize(part, bits, block=block)
+                    found[name, bits, block] = blocks, dequantize(blocks, bits, block=block)
     return found

@@ -6,6 +6,7 @@ import ctypes
 import platform
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -30,8 +31,9 @@ HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "patches" / "overlay" / "ggml" / "src"
 COMPILERS = [c for c in ("gcc", "clang") if shutil.which(c)]
 BITS = pytest.mark.parametrize("bits", [2, 3, 4])
+BLOCK = pytest.mark.parametrize("block", [128, 64])
 F32 = npt.NDArray[np.float32]
-Expected = dict[tuple[str, int], tuple[npt.NDArray[np.uint8], F32]]
+Expected = dict[tuple[str, int, int], tuple[npt.NDArray[np.uint8], F32]]
 
 
 def same_bits(a: F32, b: F32) -> bool:
@@ -39,20 +41,21 @@ def same_bits(a: F32, b: F32) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def differing(library: Any, data: dict[str, F32], expected: Expected) -> list[tuple[str, int]]:
-    """Kinds of data and bits for which the library's blocks or values are not those of the reference."""
+def differing(library: Any, data: dict[str, F32], expected: Expected) -> list[tuple[str, int, int]]:
+    """Kinds of data, bits and values of a block for which the library's blocks or values are not those of the
+    reference."""
     return [
-        (name, bits)
-        for (name, bits), (blocks, values) in expected.items()
-        if not np.array_equal(library.quantize(data[name], bits), blocks)
-        or not same_bits(library.dequantize(blocks, bits), values)
+        (name, bits, block)
+        for (name, bits, block), (blocks, values) in expected.items()
+        if not np.array_equal(library.quantize(data[name][: len(blocks)], bits, block), blocks)
+        or not same_bits(library.dequantize(blocks, bits, block), values)
     ]
 
 
 def test_bit_for_bit(rq: Any, hard_data: dict[str, F32], expected: Expected) -> None:
     assert sum(x.size for x in hard_data.values()) > 4_000_000
     assert differing(rq, hard_data, expected) == []
-    for (name, _), (blocks, values) in expected.items():
+    for (name, *_), (blocks, values) in expected.items():
         assert np.isfinite(values).all()
         assert blocks.any() == (name not in {"zero", "denormal"})
 
@@ -81,30 +84,32 @@ def test_an_unknown_scale_is_inner(
 
 
 @BITS
+@BLOCK
 @settings(max_examples=300, deadline=None)
 @given(
     words=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=128),
     floats=st.lists(st.floats(width=32), min_size=1, max_size=128),
 )
-def test_generated_values(rq: Any, bits: int, words: list[int], floats: list[float]) -> None:
+def test_generated_values(rq: Any, bits: int, block: int, words: list[int], floats: list[float]) -> None:
     patterns = np.resize(np.array(words, np.uint32), 128).view(np.float32)
     values = np.resize(np.array(floats, np.float32), 128)
     x = np.stack([patterns, values, np.sort(values)])
-    expected = quantize(x, bits)
-    assert np.array_equal(rq.quantize(x, bits), expected)
-    assert same_bits(rq.dequantize(expected, bits), dequantize(expected, bits))
+    expected = quantize(x, bits, block=block)
+    assert np.array_equal(rq.quantize(x, bits, block), expected)
+    assert same_bits(rq.dequantize(expected, bits, block), dequantize(expected, bits, block=block))
 
 
 @BITS
-def test_every_byte_decodes(rq: Any, bits: int) -> None:
+@BLOCK
+def test_every_byte_decodes(rq: Any, bits: int, block: int) -> None:
     """All values of every byte, and every scale that is a number, also those that no encoder writes."""
-    size = tables.code(bits).bytes
+    size = tables.code(bits, block).bytes
     data = np.random.default_rng(3).integers(0, 256, (256 * 62, size), dtype=np.uint8)
     for column in range(2, size):
         data[np.arange(256) + 256 * (column % 62), column] = np.arange(256)
     scales = np.arange(len(data), dtype=np.uint16) * 2
     data[:, :2] = scales.view(np.uint8).reshape(-1, 2)
-    assert same_bits(rq.dequantize(data, bits), dequantize(data, bits))
+    assert same_bits(rq.dequantize(data, bits, block), dequantize(data, bits, block=block))
 
 
 @pytest.mark.parametrize("flags", ["-O2", "-O3 -march=native"])
@@ -121,8 +126,9 @@ def test_other_scales(
     library = build_rq(COMPILERS[0], *flags.split())
     for name, x in hard_data.items():
         part = x[:300]
-        for bits in (2, 3, 4):
-            assert np.array_equal(library.quantize(part, bits), quantize(part, bits, scale=scale)), name
+        for bits, block in product((2, 3, 4), (128, 64)):
+            wanted = quantize(part, bits, scale=scale, block=block)
+            assert np.array_equal(library.quantize(part, bits, block), wanted), name
 
 
 @pytest.mark.parametrize(
@@ -141,12 +147,13 @@ def test_all_compilers_agree(
     assert differing(other, hard_data, expected) == []
     for family in range(3):
         for mode in range(4):
-            assert same_bits(other.matrix(family, mode, 256), rq.matrix(family, mode, 256))
+            for n in (64, 256):
+                assert same_bits(other.matrix(family, mode, n), rq.matrix(family, mode, n))
 
 
 @pytest.mark.parametrize("family", get_args(Family))
 @pytest.mark.parametrize("mode", get_args(Mode))
-@pytest.mark.parametrize("n", [128, 256])
+@pytest.mark.parametrize("n", [64, 128, 256])
 def test_rotations(rq: Any, family: Family, mode: Mode, n: int) -> None:
     f, m = get_args(Family).index(family), get_args(Mode).index(mode)
     dense = rotation_matrix(family, mode, n)
@@ -165,7 +172,7 @@ def test_rotations_refuse(rq: Any) -> None:
         (3, 1, 128),
         (0, -1, 128),
         (0, 4, 128),
-        (0, 1, 64),
+        (0, 1, 32),
         (0, 1, 0),
         (0, 1, 192),
         (0, 1, 384),

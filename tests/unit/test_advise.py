@@ -19,7 +19,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.cli import advise as command
-from ggufrq.drive import run
+from ggufrq.drive import run, serve
 from ggufrq.measure.kept import Row
 from ggufrq.measure.verdict import loss_in_words
 from ggufrq.tools.perplexity import NoNumbers
@@ -152,7 +152,7 @@ def test_the_text(tmp_path: Path, measured: list[str]) -> None:
     # heads that our types do not take
     narrow = tmp_path / "narrow.gguf"
     write(narrow, "qwen3", numbers(attention__value_length=8), [{**SPLIT, **QK_NORM}] * 2)
-    assert "iso3 takes blocks of 128 values" in " ".join(invoke(narrow, "--kv", "iso3").stdout.split())
+    assert "iso3 takes blocks of 64 or 128 values" in " ".join(invoke(narrow, "--kv", "iso3").stdout.split())
     windows = {"attention.sliding_window": 128, "attention.sliding_window_pattern": [True, False]}
     swa = data(model(tmp_path / "m", "swa.gguf", "gemma3", **windows), "--ctx", "32K", "--kv", "iso3")
     assert swa["rungs"][0]["cache"] == 2 * 2 * 128 * (32768 + 768) and swa["recommended"] == "iso3"
@@ -228,6 +228,22 @@ def test_auto_takes_what_was_recommended(
     assert ask(path, "--kv", "auto") == ["--kv f16, as ggufrq advise recommends for this model"]
     data(path, "--fits", "1KB")
     assert "does not fit as it was asked for; taking iso3" in ask(path, "--kv", "auto")[0]
+
+
+def test_a_server_takes_it_too(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serving(path: Path, plan: KvPlan, *_: Any, **__: Any) -> None:
+        generated.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "serving", serving)
+    path = model(tmp_path / "m")
+    data(path, "--loss", "0.01")
+    for kv, said in (("auto", "--kv iso4, as ggufrq advise recommends"), ("iso2", "measured as ruinous")):
+        result = CliRunner().invoke(cli.cli, ["serve", str(path), "--kv", kv])
+        assert result.exit_code == 0 and said in result.stderr, result.output
+    assert generated == [parse_plan("iso4").as_usual(), parse_plan("iso2").as_usual()]
 
 
 def test_a_type_that_was_measured_as_ruinous(

@@ -178,10 +178,17 @@ def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
 
 
 def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
-    made = make(family(tmp_path / "f", head_dim=64), build, DRY)
+    made = make(family(tmp_path / "f", head_dim=96), build, DRY)
     assert "iso3" not in made.text.split("## Who takes")[0].split("## Quickstart")[1]
-    assert "do not fill the blocks of 128 values" in made.text
+    assert "do not fill the blocks of 64 or 128 values" in made.text
     assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text
+
+
+def test_heads_of_64(tmp_path: Path, build: Build) -> None:
+    """Their blocks cost an eighth of a bit more, wherever bits are told."""
+    made = make(family(tmp_path / "f", head_dim=64), build, DRY)
+    assert "iso3 (3.25 bits)" in made.text and "iso3 (3.125 bits)" not in made.text
+    assert "the same memory holds 4.92 times the context" in made.text
 
 
 def test_a_profile_beside_the_files_is_part_of_the_commands(tmp_path: Path, build: Build) -> None:

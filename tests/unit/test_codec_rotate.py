@@ -15,7 +15,7 @@ MODE = pytest.mark.parametrize("mode", get_args(Mode))
 
 @FAMILY
 @MODE
-@pytest.mark.parametrize("n", [128, 256])
+@pytest.mark.parametrize("n", [64, 128, 256])
 def test_symmetric_involution(family: Family, mode: Mode, n: int) -> None:
     r = rotation_matrix(family, mode, n)
     assert r.dtype == np.float32 and r.shape == (n, n)
@@ -28,10 +28,15 @@ def test_symmetric_involution(family: Family, mode: Mode, n: int) -> None:
         assert not r[:128, 128:].any()
     elif n == 256:
         assert (np.abs(r[:128, 128:]) > 1e-6).mean() > 0.99
+    if n == 64 and mode == "block":  # as many blocks as there is room for
+        whole = 64 if family != "rotor" else 63
+        wide = rotation_matrix(family, mode)
+        assert np.array_equal(r[:whole, :whole], wide[:whole, :whole])
+        assert np.array_equal(r[whole:, :], np.eye(64, dtype=np.float32)[whole:])
 
 
 @FAMILY
-@pytest.mark.parametrize("n", [128, 256])
+@pytest.mark.parametrize("n", [64, 128, 256])
 def test_full_is_block_hadamard_block(family: Family, n: int) -> None:
     b, h, full = (rotation_matrix(family, m, n).astype(np.float64) for m in ("block", "hadamard", "full"))
     assert np.abs(b @ h @ b - full).max() < 1e-7
@@ -39,7 +44,7 @@ def test_full_is_block_hadamard_block(family: Family, n: int) -> None:
 
 @FAMILY
 @MODE
-@pytest.mark.parametrize("n", [128, 256])
+@pytest.mark.parametrize("n", [64, 128, 256])
 def test_rotate_multiplies_and_undoes_itself(family: Family, mode: Mode, n: int) -> None:
     x = np.random.default_rng(1).standard_normal((5, 3, 512)).astype(np.float32)
     y = rotate(x, family, mode, n)
@@ -113,8 +118,8 @@ def test_errors() -> None:
         rotation_matrix("turbo", "full")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no rotation mode"):
         rotation_matrix("iso", "fast")  # type: ignore[arg-type]
-    for n in (0, 64, 192, 384, 512, -128):
-        with pytest.raises(ValueError, match="of 128 or 256 values"):
+    for n in (0, 32, 192, 384, 512, -128):
+        with pytest.raises(ValueError, match="of 64, 128 or 256 values"):
             rotation_matrix("iso", "full", n)
     for x in (np.float32(1), np.zeros(0), np.zeros(192)):
         with pytest.raises(ValueError, match="multiple of 128"):

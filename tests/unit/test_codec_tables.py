@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufrq.codec import cache_type, cache_types, derive, emit, tables
+from ggufrq.codec import cache_type, cache_types, derive, emit, siblings, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,11 +24,28 @@ def test_cache_types() -> None:
     assert cache_type("iso3").id == 116
 
 
+def test_siblings() -> None:
+    """The same codes with blocks of 64 values, without a name among those that a user types."""
+    assert [(s.name, s.id, s.family, s.bits, s.block, s.bytes, s.bits_per_value) for s in siblings()] == [
+        ("rq2_64", 121, "", 2, 64, 18, 2.25),
+        ("rq3_64", 122, "", 3, 64, 26, 3.25),
+        ("rq4_64", 123, "", 4, 64, 34, 4.25),
+    ]
+    for s in siblings():
+        narrow, wide = tables.code(s.bits, s.block), tables.code(s.bits)
+        assert (narrow.centroids, narrow.starts) == (wide.centroids, wide.starts)
+        assert narrow.norm == pytest.approx(wide.norm * 2**0.5)
+        with pytest.raises(ValueError, match="no cache type"):
+            cache_type(s.name)
+
+
 def test_unknown_names_say_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"no cache type 'iso5'.*planar2.*rotor4"):
         cache_type("iso5")
     with pytest.raises(ValueError, match="no code with 5 bits; there are 2, 3, 4"):
         tables.code(5)
+    with pytest.raises(ValueError, match="no code with blocks of 32; there are 64, 128"):
+        tables.code(3, 32)
     with pytest.raises(ValueError, match="no rotation family 'turbo'"):
         tables.rotation_blocks("turbo")
 
@@ -92,6 +109,10 @@ def test_ids_name_every_type_once() -> None:
         assert text.count(f'X({t.name.upper()}, "{t.name}", {t.bits})') == 1
         assert text.count(f"GGML_TYPE_{t.name.upper()} = {t.id}") == 1
         assert text.count(f"GGML_TYPE_{t.name.upper()}") == 2
+    for s in siblings():
+        assert text.count(f'X({s.name.upper()}, "{s.name}", {s.bits}_64)') == 1
+        assert text.count(f"GGML_TYPE_{s.name.upper()} = {s.id}") == 1
+        assert text.count(f"GGML_TYPE_{s.name.upper()}") == 2
 
 
 @pytest.mark.parametrize("target", emit.headers())

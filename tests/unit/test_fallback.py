@@ -47,6 +47,24 @@ def model(folder: Path, name: str = "Small-1B-Q8_0.gguf", *, head: int = 128, so
     return folder / name
 
 
+def test_what_metadata_does_not_tell_is_no_no(tmp_path: Path) -> None:
+    """Heads of which nothing is known are not heads that iso3 cannot hold."""
+    import gguf
+
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("blk.0.attn_k.weight", np.zeros((32, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    text = CliRunner().invoke(command, ["llama.cpp", str(path)], catch_exceptions=False).output
+    assert "whether iso3 can hold this model's heads its metadata does not tell" in text
+    small = model(tmp_path, head=80)
+    text = CliRunner().invoke(command, ["llama.cpp", str(small)], catch_exceptions=False).output
+    assert "iso3 cannot hold this model's heads" in text
+
+
 @pytest.mark.parametrize("name", list(runtimes()))
 def test_data(name: str) -> None:
     found = runtime(name)
@@ -150,7 +168,10 @@ def test_how_much_longer_a_context(tmp_path: Path) -> None:
     assert fallback.advise(runtime("vllm"), path, 8192).times == 8 / 3.125
     small = fallback.advise(runtime("ollama"), model(tmp_path, "b.gguf", head=64), 8192)
     assert small.kv_bytes == 8192 * values // 2 * 34 // 32
-    assert small.times is None and small.ours_context is None
+    assert small.ours_context == int(8192 * 8.5 / 3.25) and small.times == 8.5 / 3.25
+    odd = fallback.advise(runtime("ollama"), model(tmp_path, "c.gguf", head=96), 8192)
+    assert odd.kv_bytes == 8192 * values * 3 // 4 * 34 // 32
+    assert odd.times is None and odd.ours_context is None
 
 
 def test_a_damaged_model(tmp_path: Path) -> None:

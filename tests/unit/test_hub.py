@@ -44,7 +44,7 @@ MODEL = {
 fake = hubs.fake()
 
 
-def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:
+def call(url: str, home: Path, *arguments: str, **env: str) -> dict[str, Any]:
     done = proc.run(
         [sys.executable, "-c", _PROGRAM, *arguments],
         cwd=Path(hub.__file__).parents[2],
@@ -57,11 +57,12 @@ def call(url: str, home: Path, *arguments: str) -> dict[str, Any]:
             "HF_HUB_OFFLINE": None,
             "HF_TOKEN": None,
             **dict.fromkeys(PROXY_VARIABLES),
+            **env,
         },
         timeout=120,
     )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return {**answer, "told": done.stderr}
 
 
 def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_headers_alone(tmp_path: Path) -> None:
         assert found["revision"] == fake.SHA
         assert server.sent < 2000
         sent = server.sent
-        assert call(server.url, tmp_path, "fetch_headers", "user/model") == found
+        assert call(server.url, tmp_path, "fetch_headers", "user/model")["path"] == found["path"]
         assert server.sent == sent
     folder = Path(found["path"])
     assert set(found["files"]) == {"config.json", "merges.txt", "tokenizer.json", *shards}
@@ -157,6 +158,58 @@ def test_nobody_listens(tmp_path: Path) -> None:
     assert "HF_ENDPOINT" in found["remedy"]
 
 
+@pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "nobody"])
+def test_what_is_at_hand_takes_no_network(tmp_path: Path, how: str) -> None:
+    """A model that was fetched before is used when the Hub is not to be asked, or nobody answers."""
+    files = {"m-Q8_0.gguf": gguf(), "m-Q4_K_M.gguf": gguf()}
+    with fake.fake_hub({"user/model": MODEL, "user/m-GGUF": files}) as server:
+        url = server.url
+        model = call(url, tmp_path, "fetch_model", "user/model")
+        file = call(url, tmp_path, "fetch_gguf", "user/m-GGUF", "Q8_0")
+        sent = len(server.requests)
+        if how == "HF_HUB_OFFLINE":
+            at_hand(url, tmp_path, model, file, HF_HUB_OFFLINE="1")
+            assert len(server.requests) == sent
+    if how == "nobody":
+        at_hand(url, tmp_path, model, file)
+
+
+def at_hand(url: str, home: Path, model: dict[str, Any], file: dict[str, Any], **env: str) -> None:
+    said = f"user/model is taken from the cache, at {fake.SHA[:12]}"
+    for arguments in (("fetch_model", "user/model"), ("fetch_headers", "user/model", fake.SHA)):
+        found = call(url, home, *arguments, **env)
+        assert (found["path"], found["revision"]) == (model["path"], fake.SHA)
+        assert found["told"].count("taken from the cache") == 1 and said in found["told"]
+        assert "fetching" not in found["told"]
+    again = call(url, home, "fetch_gguf", "user/m-GGUF", "Q8_0", **env)
+    assert again["path"] == file["path"] and "user/m-GGUF is taken from the cache" in again["told"]
+    lacking = call(url, home, "fetch_gguf", "user/m-GGUF", "Q4_K_M", **env)
+    assert "no file for 'Q4_K_M'; there are m-Q8_0" in lacking["error"]
+    other = call(url, home, "fetch_model", "user/other", **env)
+    assert ("HF_HUB_OFFLINE" in other["error"]) == bool(env) and "user/other" in other["error"]
+
+
+def gguf() -> bytes:
+    return b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("headers", "waits"),
+    [({"Retry_After": "1"}, 1), ({"RateLimit": '"api";r=0;t=1'}, 1)],
+)
+def test_a_busy_hub_says_when_to_ask_again(tmp_path: Path, headers: dict[str, str], waits: int) -> None:
+    with fake.fake_hub({"user/model": MODEL}) as server:
+        fault = server.fault("GET", "^/api/models", 429, **headers)
+        found = call(server.url, tmp_path, "fetch_model", "user/model")
+    assert fault.times == 0 and found["revision"] == fake.SHA
+    assert f"once more in {waits} s" in found["told"]
+
+
+def test_no_bars_where_there_is_no_terminal(tmp_path: Path) -> None:
+    with fake.fake_hub({"user/model": MODEL}) as server:
+        assert "%|" not in call(server.url, tmp_path, "fetch_model", "user/model")["told"]
+
+
 def test_a_mirror_that_sends_whole_files_only(tmp_path: Path) -> None:
     """A model's weights must not be read into memory for their headers."""
     files = {**MODEL, "it-Q8_0.gguf": b"GGUF" + bytes(1000)}
@@ -179,6 +232,19 @@ def test_a_mirror_that_sends_whole_files_only(tmp_path: Path) -> None:
             "Q8_0",
             ["d/m-Q8_0-00001-of-00002.gguf", "d/m-Q8_0-00002-of-00002.gguf"],
         ),
+        (
+            ["X-Q5_K_M.gguf", "X-awq-Q5_K_M.gguf", "X-proposal-c-Q5_K_M.gguf"],
+            "Q5_K_M",
+            ["X-Q5_K_M.gguf"],
+        ),
+        (
+            ["X-Q5_K_M.gguf", "X-awq-Q5_K_M.gguf", "X-proposal-c-Q5_K_M.gguf"],
+            "awq-Q5_K_M",
+            ["X-awq-Q5_K_M.gguf"],
+        ),
+        (["X-BF16.gguf", "mtp-X-BF16.gguf", "X-kv.gguf"], "BF16", ["X-BF16.gguf"]),
+        (["X-BF16.gguf", "mtp-X-BF16.gguf"], None, ["X-BF16.gguf"]),
+        (["m-Q8_0.gguf", "n-Q8_0.gguf"], "Q8_0", ["m-Q8_0.gguf"]),  # the repository is called m
     ],
 )
 def test_choice(names: list[str], label: str | None, chosen: list[str]) -> None:

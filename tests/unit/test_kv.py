@@ -107,6 +107,26 @@ def test_partial_blocks_are_refused() -> None:
         kv_type("iso3").bytes_for(64)
 
 
+def test_heads_of_64_have_blocks_of_their_own() -> None:
+    """Under the same name; upstream's types, and heads that neither 128 nor 64 divides, are as they are."""
+    for bits, size in ((2, 18), (3, 26), (4, 34)):
+        kind = kv_type(f"rotor{bits}")
+        for head in (64, 192, 320, 576):
+            narrow = kind.for_heads(head)
+            assert (narrow.name, narrow.block, narrow.block_bytes) == (kind.name, 64, size)
+            assert narrow.bits == kind.bits + 0.125 and narrow.bytes_for(head) == head // 64 * size
+        assert all(kind.for_heads(head) == kind for head in (0, 128, 256, 80, 96))
+    assert kv_type("q4_0").for_heads(64) == kv_type("q4_0")
+
+
+def test_size_of_a_plan_follows_the_heads_of_each_side() -> None:
+    shape = Shape((3 * 64, 2 * 192), (3 * 64, 2 * 128), (64, 192), (64, 128))
+    plan = parse_plan("iso3")
+    assert plan.layer_bytes(shape) == [(3 * 26, 3 * 26), (6 * 26, 2 * 50)]
+    assert parse_plan("iso3; 1:q8_0/iso4").layer_bytes(shape) == [(78, 78), (384 * 34 // 32, 2 * 66)]
+    assert plan.bits(Shape((192,), (192,), (64,), (64,))) == 3.25
+
+
 def test_upstream_types_are_those_of_gguf() -> None:
     gguf = pytest.importorskip("gguf")
     for name, kind in kv_types().items():
@@ -129,6 +149,8 @@ def test_ours_are_those_of_the_codec() -> None:
 class Shape:
     k_layers: tuple[int, ...]
     v_layers: tuple[int, ...]
+    k_heads: tuple[int, ...] = ()
+    v_heads: tuple[int, ...] = ()
 
 
 def names(plan: KvPlan, layers: int) -> list[str]:
@@ -266,6 +288,8 @@ def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None
     class Shape:
         k_layers: tuple[int, ...] = (256, 256)
         v_layers: tuple[int, ...] = (256, 256)
+        k_heads: tuple[int, ...] = ()
+        v_heads: tuple[int, ...] = ()
 
     plain = parse_plan("iso3; 0:q8_0")
     plan = plain.with_exact(32)

@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from ggufrq.base.proc import Completed
 from ggufrq.cache.kv import parse_kv
-from ggufrq.tools.logs import Metric, error_lines, parse_context, parse_contexts, uses
+from ggufrq.tools.logs import (
+    MTP,
+    Metric,
+    ended,
+    error_lines,
+    failed_draft,
+    parse_context,
+    parse_draft,
+    uses,
+)
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "tools"
 
@@ -29,6 +39,47 @@ def test_types_by_layer_calibration_and_scale() -> None:
     assert context.kv_bytes is None and context.kv_values is None  # not told by one type
     assert context.kv_mib > 0
     assert not uses(context, parse_kv("iso3/planar4"))
+
+
+def test_the_context_of_a_draft_is_told_apart() -> None:
+    text = saved("server-draft.err")
+    context = parse_context(text)
+    assert context is not None and uses(context, parse_kv("iso3"))
+    found = parse_draft(text)
+    assert found is not None and found[0] == "docs-qwen3-8m-IQ4_XS.gguf"
+    assert uses(found[1], parse_kv("f16")) and found[1].kv_mib == 4.0
+    assert failed_draft(text) is None
+    later = text + "0.00.300.000 E srv  operator(): got exception: something else\n"
+    assert failed_draft(later) is None  # it was there by then
+    again = parse_context(text + text)  # loaded once more, after a while without requests
+    assert again == context
+    plain = saved("cli-ok.err")
+    assert parse_draft(plain) is None and failed_draft(plain) is None
+
+
+def test_a_draft_that_is_refused_is_named() -> None:
+    text = saved("server-mtp-refused.err")
+    assert failed_draft(text) == MTP
+    assert error_lines(text)[0] == "failed to create MTP context"
+    context = parse_context(text)
+    assert context is not None and uses(context, parse_kv("iso3")) and context.recurrent_mib == 1.64
+    loading = saved("server-draft.err").partition("0.00.175.992")[0]
+    refused = "0.00.1.0 E llama_init: failed to initialize the context: iso3 cannot hold this model's heads\n"
+    refused = loading + refused
+    assert failed_draft(refused) == "docs-qwen3-8m-IQ4_XS.gguf"
+
+
+def test_a_reason_in_words() -> None:
+    assertion = "GGML_ASSERT(id_to_token.size() == token_to_id.size()) failed"
+    log = f"0.00.1.1 I load\n../src/src/llama-vocab.cpp:2544: {assertion}\n"
+    done = Completed(["/bin/llama-completion"], -6, "", log, 0.1)
+    assert ended(done) == (
+        "llama-completion was ended by signal SIGABRT: two tokens of the model's vocabulary are equal "
+        f"({assertion})"
+    )
+    log = "terminate called after throwing an instance of 'std::runtime_error'\n  what():  no such thing\n"
+    assert error_lines(log)[0] == "no such thing"
+    assert ended(Completed(["/bin/x"], 1, "", "a\nb\n", 0.1)) == "x failed with exit status 1\n  a\n  b"
 
 
 def test_a_plain_cache_names_none_of_them() -> None:
@@ -83,13 +134,6 @@ def test_tokens_that_are_not_held() -> None:
     )
     assert context is not None
     assert (context.recent, context.first, context.not_held) == (0, 0, why)
-
-
-def test_contexts_of_a_model_and_its_draft() -> None:
-    first, then = saved("completion-ok.err"), saved("completion35.err")
-    found = parse_contexts(first + then)
-    assert found == [parse_context(first), parse_context(then)] and parse_context(first + then) == found[-1]
-    assert parse_contexts("nothing") == []
 
 
 def test_the_reason_for_a_refused_calibration() -> None:

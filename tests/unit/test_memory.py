@@ -252,11 +252,19 @@ def test_models_that_are_not_computed(tmp_path: Path) -> None:
 
 
 def test_types_that_heads_cannot_hold(tmp_path: Path) -> None:
-    narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 64, "attention.value_length": 64})
+    narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 96, "attention.value_length": 96})
     assert why_not(narrow, parse_plan("iso3")) == (
-        "iso3 takes blocks of 128 values, which heads of K with 64 do not fill; q8_0 or q4_0 can be used"
+        "iso3 takes blocks of 64 or 128 values, which heads of K with 96 do not fill; "
+        "q8_0 or q4_0 can be used"
     )
     assert "heads of V" in str(why_not(narrow, parse_plan("f16/iso3")))
+    for sides in ((64, 64), (192, 128), (320, 64)):
+        lengths = dict(zip(("attention.key_length", "attention.value_length"), sides, strict=True))
+        shape = shape_of(tmp_path, "llama", DENSE | lengths)
+        assert why_not(shape, parse_plan("iso3")) is None
+        k, v = kv_bytes(shape, parse_plan("iso3"), ContextSettings(4096))
+        rows = [2 * n // 64 * 26 if n % 128 else 2 * n // 128 * 50 for n in sides]
+        assert [k, v] == [4 * 4096 * row for row in rows]
     odd = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 80, "attention.value_length": 80})
     assert str(why_not(odd, parse_plan("q8_0"))).endswith("f16 can be used")
     assert "there is no layer 4" in str(why_not(narrow, parse_plan("f16; 4:q8_0")))
@@ -276,8 +284,8 @@ def test_the_largest_context(tmp_path: Path) -> None:
     fit = memory.fit(plan, 1 << 40, parallel=3)
     assert fit.estimate is not None and fit.estimate.ctx == 3 * 8192
     assert memory.fit(plan, 10 * MIB).estimate is None
-    narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 64})
-    assert "blocks of 128" in str(Memory(narrow, 0).fit(parse_plan("iso3"), 1 << 40).why_not)
+    narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 96})
+    assert "blocks of 64 or 128" in str(Memory(narrow, 0).fit(parse_plan("iso3"), 1 << 40).why_not)
 
 
 def test_the_estimate_of_compute_buffers_has_masks_and_logits(tmp_path: Path) -> None:
@@ -388,9 +396,9 @@ def test_the_command_without_a_build(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_build", "no_programs")
 def test_sentences_stand_for_numbers_that_there_are_not(tmp_path: Path) -> None:
-    path = model(tmp_path / "m.gguf", "llama", DENSE | {"attention.key_length": 64})
+    path = model(tmp_path / "m.gguf", "llama", DENSE | {"attention.key_length": 96})
     text = run(str(path), "--kv", "q8_0,iso3", "--ctx", "4K")
-    assert "iso3 +profile +first1 +recent32: iso3 takes blocks of 128 values" in text
+    assert "iso3 +profile +first1 +recent32: iso3 takes blocks of 64 or 128 values" in text
     data = json.loads(run(str(path), "--kv", "iso3", "--ctx", "4K", "--json", "--fits", "1GB"))
     assert data["rows"][0]["total"] is None and data["fits"][0]["ctx"] is None
 

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from shards import split_model
 
+from ggufrq import cli
 from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError
+from ggufrq.build import builds, doctor
+from ggufrq.models import resolve
 
 
 def test_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +35,65 @@ def test_cache_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(GgufrqError, match="cannot create the folder") as caught:
         paths.cache_dir()
     assert "GGUFRQ_CACHE" in (caught.value.remedy or "")
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without HOME and without an entry in the system's list; temporary files are in the folder."""
+
+    def fails(*_: object, **__: object) -> str:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("GGUFRQ_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_dir", fails)
+    monkeypatch.setattr(Path, "expanduser", fails)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_home_what_only_reads_works(no_home: Path) -> None:
+    assert builds.find_build() is None
+    assert paths.logs_dir().is_relative_to(no_home)
+    (model,) = split_model(no_home / "m-F32", 1)
+    result = CliRunner().invoke(cli.cli, ["fallback", "llama.cpp", str(model)], catch_exceptions=False)
+    assert result.exit_code == 0 and "q8_0" in result.output
+    assert paths.expanded("~/x") == Path("~/x")
+
+
+def test_without_a_home_the_rest_is_explained(no_home: Path) -> None:
+    for arguments in (["where", "cache"], ["run", "~nobody/m.gguf", "-p", "x"], ["build"]):
+        result = CliRunner().invoke(cli.cli, arguments)
+        assert isinstance(result.exception, GgufrqError), (arguments, result.output, result.exception)
+    with pytest.raises(GgufrqError, match="HOME is not set") as caught:
+        paths.cache_dir()
+    assert "set GGUFRQ_CACHE" in str(caught.value.remedy)
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["disk"].state == "missing" and "HOME" in checks["disk"].found
+
+
+def test_a_cache_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of others, or on a disk that is read-only: this user's own files are elsewhere."""
+    shared = tmp_path / "shared"
+    monkeypatch.setenv("GGUFRQ_CACHE", str(shared))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    assert paths.own_dir("logs") == shared / "logs"
+    (shared / "models").mkdir()
+    (shared / "models" / "docs-qwen3-8m").mkdir()
+    (shared / "profiles").touch()  # nobody, not even root, makes a folder of it
+    assert paths.own_dir("profiles").is_relative_to(tmp_path / "temporary")
+    assert resolve.embedded_folder("docs-qwen3-8m") == shared / "models" / "docs-qwen3-8m"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+@pytest.mark.parametrize("mode", [0o555, 0o500])
+def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    shared = tmp_path / "shared"
+    (shared / "logs").mkdir(parents=True)
+    (shared / "logs").chmod(mode)
+    monkeypatch.setenv("GGUFRQ_CACHE", str(shared))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert not paths.logs_dir().is_relative_to(shared)
 
 
 def test_data_is_taken_from_the_package_before_the_checkout(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,21 @@ def test_files_that_no_manifest_vouches_for(folder: Path) -> None:
         local_files(folder)
     assert "--exclude 'other.gguf' --exclude 'secret.env'" in str(caught.value.remedy)
     assert len(local_files(folder, ["other.gguf", "*.env"])) == 5
+
+
+def test_half_a_model_is_not_sent(folder: Path) -> None:
+    names = [f"Model-Q6_K-{part:05d}-of-00002.gguf" for part in (1, 2)]
+    record = Record(folder, "Model")
+    for name in names:
+        (folder / f".{name}.tmp").write_bytes(name.encode())
+    record.finish(
+        "Model-Q6_K.gguf", [(folder / f".{name}.tmp", name) for name in names], {}, {"type": "Q6_K"}
+    )
+    assert set(names) <= {file.name for file in local_files(folder)}
+    assert not set(names) & {file.name for file in local_files(folder, ["*Q6_K*"])}
+    with pytest.raises(UsageError, match="without which the other parts are no model") as caught:
+        local_files(folder, ["*-00002-of-*"])
+    assert str(caught.value.remedy) == " ".join(f"--exclude '{name}'" for name in names)
 
 
 def test_a_file_that_changed(folder: Path) -> None:
@@ -246,7 +262,8 @@ def test_upload_in_parts(publish: Callable[..., Any], hub: Any, folder: Path) ->
         ("POST", "batch", "drop", {}),
         ("PUT", "^/lfs/", 500, {}),
         ("PUT", "^/lfs/", "drop", {}),
-        ("POST", "commit", 429, {"Retry_After": "1"}),
+        ("POST", "commit", 429, {"RateLimit": '"api";r=0;t=1'}),
+        ("POST", "commit", 412, {}),
         ("POST", "commit", "drop", {}),
         ("POST", "commit", "lose", {}),
         ("POST", "collections", 504, {}),
@@ -274,7 +291,13 @@ def test_waits(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__("busy")
             self.response = type("Response", (), {"status_code": status, "headers": headers})()
 
+    soon = formatdate(time.time() + 30, usegmt=True)
     errors = [Answer(429, **{"Retry-After": "7"}), Answer(503), ConnectionResetError(), TimeoutError()]
+    told = [
+        Answer(429, RateLimit='"api";r=0;t=40'),
+        Answer(503, **{"Retry-After": soon}),
+        Answer(429, **{"Retry-After": "Mon, 01 Jan 2001 00:00:00 GMT"}),
+    ]
 
     def call() -> str:
         if errors:
@@ -283,6 +306,10 @@ def test_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert hub.call(call) == "done"
     assert waits == [7, 2, 4, 8]
+    waits.clear()
+    errors = told
+    assert hub.call(call) == "done"
+    assert waits == [40, pytest.approx(30, abs=5), 0]
     waits.clear()
     errors = [Answer(500)] * 10
     with pytest.raises(HubError, match=r"stopped \(500\): busy") as caught:

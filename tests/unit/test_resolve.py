@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shards import split_model
 
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.models import names, resolve
+from ggufrq.models import hub, names, resolve
 
 
 def test_embedded_models() -> None:
@@ -30,6 +31,37 @@ def test_folder_file_and_hub(tmp_path: Path) -> None:
         "Qwen/Qwen3-0.6B-GGUF",
         "Q8_0",
     )
+
+
+def test_a_folder_of_the_hubs_cache(tmp_path: Path) -> None:
+    """It is called after a commit; what is made of it is called after the repository. Files that were not
+    downloaded are links that lead nowhere."""
+    sha = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--Qwen--Qwen3-0.6B" / "snapshots" / sha
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert resolve.resolve(str(folder)) == resolve.Model("folder", "Qwen3-0.6B", folder)
+    assert hub.snapshot_of(folder) == ("Qwen/Qwen3-0.6B", sha)
+    assert hub.snapshot_of(tmp_path) is None
+    for name in ("model.safetensors", "it-Q8_0.gguf"):
+        (folder / name).symlink_to(tmp_path / "blobs" / "gone")
+    for path in (folder, folder / "it-Q8_0.gguf"):
+        with pytest.raises(
+            ModelError, match=r"it-Q8_0\.gguf.* of .*/snapshots/\w+ is not downloaded"
+        ) as caught:
+            resolve.resolve(str(path))
+        assert f"hf download Qwen/Qwen3-0.6B --revision {sha}" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("shard", [1, 2, 3])
+def test_any_shard_means_the_model(tmp_path: Path, shard: int) -> None:
+    made = split_model(tmp_path / "My-Model-1B-Q8_0", 3)
+    found = resolve.resolve(str(made[shard - 1]))
+    assert found == resolve.Model("gguf", "My-Model-1B", made[0])
+    made[0].unlink()
+    if shard > 1:
+        with pytest.raises(ModelError, match=r"00001-of-00003\.gguf is missing"):
+            resolve.resolve(str(made[shard - 1]))
 
 
 def test_refusals(tmp_path: Path) -> None:

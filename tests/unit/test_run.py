@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq import cli
+from ggufrq.base import machine
 from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import Sought, parse_plan
-from ggufrq.drive import run, serve
-from ggufrq.tools import server
+from ggufrq.drive import run, serve, threads
+from ggufrq.tools import passed_on, server
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
 
@@ -128,6 +129,80 @@ def test_fallback_of_a_profile(programs: MakePrograms, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     with pytest.raises(UsageError, match="has no option --kv-profile"):
         run.settle(usual.with_profile(Sought.WEIGHTS), programs(PATCHED), fallback=False, command="")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--port", "--port of ggufrq"),
+        ("--host", "--host of ggufrq"),
+        ("-c", "-c of ggufrq"),
+        ("--ctx-size", "-c of ggufrq"),
+        ("-ctk", "--kv of ggufrq"),
+        ("--cache_type_v", "--kv of ggufrq"),
+        ("-m", "named by MODEL"),
+        ("--log-disable", "the server's log is read"),
+        ("--ssl-key-file", "by http"),
+        ("--help", "llama-server"),
+    ],
+)
+@pytest.mark.usefixtures("no_programs")
+def test_options_that_would_change_what_is_relied_on(option: str, says: str) -> None:
+    plan, programs = parse_plan("f16"), Programs(Path("/nowhere"))
+    with (
+        pytest.raises(UsageError, match="cannot be passed on to llama-server") as caught,
+        serve.serving(Path("m.gguf"), plan, programs, extra=("--no-warmup", option, "8299")),
+    ):
+        pass
+    assert says in caught.value.message and option.replace("_", "-") in str(caught.value.remedy)
+
+
+def test_variables_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that run and serve pass on, and those that something else says."""
+    for name, value in {"TEMPERATURE": "0.1", "API_PREFIX": "/x", "PORT": "8299", "RPC": "h:1"}.items():
+        monkeypatch.setenv(f"LLAMA_ARG_{name}", value)
+    found = passed_on.variables()
+    assert found == {"LLAMA_ARG_TEMPERATURE": "0.1", "LLAMA_ARG_API_PREFIX": "/x"}
+    assert capsys.readouterr().err == "LLAMA_ARG_PORT is not passed on: --port of ggufrq says it\n"
+    assert passed_on.api_prefix((), found) == "/x"
+    assert passed_on.api_prefix(("--no-warmup", "--api_prefix", "/y"), found) == "/y"
+    assert passed_on.api_prefix(()) == ""
+
+
+def test_threads_sleep_where_others_use_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter(["0.5 0.5 0.5 3/99 7"] * 4 + ["0.5 0.5 0.5 3/99 7", "0.5 0.5 0.5 1/99 7"] * 2 + ["what"])
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: next(told))
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert threads.patience() == {"OMP_WAIT_POLICY": "passive"}
+    assert threads.patience() == {}  # one that ran for a moment
+    assert threads.patience() == {}  # a system that does not tell
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert threads.patience() == {}
+
+
+def test_a_speed_that_nobody_measured() -> None:
+    answer = run.Answer(
+        "",
+        "f16",
+        "f16",
+        "f16",
+        64,
+        1,
+        1,
+        0.1,
+        0.0,
+        prompt_tokens=1,
+        prompt_tps=0.0,
+        tokens=2,
+        tps=0.0,
+        log=Path("x"),
+    )
+    assert run.speed_text(answer) == "prompt 1 token, answer 2"
+    told = run.speed_text(replace(answer, prompt_tokens=1200, prompt_tps=3400.2, tps=12.34))
+    assert told == "prompt 1,200 tokens at 3,400 tokens/s, answer 2 at 12.3 tokens/s"
 
 
 def test_fallback_of_first_tokens(programs: MakePrograms, capsys: pytest.CaptureFixture[str]) -> None:

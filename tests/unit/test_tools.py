@@ -92,6 +92,21 @@ def test_exact_bytes(mib: float, tokens: int, name: str, size: int | None) -> No
     assert exact_bytes(mib, tokens, name) == size
 
 
+def test_sizes_where_heads_are_of_64() -> None:
+    """Rotated over 64 values, a side is in blocks of 64: 26 bytes in iso3."""
+    lines = (
+        "llama_rq: K iso3, rotation = iso, mode = full, n = 64\n"
+        "llama_rq: V iso3, rotation = iso, mode = full, n = 128\n"
+        "llama_kv_cache: size =    4.92 MiB (  1024 cells,  30 layers,  1/1 seqs), "
+        "K (iso3):    2.29 MiB, V (iso3):    2.34 MiB\n"
+    )
+    context = parse_context(lines)
+    assert context is not None
+    [cache] = context.caches
+    assert cache.k_bytes == 90 * 1024 * 26 and cache.v_bytes == 48 * 1024 * 50
+    assert context.kv_values == 90 * 1024 * 64 + 48 * 1024 * 128
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

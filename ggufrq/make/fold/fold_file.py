@@ -10,8 +10,7 @@ from ggufrq.base import log
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.progress import progress
 from ggufrq.build.project import Build
-from ggufrq.ggufs.files import shards
-from ggufrq.ggufs.header import TensorInfo, read_header
+from ggufrq.ggufs.files import model_header
 from ggufrq.ggufs.tensors import is_float, type_name
 from ggufrq.make.fold import awq, imatrix, kv
 from ggufrq.make.fold.facts import KEY, architecture_of, pairs
@@ -44,10 +43,9 @@ def identity(kind: str) -> str:
 def metadata(kind: str, model: Path) -> dict[str, str]:
     """What a folded file says of itself: text values, known before it is folded. Raises ModelError when the
     model cannot be folded in this way."""
-    infos: list[TensorInfo] = []
-    for path in shards(model):
-        infos += read_header(path).tensors
-    architecture = architecture_of(read_header(model).values, model.name)
+    header = model_header(model)
+    infos = header.tensors
+    architecture = architecture_of(header.values, model.name)
     for info in infos:
         if not is_float(type_name(info.type) or ""):
             raise ModelError(

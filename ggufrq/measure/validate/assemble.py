@@ -21,6 +21,7 @@ from ggufrq import __version__
 from ggufrq.base import machine
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
+from ggufrq.ggufs.files import file_bytes
 from ggufrq.measure.divergence import Subject
 from ggufrq.measure.kept import Row
 from ggufrq.measure.validate import compare
@@ -81,7 +82,7 @@ def assemble(plan: ValidationPlan, facts: Facts, build: Build, taken: Taken) -> 
             "file": model.path.name,
             "sha256": model.sha256,
             "weights": model.weights,
-            "file_bytes": model.path.stat().st_size,
+            "file_bytes": file_bytes(model.path),
             "arch": facts.arch,
             "parameters": facts.parameters,
             "n_ctx_train": facts.n_ctx_train,

@@ -35,6 +35,7 @@ import numpy as np
 import ggufrq
 from ggufrq import codec
 from ggufrq.base import proc
+from ggufrq.base.environment import of_libraries
 from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
@@ -73,7 +74,7 @@ def probe(build: Build, names: list[str], log: Path | None = None) -> list[Check
     folder = Path(ggufrq.__file__).resolve().parent.parent
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "ggufrq.measure.validate.probe", str(build.bin), *names]
-    env = {"PYTHONPATH": path, SCALE_VARIABLE: None}
+    env = {"PYTHONPATH": path, SCALE_VARIABLE: None, **of_libraries(build.bin)}
     done = proc.run(command, env=env, log=log, timeout=600, check=False)
     try:
         found: dict[str, list[Check]] = json.loads(done.stdout)

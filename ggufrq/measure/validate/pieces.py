@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ggufrq.base import texts
 from ggufrq.base.progress import Listener, Part
 from ggufrq.base.results import ResultStore, file_sha256, results_dir
 from ggufrq.build.project import Build
@@ -167,7 +168,7 @@ class Workshop:
             self._server = case, served
         served = self._server[1]
         self.listener.step(f"{case.name}: {unit.section}")
-        text = self.plan.text.read_text(encoding="utf-8")
+        text = texts.read(self.plan.text)
         began = time.monotonic()
         row = _ASK[unit.section](served.client, text, self.plan.settings, self.listener)
         row = {**row, "memory": served.memory, "mode": served.mode, "command": served.command}

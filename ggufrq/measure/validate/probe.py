@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ggufrq import codec
 from ggufrq.build.ggml_library import Traits, library
 from ggufrq.codec.pack import U8, pack
-from ggufrq.codec.rotate import Family, Mode
+from ggufrq.codec.rotate import SIZES, Family, Mode
 from ggufrq.codec.tables import CacheType
 
 F32 = npt.NDArray[np.float32]
@@ -114,8 +114,8 @@ class Ggml:
     def attention(
         self, kind: tuple[int, int], q: F32, k: npt.NDArray[Any], v: npt.NDArray[Any], scale: float
     ) -> F32:
-        """Flash attention of the CPU backend: q [queries, 128] over ``k`` and ``v`` as stored rows of the
-        types in ``kind``; [queries, 128]."""
+        """Flash attention of the CPU backend: q [queries, n] over ``k`` and ``v`` as stored rows of a block
+        in the types in ``kind``; [queries, n]."""
         context = self.base.ggml_init(_InitParams(_MEMORY, None, False))
         try:
             nq, d = q.shape
@@ -138,8 +138,8 @@ class Ggml:
 
 
 def probe_type(ggml: Ggml, kind: CacheType) -> list[dict[str, Any]]:
-    """Hold one type of a build against the specification: encoding and decoding bit for bit, and attention
-    with K, with V, and with both of that type against float64."""
+    """Hold one type of a build, or a sibling, against the specification: encoding and decoding bit for bit,
+    and attention with K, with V, and with both of that type against float64."""
     rng = np.random.default_rng(_SEED + kind.id)
     found = []
     if ggml.type_name(kind.id) != kind.name:
@@ -147,17 +147,17 @@ def probe_type(ggml: Ggml, kind: CacheType) -> list[dict[str, Any]]:
         return found
 
     blocks = _random_blocks(rng, kind, 512)
-    want = codec.dequantize(blocks, kind.bits).ravel()
+    want = codec.dequantize(blocks, kind.bits, block=kind.block).ravel()
     got = ggml.decode(kind.id, blocks, want.size)
     found.append(_same("code", "decoding of 512 random blocks", got, want))
     x = (rng.standard_normal((512, kind.block)) * np.exp2(rng.integers(-8, 9, (512, 1)))).astype(np.float32)
-    bytes_wanted = codec.quantize(x, kind.bits).ravel()
+    bytes_wanted = codec.quantize(x, kind.bits, block=kind.block).ravel()
     for native, name in ((False, "encoding"), (True, "the cache's own encoding")):
         coded = ggml.encode(kind.id, x.ravel(), bytes_wanted.size, native=native)
         found.append(_same("code", f"{name} of 512 blocks", coded, bytes_wanted))
     family = cast(Family, kind.family)
-    for mode in get_args(Mode):
-        for n in (kind.block, 2 * kind.block):
+    for mode in get_args(Mode) if family else ():
+        for n in SIZES:
             want = codec.rotation_matrix(family, mode, n)
             got = ggml.rotation(family, mode, n)
             found.append(
@@ -175,7 +175,7 @@ def _probe_dot(ggml: Ggml, kind: CacheType, rng: np.random.Generator) -> dict[st
         q8_0 = np.zeros((kind.block // 32, 34), np.uint8)
         q8_0[:, :2] = np.ones(1, "<f2").view(np.uint8)  # a scale of 1
         q8_0[:, 2:] = y.view(np.uint8).reshape(-1, 32)
-        want = float(codec.dequantize(row, kind.bits).astype(np.float64).ravel() @ y)
+        want = float(codec.dequantize(row, kind.bits, block=kind.block).astype(np.float64).ravel() @ y)
         worst = max(worst, abs(ggml.dot(kind.id, row, q8_0, kind.block) / want - 1))
     return _result(
         "attention",
@@ -190,7 +190,7 @@ def _probe_attention(ggml: Ggml, kind: CacheType, rng: np.random.Generator) -> l
     found = []
     rows = 192
     stored = [_random_blocks(rng, kind, rows, scale=1.0) for _ in range(2)]
-    decoded = [codec.dequantize(b, kind.bits).astype(np.float64) for b in stored]
+    decoded = [codec.dequantize(b, kind.bits, block=kind.block).astype(np.float64) for b in stored]
     plain = [rng.standard_normal((rows, kind.block)).astype(np.float16) for _ in range(2)]
     for nq, how in ((1, "one query"), (64, "64 queries")):
         q = rng.integers(-127, 128, (nq, kind.block)).astype(np.float32)
@@ -244,7 +244,11 @@ def _result(check: str, ok: bool, what: str, found: str, expected: str) -> dict[
 def main(folder: str, *names: str) -> None:
     """Print the results for the types named."""
     ggml = Ggml(Path(folder))
-    json.dump({name: probe_type(ggml, codec.cache_type(name)) for name in names}, sys.stdout)
+    found = {}
+    for kind in map(codec.cache_type, names):
+        narrow = (sibling for sibling in codec.siblings() if sibling.bits == kind.bits)
+        found[kind.name] = [result for one in (kind, *narrow) for result in probe_type(ggml, one)]
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.drive.cache_check import CacheError, held_cases
 from ggufrq.drive.profiles import settle_cases
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.files import content_hash, model_header
 from ggufrq.ggufs.kv_shape import find_kv_shape
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.divergence import Subject
@@ -59,11 +59,11 @@ def validate(
 def look(plan: ValidationPlan) -> Facts:
     """What there is to know of the plan's model. Raises ModelError."""
     path = model_file(plan.model)
-    header = read_header(path)
+    header = model_header(path)
     arch = str(header.values.get("general.architecture", ""))
     longest = header.values.get(f"{arch}.context_length")
     model = Subject(
-        resolve(plan.model).name, path, file_sha256(path), weights_of(plan.model), find_kv_shape(path)
+        resolve(plan.model).name, path, content_hash(path), weights_of(plan.model), find_kv_shape(path)
     )
     return Facts(
         model,

@@ -62,11 +62,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class Unit:
-    """K or V of one layer with a cache, of ``values`` values per token."""
+    """K or V of one layer with a cache, of ``values`` values per token in heads of ``head`` (0: of whole
+    blocks of 128)."""
 
     layer: int
     side: str
     values: int
+    head: int = 0
 
 
 #: KLD and its standard error, by unit and name of the type.
@@ -104,8 +106,10 @@ class Result:
 
 def units(shape: KvShape) -> list[Unit]:
     """K and V of each layer with a cache, without those that hold nothing."""
+    none = (0,) * shape.layers
+    heads = {"K": shape.k_heads or none, "V": shape.v_heads or none}
     every = [
-        Unit(layer, side, values)
+        Unit(layer, side, values, heads[side][layer])
         for layer, sides in enumerate(zip(shape.k_layers, shape.v_layers, strict=True))
         for side, values in zip("KV", sides, strict=True)
     ]
@@ -147,7 +151,7 @@ def candidates(goal: Goal, shape: KvShape, singles: Singles) -> list[tuple[KvPla
     for first in range(len(goal.types)):
         for last in range(first + 1, len(goal.types) + 1):
             types = goal.types[first:last]
-            sizes = [[kind.bytes_for(unit.values) for kind in types] for unit in every]
+            sizes = [[kind.for_heads(unit.head).bytes_for(unit.values) for kind in types] for unit in every]
             costs = [[singles[unit][kind.name][0] for kind in types] for unit in every]
             whole = len(types) == len(goal.types)
             for choice in cheapest(sizes, costs, limit, _BEST if whole else 1):

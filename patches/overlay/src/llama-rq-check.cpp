@@ -15,13 +15,18 @@
 #include <utility>
 #include <vector>
 
-static bool llama_rq_check_head(ggml_type type, const char * what, uint32_t n_embd_head) {
-    if (!ggml_rq_is_type(type) || n_embd_head % QK_RQ == 0) {
+int64_t llama_rq_blck_size(ggml_type type) {
+    return ggml_rq_is_type(type) ? QK_RQ_64 : ggml_blck_size(type);
+}
+
+static bool llama_rq_check_head(ggml_type type, const char * what, uint32_t n_embd_head, bool mla) {
+    // with MLA V is a view of K, whose rotation over 64 values nothing undoes
+    if (!ggml_rq_is_type(type) || n_embd_head % (mla ? QK_RQ : QK_RQ_64) == 0) {
         return true;
     }
 
-    LLAMA_LOG_ERROR("llama_rq: cache type %s stores blocks of %d values and cannot hold this model's %s head_dim of %u: use %s instead\n",
-            ggml_type_name(type), QK_RQ, what, n_embd_head, n_embd_head % 32 == 0 ? "q8_0 or q4_0" : "f16");
+    LLAMA_LOG_ERROR("llama_rq: cache type %s stores blocks of %s values and cannot hold this model's %s head_dim of %u: use %s instead\n",
+            ggml_type_name(type), mla ? "128" : "64 or 128", what, n_embd_head, n_embd_head % 32 == 0 ? "q8_0 or q4_0" : "f16");
 
     return false;
 }
@@ -60,10 +65,12 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
             continue;
         }
         const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
-        for (const auto & [type_k, type_v] : pairs) {
-            if (!ggml_rq_is_type(type_k) && !ggml_rq_is_type(type_v)) {
+        for (const auto & [asked_k, asked_v] : pairs) {
+            if (!ggml_rq_is_type(asked_k) && !ggml_rq_is_type(asked_v)) {
                 continue;
             }
+            const ggml_type type_k = ggml_rq_type_for_head(asked_k, shape.n_embd_head_k);
+            const ggml_type type_v = ggml_rq_type_for_head(asked_v, shape.n_embd_head_v);
             for (const ggml_type type : { type_k, type_v }) {
                 if (!llama_rq_device_knows(dev, type)) {
                     LLAMA_LOG_ERROR("llama_rq: %s (%s), which layer %d is on, does not know %s: run ggml-rpc-server of this build there, or take another cache type\n",
@@ -116,7 +123,8 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
                 ggml_type_name(type_k), ggml_type_name(type_v));
         return false;
     }
-    if (!entries.empty() && (hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4)) {
+    const bool mla = hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4;
+    if (!entries.empty() && mla) {
         LLAMA_LOG_ERROR("llama_rq: layers of the KV cache cannot have types of their own in this model, K and V are one (MLA): use one type\n");
         return false;
     }
@@ -125,8 +133,8 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         if (hparams.n_head_kv(il) == 0) {
             continue;
         }
-        if (!llama_rq_check_head(type_k, "K", hparams.n_embd_head_k(il)) ||
-            !llama_rq_check_head(type_v, "V", hparams.n_embd_head_v(il))) {
+        if (!llama_rq_check_head(type_k, "K", hparams.n_embd_head_k(il), mla) ||
+            !llama_rq_check_head(type_v, "V", hparams.n_embd_head_v(il), mla)) {
             return false;
         }
     }

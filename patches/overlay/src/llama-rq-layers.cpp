@@ -2,6 +2,8 @@
 
 #include "llama-hparams.h"
 
+#include "../ggml/src/ggml-rq-types.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -152,7 +154,9 @@ std::map<int32_t, std::pair<ggml_type, ggml_type>> llama_rq_types_by_layer(const
             continue;
         }
         const auto [type_k, type_v] = it->second;
-        if (hparams.n_embd_head_k(it->first) % ggml_blck_size(type_k) != 0 || hparams.n_embd_head_v(it->first) % ggml_blck_size(type_v) != 0) {
+        const int64_t head_k = hparams.n_embd_head_k(it->first);
+        const int64_t head_v = hparams.n_embd_head_v(it->first);
+        if (head_k % ggml_blck_size(ggml_rq_type_for_head(type_k, head_k)) != 0 || head_v % ggml_blck_size(ggml_rq_type_for_head(type_v, head_v)) != 0) {
             throw llama_rq_layers_error("heads of layer " + std::to_string(i) + " do not fill whole blocks of " +
                     ggml_type_name(type_k) + " or " + ggml_type_name(type_v) + ", use f16");
         }

@@ -56,12 +56,13 @@ ggml_rq_mode llama_rq_mode(bool is_v) {
 }
 
 int64_t llama_rq_n(const llama_hparams & hparams, bool is_v) {
+    int64_t n = 2*QK_RQ;
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        if (hparams.n_head_kv(il) > 0 && (is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il)) % (2*QK_RQ) != 0) {
-            return QK_RQ;
+        while (hparams.n_head_kv(il) > 0 && n > QK_RQ_64 && (is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il)) % n != 0) {
+            n /= 2;
         }
     }
-    return 2*QK_RQ;
+    return n;
 }
 
 const char * llama_rq_family_name(ggml_type type) {

@@ -20,7 +20,7 @@ bool llama_rq_rotations_disabled();
 // LLAMA_RQ_MODE=MODE or MODE_K/MODE_V; throws std::runtime_error with a sentence
 ggml_rq_mode llama_rq_mode(bool is_v);
 
-// values that are rotated together: 256 where the heads of all layers allow it, which spreads outliers over more
+// values that are rotated together: 256, 128 or 64, the most that the heads of all layers allow, which spreads outliers over more
 int64_t llama_rq_n(const llama_hparams & hparams, bool is_v);
 
 const char * llama_rq_family_name(ggml_type type);

@@ -82,9 +82,14 @@ llama_rq_cache::~llama_rq_cache() {
     }
 }
 
-std::pair<ggml_type, ggml_type> llama_rq_cache::types(int32_t il) const {
+std::pair<ggml_type, ggml_type> llama_rq_cache::asked(int32_t il) const {
     const auto it = types_by_layer.find(il);
     return it == types_by_layer.end() ? base : it->second;
+}
+
+std::pair<ggml_type, ggml_type> llama_rq_cache::types(int32_t il) const {
+    const auto [type_k, type_v] = asked(il);
+    return { ggml_rq_type_for_head(type_k, hparams.n_embd_head_k(il)), ggml_rq_type_for_head(type_v, hparams.n_embd_head_v(il)) };
 }
 
 void llama_rq_cache::add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggml_backend_buffer_type_t buft) {
@@ -134,7 +139,7 @@ void llama_rq_cache::log_layers() const {
         if (!layers.count(il)) {
             continue;
         }
-        const auto [layer_k, layer_v] = types(il);
+        const auto [layer_k, layer_v] = asked(il);
 
         const std::string sep = (text_k.empty() ? "" : ", ") + std::to_string(i) + " ";
         text_k += sep + ggml_type_name(layer_k);
@@ -146,9 +151,10 @@ void llama_rq_cache::log_layers() const {
     }
 }
 
-llama_rq_turn llama_rq_cache::turn(const ggml_tensor * t, int32_t il, bool is_v) const {
+llama_rq_turn llama_rq_cache::turn(int32_t il, bool is_v) const {
     const auto & rotation = is_v ? v : k;
-    return llama_rq_turn_of(t->type, rotation.mode, rotation.n, is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il), is_v);
+    const auto [type_k, type_v] = asked(il);
+    return llama_rq_turn_of(is_v ? type_v : type_k, rotation.mode, rotation.n, is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il), is_v);
 }
 
 void llama_rq_cache::add_rotations() {
@@ -168,8 +174,8 @@ void llama_rq_cache::add_rotations() {
     };
 
     for (auto & [il, layer] : layers) {
-        layer.k_rot = matrix(layer.buft, turn(layer.k, il, false));
-        layer.v_rot = layer.v ? matrix(layer.buft, turn(layer.v, il, true)) : nullptr;
+        layer.k_rot = matrix(layer.buft, turn(il, false));
+        layer.v_rot = layer.v ? matrix(layer.buft, turn(il, true)) : nullptr;
     }
 }
 
@@ -217,7 +223,7 @@ void llama_rq_cache::add_profile() {
             }
             const int64_t n      = hparams.n_embd_head_k(il);
             const int64_t n_head = hparams.n_head_kv(il);
-            const auto    how    = turn(layer.k, il, false);
+            const auto    how    = turn(il, false);
             // rounding them costs a thousandth of what a quantized K loses, and they are read for every token
             const auto    type   = ggml_is_quantized(layer.k->type) ? GGML_TYPE_F16 : GGML_TYPE_F32;
             layer.k_map = weights->add(layer.buft, type, llama_rq_turned(how, from.k_map, n), n, n, n_head);

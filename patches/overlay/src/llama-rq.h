@@ -72,7 +72,7 @@ public:
             bool offload, bool shared, const std::function<bool(int32_t il)> & filter, const char * name_tag);
     ~llama_rq_cache();
 
-    // the types of K and V of a layer of the model (LLAMA_RQ_LAYERS)
+    // the types that K and V of a layer of the model are stored in: as they were asked for, or siblings of 64 values
     std::pair<ggml_type, ggml_type> types(int32_t il) const;
 
     void add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggml_backend_buffer_type_t buft);
@@ -123,7 +123,9 @@ private:
 
     const llama_rq_layer * find(int32_t il) const;
 
-    struct llama_rq_turn turn(const ggml_tensor * t, int32_t il, bool is_v) const; // t: K or V of this layer
+    std::pair<ggml_type, ggml_type> asked(int32_t il) const; // the types of a layer by their names (LLAMA_RQ_LAYERS)
+
+    struct llama_rq_turn turn(int32_t il, bool is_v) const;
 
     void log_layers() const;
     void add_rotations();
@@ -133,6 +135,9 @@ private:
 // false, with the reason in the log, when the model cannot hold these cache types; turns flash attention on where it
 // is left open and the type of V in some layer needs it
 bool llama_rq_check(const llama_model & model, llama_context_params & params);
+
+// what the heads of a model must be a multiple of for a type of this name
+int64_t llama_rq_blck_size(ggml_type type);
 
 // Attention in a graph: the queries for k as the cache gives it, and the result of a FLASH_ATTN_EXT, which also attends to
 // the newest tokens. Both are passed through where k is no view of a cache in which anything is turned.

@@ -43,10 +43,14 @@ struct test_rq_rotation : public test_mul_mat {
     }
 };
 
+static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_cases);
+
 static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    add_rq_sibling_tests(test_cases);
+
     for (ggml_rq_family family : { GGML_RQ_PLANAR, GGML_RQ_ISO, GGML_RQ_ROTOR }) {
         for (ggml_rq_mode mode : { GGML_RQ_BLOCK, GGML_RQ_FULL }) {
-            for (int64_t n : { 128, 256 }) {
+            for (int64_t n : { 64, 128, 256 }) {
                 for (int64_t rows : { 1, 5, 300 }) {
                     test_cases.emplace_back(new test_rq_rotation(family, mode, n, rows));
                 }
@@ -68,6 +72,25 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
                 test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 4, { 1, 1}, 1025, nb, false, false, 0,    0,  GGML_PREC_F32, type, type));
             }
         }
+    }
+}
+
+// those that store heads of 64, 192 and so on
+static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    for (ggml_type type : { GGML_RQ_SIBLING_LIST }) {
+        test_cases.emplace_back(new test_get_rows(type, 192, 5, 4, 1, 1, false));
+        test_cases.emplace_back(new test_mul_mat(type, GGML_TYPE_F32, 16, 3, 192, {1, 1}, {1, 1}));
+        test_cases.emplace_back(new test_cpy(GGML_TYPE_F32, type, {192, 4, 2, 1}));
+        test_cases.emplace_back(new test_cpy(type, GGML_TYPE_F32, {192, 4, 2, 1}));
+        for (ggml_type type_V : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_RQ_SIBLING_LIST }) {
+            for (int hs : { 64, 192, 320 }) {
+                for (int nb : { 1, 3, 75 }) {
+                    test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 3, { 3, 1}, 113, nb, true, false, 0, 0, GGML_PREC_F32, type, type_V));
+                    test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 4, 3}, 113, nb, true, true, 8, 30, GGML_PREC_F32, type_V, type, {0, 2, 1, 3}));
+                }
+            }
+        }
+        test_cases.emplace_back(new test_flash_attn_ext(192, 128, 2, { 4, 1}, 113, 3, true, false, 0, 0, GGML_PREC_F32, type, GGML_TYPE_ISO3));
     }
 }
 

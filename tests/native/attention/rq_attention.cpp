@@ -40,11 +40,16 @@ static std::vector<float> normal(size_t n, float sigma) {
 }
 
 static ggml_type any_rq() {
-    return (ggml_type) any(GGML_TYPE_PLANAR2, GGML_TYPE_ROTOR4);
+    return (ggml_type) (maybe(60) ? any(GGML_TYPE_PLANAR2, GGML_TYPE_ROTOR4) : any(GGML_TYPE_RQ2_64, GGML_TYPE_RQ4_64));
 }
 
 static bool is_rq(ggml_type type) {
-    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_ROTOR4;
+    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_RQ4_64;
+}
+
+// a head that whole blocks of the type fill
+static int any_head(ggml_type type) {
+    return !is_rq(type) ? 32*any(1, 8) : (int) ggml_blck_size(type)*one_of({ 1, 1, 1, 2, 3, 4, 5 });
 }
 
 static double nmse(const std::vector<float> & a, const std::vector<float> & b) {
@@ -61,12 +66,12 @@ static double nmse(const std::vector<float> & a, const std::vector<float> & b) {
 
 static int test_codes() {
     int failed = 0;
-    for (int t = GGML_TYPE_PLANAR2; t <= GGML_TYPE_ROTOR4; ++t) {
+    for (int t = GGML_TYPE_PLANAR2; t <= GGML_TYPE_RQ4_64; ++t) {
         const ggml_type type = (ggml_type) t;
         const auto * base = ggml_get_type_traits(type);
         const auto * cpu  = ggml_get_type_traits_cpu(type);
         for (int i = 0; i < 50; ++i) {
-            const int n = 128*any(1, 5);
+            const int n = (int) ggml_blck_size(type)*any(1, 5);
             std::vector<float> x = normal(n, powf(10.0f, any(-9, 5)));
             if (maybe(30)) {
                 x[any(0, n - 1)] = one_of<float>({ 0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1e30f, 1e-30f });
@@ -120,8 +125,8 @@ static shape any_shape(int max_kv) {
     s.type_k = maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
     s.held   = maybe(50) ? one_of({ 1, 7, 32, 63, 150 }) : 0;
     s.type_v = (!is_rq(s.type_k) && !(s.held > 0 && maybe(30))) || maybe(70) ? any_rq() : one_of({ GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 });
-    s.dk = is_rq(s.type_k) ? 128*one_of({ 1, 1, 1, 2, 3, 4 }) : 32*any(1, 8);
-    s.dv = is_rq(s.type_v) ? 128*one_of({ 1, 1, 1, 2, 3, 4 }) : 32*any(1, 8);
+    s.dk = any_head(s.type_k);
+    s.dv = any_head(s.type_v);
     const int group = one_of({ 1, 1, 2, 3, 4, 5, 8 });
     s.heads_k = any(1, 3);
     s.heads   = s.heads_k*group;
@@ -378,7 +383,7 @@ static int test_broken_queries() {
     for (int i = 0; i < 40; ++i) {
         shape s = any_shape(300);
         s.type_k = any_rq();
-        s.dk     = 128*any(1, 2);
+        s.dk     = (int) ggml_blck_size(s.type_k)*any(1, 2);
         s.sharp  = 1.0f;
         s.mask   = 0;
         s.held   = 0;

@@ -35,6 +35,7 @@ GGML_TABLE_END()
 // (twice the thresholds), starting scales (outermost centroid in 1/129 of the largest magnitude),
 // and what the norm of a block is multiplied by where the scale follows from it
 #define GGML_RQ2_NORM 2.1528723844123774
+#define GGML_RQ2_64_NORM 3.044621324094488
 #define GGML_RQ2_MAG0 38
 #define GGML_RQ2_STEP0 89
 GGML_TABLE_BEGIN(uint8_t, ggml_rq2_mid2, 1)
@@ -46,6 +47,7 @@ GGML_TABLE_BEGIN(uint8_t, ggml_rq2_starts, 3)
 GGML_TABLE_END()
 
 #define GGML_RQ3_NORM 3.0672738715519636
+#define GGML_RQ3_64_NORM 4.337780308661418
 #define GGML_RQ3_MAG0 14
 #define GGML_RQ3_STEP0 31
 #define GGML_RQ3_STEP1 34
@@ -59,6 +61,7 @@ GGML_TABLE_BEGIN(uint8_t, ggml_rq3_starts, 3)
 GGML_TABLE_END()
 
 #define GGML_RQ4_NORM 3.8948940903743132
+#define GGML_RQ4_64_NORM 5.508212046614173
 #define GGML_RQ4_MAG0 6
 #define GGML_RQ4_STEP0 12
 #define GGML_RQ4_STEP1 13

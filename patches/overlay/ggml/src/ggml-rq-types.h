@@ -2,22 +2,38 @@
 
 // The nine rotated cache types: their rows in ggml's type table and the hint that marks their rotations.
 // Three codes (2, 3, 4 bits per value) serve all of them, see ggml-rq.h; a type adds only which rotation
-// the graph applies to K, V and Q before the code sees them.
+// the graph applies to K, V and Q before the code sees them. Their three siblings have blocks of 64 values and no
+// family: a cache takes them for heads that are no multiple of 128 and rotates by the type that was asked for.
 
 #include "ggml.h"
 #include "ggml-rq.h"
 
 static inline bool ggml_rq_is_type(enum ggml_type type) {
-    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_ROTOR4;
+    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_RQ4_64;
 }
 
-// ids are ordered by family, then by bits
+static inline bool ggml_rq_is_sibling(enum ggml_type type) {
+    return type >= GGML_TYPE_RQ2_64 && type <= GGML_TYPE_RQ4_64;
+}
+
+// ids are ordered by family, then by bits, the siblings last; not for these
 static inline enum ggml_rq_family ggml_rq_type_family(enum ggml_type type) {
     return (enum ggml_rq_family) (((int) type - (int) GGML_TYPE_PLANAR2) / 3);
 }
 
 static inline int ggml_rq_type_bits(enum ggml_type type) {
     return 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
+}
+
+// values of a block
+static inline int ggml_rq_type_block(enum ggml_type type) {
+    return ggml_rq_is_sibling(type) ? QK_RQ_64 : QK_RQ;
+}
+
+// the type that heads of n values are stored in where this one is asked for; any other type as it is
+static inline enum ggml_type ggml_rq_type_for_head(enum ggml_type type, int64_t n) {
+    return ggml_rq_is_type(type) && n % QK_RQ != 0 && n % QK_RQ_64 == 0 ?
+        (enum ggml_type) ((int) GGML_TYPE_RQ2_64 + ggml_rq_type_bits(type) - 2) : type;
 }
 
 // op_params[1] of a MUL_MAT whose src0 is one of our rotation matrices. A backend that knows the hint can apply the
@@ -68,20 +84,20 @@ static inline void ggml_rq_flash_attn_ext_add_recent(struct ggml_tensor * a, str
     a->src[GGML_RQ_RECENT_V_NEW] = v_new;
 }
 
-#define GGML_RQ_TRAITS(TYPE, NAME, BITS) \
+#define GGML_RQ_TRAITS(TYPE, NAME, CODE) \
     [GGML_TYPE_##TYPE] = { \
         .type_name      = NAME, \
-        .blck_size      = QK_RQ, \
-        .type_size      = sizeof(block_rq##BITS), \
+        .blck_size      = GGML_TYPE_##TYPE >= GGML_TYPE_RQ2_64 ? QK_RQ_64 : QK_RQ, \
+        .type_size      = sizeof(block_rq##CODE), \
         .is_quantized   = true, \
-        .to_float       = (ggml_to_float_t) dequantize_row_rq##BITS, \
-        .from_float_ref = (ggml_from_float_t) quantize_row_rq##BITS##_ref, \
+        .to_float       = (ggml_to_float_t) dequantize_row_rq##CODE, \
+        .from_float_ref = (ggml_from_float_t) quantize_row_rq##CODE##_ref, \
     },
 
-#define GGML_RQ_TRAITS_CPU(TYPE, NAME, BITS) \
+#define GGML_RQ_TRAITS_CPU(TYPE, NAME, CODE) \
     [GGML_TYPE_##TYPE] = { \
-        .from_float   = quantize_row_rq##BITS, \
-        .vec_dot      = ggml_vec_dot_rq##BITS##_q8_0, \
+        .from_float   = quantize_row_rq##CODE, \
+        .vec_dot      = ggml_vec_dot_rq##CODE##_q8_0, \
         .vec_dot_type = GGML_TYPE_Q8_0, \
         .nrows        = 1, \
     },

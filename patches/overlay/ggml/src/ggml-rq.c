@@ -20,9 +20,16 @@ typedef atomic_int rq_atomic_int;
 // a power of two (exact) and truncated to 15 bits, the sums are exact and therefore independent of their order, and
 // the only rounding is the last one, of the scale to fp16. The numpy reference is ggufrq/codec/quant.py.
 
-#define RQ_N GGML_RQ_BLOCK_SIZE
+#define RQ_N GGML_RQ_BLOCK_SIZE // the most values of a block
 
 static_assert(GGML_RQ_BLOCK_SIZE == QK_RQ, "tables and block structs differ");
+
+// a block's number of values and of bits are constants where these are inlined
+#if defined(__GNUC__)
+#define RQ_INLINE static inline __attribute__((always_inline))
+#else
+#define RQ_INLINE static inline
+#endif
 
 #define RQ_MAX_MID 7 // thresholds of the 4-bit code
 
@@ -55,11 +62,11 @@ struct rq_block {
 };
 
 // false if all values are too small for a scale in fp16
-static bool rq_load(const float * GGML_RESTRICT x, struct rq_block * GGML_RESTRICT b) {
+RQ_INLINE bool rq_load(const float * GGML_RESTRICT x, struct rq_block * GGML_RESTRICT b, int n) {
     int32_t u[RQ_N]; // bit patterns of the magnitudes: ordered as the magnitudes are
     int32_t umax = 0;
 
-    for (int j = 0; j < RQ_N; j++) {
+    for (int j = 0; j < n; j++) {
         const int32_t w = rq_bits(x[j]);
         int32_t v = w & 0x7fffffff;
         const int32_t number = -(v <= RQ_BITS_INF); // all ones, or zero for NaN
@@ -76,7 +83,7 @@ static bool rq_load(const float * GGML_RESTRICT x, struct rq_block * GGML_RESTRI
 
     b->e = (umax >> 23) - 127;
     const float scale = rq_exp2(14 - b->e);
-    for (int j = 0; j < RQ_N; j++) {
+    for (int j = 0; j < n; j++) {
         b->a[j] = (int16_t) (int32_t) (rq_float(u[j]) * scale);
     }
     b->amax = (int16_t) (int32_t) (rq_float(umax) * scale);
@@ -85,8 +92,8 @@ static bool rq_load(const float * GGML_RESTRICT x, struct rq_block * GGML_RESTRI
 
 // s: scale in units of 2^-11 of a per centroid unit, s < 2^24
 // t[k]: magnitudes above it take a centroid beyond the k-th, midpoint = s*(c[k] + c[k+1])/2
-static inline void rq_thresholds(uint32_t s, const uint8_t * mid2, int n, int16_t * t) {
-    for (int k = 0; k < n; k++) {
+static inline void rq_thresholds(uint32_t s, const uint8_t * mid2, int n_mid, int16_t * t) {
+    for (int k = 0; k < n_mid; k++) {
         const uint32_t v = (s * mid2[k]) >> 12;
         t[k] = (int16_t) (v < 32767 ? v : 32767);
     }
@@ -102,21 +109,21 @@ static inline uint32_t rq_ratio(uint32_t num, uint32_t den) {
 // centroid chosen for the magnitude a, and its index above zero; branch-free, for the vectorizer
 #define RQ_OVER(a, k, value) (-((a) > t[k]) & (value))
 
-static void rq_choose2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c) {
-    for (int j = 0; j < RQ_N; j++) {
+static inline void rq_choose2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c, int n) {
+    for (int j = 0; j < n; j++) {
         c[j] = (int16_t) (GGML_RQ2_MAG0 + RQ_OVER(a[j], 0, GGML_RQ2_STEP0));
     }
 }
 
-static void rq_choose3(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c) {
-    for (int j = 0; j < RQ_N; j++) {
+static inline void rq_choose3(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c, int n) {
+    for (int j = 0; j < n; j++) {
         c[j] = (int16_t) (GGML_RQ3_MAG0 + RQ_OVER(a[j], 0, GGML_RQ3_STEP0) + RQ_OVER(a[j], 1, GGML_RQ3_STEP1) +
                           RQ_OVER(a[j], 2, GGML_RQ3_STEP2));
     }
 }
 
-static void rq_choose4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c) {
-    for (int j = 0; j < RQ_N; j++) {
+static inline void rq_choose4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c, int n) {
+    for (int j = 0; j < n; j++) {
         c[j] = (int16_t) (GGML_RQ4_MAG0 + RQ_OVER(a[j], 0, GGML_RQ4_STEP0) + RQ_OVER(a[j], 1, GGML_RQ4_STEP1) +
                           RQ_OVER(a[j], 2, GGML_RQ4_STEP2) + RQ_OVER(a[j], 3, GGML_RQ4_STEP3) +
                           RQ_OVER(a[j], 4, GGML_RQ4_STEP4) + RQ_OVER(a[j], 5, GGML_RQ4_STEP5) +
@@ -124,30 +131,30 @@ static void rq_choose4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16
     }
 }
 
-static void rq_level2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l) {
-    for (int j = 0; j < RQ_N; j++) {
+static inline void rq_level2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l, int n) {
+    for (int j = 0; j < n; j++) {
         l[j] = (int16_t) (2 + RQ_OVER(a[j], 0, 1));
     }
 }
 
-static void rq_level3(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l) {
-    for (int j = 0; j < RQ_N; j++) {
+static inline void rq_level3(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l, int n) {
+    for (int j = 0; j < n; j++) {
         l[j] = (int16_t) (4 + RQ_OVER(a[j], 0, 1) + RQ_OVER(a[j], 1, 1) + RQ_OVER(a[j], 2, 1));
     }
 }
 
-static void rq_level4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l) {
-    for (int j = 0; j < RQ_N; j++) {
+static inline void rq_level4(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l, int n) {
+    for (int j = 0; j < n; j++) {
         l[j] = (int16_t) (8 + RQ_OVER(a[j], 0, 1) + RQ_OVER(a[j], 1, 1) + RQ_OVER(a[j], 2, 1) + RQ_OVER(a[j], 3, 1) +
                           RQ_OVER(a[j], 4, 1) + RQ_OVER(a[j], 5, 1) + RQ_OVER(a[j], 6, 1));
     }
 }
 
 // least squares: num/den is the best scale for the centroids c, and takes num^2/den off the squared error
-static void rq_sums(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRICT c, uint32_t * num, uint32_t * den) {
+RQ_INLINE void rq_sums(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRICT c, int n, uint32_t * num, uint32_t * den) {
     int32_t sn = 0;
     int32_t sd = 0;
-    for (int j = 0; j < RQ_N; j++) {
+    for (int j = 0; j < n; j++) {
         sn += a[j] * c[j];
         sd += c[j] * c[j];
     }
@@ -155,24 +162,24 @@ static void rq_sums(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRI
     *den = (uint32_t) sd;
 }
 
-static int64_t rq_squares(const int16_t * a) {
+RQ_INLINE int64_t rq_squares(const int16_t * a, int n) {
     int64_t sum = 0;
-    for (int j = 0; j < RQ_N; j++) {
+    for (int j = 0; j < n; j++) {
         sum += (int32_t) a[j] * a[j];
     }
     return sum;
 }
 
 // in units of 2^-11: one correctly rounded root and one product, the same everywhere
-static uint32_t rq_norm(const int16_t * a, double factor) {
-    return (uint32_t) (sqrt((double) rq_squares(a)) * factor);
+RQ_INLINE uint32_t rq_norm(const int16_t * a, int n, double factor) {
+    return (uint32_t) (sqrt((double) rq_squares(a, n)) * factor);
 }
 
-typedef void (*rq_choose_t)(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c);
+typedef void (*rq_choose_t)(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c, int n);
 
 // least-squares scale: three starts between a clipped and a full range (the error has several local minima), the best
 // of them refined once
-static inline uint32_t rq_least_squares(const struct rq_block * b, const uint8_t * mid2, int n_mid, const uint8_t * starts, rq_choose_t choose) {
+RQ_INLINE uint32_t rq_least_squares(const struct rq_block * b, int n, const uint8_t * mid2, int n_mid, const uint8_t * starts, rq_choose_t choose) {
     int16_t  t[RQ_MAX_MID];
     int16_t  c[RQ_N];
     uint32_t num;
@@ -181,8 +188,8 @@ static inline uint32_t rq_least_squares(const struct rq_block * b, const uint8_t
     uint64_t best = 0;
     for (int i = 0; i < 3; i++) {
         rq_thresholds(((uint32_t) b->amax * starts[i]) >> 3, mid2, n_mid, t);
-        choose(b->a, t, c);
-        rq_sums(b->a, c, &num, &den);
+        choose(b->a, t, c, n);
+        rq_sums(b->a, c, n, &num, &den);
         const uint32_t r    = rq_ratio(num, den);
         const uint64_t gain = (uint64_t) r * num;
         s    = gain > best ? r    : s;
@@ -190,17 +197,17 @@ static inline uint32_t rq_least_squares(const struct rq_block * b, const uint8_t
     }
 
     rq_thresholds(s, mid2, n_mid, t);
-    choose(b->a, t, c);
-    rq_sums(b->a, c, &num, &den);
+    choose(b->a, t, c, n);
+    rq_sums(b->a, c, n, &num, &den);
     return rq_ratio(num, den);
 }
 
 // the scale of the centroids c with which the inner product of the block with what is decoded from it is that with itself
-static uint32_t rq_inner(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRICT c) {
+RQ_INLINE uint32_t rq_inner(const int16_t * GGML_RESTRICT a, const int16_t * GGML_RESTRICT c, int n) {
     uint32_t num;
     uint32_t den;
-    rq_sums(a, c, &num, &den);
-    return num > 0 ? (uint32_t) (((uint64_t) rq_squares(a) << 11) / num) : 0;
+    rq_sums(a, c, n, &num, &den);
+    return num > 0 ? (uint32_t) (((uint64_t) rq_squares(a, n) << 11) / num) : 0;
 }
 
 static ggml_half rq_stored(uint32_t s, int e) {
@@ -209,18 +216,18 @@ static ggml_half rq_stored(uint32_t s, int e) {
 }
 
 // choose scale and indices of one block, the indices for the least-squares scale (or that of the norm) as fp16; false if the scale is zero in fp16
-static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8_t * GGML_RESTRICT idx, int bits,
+RQ_INLINE bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8_t * GGML_RESTRICT idx, int n, int bits,
         const uint8_t * mid2, const uint8_t * starts, double norm, rq_choose_t choose, rq_choose_t level) {
     const int n_mid = (1 << (bits - 1)) - 1;
     struct rq_block b;
-    if (!rq_load(x, &b)) {
+    if (!rq_load(x, &b, n)) {
         return false;
     }
 
     int16_t  t[RQ_MAX_MID];
     int16_t  c[RQ_N];
     const enum ggml_rq_scale kind = ggml_rq_scale_kind();
-    uint32_t s = kind == GGML_RQ_SCALE_NORM ? rq_norm(b.a, norm) : rq_least_squares(&b, mid2, n_mid, starts, choose);
+    uint32_t s = kind == GGML_RQ_SCALE_NORM ? rq_norm(b.a, n, norm) : rq_least_squares(&b, n, mid2, n_mid, starts, choose);
 
     *d = rq_stored(s, b.e);
     s  = (uint32_t) (GGML_FP16_TO_FP32(*d) * rq_exp2(18 - b.e));
@@ -230,73 +237,68 @@ static inline bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8
 
     rq_thresholds(s, mid2, n_mid, t);
     if (kind == GGML_RQ_SCALE_INNER) {
-        choose(b.a, t, c);
-        *d = rq_stored(rq_inner(b.a, c), b.e);
+        choose(b.a, t, c, n);
+        *d = rq_stored(rq_inner(b.a, c, n), b.e);
         if (*d == 0) {
             return false;
         }
     }
-    level(b.a, t, c);
-    for (int j = 0; j < RQ_N; j++) {
+    level(b.a, t, c, n);
+    for (int j = 0; j < n; j++) {
         idx[j] = (uint8_t) ((c[j] ^ b.neg[j]) & ((1 << bits) - 1)); // the complement for negative values
     }
     return true;
 }
 
-static void rq_pack_low(const uint8_t * GGML_RESTRICT idx, uint8_t * GGML_RESTRICT qs) {
-    for (int j = 0; j < 32; j++) {
-        qs[j] = (uint8_t) ((idx[j] & 3) | (idx[j + 32] & 3) << 2 | (idx[j + 64] & 3) << 4 | (idx[j + 96] & 3) << 6);
+RQ_INLINE void rq_pack(const uint8_t * GGML_RESTRICT idx, uint8_t * GGML_RESTRICT q, int n, int bits) {
+    if (bits == 4) {
+        for (int j = 0; j < n/2; j++) {
+            q[j] = (uint8_t) (idx[j] | idx[j + n/2] << 4);
+        }
+        return;
     }
-}
-
-static void rq_pack_high(const uint8_t * GGML_RESTRICT idx, uint8_t * GGML_RESTRICT qh) {
-    for (int j = 0; j < 16; j++) {
+    for (int j = 0; j < n/4; j++) {
+        q[j] = (uint8_t) ((idx[j] & 3) | (idx[j + n/4] & 3) << 2 | (idx[j + n/2] & 3) << 4 | (idx[j + 3*n/4] & 3) << 6);
+    }
+    for (int j = 0; bits == 3 && j < n/8; j++) {
         uint8_t v = 0;
         for (int b = 0; b < 8; b++) {
-            v |= (uint8_t) ((idx[j + 16*b] >> 2) << b);
+            v |= (uint8_t) ((idx[j + b*(n/8)] >> 2) << b);
         }
-        qh[j] = v;
+        q[n/4 + j] = v;
     }
 }
 
-void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k) {
-    assert(k % RQ_N == 0);
+// k values in blocks of n, each two bytes of scale and the indices
+RQ_INLINE void rq_quantize_row(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k, int n, int bits,
+        const uint8_t * mid2, const uint8_t * starts, double norm, rq_choose_t choose, rq_choose_t level) {
+    assert(k % n == 0);
+    const size_t size = sizeof(ggml_half) + (size_t) (n*bits/8);
+    uint8_t * y = (uint8_t *) vy;
     uint8_t idx[RQ_N];
-    for (int64_t i = 0; i < k/RQ_N; i++) {
-        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 2, ggml_rq2_mid2, ggml_rq2_starts, GGML_RQ2_NORM, rq_choose2, rq_level2)) {
-            rq_pack_low(idx, y[i].qs);
+    for (int64_t i = 0; i < k/n; i++, x += n, y += size) {
+        ggml_half d;
+        if (rq_encode(x, &d, idx, n, bits, mid2, starts, norm, choose, level)) {
+            memcpy(y, &d, sizeof(d));
+            rq_pack(idx, y + sizeof(d), n, bits);
         } else {
-            memset(&y[i], 0, sizeof(y[i]));
-        }
-    }
-}
-
-void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k) {
-    assert(k % RQ_N == 0);
-    uint8_t idx[RQ_N];
-    for (int64_t i = 0; i < k/RQ_N; i++) {
-        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 3, ggml_rq3_mid2, ggml_rq3_starts, GGML_RQ3_NORM, rq_choose3, rq_level3)) {
-            rq_pack_low (idx, y[i].qs);
-            rq_pack_high(idx, y[i].qh);
-        } else {
-            memset(&y[i], 0, sizeof(y[i]));
+            memset(y, 0, size);
         }
     }
 }
 
-void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k) {
-    assert(k % RQ_N == 0);
-    uint8_t idx[RQ_N];
-    for (int64_t i = 0; i < k/RQ_N; i++) {
-        if (rq_encode(x + i*RQ_N, &y[i].d, idx, 4, ggml_rq4_mid2, ggml_rq4_starts, GGML_RQ4_NORM, rq_choose4, rq_level4)) {
-            for (int j = 0; j < 64; j++) {
-                y[i].qs[j] = (uint8_t) (idx[j] | idx[j + 64] << 4);
-            }
-        } else {
-            memset(&y[i], 0, sizeof(y[i]));
-        }
+#define RQ_QUANTIZE_ROW(CODE, N, BITS) \
+    void quantize_row_rq##CODE##_ref(const float * GGML_RESTRICT x, block_rq##CODE * GGML_RESTRICT y, int64_t k) { \
+        rq_quantize_row(x, y, k, N, BITS, ggml_rq##BITS##_mid2, ggml_rq##BITS##_starts, GGML_RQ##CODE##_NORM, rq_choose##BITS, rq_level##BITS); \
     }
-}
+
+RQ_QUANTIZE_ROW(2, QK_RQ, 2)
+RQ_QUANTIZE_ROW(3, QK_RQ, 3)
+RQ_QUANTIZE_ROW(4, QK_RQ, 4)
+
+RQ_QUANTIZE_ROW(2_64, QK_RQ_64, 2)
+RQ_QUANTIZE_ROW(3_64, QK_RQ_64, 3)
+RQ_QUANTIZE_ROW(4_64, QK_RQ_64, 4)
 
 #ifndef GGML_RQ_NATIVE // see ggml-cpu/rq-native.c
 
@@ -327,75 +329,74 @@ enum ggml_rq_scale ggml_rq_scale_kind(void) {
     return (enum ggml_rq_scale) found;
 }
 
-static void rq_unpack_low(const uint8_t * GGML_RESTRICT qs, int8_t * GGML_RESTRICT idx) {
-    for (int j = 0; j < 32; j++) {
-        idx[j]      = (int8_t) ( qs[j]       & 3);
-        idx[j + 32] = (int8_t) ((qs[j] >> 2) & 3);
-        idx[j + 64] = (int8_t) ((qs[j] >> 4) & 3);
-        idx[j + 96] = (int8_t) ((qs[j] >> 6) & 3);
+// indices below 8
+RQ_INLINE void rq_unpack(const uint8_t * GGML_RESTRICT q, int8_t * GGML_RESTRICT idx, int n, int bits) {
+    for (int j = 0; j < n/4; j++) {
+        idx[j]         = (int8_t) ( q[j]       & 3);
+        idx[j + n/4]   = (int8_t) ((q[j] >> 2) & 3);
+        idx[j + n/2]   = (int8_t) ((q[j] >> 4) & 3);
+        idx[j + 3*n/4] = (int8_t) ((q[j] >> 6) & 3);
     }
-}
-
-static void rq_unpack_high(const uint8_t * GGML_RESTRICT qh, int8_t * GGML_RESTRICT idx) {
-    for (int b = 0; b < 8; b++) {
-        for (int j = 0; j < 16; j++) {
-            idx[j + 16*b] = (int8_t) (idx[j + 16*b] | ((qh[j] >> b) & 1) << 2);
+    for (int b = 0; bits == 3 && b < 8; b++) {
+        for (int j = 0; j < n/8; j++) {
+            idx[j + b*(n/8)] = (int8_t) (idx[j + b*(n/8)] | ((q[n/4 + j] >> b) & 1) << 2);
         }
-    }
-}
-
-// d/128 is exact, and so is its product with a centroid: 11 + 7 bits
-static void rq_scale(ggml_half d, const int8_t * GGML_RESTRICT c, float * GGML_RESTRICT y) {
-    const float step = GGML_FP16_TO_FP32(d) * (1.0f/128.0f);
-    for (int j = 0; j < RQ_N; j++) {
-        y[j] = step * (float) c[j];
     }
 }
 
 // centroids by comparison instead of a table: the vectorizer has no byte shuffle
 #define RQ_BEYOND(i, k, step) (-((i) > (k)) & (step))
 
-void dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
-    assert(k % RQ_N == 0);
-    int8_t c[RQ_N];
-    for (int64_t i = 0; i < k/RQ_N; i++) {
-        rq_unpack_low(x[i].qs, c);
-        for (int j = 0; j < RQ_N; j++) {
-            const int8_t n = (int8_t) -(c[j] < 2);
-            const int8_t m = (int8_t) ((c[j] ^ n) & 3);
-            c[j] = (int8_t) (((GGML_RQ2_MAG0 + RQ_BEYOND(m, 2, GGML_RQ2_STEP0)) ^ n) - n);
+RQ_INLINE void rq_centroids(const uint8_t * GGML_RESTRICT q, int8_t * GGML_RESTRICT c, int n, int bits) {
+    if (bits == 4) {
+        for (int j = 0; j < n/2; j++) {
+            c[j]       = ggml_rq4_centroids[q[j] & 15];
+            c[j + n/2] = ggml_rq4_centroids[q[j] >> 4];
         }
-        rq_scale(x[i].d, c, y + i*RQ_N);
+        return;
+    }
+    rq_unpack(q, c, n, bits);
+    for (int j = 0; bits == 2 && j < n; j++) {
+        const int8_t s = (int8_t) -(c[j] < 2);
+        const int8_t m = (int8_t) ((c[j] ^ s) & 3);
+        c[j] = (int8_t) (((GGML_RQ2_MAG0 + RQ_BEYOND(m, 2, GGML_RQ2_STEP0)) ^ s) - s);
+    }
+    for (int j = 0; bits == 3 && j < n; j++) {
+        const int8_t s = (int8_t) -(c[j] < 4);
+        const int8_t m = (int8_t) ((c[j] ^ s) & 7);
+        c[j] = (int8_t) (((GGML_RQ3_MAG0 + RQ_BEYOND(m, 4, GGML_RQ3_STEP0) + RQ_BEYOND(m, 5, GGML_RQ3_STEP1) +
+                           RQ_BEYOND(m, 6, GGML_RQ3_STEP2)) ^ s) - s);
     }
 }
 
-void dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
-    assert(k % RQ_N == 0);
+// d/128 is exact, and so is its product with a centroid: 11 + 7 bits
+RQ_INLINE void rq_dequantize_row(const void * GGML_RESTRICT vx, float * GGML_RESTRICT y, int64_t k, int n, int bits) {
+    assert(k % n == 0);
+    const uint8_t * x = (const uint8_t *) vx;
     int8_t c[RQ_N];
-    for (int64_t i = 0; i < k/RQ_N; i++) {
-        rq_unpack_low (x[i].qs, c);
-        rq_unpack_high(x[i].qh, c);
-        for (int j = 0; j < RQ_N; j++) {
-            const int8_t n = (int8_t) -(c[j] < 4);
-            const int8_t m = (int8_t) ((c[j] ^ n) & 7);
-            c[j] = (int8_t) (((GGML_RQ3_MAG0 + RQ_BEYOND(m, 4, GGML_RQ3_STEP0) + RQ_BEYOND(m, 5, GGML_RQ3_STEP1) +
-                               RQ_BEYOND(m, 6, GGML_RQ3_STEP2)) ^ n) - n);
+    for (int64_t i = 0; i < k/n; i++, x += sizeof(ggml_half) + (size_t) (n*bits/8), y += n) {
+        ggml_half d;
+        memcpy(&d, x, sizeof(d));
+        const float step = GGML_FP16_TO_FP32(d) * (1.0f/128.0f);
+        rq_centroids(x + sizeof(d), c, n, bits);
+        for (int j = 0; j < n; j++) {
+            y[j] = step * (float) c[j];
         }
-        rq_scale(x[i].d, c, y + i*RQ_N);
     }
 }
 
-void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) {
-    assert(k % RQ_N == 0);
-    int8_t c[RQ_N];
-    for (int64_t i = 0; i < k/RQ_N; i++) {
-        for (int j = 0; j < 64; j++) {
-            c[j]      = ggml_rq4_centroids[x[i].qs[j] & 15];
-            c[j + 64] = ggml_rq4_centroids[x[i].qs[j] >> 4];
-        }
-        rq_scale(x[i].d, c, y + i*RQ_N);
+#define RQ_DEQUANTIZE_ROW(CODE, N, BITS) \
+    void dequantize_row_rq##CODE(const block_rq##CODE * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k) { \
+        rq_dequantize_row(x, y, k, N, BITS); \
     }
-}
+
+RQ_DEQUANTIZE_ROW(2, QK_RQ, 2)
+RQ_DEQUANTIZE_ROW(3, QK_RQ, 3)
+RQ_DEQUANTIZE_ROW(4, QK_RQ, 4)
+
+RQ_DEQUANTIZE_ROW(2_64, QK_RQ_64, 2)
+RQ_DEQUANTIZE_ROW(3_64, QK_RQ_64, 3)
+RQ_DEQUANTIZE_ROW(4_64, QK_RQ_64, 4)
 
 #endif // GGML_RQ_NATIVE
 
@@ -403,15 +404,21 @@ void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT
 
 static bool rq_valid(int family, int mode, int64_t n) {
     return family >= GGML_RQ_PLANAR && family <= GGML_RQ_ROTOR && mode >= GGML_RQ_NONE && mode <= GGML_RQ_FULL &&
-           (n == RQ_N || n == 2*RQ_N);
+           (n == RQ_N/2 || n == RQ_N || n == 2*RQ_N);
+}
+
+// values that B repeats after
+static int rq_period(int64_t n) {
+    return n < RQ_N ? (int) n : RQ_N;
 }
 
 #ifndef GGML_RQ_NATIVE
 
-// width of the block of B that holds row i, its first row in *first and row i of the block in row[]
-static int rq_block_row(int family, int n, int * first, float row[4]) {
-    const int i = n % RQ_N; // B repeats
-    const int o = n - i;
+// width of the block of B that holds row r, its first row in *first and row r of the block in row[]
+static int rq_block_row(int family, int n, int r, int * first, float row[4]) {
+    const int period = rq_period(n);
+    const int i = r % period;
+    const int o = r - i;
     switch (family) {
         case GGML_RQ_PLANAR: {
             const float * cs = ggml_rq_planar + 2*(i/2);
@@ -425,7 +432,7 @@ static int rq_block_row(int family, int n, int * first, float row[4]) {
             memcpy(row, ggml_rq_iso + 4*i, 4*sizeof(float));
             return 4;
         default:
-            if (i >= 3*GGML_RQ_N_ROTOR) {
+            if (i >= period/3*3) {
                 *first = o + i;
                 row[0] = 1.0f;
                 return 1;
@@ -458,11 +465,11 @@ static float rq_element(int family, int mode, int n, int i, int j) {
     float bj[4];
     int   i0;
     int   j0;
-    const int ni = rq_block_row(family, i, &i0, bi);
+    const int ni = rq_block_row(family, n, i, &i0, bi);
     if (mode == GGML_RQ_BLOCK) {
         return j >= i0 && j < i0 + ni ? bi[j - i0] : 0.0f;
     }
-    const int nj = rq_block_row(family, j, &j0, bj);
+    const int nj = rq_block_row(family, n, j, &j0, bj);
     double sum = 0.0;
     for (int p = 0; p < ni; p++) {
         for (int q = 0; q < nj; q++) {
@@ -490,10 +497,10 @@ bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst) {
 
 #endif // GGML_RQ_NATIVE
 
-static void rq_apply_blocks(int family, float * v) {
+RQ_INLINE void rq_apply_blocks(int family, float * v, int n) {
     switch (family) {
         case GGML_RQ_PLANAR:
-            for (int i = 0; i < RQ_N; i += 2) {
+            for (int i = 0; i < n; i += 2) {
                 const float * cs = ggml_rq_planar + i;
                 const float a = v[i];
                 const float b = v[i + 1];
@@ -502,7 +509,7 @@ static void rq_apply_blocks(int family, float * v) {
             }
             break;
         case GGML_RQ_ISO:
-            for (int i = 0; i < RQ_N; i += 4) {
+            for (int i = 0; i < n; i += 4) {
                 const float * m = ggml_rq_iso + 4*i;
                 const float x[4] = { v[i], v[i + 1], v[i + 2], v[i + 3] };
                 for (int r = 0; r < 4; r++) {
@@ -511,7 +518,7 @@ static void rq_apply_blocks(int family, float * v) {
             }
             break;
         default:
-            for (int i = 0; i < 3*GGML_RQ_N_ROTOR; i += 3) {
+            for (int i = 0; i < n/3*3; i += 3) {
                 const float * m = ggml_rq_rotor + 3*i;
                 const float x[3] = { v[i], v[i + 1], v[i + 2] };
                 for (int r = 0; r < 3; r++) {
@@ -547,8 +554,11 @@ bool ggml_rq_rotate_row(int family, int mode, const float * x, float * y, int64_
     memcpy(v, x, (size_t) n*sizeof(float));
     for (int pass = 0; pass < 2; pass++) {
         if (mode == GGML_RQ_FULL || (mode == GGML_RQ_BLOCK && pass == 0)) {
-            for (int64_t o = 0; o < n; o += RQ_N) {
-                rq_apply_blocks(family, v + o);
+            if (n < RQ_N) {
+                rq_apply_blocks(family, v, RQ_N/2);
+            }
+            for (int64_t o = 0; o + RQ_N <= n; o += RQ_N) {
+                rq_apply_blocks(family, v + o, RQ_N);
             }
         }
         if (pass == 0 && (mode == GGML_RQ_FULL || mode == GGML_RQ_HADAMARD)) {

@@ -2,13 +2,14 @@
 
 // Codes and rotations of the rq cache types: planar2/3/4, iso2/3/4, rotor2/3/4.
 //
-// A block holds 128 values: a little-endian fp16 scale d and an index per value into a table of int8 centroids.
+// A block holds n = 128 values: a little-endian fp16 scale d and an index per value into a table of int8 centroids.
 // value = d * centroid / 128. The family (planar, iso, rotor) names the rotation that the graph applies to Q, K and
-// V; the blocks of the three families are the same, so that there is one code per number of bits.
+// V; the blocks of the three families are the same, so that there is one code per number of bits. Each has a sibling
+// with blocks of n = 64 values, for heads that 128 does not divide.
 //
-// qs at 2 and 3 bits: bits 2*s and 2*s + 1 of byte j are the low bits of the index of element j + 32*s, s = 0..3
-// qh at 3 bits:       bit b of byte j is bit 2 of the index of element j + 16*b, b = 0..7
-// qs at 4 bits:       the low nibble of byte j is the index of element j, the high one of element j + 64
+// qs at 2 and 3 bits: bits 2*s and 2*s + 1 of byte j are the low bits of the index of element j + n/4*s, s = 0..3
+// qh at 3 bits:       bit b of byte j is bit 2 of the index of element j + n/8*b, b = 0..7
+// qs at 4 bits:       the low nibble of byte j is the index of element j, the high one of element j + n/2
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -22,7 +23,7 @@ extern "C" {
 #endif
 
 enum ggml_rq_family {
-    GGML_RQ_PLANAR = 0, // 64 reflections of 2-D blocks
+    GGML_RQ_PLANAR = 0, // 64 reflections of 2-D blocks (of 128 values)
     GGML_RQ_ISO    = 1, // 32 4-D blocks x -> p*x*q, p and q pure unit quaternions
     GGML_RQ_ROTOR  = 2, // 42 half-turns of 3-D blocks, the last 2 values pass through
 };
@@ -30,7 +31,7 @@ enum ggml_rq_family {
 enum ggml_rq_mode {
     GGML_RQ_NONE     = 0, // identity
     GGML_RQ_BLOCK    = 1, // B, the block-diagonal matrix of the family
-    GGML_RQ_HADAMARD = 2, // H, orthonormal Walsh-Hadamard of 128
+    GGML_RQ_HADAMARD = 2, // H, orthonormal Walsh-Hadamard
     GGML_RQ_FULL     = 3, // B*H*B
 };
 
@@ -50,18 +51,26 @@ GGML_API const char * ggml_rq_scale_name(enum ggml_rq_scale scale);
 // false if there is no such name; nullptr and "" are inner
 GGML_API bool ggml_rq_scale_from_name(const char * name, enum ggml_rq_scale * scale);
 
-// quantization, k is a multiple of 128
+// quantization, k is a multiple of 128, for the siblings of 64
 // NaN is encoded as 0, infinities and magnitudes beyond 64992.25 as 64992.25 with their sign
 GGML_API void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k);
 
+GGML_API void quantize_row_rq2_64_ref(const float * GGML_RESTRICT x, block_rq2_64 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_rq3_64_ref(const float * GGML_RESTRICT x, block_rq3_64 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_rq4_64_ref(const float * GGML_RESTRICT x, block_rq4_64 * GGML_RESTRICT y, int64_t k);
+
 GGML_API void dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 
+GGML_API void dequantize_row_rq2_64(const block_rq2_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_rq3_64(const block_rq3_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_rq4_64(const block_rq4_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+
 // fill dst with the n x n row-major rotation of n values; every rotation is symmetric and its own inverse; false if
-// family, mode or n (neither 128 nor 256) is not valid
+// family, mode or n (none of 64, 128, 256) is not valid
 GGML_API bool ggml_rq_rotation_matrix(int family, int mode, int64_t n, float * dst);
 
 // the same rotation of one row of n values, in O(n) for blocks and O(n log n) for Hadamard; x == y is allowed

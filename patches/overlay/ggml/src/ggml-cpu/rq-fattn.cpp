@@ -1,7 +1,7 @@
 // Flash attention for the rq cache types.
 //
 // The query rows of a head group (all heads that share a K and a V head, all queries of a tile) meet tiles of 64 KV
-// rows. K.Q runs in int8: centroids against queries quantized in blocks of 128. P.V runs in int8, too: the weights,
+// rows. K.Q runs in int8: centroids against queries quantized in the blocks of K. P.V runs in int8, too: the weights,
 // times the scales of their V rows, are rounded to 14 bits of the tile's largest and split in two planes of 7 bits.
 // Both have int32 sums that cannot overflow. A V row whose weights all round to zero is not unpacked: dropping it
 // changes the result by less than 2^-15 of the tile's largest contribution, as rounding does for every other row.
@@ -34,8 +34,6 @@
 #include <cstdlib>
 
 static constexpr int RQ_KV        = 64;           // KV rows of a tile
-static constexpr int RQ_NG        = QK_RQ/4;      // dwords of a block
-static constexpr int RQ_NV        = QK_RQ/RQ_W;   // vectors of 32 bits per element of a block
 static constexpr int RQ_P_MAX     = 127*128 + 127; // largest weight in two planes of 7 bits
 static constexpr int RQ_SPLIT_MAX = 32;           // rows per head group up to which the KV range is split
 static constexpr int RQ_TILE_MAX  = 128;          // rows of a tile where it is not
@@ -66,14 +64,14 @@ static inline rq_vec rq_make_table(int bits, int bias) {
 }
 
 // low bits and high bit of the indices, at 2 and 3 bits: vector i + s*N/4 has its low bits at 2*s of q[i], and
-// its high bit is bit j/(N/8) of h[j % (N/8)], j = i + s*N/4
+// its high bit is bit j/(N/8) of h[j % (N/8)], j = i + s*N/4; where N is 4, it is bit 2*s of h[0] (rq_upper_bytes)
 template <int BITS, int N, int s>
 static inline void rq_expand_step(const rq_vec * q, const rq_vec * h, rq_vec table, uint8_t * out, size_t stride) {
     for (int i = 0; i < N/4; ++i) {
         rq_vec idx = rq_and(rq_shr<2*s>(q[i]), rq_set8(3));
         if (BITS == 3) {
             rq_vec b;
-            if (i < N/8) {
+            if (N < 8 || i < N/8) {
                 b = s == 0 ? rq_shl<2>(h[i]) : rq_shr<s == 0 ? 0 : 2*s - 2>(h[i]);
             } else {
                 b = s == 0 ? rq_shl<1>(h[i - N/8]) : rq_shr<s == 0 ? 0 : 2*s - 1>(h[i - N/8]);
@@ -100,13 +98,16 @@ static inline void rq_expand(const rq_vec * q, const rq_vec * h, rq_vec table, u
     rq_expand_step<BITS, N, 3>(q, h, table, out, stride);
 }
 
-template <int BITS> struct rq_code;
-template <> struct rq_code<2> { typedef block_rq2 block; };
-template <> struct rq_code<3> { typedef block_rq3 block; };
-template <> struct rq_code<4> { typedef block_rq4 block; };
-
-static constexpr int RQ_QS = 2;  // offset of qs in a block
-static constexpr int RQ_QH = 34; // offset of qh in block_rq3
+// a code with blocks of QK values
+template <int BITS, int QK> struct rq_code {
+    static constexpr int size = 2 + QK*BITS/8;
+    static constexpr int qs   = 2;        // offset of qs in a block
+    static constexpr int qh   = 2 + QK/4; // offset of qh at 3 bits
+    static constexpr int n_qs = (BITS == 4 ? QK/2 : QK/4)/16; // pieces of 16 bytes
+    // qh is 16 bytes, in a sibling the last 8 of those that are read from there on: none behind the block
+    static constexpr int h16  = QK == QK_RQ ? qh : qh - 8;
+};
+static_assert(rq_code<3, QK_RQ>::size == sizeof(block_rq3) && rq_code<3, QK_RQ_64>::size == sizeof(block_rq3_64), "blocks have no padding");
 
 static inline float rq_step(const uint8_t * block) {
     ggml_half d;
@@ -114,10 +115,10 @@ static inline float rq_step(const uint8_t * block) {
     return GGML_CPU_FP16_TO_FP32(d)*(1.0f/128.0f);
 }
 
-// one block of n K rows -> out[RQ_NG][RQ_KV][4] centroids plus RQ_K_BIAS, step[RQ_KV]
-template <int BITS>
+// one block of n K rows -> out[QK/4][RQ_KV][4] centroids plus RQ_K_BIAS, step[RQ_KV]
+template <int BITS, int QK>
 static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step) {
-    typedef typename rq_code<BITS>::block block;
+    typedef rq_code<BITS, QK> code;
     const rq_vec table = rq_make_table(BITS, RQ_K_BIAS);
 
     for (int r = 0; r < n; ++r) {
@@ -130,60 +131,64 @@ static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, floa
     for (int r = 0; r < RQ_KV; r += RQ_W) {
         const uint8_t * p = k + r*nb;
         size_t stride = nb;
-        uint8_t tail[RQ_W*sizeof(block)];
+        uint8_t tail[RQ_W*code::size];
         if (r + RQ_W > n) {
             memset(tail, 0, sizeof(tail));
             for (int i = 0; r + i < n; ++i) {
-                memcpy(tail + i*sizeof(block), p + i*nb, sizeof(block));
+                memcpy(tail + i*code::size, p + i*nb, code::size);
             }
             p = tail;
-            stride = sizeof(block);
+            stride = code::size;
         }
-        rq_vec q[BITS == 4 ? 16 : 8];
+        rq_vec q[4*code::n_qs];
         rq_vec h[4];
-        for (int c = 0; c < (BITS == 4 ? 4 : 2); ++c) {
-            rq_rows(p + RQ_QS + 16*c, stride, q + 4*c);
+        for (int c = 0; c < code::n_qs; ++c) {
+            rq_rows(p + code::qs + 16*c, stride, q + 4*c);
             rq_transpose(q + 4*c);
         }
         if (BITS == 3) {
-            rq_rows(p + RQ_QH, stride, h);
+            rq_rows(p + code::h16, stride, h);
             rq_transpose(h);
         }
-        rq_expand<BITS, RQ_NG>(q, h, table, out + 4*r, 4*RQ_KV);
+        rq_expand<BITS, QK/4>(q, h + (code::qh - code::h16)/4, table, out + 4*r, 4*RQ_KV);
     }
 }
 
-// one block of four V rows -> out[QK_RQ][4] centroids
-template <int BITS>
+// one block of four V rows -> out[QK][4] centroids
+template <int BITS, int QK>
 static void rq_unpack_v(const uint8_t * const rows[4], uint8_t * out) {
+    typedef rq_code<BITS, QK> code;
     const rq_vec table = rq_make_table(BITS, 0);
-    rq_vec q[(BITS == 4 ? 4 : 2)*16/RQ_W];
+    rq_vec q[code::n_qs*16/RQ_W];
     rq_vec h[16/RQ_W];
-    for (int c = 0; c < (BITS == 4 ? 4 : 2); ++c) {
-        rq_interleave(rows, RQ_QS + 16*c, q + c*16/RQ_W);
+    for (int c = 0; c < code::n_qs; ++c) {
+        rq_interleave(rows, code::qs + 16*c, q + c*16/RQ_W);
     }
     if (BITS == 3) {
-        rq_interleave(rows, RQ_QH, h);
+        rq_interleave(rows, code::h16, h);
+        if (QK == QK_RQ_64) {
+            rq_upper_bytes(h);
+        }
     }
-    rq_expand<BITS, RQ_NV>(q, h, table, out, 4*RQ_W);
+    rq_expand<BITS, QK/RQ_W>(q, h, table, out, 4*RQ_W);
 }
 
 // products
 
 struct rq_query {
     const int8_t  * q;    // [DK]
-    const float   * d;    // [DK/QK_RQ], scale of the scores included
-    const int32_t * bias; // [DK/QK_RQ], -RQ_K_BIAS * sum of q
+    const float   * d;    // [DK/QK], scale of the scores included
+    const int32_t * bias; // [DK/QK], -RQ_K_BIAS * sum of q
 };
 
-// scores of RM rows with a tile of K: kt[DK/QK_RQ][RQ_NG][RQ_KV][4], step[DK/QK_RQ][RQ_KV]
-template <int RM>
+// scores of RM rows with a tile of K: kt[DK/QK][QK/4][RQ_KV][4], step[DK/QK][RQ_KV]
+template <int RM, int QK>
 static void rq_scores(int nblk, const rq_query & x, const uint8_t * kt, const float * step, float * s) {
     constexpr int RN = RQ_RN_K;
-    const int DK = nblk*QK_RQ;
+    const int DK = nblk*QK;
 
     memset(s, 0, RM*RQ_KV*sizeof(float));
-    for (int b = 0; b < nblk; ++b, kt += QK_RQ*RQ_KV, step += RQ_KV) {
+    for (int b = 0; b < nblk; ++b, kt += QK*RQ_KV, step += RQ_KV) {
         for (int r = 0; r < RQ_KV; r += RN*RQ_W) {
             rq_vec acc[RM][RN];
             for (int i = 0; i < RM; ++i) {
@@ -191,13 +196,13 @@ static void rq_scores(int nblk, const rq_query & x, const uint8_t * kt, const fl
                     acc[i][j] = rq_set32(x.bias[i*nblk + b]);
                 }
             }
-            for (int g = 0; g < RQ_NG; ++g) {
+            for (int g = 0; g < QK/4; ++g) {
                 rq_vec k[RN];
                 for (int j = 0; j < RN; ++j) {
                     k[j] = rq_load(kt + 4*(g*RQ_KV + r + j*RQ_W));
                 }
                 for (int i = 0; i < RM; ++i) {
-                    const rq_vec q = rq_set32(rq_load32(x.q + i*DK + b*QK_RQ + 4*g));
+                    const rq_vec q = rq_set32(rq_load32(x.q + i*DK + b*QK + 4*g));
                     for (int j = 0; j < RN; ++j) {
                         acc[i][j] = rq_dot_k(acc[i][j], k[j], q);
                     }
@@ -212,12 +217,30 @@ static void rq_scores(int nblk, const rq_query & x, const uint8_t * kt, const fl
     }
 }
 
-// out[RM][stride] += weights * V for one block: vt[n][QK_RQ][4], group[n] = which four rows, high and low [RM][RQ_KV]
-template <int RM>
+// scores of rows with a tile of K: s[rows][RQ_KV]
+template <int QK>
+static void rq_all_scores(int nblk, rq_query x, const uint8_t * kt, const float * step, int rows, float * s) {
+    while (rows > 0) {
+        const int n = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        switch (n) {
+            case 4:  rq_scores<4, QK>(nblk, x, kt, step, s); break;
+            case 2:  rq_scores<2, QK>(nblk, x, kt, step, s); break;
+            default: rq_scores<1, QK>(nblk, x, kt, step, s); break;
+        }
+        x.q    += n*nblk*QK;
+        x.d    += n*nblk;
+        x.bias += n*nblk;
+        s      += n*RQ_KV;
+        rows   -= n;
+    }
+}
+
+// out[RM][stride] += weights * V for one block: vt[n][QK][4], group[n] = which four rows, high and low [RM][RQ_KV]
+template <int RM, int QK>
 static void rq_values(int n, const uint8_t * group, const uint8_t * high, const uint8_t * low, const float * scale,
         const uint8_t * vt, float * out, int64_t stride) {
     constexpr int RN = 2;
-    for (int v = 0; v < RQ_NV; v += RN) {
+    for (int v = 0; v < QK/RQ_W; v += RN) {
         rq_vec h[RM][RN];
         rq_vec l[RM][RN];
         for (int i = 0; i < RM; ++i) {
@@ -228,7 +251,7 @@ static void rq_values(int n, const uint8_t * group, const uint8_t * high, const 
         for (int a = 0; a < n; ++a) {
             rq_vec c[RN];
             for (int j = 0; j < RN; ++j) {
-                c[j] = rq_load(vt + 4*(a*QK_RQ + (v + j)*RQ_W));
+                c[j] = rq_load(vt + 4*(a*QK + (v + j)*RQ_W));
             }
             for (int i = 0; i < RM; ++i) {
                 const rq_vec wh = rq_set32(rq_load32(high + i*RQ_KV + 4*group[a]));
@@ -247,6 +270,20 @@ static void rq_values(int n, const uint8_t * group, const uint8_t * high, const 
     }
 }
 
+// the same for all rows: ps[rows], out[rows][stride]
+template <int QK>
+static void rq_all_values(int n, const uint8_t * group, const uint8_t * high, const uint8_t * low, const float * ps,
+        const uint8_t * vt, int rows, float * out, int64_t stride) {
+    constexpr int RM = RQ_RM_V;
+    int r = 0;
+    for (; r + RM <= rows; r += RM) {
+        rq_values<RM, QK>(n, group, high + r*RQ_KV, low + r*RQ_KV, ps + r, vt, out + r*stride, stride);
+    }
+    for (; r < rows; ++r) {
+        rq_values<1, QK>(n, group, high + r*RQ_KV, low + r*RQ_KV, ps + r, vt, out + r*stride, stride);
+    }
+}
+
 // what is the same for all work items
 
 struct rq_fattn {
@@ -259,6 +296,8 @@ struct rq_fattn {
 
     int DK;
     int DV;
+    int QK;         // values of a block of K, if it is of our types
+    int QV;         // of V
     int group;      // heads that share a K and a V head
     int n_groups;
     int64_t n_kv;
@@ -275,6 +314,9 @@ struct rq_fattn {
 
     void (*unpack_k)(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step); // null: another type
     void (*unpack_v)(const uint8_t * const rows[4], uint8_t * out);                     // null: another type
+
+    decltype(&rq_all_scores<QK_RQ>) scores;
+    decltype(&rq_all_values<QK_RQ>) values;
 };
 
 static float rq_slope(const rq_fattn & f, int head) {
@@ -320,16 +362,16 @@ struct rq_buffers {
 
     // rows: of one head group, n: head groups that are in work at the same time
     rq_buffers(const rq_fattn & f, int rows, int n, char * base) : base(base) {
-        const size_t nk = f.unpack_k ? f.DK/QK_RQ : 0;
+        const size_t nk = f.unpack_k ? f.DK/f.QK : 0;
         const bool recent = f.recent_mask != nullptr;
-        take(q8,    nk*QK_RQ*rows*n);
+        take(q8,    nk*f.QK*rows*n);
         take(qd,    nk*rows*n);
         take(qb,    nk*rows*n);
         take(qx,    f.unpack_k ? 0 : (size_t) f.DK*sizeof(float)*rows*n);
-        take(kt,    nk*QK_RQ*RQ_KV);
+        take(kt,    nk*f.QK*RQ_KV);
         take(kf,    f.k_gemm || recent ? (size_t) f.DK*RQ_KV : 0);
         take(step,  RQ_KV*(nk + 1));
-        take(vt,    f.unpack_v ? QK_RQ*RQ_KV : 0);
+        take(vt,    f.unpack_v ? f.QV*RQ_KV : 0);
         take(vf,    f.unpack_v && !recent ? 0 : (size_t) f.DV*RQ_KV);
         take(p,     (size_t) rows*RQ_KV);
         take(high,  f.unpack_v ? rows*RQ_KV : 0);
@@ -370,16 +412,17 @@ static void rq_row_to_f32(ggml_type type, const void * x, float * y, int64_t n) 
 // queries
 
 // false if the query holds a NaN or an infinity
+template <int QK>
 static bool rq_quantize_query(const float * x, float scale, int nblk, int8_t * q, float * d, int32_t * bias) {
-    for (int b = 0; b < nblk; ++b, x += QK_RQ, q += QK_RQ) {
+    for (int b = 0; b < nblk; ++b, x += QK, q += QK) {
         uint32_t top = 0; // largest magnitude, as bits: they are ordered as the values are, infinity and NaN last
-        for (int j = 0; j < QK_RQ; ++j) {
+        for (int j = 0; j < QK; ++j) {
             uint32_t u;
             memcpy(&u, x + j, sizeof(u));
             top = std::max(top, u & 0x7fffffff);
         }
         if (top >= 0x7f800000) {
-            memset(q, 0, (nblk - b)*QK_RQ);
+            memset(q, 0, (nblk - b)*QK);
             std::fill(d + b, d + nblk, 0.0f);
             std::fill(bias + b, bias + nblk, 0);
             return false;
@@ -388,7 +431,7 @@ static bool rq_quantize_query(const float * x, float scale, int nblk, int8_t * q
         memcpy(&amax, &top, sizeof(amax));
         const float inv = amax > RQ_TINY ? 127.0f/amax : 0.0f;
         int32_t sum = 0;
-        for (int j = 0; j < QK_RQ; ++j) {
+        for (int j = 0; j < QK; ++j) {
             q[j] = (int8_t) (int32_t) (x[j]*inv + (x[j] < 0.0f ? -0.5f : 0.5f));
             sum += q[j];
         }
@@ -399,7 +442,8 @@ static bool rq_quantize_query(const float * x, float scale, int nblk, int8_t * q
 }
 
 static void rq_load_queries(const rq_fattn & f, const rq_buffers & t, int64_t i3, int grp, int64_t row0, int rows, int slot) {
-    const int nblk = f.DK/QK_RQ;
+    const int nblk = f.DK/f.QK;
+    const auto quantize = f.QK == QK_RQ_64 ? rq_quantize_query<QK_RQ_64> : rq_quantize_query<QK_RQ>;
     const ggml_type dot_type = ggml_get_type_traits_cpu(f.k->type)->vec_dot_type;
 
     for (int r = 0; r < rows; ++r) {
@@ -410,7 +454,7 @@ static void rq_load_queries(const rq_fattn & f, const rq_buffers & t, int64_t i3
 
         t.slope[o] = rq_slope(f, head);
         if (f.unpack_k) {
-            if (!rq_quantize_query(x, f.scale, nblk, t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk)) {
+            if (!quantize(x, f.scale, nblk, t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk)) {
                 t.slope[o] = NAN; // marks the row
             }
         } else if (f.k_gemm || dot_type == GGML_TYPE_F32) {
@@ -427,27 +471,13 @@ static void rq_tile_scores(const rq_fattn & f, const rq_buffers & t, const char 
     const size_t nb = f.k->nb[1];
 
     if (f.unpack_k) {
-        const int nblk = f.DK/QK_RQ;
+        const int nblk = f.DK/f.QK;
         const size_t bs = ggml_type_size(f.k->type);
         for (int b = 0; b < nblk; ++b) {
-            f.unpack_k((const uint8_t *) k + b*bs, nb, n, t.kt + b*QK_RQ*RQ_KV, t.step + b*RQ_KV);
+            f.unpack_k((const uint8_t *) k + b*bs, nb, n, t.kt + b*f.QK*RQ_KV, t.step + b*RQ_KV);
         }
-        int r = 0;
-        while (r < rows) {
-            const size_t o = (size_t) slot*rows + r;
-            const rq_query x = { t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk };
-            float * s = t.p + r*RQ_KV;
-            if (rows - r >= 4) {
-                rq_scores<4>(nblk, x, t.kt, t.step, s);
-                r += 4;
-            } else if (rows - r >= 2) {
-                rq_scores<2>(nblk, x, t.kt, t.step, s);
-                r += 2;
-            } else {
-                rq_scores<1>(nblk, x, t.kt, t.step, s);
-                r += 1;
-            }
-        }
+        const size_t o = (size_t) slot*rows;
+        f.scores(nblk, { t.q8 + o*f.DK, t.qd + o*nblk, t.qb + o*nblk }, t.kt, t.step, rows, t.p);
         return;
     }
 
@@ -613,7 +643,7 @@ static void rq_tile_values(const rq_fattn & f, const rq_buffers & t, rq_state s,
     }
 
     const size_t bs = ggml_type_size(f.v->type);
-    for (int b = 0; b < f.DV/QK_RQ; ++b) {
+    for (int b = 0; b < f.DV/f.QV; ++b) {
         const uint8_t * vb = (const uint8_t *) v + b*bs;
         for (int c = 0; c < RQ_KV; ++c) {
             t.step[c] = c < n ? rq_step(vb + c*nb) : 0.0f;
@@ -632,18 +662,10 @@ static void rq_tile_values(const rq_fattn & f, const rq_buffers & t, rq_state s,
             for (int i = 0; i < 4; ++i) {
                 r[i] = vb + std::min(4*g + i, n - 1)*nb;
             }
-            f.unpack_v(r, t.vt + n_used*4*QK_RQ);
+            f.unpack_v(r, t.vt + n_used*4*f.QV);
             group[n_used++] = (uint8_t) g;
         }
-        constexpr int RM = RQ_RM_V;
-        float * out = s.out + b*QK_RQ;
-        int r = 0;
-        for (; r + RM <= rows; r += RM) {
-            rq_values<RM>(n_used, group, t.high + r*RQ_KV, t.low + r*RQ_KV, t.ps + r, t.vt, out + (size_t) r*f.DV, f.DV);
-        }
-        for (; r < rows; ++r) {
-            rq_values<1>(n_used, group, t.high + r*RQ_KV, t.low + r*RQ_KV, t.ps + r, t.vt, out + (size_t) r*f.DV, f.DV);
-        }
+        f.values(n_used, group, t.high, t.low, t.ps, t.vt, rows, s.out + b*f.QV, f.DV);
     }
 }
 
@@ -850,10 +872,23 @@ static rq_fattn rq_make_fattn(const ggml_tensor * dst) {
 
     typedef decltype(f.unpack_k) unpack_k_t;
     typedef decltype(f.unpack_v) unpack_v_t;
-    const unpack_k_t unpack_k[] = { rq_unpack_k<2>, rq_unpack_k<3>, rq_unpack_k<4> };
-    const unpack_v_t unpack_v[] = { rq_unpack_v<2>, rq_unpack_v<3>, rq_unpack_v<4> };
-    f.unpack_k = ggml_rq_is_type(f.k->type) ? unpack_k[ggml_rq_type_bits(f.k->type) - 2] : nullptr;
-    f.unpack_v = ggml_rq_is_type(f.v->type) ? unpack_v[ggml_rq_type_bits(f.v->type) - 2] : nullptr;
+    const unpack_k_t unpack_k[][3] = {
+        { rq_unpack_k<2, QK_RQ>,    rq_unpack_k<3, QK_RQ>,    rq_unpack_k<4, QK_RQ>    },
+        { rq_unpack_k<2, QK_RQ_64>, rq_unpack_k<3, QK_RQ_64>, rq_unpack_k<4, QK_RQ_64> },
+    };
+    const unpack_v_t unpack_v[][3] = {
+        { rq_unpack_v<2, QK_RQ>,    rq_unpack_v<3, QK_RQ>,    rq_unpack_v<4, QK_RQ>    },
+        { rq_unpack_v<2, QK_RQ_64>, rq_unpack_v<3, QK_RQ_64>, rq_unpack_v<4, QK_RQ_64> },
+    };
+    const bool k_sibling = ggml_rq_is_sibling(f.k->type);
+    const bool v_sibling = ggml_rq_is_sibling(f.v->type);
+
+    f.unpack_k = ggml_rq_is_type(f.k->type) ? unpack_k[k_sibling][ggml_rq_type_bits(f.k->type) - 2] : nullptr;
+    f.unpack_v = ggml_rq_is_type(f.v->type) ? unpack_v[v_sibling][ggml_rq_type_bits(f.v->type) - 2] : nullptr;
+    f.scores   = k_sibling ? rq_all_scores<QK_RQ_64> : rq_all_scores<QK_RQ>;
+    f.values   = v_sibling ? rq_all_values<QK_RQ_64> : rq_all_values<QK_RQ>;
+    f.QK       = ggml_rq_type_block(f.k->type);
+    f.QV       = ggml_rq_type_block(f.v->type);
 
     f.DK       = (int) f.k->ne[0];
     f.DV       = (int) f.v->ne[0];

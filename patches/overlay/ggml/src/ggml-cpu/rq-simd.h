@@ -21,6 +21,8 @@ static inline int32_t rq_load32(const void * p) {
 //   rq_rows(p, stride)    four dwords of each of RQ_W rows; 128-bit lane L of the i-th result: row 4*L + i
 //   rq_transpose(v)       in each 128-bit lane: rows of dwords to columns
 //   rq_interleave(r, out) 16 bytes of four rows: out bytes 4*j + i = byte j of row i
+//   rq_upper_bytes(out)   of these, bytes 8 to 15 of the rows come first; where a vector has 16 bytes of a row, it gets them
+//                         twice, shifted right by one bit the second time
 //   rq_fma(y, acc, x, s)  y[l] += acc[l]*x[l]*s
 //   rq_fma2(y, h, l, s)   y[l] += (128*h[l] + l[l])*s
 
@@ -78,6 +80,11 @@ static inline void rq_interleave(const uint8_t * const r[4], size_t offset, rq_v
     const __m512i bytes  = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const __m512i v = rq_lanes(r[0] + offset, r[1] + offset, r[2] + offset, r[3] + offset);
     out[0] = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, v), bytes);
+}
+
+static inline void rq_upper_bytes(rq_vec * out) {
+    const __m512i v = _mm512_shuffle_i64x2(out[0], out[0], 0xee);
+    out[0] = _mm512_mask_srli_epi16(v, 0xffff0000, v, 1);
 }
 
 static inline void rq_fma(float * y, rq_vec acc, const float * x, float s) {
@@ -160,6 +167,10 @@ static inline void rq_interleave(const uint8_t * const r[4], size_t offset, rq_v
     out[1] = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(_mm256_unpackhi_epi8(a, b), dwords), bytes);
 }
 
+static inline void rq_upper_bytes(rq_vec * out) {
+    out[0] = out[1];
+}
+
 static inline void rq_fma(float * y, rq_vec acc, const float * x, float s) {
     const __m256 f = _mm256_mul_ps(_mm256_loadu_ps(x), _mm256_set1_ps(s));
     _mm256_storeu_ps(y, _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(acc), f), _mm256_loadu_ps(y)));
@@ -236,6 +247,11 @@ static inline void rq_interleave(const uint8_t * const r[4], size_t offset, rq_v
     out[1] = vreinterpretq_u8_u16(vzip2q_u16(a, c));
     out[2] = vreinterpretq_u8_u16(vzip1q_u16(b, d));
     out[3] = vreinterpretq_u8_u16(vzip2q_u16(b, d));
+}
+
+static inline void rq_upper_bytes(rq_vec * out) {
+    out[0] = out[2];
+    out[1] = out[3];
 }
 
 static inline void rq_fma(float * y, rq_vec acc, const float * x, float s) {
@@ -322,6 +338,11 @@ static inline void rq_interleave(const uint8_t * const r[4], size_t offset, rq_v
             out[j/4].b[4*(j % 4) + i] = r[i][offset + j];
         }
     }
+}
+
+static inline void rq_upper_bytes(rq_vec * out) {
+    out[0] = out[2];
+    out[1] = out[3];
 }
 
 static inline void rq_fma(float * y, rq_vec acc, const float * x, float s) {

@@ -20,8 +20,26 @@ void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int
     ggml_rq_native_quantize_row_rq4(x, (block_rq4 *) y, k);
 }
 
-// A block is four groups of 32 values, each of which meets one q8_0 block. ggml_rq_dot<block>::group() returns the
-// integer dot product of group g with its 32 int8 activations.
+void quantize_row_rq2_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    ggml_rq_native_quantize_row_rq2_64(x, (block_rq2_64 *) y, k);
+}
+
+void quantize_row_rq3_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    ggml_rq_native_quantize_row_rq3_64(x, (block_rq3_64 *) y, k);
+}
+
+void quantize_row_rq4_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    ggml_rq_native_quantize_row_rq4_64(x, (block_rq4_64 *) y, k);
+}
+
+// A block is four groups of 32 values (two in a sibling), each of which meets one q8_0 block. ggml_rq_dot() adds up the
+// integer dot products of the groups with their 32 int8 activations.
+
+template <typename block_t> static constexpr int ggml_rq_groups = QK_RQ/32;
+
+template <> constexpr int ggml_rq_groups<block_rq2_64> = QK_RQ_64/32;
+template <> constexpr int ggml_rq_groups<block_rq3_64> = QK_RQ_64/32;
+template <> constexpr int ggml_rq_groups<block_rq4_64> = QK_RQ_64/32;
 
 #if defined(__AVX2__)
 
@@ -74,14 +92,37 @@ static inline __m256i ggml_rq_unpack_avx2(const block_rq4 & x, __m256i table, in
     return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*(g >> 1)), _mm256_set1_epi8(15)));
 }
 
+// siblings: low bits of 32 values, 16 of them side by side
+static inline __m256i ggml_rq_low_avx2(const uint8_t * p, int g) {
+    const __m128i qs = _mm_loadu_si128((const __m128i *) p);
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(qs, 4*g + 2), _mm_srli_epi16(qs, 4*g)), _mm256_set1_epi8(3));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq2_64 & x, __m256i table, int g) {
+    return _mm256_shuffle_epi8(table, ggml_rq_low_avx2(x.qs, g));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq3_64 & x, __m256i table, int g) {
+    const __m256i qh   = _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i *) x.qh));
+    const __m256i bits = _mm256_set_epi64x(0x0808080808080808, 0x0404040404040404, 0x0202020202020202, 0x0101010101010101);
+    const __m256i bit  = g == 0 ? bits : _mm256_slli_epi16(bits, 4);
+    const __m256i high = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(qh, bit), bit), _mm256_set1_epi8(4));
+    return _mm256_shuffle_epi8(table, _mm256_or_si256(ggml_rq_low_avx2(x.qs, g), high));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq4_64 & x, __m256i table, int g) {
+    const __m256i qs = _mm256_loadu_si256((const __m256i *) x.qs);
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*g), _mm256_set1_epi8(15)));
+}
+
 template <typename block_t>
 static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
     const __m256i table = ggml_rq_table_avx2(centroids, n_centroids);
 
     __m256 sum = _mm256_setzero_ps();
-    for (int i = 0; i < nb; ++i, y += 4) {
+    for (int i = 0; i < nb; ++i, y += ggml_rq_groups<block_t>) {
         const float d = GGML_CPU_FP16_TO_FP32(x[i].d) * (1.0f/128.0f);
-        for (int g = 0; g < 4; ++g) {
+        for (int g = 0; g < ggml_rq_groups<block_t>; ++g) {
             const __m256i p  = ggml_rq_mul_sum_avx2(ggml_rq_unpack_avx2(x[i], table, g), y[g].qs);
             const __m256  dd = _mm256_set1_ps(d*GGML_CPU_FP16_TO_FP32(y[g].d));
             sum = _mm256_add_ps(_mm256_mul_ps(dd, _mm256_cvtepi32_ps(p)), sum);
@@ -120,14 +161,30 @@ static inline int8x16_t ggml_rq_unpack_neon(const block_rq4 & x, int8x16_t table
     return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 32*(g & 1) + 16*h, 4*(g >> 1)), vdupq_n_u8(15)));
 }
 
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq2_64 & x, int8x16_t table, int g, int h) {
+    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs, 4*g + 2*h), vdupq_n_u8(3)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq3_64 & x, int8x16_t table, int g, int h) {
+    const int s = 4*g + 2*h;
+    const uint8x16_t low  = vandq_u8(ggml_rq_shift_neon(x.qs, s), vdupq_n_u8(3));
+    const uint8x8_t  qh   = vld1_u8(x.qh);
+    const uint8x16_t both = vcombine_u8(vshl_u8(qh, vdup_n_s8((int8_t) -s)), vshl_u8(qh, vdup_n_s8((int8_t) -(s + 1))));
+    return vqtbl1q_s8(table, vorrq_u8(low, vshlq_n_u8(vandq_u8(both, vdupq_n_u8(1)), 2)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq4_64 & x, int8x16_t table, int g, int h) {
+    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 4*g), vdupq_n_u8(15)));
+}
+
 template <typename block_t>
 static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
     const int8x16_t table = ggml_rq_table_neon(centroids, n_centroids);
 
     float32x4_t sum = vdupq_n_f32(0.0f);
-    for (int i = 0; i < nb; ++i, y += 4) {
+    for (int i = 0; i < nb; ++i, y += ggml_rq_groups<block_t>) {
         const float d = GGML_CPU_FP16_TO_FP32(x[i].d) * (1.0f/128.0f);
-        for (int g = 0; g < 4; ++g) {
+        for (int g = 0; g < ggml_rq_groups<block_t>; ++g) {
             int32x4_t p = ggml_vdotq_s32(vdupq_n_s32(0), ggml_rq_unpack_neon(x[i], table, g, 0), vld1q_s8(y[g].qs));
             p = ggml_vdotq_s32(p, ggml_rq_unpack_neon(x[i], table, g, 1), vld1q_s8(y[g].qs + 16));
             sum = vmlaq_n_f32(sum, vcvtq_f32_s32(p), d*GGML_CPU_FP16_TO_FP32(y[g].d));
@@ -150,14 +207,26 @@ static inline int ggml_rq_index(const block_rq4 & x, int j) {
     return (x.qs[j % 64] >> 4*(j / 64)) & 15;
 }
 
+static inline int ggml_rq_index(const block_rq2_64 & x, int j) {
+    return (x.qs[j % 16] >> 2*(j / 16)) & 3;
+}
+
+static inline int ggml_rq_index(const block_rq3_64 & x, int j) {
+    return ((x.qs[j % 16] >> 2*(j / 16)) & 3) | ((x.qh[j % 8] >> (j / 8)) & 1) << 2;
+}
+
+static inline int ggml_rq_index(const block_rq4_64 & x, int j) {
+    return (x.qs[j % 32] >> 4*(j / 32)) & 15;
+}
+
 template <typename block_t>
 static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
     GGML_UNUSED(n_centroids);
 
     float sum = 0.0f;
-    for (int i = 0; i < nb; ++i, y += 4) {
+    for (int i = 0; i < nb; ++i, y += ggml_rq_groups<block_t>) {
         float sum_block = 0.0f;
-        for (int g = 0; g < 4; ++g) {
+        for (int g = 0; g < ggml_rq_groups<block_t>; ++g) {
             int32_t p = 0;
             for (int j = 0; j < 32; ++j) {
                 p += centroids[ggml_rq_index(x[i], 32*g + j)]*y[g].qs[j];
@@ -171,17 +240,21 @@ static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y,
 
 #endif
 
-#define GGML_RQ_VEC_DOT(BITS) \
-    void ggml_vec_dot_rq##BITS##_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) { \
-        assert(n % QK_RQ == 0); \
+#define GGML_RQ_VEC_DOT(CODE, N, BITS) \
+    void ggml_vec_dot_rq##CODE##_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) { \
+        assert(n % N == 0); \
         assert(nrc == 1); \
         GGML_UNUSED(nrc); GGML_UNUSED(bs); GGML_UNUSED(bx); GGML_UNUSED(by); \
-        *s = ggml_rq_dot(n/QK_RQ, (const block_rq##BITS *) vx, (const block_q8_0 *) vy, ggml_rq##BITS##_centroids, 1 << BITS); \
+        *s = ggml_rq_dot(n/N, (const block_rq##CODE *) vx, (const block_q8_0 *) vy, ggml_rq##BITS##_centroids, 1 << BITS); \
     }
 
-GGML_RQ_VEC_DOT(2)
-GGML_RQ_VEC_DOT(3)
-GGML_RQ_VEC_DOT(4)
+GGML_RQ_VEC_DOT(2, QK_RQ, 2)
+GGML_RQ_VEC_DOT(3, QK_RQ, 3)
+GGML_RQ_VEC_DOT(4, QK_RQ, 4)
+
+GGML_RQ_VEC_DOT(2_64, QK_RQ_64, 2)
+GGML_RQ_VEC_DOT(3_64, QK_RQ_64, 3)
+GGML_RQ_VEC_DOT(4_64, QK_RQ_64, 4)
 
 // rows r0 up to r1 of nr are this thread's
 static void ggml_rq_rows_of_thread(const ggml_compute_params * params, int64_t nr, int64_t & r0, int64_t & r1) {
@@ -226,7 +299,7 @@ void ggml_compute_forward_rq_rotate(const ggml_compute_params * params, ggml_ten
 
     GGML_ASSERT(src0->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32);
     GGML_ASSERT(nb00 == sizeof(float) && nb0 == sizeof(float));
-    GGML_ASSERT(ne00 == QK_RQ || ne00 == 2*QK_RQ);
+    GGML_ASSERT(ne00 == QK_RQ_64 || ne00 == QK_RQ || ne00 == 2*QK_RQ);
 
     int64_t r0, r1;
     ggml_rq_rows_of_thread(params, ne01*ne02*ne03, r0, r1);

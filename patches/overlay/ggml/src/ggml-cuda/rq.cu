@@ -242,9 +242,23 @@ static bool ggml_cuda_rq_pairs_with(const ggml_type type) {
     return ggml_rq_is_type(type) || type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
 }
 
+// there are no kernels for blocks of 64 values yet
+static bool ggml_cuda_rq_has_sibling(const ggml_tensor * op) {
+    bool res = ggml_rq_is_sibling(op->type);
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        res = res || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
+    }
+    return res;
+}
+
 bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported) {
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
+
+    if (ggml_cuda_rq_has_sibling(op)) {
+        supported = ggml_op_is_empty(op->op);
+        return true;
+    }
 
     switch (op->op) {
         case GGML_OP_SET_ROWS:

@@ -62,9 +62,11 @@ static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {
 // true if the operation is for us to decide: it then goes to *supported. An operation on our types that is not named
 // here is not supported.
 static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool has_simdgroup_reduction, bool has_simdgroup_mm, bool * supported) {
-    bool ours = ggml_rq_is_type(op->type);
+    bool ours    = ggml_rq_is_type(op->type);
+    bool sibling = ggml_rq_is_sibling(op->type); // there are no kernels for blocks of 64 values yet
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
+        ours    = ours    || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
+        sibling = sibling || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
     }
 
     switch (op->op) {
@@ -74,6 +76,15 @@ static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE:
             return false;
+        default:
+            break;
+    }
+    if (sibling) {
+        *supported = false;
+        return true;
+    }
+
+    switch (op->op) {
         case GGML_OP_FLASH_ATTN_EXT:
             // with more sources than upstream's it is another operation, whatever its types
             *supported = !op->src[5] && has_simdgroup_reduction && has_simdgroup_mm && ggml_metal_rq_supports_flash_attn(op);

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+from ggufrq.base import texts
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
@@ -49,7 +50,7 @@ def captured(
             ) as running,
             Connection(running.url) as server,
         ):
-            tokens = server.post("tokenize", {"content": text.read_text(encoding="utf-8")})["tokens"]
+            tokens = server.post("tokenize", {"content": texts.read(text)})["tokens"]
             start = server.post("tokenize", {"content": "", "add_special": True})["tokens"][:1]
             step = n_ctx - len(start)
             there = min(chunks, len(tokens) // step)
