@@ -31,6 +31,8 @@ _AGAIN = "make it again: ggufrq imatrix make"
 _ACTIVE = 1e-5
 #: No activation is so large that its square reaches this, or so small that the largest is below that.
 _LARGEST, _NOTHING = 1e20, 1e-20
+#: More tokens than any text has.
+_MOST = 1e15
 #: A column with less than this share of the middle one counts as not seen, and then has that share.
 _TINY, _UNSEEN = 1e-12, 1e-2
 
@@ -133,7 +135,10 @@ def _sound(entry: Entry) -> bool:
         return False
     if (entry.sums < 0).any() or (entry.counts < 0).any():
         return False
-    return bool((_means(entry) < _LARGEST).all())
+    if ((entry.counts > 0) & (entry.counts < 0.5) | (entry.counts > _MOST)).any():
+        return False  # these are numbers of tokens
+    counts = np.broadcast_to(entry.counts, (len(entry.sums),)).astype(np.float64)[:, None]
+    return bool((entry.sums < _LARGEST * np.maximum(counts, 1)).all())
 
 
 def _means(entry: Entry) -> npt.NDArray[np.float64]:

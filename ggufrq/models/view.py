@@ -64,11 +64,11 @@ def weights(folder: Path) -> Weights:
 
     Raises ModelError where there are several that could be meant, or none.
     """
-    every = sorted(path.name for path in folder.glob("*.safetensors"))
-    there = [name for name in every if not name.startswith("adapter_")]
+    found_files = sorted(path.name for path in folder.glob("*.safetensors"))
+    there = [name for name in found_files if not name.startswith("adapter_")]
     listed = _listed(folder / INDEX)
     if SINGLE in there and SINGLE not in listed.values():
-        others = [name for name in every if name != SINGLE]
+        others = [name for name in found_files if name != SINGLE]
         if others:
             _say(f"{folder}: {SINGLE} is taken, as transformers does; not {', '.join(others)}")
         return Weights((SINGLE,), {})
