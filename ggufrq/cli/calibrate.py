@@ -12,6 +12,8 @@ from ggufrq.base import log, paths, table
 from ggufrq.base.errors import UsageError
 from ggufrq.build.builds import require_build
 from ggufrq.cli.text_options import TEXT_FILE
+from ggufrq.ggufs.fingerprint import fingerprint
+from ggufrq.ggufs.header import read_header
 from ggufrq.make.ready import model_file
 from ggufrq.measure import calibrate as core
 from ggufrq.models.names import names_beside
@@ -80,6 +82,9 @@ def calibrate(
       ggufrq run model.gguf -p "…" --kv iso3 --kv-profile kv.gguf
     """
     file = model_file(model)
+    beside = file.parent / next(names_beside(file))
+    if out is None and beside.exists():
+        _refuse_another(beside, file)
     made = core.profile_from_text(
         file,
         text or paths.data_dir("texts") / "calibration.txt",
@@ -90,10 +95,16 @@ def calibrate(
         threads=threads,
     )
     found = out is None
-    out = out or file.parent / next(names_beside(file))
+    out = out or beside
     made.profile.write(out)
     log.say(f"{out}: {len(made.profile.layers)} layers from {made.tokens:,} tokens")
     click.echo(json.dumps(as_data(made, file, out), indent=2) if as_json else render(made, out, found=found))
+
+
+def _refuse_another(beside: Path, model: Path) -> None:
+    """Raises UsageError where a file that was not asked for would be lost."""
+    if read_header(beside).values.get("rq.profile.model") != fingerprint(model):
+        raise UsageError(f"{beside} is there, and no profile of {model.name}", remedy="-o FILE, another name")
 
 
 def as_data(made: core.Calibration, model: Path, out: Path) -> dict[str, Any]:

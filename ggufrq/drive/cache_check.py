@@ -76,19 +76,19 @@ def found(context: Context) -> str:
 
 def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
     """Exact bytes of K and V, with the newest and first tokens in f16, None where they cannot be told: from
-    the shape of the model's cache where layers have types of their own, since then the log does not tell."""
+    the shape of the model's cache where the log does not tell, as where layers have types of their own."""
     size = context.kv_bytes
-    shape = find_kv_shape(model) if plan.layered else None
+    shape = find_kv_shape(model) if size is None else None
     if shape is not None:
         size = plan.bytes_for(shape, context.tokens)
         size = size if is_printed(size, context) else None
     return None if size is None else size + context.recent_bytes
 
 
-def f16_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
+def f16_bytes(context: Context, model: Path) -> int | None:
     """What the same cache takes in f16, None where it cannot be told."""
-    if not plan.layered:
-        return None if context.kv_values is None else 2 * context.kv_values
+    if context.kv_values is not None:
+        return 2 * context.kv_values
     shape = find_kv_shape(model)
     return None if shape is None else parse_plan("f16").bytes_for(shape, context.tokens)
 

@@ -279,7 +279,7 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
         type_v=plan.base.v.name,
         tokens_held=context.tokens,
         kv_bytes=cache_check.cache_bytes(context, plan, model),
-        f16_bytes=cache_check.f16_bytes(context, plan, model),
+        f16_bytes=cache_check.f16_bytes(context, model),
         kv_mib=context.kv_mib,
         recurrent_mib=context.recurrent_mib,
         prompt_tokens=figures.prompt_tokens,

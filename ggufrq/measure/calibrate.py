@@ -30,8 +30,9 @@ from ggufrq.profile.whole import Whole
 from ggufrq.tools import moments as tool
 from ggufrq.tools.logs import retried
 
-#: Tokens of a chunk, and how many chunks are taken unless told otherwise.
-CHUNK_SIZE, CHUNKS = 1024, 8
+#: Tokens of a chunk, and how many chunks are taken unless told otherwise: twice as many gain little
+#: (docs/real-models.md).
+CHUNK_SIZE, CHUNKS = 1024, 4
 #: So many positions are looked at near the start, and as many far out, from ``FAR`` on or at the end.
 SPAN, FAR = 2048, 16384
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +20,23 @@ F64 = npt.NDArray[np.float64]
 
 VERSION = 1
 _F64 = 28
-_TENSOR = re.compile(r"^(fit|held)\.(\d+)\.(k|kk|qq)\.(rope|plain)$")
+_TENSOR = re.compile(r"^(fit|held)\.(\d+)\.(k|kk|qq)\.(rope|norm|plain)$")
+#: What was summed: what RoPE is given; that, normalized, where heads are normalized behind RoPE; or what
+#: attention reads.
+How = Literal["rope", "norm", "plain"]
 _AGAIN = "make it again: ggufrq calibrate"
 
 
 @dataclass(frozen=True)
 class LayerSums:
     """Sums over ``tokens`` tokens: ``k`` [heads, dim], ``kk`` and ``qq`` [heads, dim, dim], those of the
-    queries over all that read the head; ``rope``: what they are of goes through RoPE yet."""
+    queries over all that read the head; ``how``: of what they are."""
 
     tokens: int
     k: F64
     kk: F64
     qq: F64
-    rope: bool
+    how: How
 
     @property
     def moments(self) -> Moments:
@@ -46,7 +50,7 @@ class LayerSums:
 
     def __add__(self, other: LayerSums) -> LayerSums:
         return LayerSums(
-            self.tokens + other.tokens, self.k + other.k, self.kk + other.kk, self.qq + other.qq, self.rope
+            self.tokens + other.tokens, self.k + other.k, self.kk + other.kk, self.qq + other.qq, self.how
         )
 
 
@@ -81,7 +85,7 @@ def read_sums(path: Path) -> Sums:
     if not 0 <= held < chunks == done or n_ctx < 1:
         raise ModelError(f"{path} is over {done} of {chunks} chunks only", remedy=_AGAIN)
     tokens = {"fit": (chunks - held) * n_ctx, "held": held * n_ctx}
-    found: dict[tuple[str, int], dict[str, tuple[F64, bool]]] = {}
+    found: dict[tuple[str, int], dict[str, tuple[F64, How]]] = {}
     with path.open("rb") as file:
         for tensor in header.tensors:
             name = _TENSOR.match(tensor.name)
@@ -95,19 +99,19 @@ def read_sums(path: Path) -> Sums:
                     remedy=DAMAGED,
                 )
             data = data.reshape(tuple(reversed(tensor.shape)))
-            found.setdefault((name[1], int(name[2])), {})[name[3]] = (data, name[4] == "rope")
+            found.setdefault((name[1], int(name[2])), {})[name[3]] = (data, cast(How, name[4]))
     layers = {which: _layers(path, which, count, found) for which, count in tokens.items()}
     return Sums(layers["fit"], layers["held"])
 
 
 def _layers(
-    path: Path, which: str, tokens: int, found: dict[tuple[str, int], dict[str, tuple[F64, bool]]]
+    path: Path, which: str, tokens: int, found: dict[tuple[str, int], dict[str, tuple[F64, How]]]
 ) -> Layers:
     layers: Layers = {}
     for (of, il), parts in sorted(found.items()):
         if of != which:
             continue
-        if parts.keys() != {"k", "kk", "qq"} or len({rope for _, rope in parts.values()}) != 1:
+        if parts.keys() != {"k", "kk", "qq"} or len({how for _, how in parts.values()}) != 1:
             raise ModelError(
                 f"it is not known what RoPE is given in layer {il}, so no profile can be made from a text",
                 remedy="take the one from the weights: --kv-profile weights",

@@ -36,7 +36,8 @@ def averaged(whole: Whole, il: int, sums: LayerSums, first: int, n: int) -> tupl
     """Moments of K of layer ``il``, and second moments of the queries, as attention reads them, averaged over
     positions ``first`` … ``first + n - 1``. Raises ModelError as ``profile_from_sums``."""
     rope = whole.rope(il, sums.k.shape[-1])
-    if (rope is not None) != sums.rope:
+    known = "plain" if rope is None else "norm" if whole.facts.rule("qk_norm").get("after") else "rope"
+    if sums.how != known:
         raise ModelError(
             f"it is not known what RoPE is given in layer {il} of {whole.facts.architecture}, so no profile "
             "can be made from a text",
@@ -45,10 +46,14 @@ def averaged(whole: Whole, il: int, sums: LayerSums, first: int, n: int) -> tupl
     if rope is None:
         return sums.moments, sums.queries
     turn = Rope(rope.dim, rope.pairing, rope.theta).matrix(first)
-    k = Moments(
-        rope.mean(sums.moments.mean, n) @ turn.T, turn @ rope.second_moment(sums.moments.second, n) @ turn.T
-    )
-    return k, turn @ rope.second_moment(sums.queries, n) @ turn.T
+    mean = rope.mean(sums.moments.mean, n) @ turn.T
+    k, q = (turn @ rope.second_moment(second, n) @ turn.T for second in (sums.moments.second, sums.queries))
+    if known == "rope":
+        return Moments(mean, k), q
+    of_k, of_q = (whole.tensors.vector(f"blk.{il}.attn_{letter}_norm.weight") for letter in "kq")
+    if of_k is not None:
+        mean, k = mean * of_k, k * of_k[:, None] * of_k
+    return Moments(mean, k), q if of_q is None else q * of_q[:, None] * of_q
 
 
 def noise(whole: Whole, profile: Profile | None, sums: Layers, first: int, n: int) -> dict[int, F64]:

@@ -15,13 +15,12 @@ PLAIN_CACHE = dict.fromkeys(("LLAMA_RQ_LAYERS", "LLAMA_RQ_PROFILE", "LLAMA_RQ_RE
 
 
 def arguments(
-    model: Path, text: Path | None, out: Path, *, n_ctx: int, chunks: int, threads: int | None = None
+    model: Path, text: Path, out: Path, *, n_ctx: int, chunks: int, threads: int | None = None
 ) -> list[str]:
-    """Arguments that sum over up to ``chunks`` chunks of ``n_ctx`` tokens of a text, or of random tokens
-    without one, into ``out``; a file that is there is gone on with."""
+    """Arguments that sum over up to ``chunks`` chunks of ``n_ctx`` tokens of ``text`` into ``out``; a
+    file of the same chunks is gone on with."""
     args = ["-m", str(model), "-o", str(out), "-c", str(n_ctx), "--chunks", str(chunks), "-lv", "4"]
-    args += ["-fa", "on", "-ctk", "f16", "-ctv", "f16"]
-    args += [] if text is None else ["-f", str(text), "--no-escape"]
+    args += ["-f", str(text), "--no-escape", "-fa", "on", "-ctk", "f16", "-ctv", "f16"]
     return [*args, *([] if threads is None else ["-t", str(threads)])]
 
 

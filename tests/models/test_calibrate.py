@@ -137,7 +137,7 @@ def test_sums_of_the_first_layer_are_those_of_numpy(
             y = y / np.sqrt((y**2).mean(axis=2, keepdims=True)) * weight
         found[side.letter] = y
     rope = whole.rope(0, k.dim)
-    assert rope is not None and sums[0].rope and sums[0].tokens == 256
+    assert rope is not None and sums[0].how == "rope" and sums[0].tokens == 256
     turned = np.stack([y @ rope.matrix(i % 128).T for i, y in enumerate(found["k"])])
     off = 0.0 if windows else np.abs(turned - np.concatenate(kept)).max()
     assert off < 2e-3 * np.abs(turned).max()

@@ -146,7 +146,7 @@ def test_exact_size(monkeypatch: pytest.MonkeyPatch) -> None:
     found = context(plan.name)
     size = plan.bytes_for(SHAPE, 1024)
     assert cache_check.cache_bytes(found, plan, model) == size
-    assert cache_check.f16_bytes(found, plan, model) == 2 * 8 * 256 * 1024
+    assert cache_check.f16_bytes(found, model) == 2 * 8 * 256 * 1024
     # a log that says otherwise
     assert cache_check.cache_bytes(context("iso3; 0:q8_0"), plan, model) is None
     assert cache_check.cache_bytes(context("iso3"), parse_plan("iso3"), model) == 8 * 256 * 1024 * 50 // 128
@@ -156,7 +156,7 @@ def test_models_whose_shape_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cache_check, "find_kv_shape", lambda _: None)
     plan = parse_plan("iso3; 0:q8_0")
     assert cache_check.cache_bytes(context(plan.name), plan, Path("m.gguf")) is None
-    assert cache_check.f16_bytes(context(plan.name), plan, Path("m.gguf")) is None
+    assert cache_check.f16_bytes(context(plan.name), Path("m.gguf")) is None
 
 
 def test_the_newest_tokens_are_asked_for_or_not() -> None:

@@ -21,7 +21,7 @@ from ggufrq.cli import cli
 from ggufrq.measure.calibrate import profile_from_text
 from ggufrq.profile import Profile, profile_from_weights, read_profile
 from ggufrq.profile.solve import solve
-from ggufrq.profile.sums import LayerSums, read_sums
+from ggufrq.profile.sums import How, LayerSums, read_sums
 from ggufrq.profile.text import averaged, noise, profile_from_sums
 from ggufrq.profile.whole import Whole
 
@@ -50,9 +50,9 @@ def summed(k: F64, q: F64) -> dict[str, F64]:
     }
 
 
-def layer_sums(k: F64, q: F64, *, rope: bool = True) -> LayerSums:
+def layer_sums(k: F64, q: F64, *, how: How = "rope") -> LayerSums:
     found = summed(k, q)
-    return LayerSums(len(k), found["k"][:, :, 0], found["kk"], found["qq"], rope)
+    return LayerSums(len(k), found["k"][:, :, 0], found["kk"], found["qq"], how)
 
 
 def sums_file(path: Path, layers: list[Layer], done: int = CHUNKS, how: str = "rope", **change: Any) -> Path:
@@ -161,14 +161,29 @@ def test_layers_that_the_text_does_not_reach_are_from_the_weights(model: Path) -
 def test_rope_where_it_should_not_be_is_refused(model: Path) -> None:
     whole = Whole.of(model, 24)
     with pytest.raises(ModelError, match="it is not known what RoPE is given in layer 0 of qwen3"):
-        averaged(whole, 0, layer_sums(*drawn()[0], rope=False), 0, 24)
+        averaged(whole, 0, layer_sums(*drawn()[0], how="plain"), 0, 24)
+
+
+def test_a_norm_behind_rope_has_its_weights_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    tensors = write(path, "hunyuan-dense", numbers(), [{**SPLIT, **QK_NORM}] * 2)
+    k, q = drawn()[1]
+    whole = Whole.of(path, 24)
+    found, queries = averaged(whole, 1, layer_sums(k, q, how="norm"), 3, 1)
+    rope = whole.rope(1, DIM)
+    assert rope is not None
+    ks = k @ rope.matrix(3).T * tensors["blk.1.attn_k_norm.weight"]
+    qs = (q @ rope.matrix(3).T * tensors["blk.1.attn_q_norm.weight"]).reshape(len(q), KV_HEADS, -1, DIM)
+    assert np.allclose(found.mean, ks.mean(axis=0), rtol=1e-5)
+    assert np.allclose(found.second, np.einsum("thi,thj->hij", ks, ks) / len(ks), rtol=1e-5)
+    assert np.allclose(queries, np.einsum("thgi,thgj->hij", qs, qs) / len(qs), rtol=1e-5)
 
 
 def test_a_layer_without_rope_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write(path, "smollm3", numbers(), [SPLIT] * 4)
     k, q = drawn()[0]
-    found, queries = averaged(Whole.of(path, 24), 3, layer_sums(k, q, rope=False), 7, 9)
+    found, queries = averaged(Whole.of(path, 24), 3, layer_sums(k, q, how="plain"), 7, 9)
     assert np.allclose(found.mean, k.mean(axis=0))
     assert np.allclose(queries, layer_sums(k, q).qq / len(k))
 
@@ -278,6 +293,20 @@ def test_the_command(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -
     kept.write_bytes(kept.read_bytes()[:-100])
     CliRunner().invoke(cli, command[:-1], catch_exceptions=False)
     assert len(program.runs) == 2 and out.read_bytes() == written
+
+
+def test_a_profile_of_another_model_is_not_written_over(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = run_by(Program(drawn()), monkeypatch)
+    other = tmp_path / "other.gguf"
+    write(other, "qwen3", numbers(), [SPLIT] * 3)
+    there = tmp_path / "tiny-kv.gguf"
+    profile_from_weights(other, 24).write(there)
+    before = there.read_bytes()
+    done = CliRunner().invoke(cli, ["calibrate", str(model), str(text)])
+    assert isinstance(done.exception, UsageError) and "no profile of tiny-Q8_0.gguf" in str(done.exception)
+    assert there.read_bytes() == before and not program.runs
 
 
 def test_a_program_that_fails_says_why(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

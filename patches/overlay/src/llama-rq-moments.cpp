@@ -14,29 +14,55 @@ bool llama_rq_sums_moments() {
     return value && *value && strcmp(value, "0") != 0;
 }
 
-// What RoPE is given for t, or t itself where no RoPE is on its way; what only changes its shape or scale is gone through
-static ggml_tensor * llama_rq_before_rope(ggml_context * ctx, ggml_tensor * t, int64_t n_embd_head, bool & rope) {
-    float scale = 1.0f;
+struct llama_rq_summed {
+    ggml_tensor * x;
+    const char  * how; // rope, norm or plain
+};
+
+static bool llama_rq_is_norm_weight(const ggml_tensor * t, int64_t n_embd_head) {
+    return t->op == GGML_OP_NONE && t->ne[0] == n_embd_head && ggml_nrows(t) == 1;
+}
+
+// What RoPE is given for t, or t itself where no RoPE is on its way. What only changes its shape or scale is gone through; so is a norm
+// of the heads: RoPE leaves their length, so it may as well be before.
+static llama_rq_summed llama_rq_before_rope(ggml_context * ctx, ggml_tensor * t, int64_t n_embd_head) {
+    float scale    = 1.0f;
+    bool  weighted = false;
+    const ggml_tensor * norm = nullptr;
+
     ggml_tensor * cur = t;
     for (; cur; cur = cur->src[0]) {
-        if (cur->op == GGML_OP_SCALE) {
+        if (cur->op == GGML_OP_SCALE && !norm && !weighted) {
             float params[2]; // factor, offset
             memcpy(params, cur->op_params, sizeof(params));
             if (params[1] != 0.0f) {
                 break;
             }
             scale *= params[0];
+        } else if (cur->op == GGML_OP_MUL && !norm && !weighted && llama_rq_is_norm_weight(cur->src[1], n_embd_head)) {
+            weighted = true;
+        } else if (cur->op == GGML_OP_RMS_NORM && !norm && cur->ne[0] == n_embd_head) {
+            norm = cur;
         } else if (cur->op != GGML_OP_RESHAPE && cur->op != GGML_OP_VIEW && cur->op != GGML_OP_PERMUTE && cur->op != GGML_OP_CONT) {
             break;
         }
     }
-    rope = cur && cur->op == GGML_OP_ROPE && cur->src[0]->ne[0] == n_embd_head && ggml_nelements(cur->src[0]) == ggml_nelements(t);
+    const bool rope = cur && cur->op == GGML_OP_ROPE && cur->src[0]->ne[0] == n_embd_head && ggml_nelements(cur->src[0]) == ggml_nelements(t)
+        && (norm || !weighted);
 
-    ggml_tensor * res = rope ? cur->src[0] : t;
-    if (res->type != GGML_TYPE_F32) {
-        res = ggml_cast(ctx, res, GGML_TYPE_F32);
+    ggml_tensor * x = rope ? cur->src[0] : t;
+    if (x->type != GGML_TYPE_F32) {
+        x = ggml_cast(ctx, x, GGML_TYPE_F32);
     }
-    return rope && scale != 1.0f ? ggml_scale(ctx, res, scale) : res;
+    if (rope && norm) {
+        float eps;
+        memcpy(&eps, norm->op_params, sizeof(eps));
+        x = ggml_rms_norm(ctx, x, eps);
+    }
+    if (rope && scale != 1.0f) {
+        x = ggml_scale(ctx, x, scale);
+    }
+    return { x, !rope ? "plain" : norm ? "norm" : "rope" };
 }
 
 // x [head_dim, n_head, n_tokens]
@@ -72,14 +98,13 @@ void llama_rq_add_moments(const llm_graph_context & graph, ggml_tensor * q, cons
         char how[6];
         summed = summed || (sscanf(node->name, "rq_sum_k_%5[a-z]-%d", how, &found) == 2 && found == il);
     }
-    bool rope;
     if (stored && !summed) {
-        ggml_tensor * x = llama_rq_before_rope(graph.ctx0, stored, n_embd_head, rope);
-        if (!rope) {
+        auto [x, how] = llama_rq_before_rope(graph.ctx0, stored, n_embd_head);
+        if (strcmp(how, "plain") == 0) { // heads side by side, as they are stored
             x = ggml_view_3d(graph.ctx0, x, n_embd_head, x->ne[0]/n_embd_head, x->ne[1], n_embd_head*x->nb[0], x->nb[1], 0);
         }
-        llama_rq_add_sums(graph, x, 'k', rope ? "rope" : "plain", il);
+        llama_rq_add_sums(graph, x, 'k', how, il);
     }
-    ggml_tensor * x = llama_rq_before_rope(graph.ctx0, q, n_embd_head, rope);
-    llama_rq_add_sums(graph, x, 'q', rope ? "rope" : "plain", il);
+    const auto [x, how] = llama_rq_before_rope(graph.ctx0, q, n_embd_head);
+    llama_rq_add_sums(graph, x, 'q', how, il);
 }

@@ -6,7 +6,7 @@
 // on text that it was not made from. Sums are written after each chunk; a file of the same chunks is gone on with.
 //
 // general.type is kv-moments, rq.moments.{n_ctx,chunks,held,done} how many tokens a chunk has, how many chunks there are, are held out
-// and are done. Tensors in f64: {fit,held}.N.{k,kk,qq}.{rope,plain}, shapes as in src/llama-rq-moments.h, queries summed by KV head.
+// and are done. Tensors in f64: {fit,held}.N.{k,kk,qq}.{rope,norm,plain}, shapes as in src/llama-rq-moments.h, queries summed by KV head.
 
 #include "arg.h"
 #include "common.h"
@@ -21,7 +21,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -146,19 +145,6 @@ static bool rq_see(ggml_tensor * t, bool ask, void * moments) {
     return ((rq_moments *) moments)->see(t, ask);
 }
 
-// tokens that come in texts, each as likely
-static std::vector<llama_token> rq_random_tokens(const llama_vocab * vocab, int n) {
-    std::mt19937 random(1);
-    std::vector<llama_token> res;
-    while ((int) res.size() < n) {
-        const llama_token token = random() % llama_vocab_n_tokens(vocab);
-        if (!llama_vocab_is_control(vocab, token)) {
-            res.push_back(token);
-        }
-    }
-    return res;
-}
-
 static void rq_sum_chunk(llama_context * ctx, std::vector<llama_token> tokens, int n_batch) {
     const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ctx));
     if (llama_vocab_get_add_bos(vocab)) {
@@ -200,10 +186,7 @@ static void rq_run(common_params & params) {
     if (!ctx || !llama_get_memory(ctx)) {
         throw std::runtime_error("there is no context with a KV cache");
     }
-    const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ctx));
-
-    const auto tokens = params.prompt.empty() ? rq_random_tokens(vocab, n_ctx*std::max(1, params.n_chunks))
-                                              : common_tokenize(ctx, params.prompt, true, params.parse_special);
+    const auto tokens = common_tokenize(ctx, params.prompt, true, params.parse_special);
     const int n_there = tokens.size()/n_ctx;
     const int n_chunk = params.n_chunks < 0 ? n_there : std::min(params.n_chunks, n_there);
     if (n_chunk == 0) {
