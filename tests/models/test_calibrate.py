@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import random_models
 from click.testing import CliRunner
+from kv_capture import captured
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.cli import cli
-from ggufrq.drive.kv_capture import captured
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_state import read_kv_state
 from ggufrq.make.plan import Family

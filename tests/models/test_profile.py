@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import random_models
+from kv_capture import captured
 
 from ggufrq.base import paths
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
-from ggufrq.drive.kv_capture import captured
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.memory_shape import _rules, memory_shape
 from ggufrq.models.convert import convert
