@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ggufrq.base import log, machine, paths
-from ggufrq.base.errors import BuildError
+from ggufrq.base.errors import BuildError, UsageError
 from ggufrq.base.locks import locked
 from ggufrq.build import backends, manifest, stages, toolchain
 from ggufrq.build.project import Build, BuildOptions, Project, build_key, llama_project, wanted_targets
@@ -27,6 +28,10 @@ from ggufrq.source import obtain as pristine_source
 #: Free disk that a build is not begun without, in bytes: sdist, source and objects take about that.
 NEEDED_DISK = 600 << 20
 _BUSY_SECONDS = 900.0
+_ELSEWHERE = re.compile(
+    r"-[GSBPE]|--(?:build|install|open|preset|workflow|help|version)\b"
+    r"|-DCMAKE_(?:(?:RUNTIME|LIBRARY)_OUTPUT_DIRECTORY|MAKE_PROGRAM|GENERATOR)\b"
+)
 #: What stands for something else in the files of CMake, Ninja and ccache.
 _NOT_IN_PATHS = ';"\\|<>$'
 
@@ -95,6 +100,7 @@ def ensure_build(
             return found
         _require_programs(options)
         _require_place(root)
+        _require_arguments(options)
         with locked(_lock_file(root), "the same build is being made by another ggufrq"):
             found = find_build(options, targets=targets, project=project)
             if found is not None:
@@ -197,6 +203,16 @@ def _require_place(root: Path) -> None:
             f"{' '.join(map(repr, wrong))} in the name of a folder",
             remedy=f"set {paths.CACHE_VARIABLE} to another folder",
         )
+
+
+def _require_arguments(options: BuildOptions) -> None:
+    """Raise UsageError for an argument of CMake that would put the build elsewhere, or make none."""
+    for argument in options.cmake_args:
+        if _ELSEWHERE.match(argument):
+            raise UsageError(
+                f"{argument} cannot be passed on to CMake: where and by what is built ggufrq says itself",
+                remedy=f"without --cmake-arg {argument}; GGUFRQ_CACHE says where builds are",
+            )
 
 
 def _require_programs(options: BuildOptions) -> None:

@@ -15,8 +15,11 @@ from ggufrq.build import backends, cmake_files
 from ggufrq.patchset.series import PatchSet, default_patch_set
 from ggufrq.source.pin import Pin, load_pin
 
-#: Variables that CMake reads on the first configure; they make another build.
-_ENVIRONMENT = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
+#: Variables that CMake and compilers read; they make another build.
+_ENVIRONMENT = (
+    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE"),
+    *("CUDACXX", "CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "HIPCXX", "HIPFLAGS"),
+)
 
 TARGETS = (
     "llama-quantize",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Hub:
 
         if get_token() is None:
             raise HubError("no token for the Hub was found", remedy="hf auth login, or HF_TOKEN")
-        if log.is_quiet():
+        if log.is_quiet() or not sys.stderr.isatty():
             disable_progress_bars()
         for handler in logging.getLogger("huggingface_hub").handlers:
             handler.addFilter(_redact_record)

@@ -166,9 +166,10 @@ def test_the_key_tells_builds_apart(base: Path, project: Project, monkeypatch: p
     keys.append(key(of=replace(project, pin=replace(project.pin, commit="0" * 40))))
     (base / "patches" / "overlay" / "added.c").write_text("int added(void) { return 41; }\n")
     keys.append(key(of=tiny.project(base)))
-    monkeypatch.setenv("CXXFLAGS", "-O1")
-    keys.append(key())
-    monkeypatch.delenv("CXXFLAGS")
+    for name in ("CXXFLAGS", "CMAKE_TOOLCHAIN_FILE", "NVCC_APPEND_FLAGS", "HIPFLAGS"):
+        monkeypatch.setenv(name, "-O1")
+        keys.append(key())
+        monkeypatch.delenv(name)
     monkeypatch.setattr(machine, "processor", lambda: machine.Processor("Other", "x86_64", ("avx2",)))
     keys.append(key())
     assert len(set(keys)) == len(keys)
@@ -224,6 +225,15 @@ def test_compiler_error_names_file_error_and_log(base: Path) -> None:
     assert not (log.parent / "manifest.json").exists()
     with pytest.raises(BuildError):
         make(base)
+
+
+@pytest.mark.parametrize(
+    "argument", ["-GXcode", "-B/tmp/x", "--preset", "-DCMAKE_RUNTIME_OUTPUT_DIRECTORY=/x"]
+)
+def test_an_argument_that_puts_the_build_elsewhere(base: Path, argument: str) -> None:
+    with pytest.raises(UsageError, match="cannot be passed on to CMake") as caught:
+        make(base, options=BuildOptions(cmake_args=("-DX=1", argument)))
+    assert f"without --cmake-arg {argument}" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("letter", [";", '"', "\n", "$", "|"])

@@ -69,7 +69,8 @@ def test_the_last_shard_is_the_model(
 
 def test_a_card_that_names_all_parts(folder: Path, llama_build: Build) -> None:
     card = make(folder, llama_build, Wishes(repo="me/it-GGUF", run=False))
-    names = " ".join(sorted(path.name for path in folder.glob("*Q4_K_M-*.gguf")))
+    parts = sorted(path.name for path in folder.glob("*Q4_K_M-*.gguf"))
+    names = " ".join([*parts, "docs-qwen3-8m-kv.gguf"])
     assert f"hf download me/it-GGUF {names} --local-dir ." in card.text
 
 
