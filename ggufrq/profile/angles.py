@@ -60,7 +60,8 @@ def _without(facts: Facts, il: int, window: bool, windows: bool) -> bool:
         return not window and not (rule.get("lead") and il < facts.number("leading_dense_block_count", 0))
     if "pattern" in rule:
         pattern = facts.get(rule["pattern"], ())
-        return bool(il < len(pattern) and not pattern[il])
+        # llama.cpp reads a list only, and turns every layer where there is none
+        return isinstance(pattern, tuple) and il < len(pattern) and not pattern[il]
     if "switch" in rule:
         return not facts.get(rule["switch"], True)
     return facts.number("block_count", 0) != int(rule["layers"])

@@ -238,6 +238,13 @@ CASES: dict[str, tuple[str, dict[str, Any], list[Any], dict[str, Any], dict[int,
     "RoPE off": (
         "granitehybrid", numbers(rope__scaling__finetuned=False), [SPLIT], {}, {0: Expected(theta=NOTHING)},
     ),
+    "a list of layers without RoPE": (
+        "granite_swa", numbers(attention__rope_pattern=[1, 0]), [SPLIT] * 2, {},
+        {0: Expected(), 1: Expected(theta=NOTHING)},
+    ),
+    "a number where llama.cpp reads a list": (
+        "granite_swa", numbers(attention__rope_pattern=0), [SPLIT], {}, {0: Expected()},
+    ),
     "several axes": (
         "glm4", numbers(rope__dimension_sections=[2, 1, 1, 0]), [SPLIT], {}, {0: Expected("neox")},
     ),
