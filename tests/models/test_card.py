@@ -32,12 +32,12 @@ NAME, REPO = "docs-qwen3-8m", "user/docs-qwen3-8m-GGUF"
 
 @pytest.fixture
 def folder(families: dict[str, Family], tmp_path: Path) -> Path:
-    """Two files of the dense model and the one in 16 bits, that a test may write into."""
+    """Two files of the dense model, the one in 16 bits and the profile, that a test may write into."""
     made = tmp_path / "docs-qwen3-8m-GGUF"
     made.mkdir()
     family = families[NAME].folder
     record = json.loads((family / f"{NAME}.ggufrq.json").read_text())
-    chosen = [f"{NAME}-{kind}.gguf" for kind in ("BF16", "Q4_K_M", "Q8_0")]
+    chosen = [f"{NAME}-{kind}.gguf" for kind in ("BF16", "Q4_K_M", "Q8_0", "kv")]
     record["files"] = {name: entry for name, entry in record["files"].items() if name in chosen}
     (made / f"{NAME}.ggufrq.json").write_text(json.dumps(record))
     for name in chosen:
@@ -92,7 +92,7 @@ def test_card_and_upload(
     text = (folder / "README.md").read_text()
     assert re.search(r"\| `docs-qwen3-8m-Q4_K_M\.gguf` \| 5\.04 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text)
     assert re.search(
-        r"\| iso3 \+profile \+first1 \+recent32 \| 3\.65\d+ \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text
+        r"\| iso3 \+profile \+first1 \+recent32 \| 4\.1875 \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text
     )
     assert "and from commands that were run; where" in text
     assert str(folder) not in text and str(Path.home()) not in text
@@ -113,7 +113,7 @@ def test_card_and_upload(
     before = len(hub.puts), len(hub.commits)
     assert cli.invoke(publish) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert (len(hub.puts), len(hub.commits)) == before == (2, 1)
+    assert (len(hub.puts), len(hub.commits)) == before == (3, 1)
 
 
 def test_thinking_is_run_both_ways(folder: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
