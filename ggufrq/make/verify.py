@@ -10,7 +10,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
 from ggufrq.ggufs.files import GgufFacts, open_with_gguf
 from ggufrq.tools import completion, fit_params
-from ggufrq.tools.logs import ended, retried
+from ggufrq.tools.logs import Incomplete, ended, retried
 
 #: Tokens of the short run; of shorter ones the end of the log is often lost, see ``logs.Incomplete``.
 TOKENS = 16
@@ -28,8 +28,18 @@ def loads(model: Path, build: Build, log_path: Path) -> None:
     """Let llama.cpp load a model without its weights, which need not be there. Raises ModelError with its
     reason when it refuses: a tensor that is missing or has another shape, say."""
     args = fit_params.arguments(model, parse_plan("f16"), n_ctx=64)
-    done = proc.run([build.tool("llama-fit-params"), *args], log=log_path, check=False, timeout=600)
-    reason = fit_params.refusal(done.stdout + done.stderr)
+
+    def attempt() -> str | None:
+        done = proc.run([build.tool("llama-fit-params"), *args], log=log_path, check=False, timeout=600)
+        found = fit_params.refusal(done.stdout + done.stderr)
+        if found is None and done.rc != 0:
+            raise Incomplete("llama-fit-params does not say why it failed")
+        return found
+
+    try:
+        reason = retried(attempt)
+    except Incomplete:  # it loaded, and failed later, which is no matter here
+        reason = None
     if reason is not None:
         raise ModelError(
             f"llama.cpp does not load this model: {reason}",

@@ -141,7 +141,7 @@ def test_the_type_follows_the_tensors(llama_build: Build, tmp_path: Path) -> Non
     assert values.first_odd(made.file("BF16")) is None
     with pytest.raises(ModelError, match=r"blk\.1\.ffn_up\.weight has values that F16 does not hold"):
         family_of(str(folder), ["F16"], llama_build, out=out, run=False)
-    assert left_in(out) == ["Large-8M-BF16.gguf", "Large-8M.ggufrq.json"]
+    assert not [name for name in left_in(out) if name.endswith("-F16.gguf") or name.startswith(".")]
     assert "Large-8M-F16.gguf" not in (out / "Large-8M.ggufrq.json").read_text()
 
 
