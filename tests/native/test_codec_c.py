@@ -205,12 +205,13 @@ MUTATIONS = [
     ("ggml-rq-tables.h", "58, 75, 96, 127", "58, 75, 95, 127"),
     ("ggml-rq-tables.h", "59, 124, 206", "59, 125, 206"),
     ("ggml-rq-tables.h", "84, 96, 114", "84, 96, 115"),
-    ("ggml-rq.c", "(idx[j + 16*b] >> 2) << b", "(idx[j + 16*b] >> 2) << (7 - b)"),
-    ("ggml-rq.c", "idx[j] | idx[j + 64] << 4", "idx[j + 64] | idx[j] << 4"),
-    ("ggml-rq.c", "qs[j] >> 4) & 3", "qs[j] >> 6) & 3"),
+    ("ggml-rq.c", "(idx[j + b*(n/8)] >> 2) << b", "(idx[j + b*(n/8)] >> 2) << (7 - b)"),
+    ("ggml-rq.c", "idx[j] | idx[j + n/2] << 4", "idx[j + n/2] | idx[j] << 4"),
+    ("ggml-rq.c", "q[j] >> 4) & 3", "q[j] >> 6) & 3"),
     ("ggml-rq.c", "best = gain > best ? gain : best", "best = gain"),
     ("ggml-rq.c", "#define RQ_BITS_MIN 0x33800000", "#define RQ_BITS_MIN 0x33800001"),
     ("ggml-rq.c", "#define RQ_BITS_MAX 0x477de040", "#define RQ_BITS_MAX 0x477fe000"),
+    ("ggml-rq.c", "RQ_QUANTIZE_ROW(3_64, QK_RQ_64, 3)", "RQ_QUANTIZE_ROW(3_64, QK_RQ, 3)"),
 ]
 
 
