@@ -71,7 +71,7 @@ def render(advice: core.Advice, written: list[Path]) -> str:
         lines += ["", f"{title} {file.name} ({file.verified})"]
         lines += [textwrap.indent(file.text.rstrip(), "    ")] if not written else []
     lines += [f"wrote {path}" for path in written]
-    lines += ["", *map(_note, r.notes)]
+    lines += ["", *map(_note, advice.notes)]
     lines += ["", "sources", *(f"  {source}" for source in r.sources)]
     return "\n".join(lines)
 

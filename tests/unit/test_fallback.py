@@ -22,8 +22,16 @@ from ggufrq.runtimes import fallback, runtime, runtimes
 LLAMA_CPP = set(kv_types()) - {name for name, kind in kv_types().items() if kind.ours}
 
 
-def model(folder: Path, name: str = "Small-1B-Q8_0.gguf", *, head: int = 128, source: str = "") -> Path:
-    """A model of two layers with two KV heads, made for 65,536 tokens."""
+def model(
+    folder: Path,
+    name: str = "Small-1B-Q8_0.gguf",
+    *,
+    head: int = 128,
+    source: str = "",
+    fold: str = "",
+    norms: bool = False,
+) -> Path:
+    """A model of two layers with two KV heads, made for 65,536 tokens; ``norms`` of Q and K or none."""
     import gguf
 
     folder.mkdir(exist_ok=True)
@@ -37,7 +45,11 @@ def model(folder: Path, name: str = "Small-1B-Q8_0.gguf", *, head: int = 128, so
     writer.add_value_length(head)
     if source:
         writer.add_string("ggufrq.source.repo", source)
+    if fold:
+        writer.add_string("ggufrq.fold", fold)
     for layer in range(2):
+        if norms:
+            writer.add_tensor(f"blk.{layer}.attn_k_norm.weight", np.ones(head, dtype=np.float32))
         for side in "kv":
             writer.add_tensor(f"blk.{layer}.attn_{side}.weight", np.zeros((2 * head, 32), dtype=np.float32))
     writer.write_header_to_file()
@@ -172,6 +184,21 @@ def test_how_much_longer_a_context(tmp_path: Path) -> None:
     odd = fallback.advise(runtime("ollama"), model(tmp_path, "c.gguf", head=96), 8192)
     assert odd.kv_bytes == 8192 * values * 3 // 4 * 34 // 32
     assert odd.times is None and odd.ours_context is None
+
+
+def test_folded_keys(tmp_path: Path) -> None:
+    """Said where they were seen to be worth it, and of a model that has them."""
+
+    def notes(path: Path) -> str:
+        return " ".join(fallback.advise(runtime("ollama"), path).notes)
+
+    plain, normed = model(tmp_path / "a"), model(tmp_path / "b", norms=True)
+    folded = model(tmp_path / "c", norms=True, fold="kv")
+    assert "--fold kv" not in notes(plain)
+    assert "ggufrq quantize MODEL --fold kv makes files that compute the same" in notes(normed)
+    assert "The keys of this model are folded" in notes(folded) and "--fold kv" not in notes(folded)
+    said = CliRunner().invoke(command, ["ollama", str(normed)]).output
+    assert "--fold kv" in said
 
 
 def test_a_damaged_model(tmp_path: Path) -> None:
