@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from make_model import HEAD_DIM, KV_HEADS, LAYERS
 
-from ggufrq.cache.kv import parse_kv
+from ggufrq.cache.kv import KvPair, parse_kv
 
 TYPES = ["f16", "q8_0", "q4_0", "iso2", "iso3", "iso4"]
 SLOW, SLOW_DEPTH = {"q8_0", "q4_0"}, 4096  # filling a deep cache of these takes hours
@@ -59,10 +59,11 @@ def read_bandwidth(threads: int) -> float:
     return best
 
 
-def cache_bytes(kind: str, depth: int) -> int:
+def cache_bytes(kind: str, depth: int, head_dim: int) -> int:
     """Bytes of K and V that one token of the model reads behind ``depth`` others."""
     values = LAYERS * KV_HEADS * HEAD_DIM * depth
-    return parse_kv(kind).bytes_for(values, values)
+    pair = parse_kv(kind)
+    return KvPair(pair.k.for_heads(head_dim), pair.v.for_heads(head_dim)).bytes_for(values, values)
 
 
 def table(title: str, rows: dict[str, dict[str, float]], unit: str, columns: Iterable[str]) -> None:
@@ -111,7 +112,9 @@ def speeds(
     return {"pp512" if entry["n_prompt"] else "tg32": entry["avg_ts"] for entry in found}
 
 
-def bench(program: Path, model: Path, rounds: int, types: list[str], depths: list[int], threads: int) -> None:
+def bench(
+    program: Path, model: Path, rounds: int, types: list[str], depths: list[int], threads: int, head_dim: int
+) -> None:
     """llama-bench: tokens per second, median of the rounds; SLOW types only up to SLOW_DEPTH."""
     rows: dict[str, dict[str, float]] = {}
     for depth in depths:
@@ -131,7 +134,7 @@ def bench(program: Path, model: Path, rounds: int, types: list[str], depths: lis
     print("|---" * (len(types) + 1) + "|")
     for depth in filter(None, depths):
         row = rows[f"tg32 @ {depth}"]
-        cells = [f"{row[k] * cache_bytes(k, depth) / 1e9:.2f}" if k in row else "" for k in types]
+        cells = [f"{row[k] * cache_bytes(k, depth, head_dim) / 1e9:.2f}" if k in row else "" for k in types]
         print(f"| @ {depth} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -169,6 +172,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=TYPES)
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 4096, 16384, 32768])
     parser.add_argument("--kv", nargs="+", type=int, default=[4096, 32768])
+    parser.add_argument("--head-dim", type=int, default=HEAD_DIM, help="of the model for llama-bench")
     parser.add_argument("--only", choices=["ops", "bench", "pairs"])
     args = parser.parse_args()
 
@@ -179,9 +183,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.gguf"
         if args.only != "ops":
-            run([sys.executable, str(Path(__file__).parent / "make_model.py"), str(model)])
+            maker = str(Path(__file__).parent / "make_model.py")
+            run([sys.executable, maker, str(model), "--head-dim", str(args.head_dim)])
         if args.only in (None, "bench"):
-            bench(folder / "llama-bench", model, args.rounds, args.types, args.depths, args.threads)
+            program = folder / "llama-bench"
+            bench(program, model, args.rounds, args.types, args.depths, args.threads, args.head_dim)
         if args.only in (None, "pairs"):
             pairs(folder / "llama-bench", model, args.rounds, PAIRS_DEPTH, args.threads)
     if args.only in (None, "ops"):

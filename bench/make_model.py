@@ -11,7 +11,7 @@ import argparse
 import gguf
 import numpy as np
 
-LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4, 32, 8, 128
+LAYERS, HEADS, KV_HEADS, HEAD_DIM = 4, 32, 8, 128  # with other heads as many values in all
 EMBD, FF, VOCAB = 512, 1024, 1024
 
 
@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", help="the GGUF file to write")
     parser.add_argument("--context", type=int, default=65536)
+    parser.add_argument("--head-dim", type=int, default=HEAD_DIM)
     args = parser.parse_args()
+    dim = args.head_dim
 
     rng = np.random.default_rng(1)
     writer = gguf.GGUFWriter(args.out, "llama")
@@ -28,11 +30,11 @@ def main() -> None:
     writer.add_embedding_length(EMBD)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(FF)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_key_length(HEAD_DIM)
-    writer.add_value_length(HEAD_DIM)
-    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_head_count(HEADS * HEAD_DIM // dim)
+    writer.add_head_count_kv(KV_HEADS * HEAD_DIM // dim)
+    writer.add_key_length(dim)
+    writer.add_value_length(dim)
+    writer.add_rope_dimension_count(dim)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("no_vocab")
