@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
@@ -194,9 +194,14 @@ def _nobody_compiles(root: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
+def not_in_paths(root: PurePath) -> list[str]:
+    """The letters of a folder's name that CMake, Ninja or ccache take for something else."""
+    return sorted({one for one in root.as_posix() if one in _NOT_IN_PATHS or one < " "})
+
+
 def _require_place(root: Path) -> None:
     """Raise BuildError for a folder that CMake, Ninja or ccache cannot write into their files."""
-    wrong = sorted({one for one in str(root) if one in _NOT_IN_PATHS or one < " "})
+    wrong = not_in_paths(root)
     if wrong:
         raise BuildError(
             f"llama.cpp cannot be built in {root}: CMake and Ninja do not take "

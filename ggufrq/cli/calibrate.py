@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ggufrq.base import log, paths, table
-from ggufrq.base.errors import UsageError
+from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.build.builds import require_build
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.ggufs.fingerprint import fingerprint
@@ -103,7 +103,11 @@ def calibrate(
 
 def _refuse_another(beside: Path, model: Path) -> None:
     """Raises UsageError where a file that was not asked for would be lost."""
-    if read_header(beside).values.get("rq.profile.model") != fingerprint(model):
+    try:
+        of_model = read_header(beside).values.get("rq.profile.model")
+    except ModelError:
+        of_model = None
+    if of_model != fingerprint(model):
         raise UsageError(f"{beside} is there, and no profile of {model.name}", remedy="-o FILE, another name")
 
 

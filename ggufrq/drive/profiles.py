@@ -3,6 +3,8 @@ made from its weights on first use and kept."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,10 @@ if TYPE_CHECKING:  # numpy takes a while to import, and most commands need no pr
 
 #: Counted up when the same weights give another profile, so that what is kept is made anew.
 _MAKE = 1
+#: Small tensors that tell of K and Q, in 32 bits whatever the model was quantized to.
+_OF_KEYS = re.compile(
+    r"^blk\.\d+\.attn_(?:(?:norm|norm_2|q_norm|k_norm)\.(?:weight|bias)|(?:q|k|qkv)\.bias)$"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def find(model: Path, wish: Path | Sought, n_ctx: int | None = None) -> Found:
     tensors = Tensors(model)
     if isinstance(wish, Path):
         return _described(wish, tensors)
-    beside = _beside(tensors) if wish is Sought.AUTO else None
+    beside = _beside(tensors, n_ctx) if wish is Sought.AUTO else None
     if beside is not None:
         return beside
     try:
@@ -89,33 +95,59 @@ def positions_for(native: int | None, n_ctx: int | None) -> int:
     return usual if n_ctx is None or n_ctx <= usual else 1 << (n_ctx - 1).bit_length()
 
 
-def _beside(model: Tensors) -> Found | None:
+def _beside(model: Tensors, n_ctx: int | None) -> Found | None:
+    """The file beside the model, unless it is of another one, or one from the weights for a shorter context
+    than ``n_ctx``, which is made as well in seconds."""
     for name in names_beside(model.path):
         path = model.path.parent / name
-        if path.is_file():
-            if _header(path)[1] == fingerprint(model.path):
+        if not path.is_file():
+            continue
+        try:
+            header = _header(path)
+            if header.model != fingerprint(model.path):
+                log.say(f"{path.name} is a profile for another model and is not used")
+            elif header.source == "weights" and header.n_ctx < (n_ctx or 0):
+                log.say(f"{path.name} is for {header.n_ctx:,} positions, and this context is longer")
+            else:
                 return _described(path, model)
-            log.say(f"{path.name} is a profile for another model and is not used")
+        except ModelError as error:
+            raise ModelError(error.message, remedy=f"move {path} away, or --kv-profile weights") from None
     return None
+
+
+def _native(model: Tensors) -> int | None:
+    values = model.headers[0].values
+    native = values.get(f"{values.get('general.architecture')}.context_length")
+    return native if isinstance(native, int) else None
 
 
 def _described(path: Path, model: Tensors) -> Found:
     """What a file is. Raises ModelError when it is damaged, no profile, or for another model."""
     from ggufrq.profile import read_profile
 
-    kind, of_model = _header(path)
-    if of_model != fingerprint(model.path):
+    header = _header(path)
+    if header.model != fingerprint(model.path):
         raise ModelError(
             f"{path} is a profile for another model than {model.path.name}",
             remedy="--kv-profile weights, or one made for this model by ggufrq calibrate",
         )
-    if kind == "kv-calib":
+    if header.kind == "kv-calib":
         return Found(path, f"means of K subtracted: {path.name}")
     return Found(path, f"profile {path.name}, {PROFILE_SOURCES[read_profile(path).source]}")
 
 
-def _header(path: Path) -> tuple[str, Any]:
-    """The kind of a file, and the fingerprint of its model. Raises ModelError when it is no profile."""
+@dataclass(frozen=True)
+class _Header:
+    """The kind of a file, the fingerprint of its model, its source, and over how many positions it is."""
+
+    kind: str
+    model: Any
+    source: Any
+    n_ctx: int
+
+
+def _header(path: Path) -> _Header:
+    """What a file says of itself. Raises ModelError when it is no profile."""
     values = read_header(path).values
     kind = str(values.get("general.type") or values.get("general.architecture") or "of no type")
     if kind not in ("kv-profile", "kv-calib"):
@@ -123,18 +155,18 @@ def _header(path: Path) -> tuple[str, Any]:
             f"{path} is no profile of a KV cache but {kind}",
             remedy="a file that ggufrq calibrate made, or --kv-profile weights",
         )
-    return kind, values.get(f"rq.{kind.removeprefix('kv-')}.model")
+    model = values.get(f"rq.{kind.removeprefix('kv-')}.model")
+    n_ctx = values.get("rq.profile.n_ctx", 0)
+    return _Header(kind, model, values.get("rq.profile.source"), n_ctx if isinstance(n_ctx, int) else 0)
 
 
 def _from_weights(model: Tensors, n_ctx: int | None) -> Found:
     """The profile from the weights, made now unless it is kept. Raises ModelError when it cannot be made."""
     from ggufrq.profile import profile_from_weights
 
-    values = model.headers[0].values
-    native = values.get(f"{values.get('general.architecture')}.context_length")
-    positions = positions_for(native if isinstance(native, int) else None, n_ctx)
+    positions = positions_for(_native(model), n_ctx)
     named = fingerprint(model.path)
-    name = f"{named}-{positions}-{_MAKE}.gguf"
+    name = f"{named}-{_keys_of(model)}-{positions}-{_MAKE}.gguf"
     kept = paths.own_dir("profiles") / name
     shared = paths.find_cache()
     for place in dict.fromkeys([*([shared / "profiles" / name] if shared is not None else []), kept]):
@@ -145,6 +177,21 @@ def _from_weights(model: Tensors, n_ctx: int | None) -> Found:
         taken = bar.elapsed_text()
     made.write(kept)
     return Found(kept, f"profile from the weights, made in {taken}")
+
+
+def _keys_of(model: Tensors) -> str:
+    """A hash of what the fingerprint does not see of Q and K: heads, norms, biases, and whether the file is
+    folded. It is the same for all quantizations of a model, which leave these alone."""
+    values = model.headers[0].values
+    arch = values.get("general.architecture")
+    keys = ("head_count", "head_count_kv", "key_length")
+    whole = hashlib.sha256(repr([values.get(f"{arch}.attention.{key}") for key in keys]).encode())
+    whole.update(repr([values.get("ggufrq.fold"), values.get("ggufrq.fold.version")]).encode())
+    for name in sorted(name for name in model.names if _OF_KEYS.match(name)):
+        part = model.vector(name)
+        assert part is not None
+        whole.update(name.encode() + part.tobytes())
+    return whole.hexdigest()[:12]
 
 
 def _is_sound(kept: Path, named: str, positions: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ggufrq.base import log
@@ -38,8 +39,10 @@ def keep(
         return path
     if not fits(model_header(model).values, "iso3"):
         return None
-    before = [part["sha256"] for part in record.files.get(name, {}).get("parts", [])]
-    if path.is_file() and [file_sha256(path)] != before and not force:
+    if not path.is_file() and not os.access(record.folder, os.W_OK):
+        log.say(f"no {name}: {record.folder} cannot be written")
+        return None
+    if path.is_file() and not _made_here(record, name) and not force:
         source = _source(path, model)
         log.say(f"{name} is there already, {PROFILE_SOURCES[source]}, and is kept")
         record.finish(name, [(path, name)], key, {"type": TYPE, "source": source})
@@ -54,6 +57,20 @@ def keep(
         made.write(temporary)
         record.finish(name, [(temporary, name)], key, {"type": TYPE, "source": "weights"})
     return path
+
+
+def refuse(record: Record, base: str, model: Path, *, force: bool = False) -> None:
+    """Raise UsageError, before anything is made, where ``keep`` would."""
+    path = record.folder / f"{base}{PROFILE_END}"
+    if path.is_file() and not _made_here(record, path.name) and not force:
+        _source(path, model)
+
+
+def _made_here(record: Record, name: str) -> bool:
+    """Whether a file is the one from the weights that this family's record has."""
+    entry = record.files.get(name, {})
+    parts = [part["sha256"] for part in entry.get("parts", [])]
+    return entry.get("source") == "weights" and [file_sha256(record.folder / name)] == parts
 
 
 def _source(path: Path, model: Path) -> str:

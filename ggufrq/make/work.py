@@ -62,6 +62,7 @@ class Work:
         plan = self.planner.plan(found, gguf)
         names = [output.name for output in plan.outputs if not output.kept]
         self.record.refuse_foreign(names, force=self.request.force)
+        profiles.refuse(self.record, self._profile_base, gguf, force=self.request.force)
         if names:
             require_free(self.folder, plan.disk_needed, ", ".join(names))
             if found.hf is None:
@@ -190,10 +191,14 @@ class Work:
         """The profile of K beside the files; folding changes it, and of a folded model the files are all that
         is left."""
         fold = self.request.fold or ""
-        base = f"{self.planner.base}-{fold}" if fold else self.planner.base
         made_from = {"source": found.key, "fold": fold}
         model = files[0].path if fold else gguf
-        return profiles.keep(self.record, base, model, made_from, force=self.request.force)
+        return profiles.keep(self.record, self._profile_base, model, made_from, force=self.request.force)
+
+    @property
+    def _profile_base(self) -> str:
+        fold = self.request.fold
+        return f"{self.planner.base}-{fold}" if fold else self.planner.base
 
     def _convert(self, part: Conversion, found: Source) -> Made:
         assert found.hf is not None

@@ -185,6 +185,11 @@ def view(name: str, content: Content) -> Iterator[Path]:
                 try:
                     path.hardlink_to(what.absolute())
                 except OSError:
+                    if what.stat().st_size > _HASHED:  # weights are not copied
+                        raise ModelError(
+                            f"{what} cannot be linked into {folder}",
+                            remedy="the developer mode of Windows, or TMP on the drive of the model",
+                        ) from None
                     shutil.copyfile(what, path)
         yield folder
 

@@ -32,6 +32,11 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._found
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return tuple(self._found)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape as numpy has it: the row length is last."""
         return tuple(reversed(self._get(name)[2].shape))

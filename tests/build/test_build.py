@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -244,6 +244,11 @@ def test_a_folder_that_cmake_does_not_take(
     with pytest.raises(BuildError, match="CMake and Ninja do not take") as caught:
         make(base)
     assert repr(letter) in caught.value.message and "GGUFRQ_CACHE" in str(caught.value.remedy)
+
+
+def test_a_folder_of_windows() -> None:
+    assert builds.not_in_paths(PureWindowsPath("C:/Users/me")) == []
+    assert builds.not_in_paths(PureWindowsPath("C:/Users/me;you")) == [";"]
 
 
 def test_a_folder_with_other_letters(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,9 +169,17 @@ def test_a_profile_from_elsewhere_is_kept(
     path.unlink()
     family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
     assert path.read_bytes() == made
+    # and so is one that was entered, when the model is converted anew
+    path.write_bytes(given)
+    family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ggufrq.make.profile._MAKE", 2)
+        family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
+    assert path.read_bytes() == given
     path.write_bytes(b"GGUF precious")
     with pytest.raises(UsageError, match="is no profile") as caught:
-        family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
+        family_of(MODELS[0], ["Q8_0", "Q4_1"], llama_build, out=copy)
+    assert not list(copy.glob("*Q4_1*")), "refused before anything is made"
     assert "--force" in str(caught.value.remedy) and path.read_bytes() == b"GGUF precious"
     family_of(MODELS[0], ["Q8_0"], llama_build, out=copy, force=True)
     assert path.read_bytes() == made

@@ -138,7 +138,9 @@ def _part(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def test_blocks_bit_for_bit(kernels: Kernels, hard_data: dict[str, F32], expected: Expected) -> None:
-    for (name, bits), (blocks, values) in expected.items():
+    for (name, bits, block), (blocks, values) in expected.items():
+        if block != 128:  # which it has no kernels for
+            continue
         assert np.array_equal(kernels.quantize(_part(hard_data[name]), bits), _part(blocks)), (name, bits)
         assert _same_bits(kernels.dequantize(_part(blocks), bits), _part(values)), (name, bits)
         with np.errstate(over="ignore"):

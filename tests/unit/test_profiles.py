@@ -18,6 +18,10 @@ from ggufrq.cache.cases import Case, parse_cases
 from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.drive import profiles, run
 from ggufrq.drive.profiles import Found, find, positions_for, settle, settle_cases
+from ggufrq.ggufs.fingerprint import fingerprint
+from ggufrq.make.fold import fold_file, kv
+from ggufrq.make.fold.changes import Change
+from ggufrq.make.fold.weights import Weights, write_changed
 from ggufrq.models.names import names_beside
 from ggufrq.profile import profile_from_weights, read_profile
 from ggufrq.tools.programs import Programs
@@ -123,9 +127,32 @@ def test_a_file_beside_the_model(model: Path, made: list[Any], capsys: pytest.Ca
     own = model.with_name("Small-1B-Q8_0-kv.gguf")
     profile_from_weights(model, 64).write(own)
     assert find(model, Sought.AUTO) == Found(own, "profile Small-1B-Q8_0-kv.gguf, from the weights")
+    # one from the weights for fewer positions than are asked for
+    longer = find(model, Sought.AUTO, 65)
+    assert longer.file not in (None, own) and longer.said == WEIGHTS
+    assert "Small-1B-Q8_0-kv.gguf is for 64 positions, and this context is longer" in capsys.readouterr().err
     own.write_bytes(own.read_bytes()[:-100])
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError) as caught:
         find(model, Sought.AUTO)
+    assert "-kv.gguf away, or --kv-profile weights" in str(caught.value.remedy)
+
+
+def test_a_folded_model_and_a_fine_tune_have_their_own(model: Path, tmp_path: Path, made: list[Any]) -> None:
+    """Whose last norm, by which a model is named, is that of the model that they come from."""
+    plain = find(model, Sought.AUTO).file
+    folded = tmp_path / "folded.gguf"
+    with Weights(model) as weights:
+        changes = kv.find(weights, model).changes
+        write_changed(weights, folded, changes, fold_file.metadata("kv", model))
+    assert fingerprint(folded) == fingerprint(model)
+    found = find(folded, Sought.AUTO).file
+    assert found not in (None, plain) and len(made) == 2
+    assert find(folded, Sought.AUTO).file == found and find(model, Sought.AUTO).file == plain
+    tuned = tmp_path / "tuned.gguf"
+    with Weights(model) as weights:
+        norm = "blk.1.attn_norm.weight"
+        write_changed(weights, tuned, {norm: Change(columns=np.full((1, 1), 1.5))}, {})
+    assert find(tuned, Sought.AUTO).file not in (None, plain, found)
 
 
 def test_a_given_file(model: Path, tmp_path: Path) -> None:

@@ -20,9 +20,11 @@
 #include <clocale>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <vector>
 
 static constexpr uint32_t RQ_MOMENTS_VERSION = 1;
@@ -75,7 +77,12 @@ public:
             gguf_add_tensor(out.get(), t);
         }
         const std::string making = path + ".part";
-        if (!gguf_write_to_file(out.get(), making.c_str(), false) || rename(making.c_str(), path.c_str()) != 0) {
+        std::error_code   error;
+        const bool written = gguf_write_to_file(out.get(), making.c_str(), false);
+        if (written) { // replaces a file that is there, also on Windows, where rename() does not
+            std::filesystem::rename(std::filesystem::u8path(making), std::filesystem::u8path(path), error);
+        }
+        if (!written || error) {
             throw std::runtime_error("cannot write " + path);
         }
     }
