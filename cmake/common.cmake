@@ -1,7 +1,9 @@
 # What every build of ours sets. Included by the file of each backend; `ggufrq build` reads the same lines.
 
 set(CMAKE_BUILD_TYPE Release CACHE STRING "optimized")
-set(CMAKE_BUILD_RPATH_USE_ORIGIN ON CACHE BOOL "programs find their libraries wherever the folder is")
+# not by CMAKE_BUILD_RPATH_USE_ORIGIN: CMake ends such a path with ':', which is the folder that one is in
+set(CMAKE_BUILD_WITH_INSTALL_RPATH ON CACHE BOOL "the path below, in the build, too")
+set(CMAKE_INSTALL_RPATH $ORIGIN CACHE STRING "programs find their libraries wherever the folder is")
 set(BUILD_SHARED_LIBS ON CACHE BOOL "one copy of ggml for all programs")
 set(GGML_RPC ON CACHE BOOL "devices of other machines")
 set(LLAMA_BUILD_APP OFF CACHE BOOL "not needed")

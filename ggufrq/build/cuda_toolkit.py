@@ -164,7 +164,7 @@ def definitions(toolkit: Toolkit) -> dict[str, str]:
     the loader finds by itself, which those of the wheels are not: hence the path.
     """
     return {
-        "CMAKE_BUILD_RPATH": str(toolkit.root / "lib64"),
+        "CMAKE_INSTALL_RPATH": f"$ORIGIN;{toolkit.root / 'lib64'}",
         "CMAKE_CUDA_COMPILER": str(toolkit.nvcc),
         "CUDAToolkit_ROOT": str(toolkit.root),
     }

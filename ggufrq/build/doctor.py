@@ -170,7 +170,8 @@ def _build() -> Check:
     try:
         proc.run([found.tool("llama-cli"), "--version"], timeout=60)
     except ToolError as error:
-        return Check("build", "missing", f"{found.key} does not run: {error.message}", "ggufrq build")
+        text = f"{found.key} does not run: {error.message}"
+        return Check("build", "missing", text, f"remove {found.root}, then: ggufrq build")
     return Check("build", "ok", f"{found.key} of {found.manifest['date'][:10]} ({found.bin})")
 
 

@@ -17,8 +17,10 @@ from ggufrq.source.pin import Pin, load_pin
 
 #: Variables that CMake and compilers read; they make another build.
 _ENVIRONMENT = (
-    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE"),
-    *("CUDACXX", "CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "HIPCXX", "HIPFLAGS"),
+    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_TOOLCHAIN_FILE", "CMAKE_PREFIX_PATH"),
+    *("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH"),
+    *("CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"),
+    *("HIPCXX", "HIPHOSTCXX", "HIPFLAGS"),
 )
 
 TARGETS = (

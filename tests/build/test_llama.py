@@ -61,6 +61,16 @@ def test_libraries_of_others_do_not_come_in(
     tool = llama_build.tool("llama-cli")
     by_hand = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=60, check=False)
     assert by_hand.returncode == 0, by_hand.stderr
+    # nor from the folder that one is in
+    stub = tmp_path / "here" / "libgomp.so.1"
+    stub.parent.mkdir()
+    proc.run(["cc", "-shared", "-fPIC", source, "-o", stub])
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    by_hand = subprocess.run(
+        [tool, "--version"], cwd=stub.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert by_hand.returncode == 0, by_hand.stderr
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     elsewhere = tmp_path / "another llama.cpp"
     shutil.copytree(llama_build.bin, elsewhere, symlinks=True)
     assert "iso3" in Programs.in_folder(elsewhere).cache_types

@@ -86,6 +86,18 @@ def test_a_cache_of_heads_of_64_survives_it_too(
     assert restored == {"restored": True, "state": pytest.approx(0, abs=1e-7)}
 
 
+def test_families_of_layers_with_heads_of_64_are_part_of_a_state(
+    driver: Path, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """What they are stored in has no family: read as another one it would be noise."""
+    text = paths.data_dir("texts") / "heldout.txt"
+    arguments = (f16_models[NARROW], text, "iso3", "iso3", "1", tmp_path / "state.bin")
+    run(driver, *arguments, "write", layers="0-3:planar3")
+    assert run(driver, *arguments, "read", layers="0-3:rotor3") == {"restored": False}
+    assert run(driver, *arguments, "read") == {"restored": False}
+    assert run(driver, *arguments, "read", layers="0-3:planar3")["restored"]
+
+
 def test_heads_of_64_have_profiles_and_exact_tokens(
     driver: Path, f16_models: dict[str, Path], tmp_path: Path
 ) -> None:

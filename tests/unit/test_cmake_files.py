@@ -14,7 +14,6 @@ from ggufrq.build.project import BuildOptions, definitions, llama_project
 
 #: What depends on the machine or the patch set, and so is in no file.
 _OWN = {
-    "CMAKE_BUILD_RPATH",
     "CMAKE_CUDA_ARCHITECTURES",
     "CMAKE_CUDA_COMPILER",
     "CMAKE_HIP_ARCHITECTURES",
@@ -54,6 +53,7 @@ def test_cmake_reads_what_a_build_is_made_with(
     with_file, without = cached(tmp_path / "with", "-C", str(file)), cached(tmp_path / "without")
     read = {key: value for key, value in with_file.items() if value != without.get(key) and "DIR" not in key}
     made = definitions(llama_project(), BuildOptions(name))
+    made["CMAKE_INSTALL_RPATH"] = made["CMAKE_INSTALL_RPATH"].partition(";")[0]  # behind it a toolkit's place
     assert read == {key: value for key, value in made.items() if key not in _OWN}
 
 

@@ -103,6 +103,13 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         return false;
     }
 
+    for (const ggml_type type : { params.type_k, params.type_v }) {
+        if (ggml_rq_is_sibling(type)) {
+            LLAMA_LOG_ERROR("llama_rq: %s is no cache type by itself, but what iso3 and its kind are in heads of 64\n", ggml_type_name(type));
+            return false;
+        }
+    }
+
     const ggml_type type_k = llama_rq_rotating_type(params.type_k, entries, false);
     const ggml_type type_v = llama_rq_rotating_type(params.type_v, entries, true);
 
@@ -121,6 +128,15 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
     if (hparams.indexer_head_size > 0) {
         LLAMA_LOG_ERROR("llama_rq: cache types %s/%s do not work with this model's sparse attention indexer: use q8_0 instead\n",
                 ggml_type_name(type_k), ggml_type_name(type_v));
+        return false;
+    }
+    // with a bias of the scores upstream leaves flash attention, and takes V apart as if it were no blocks
+    bool v_blocks = ggml_is_quantized(params.type_v);
+    for (const auto & entry : entries) {
+        v_blocks = v_blocks || ggml_is_quantized(entry.type_v);
+    }
+    if (hparams.n_rel_attn_bkts > 0 && v_blocks) {
+        LLAMA_LOG_ERROR("llama_rq: this model adds a bias to the scores of attention, which takes V in f16: use f16 for V\n");
         return false;
     }
     const bool mla = hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4;

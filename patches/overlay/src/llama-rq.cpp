@@ -332,13 +332,21 @@ ggml_tensor * llama_rq_cache::load_k(ggml_context * ctx, int32_t il) const {
         k = llama_rq_rotate(ctx, k, layer->k_rot);
     }
 
-    return layer->k_mean ? ggml_add(ctx, k, llama_rq_mean(ctx, *layer, k)) : k;
+    if (layer->k_mean) {
+        k = ggml_add(ctx, k, llama_rq_mean(ctx, *layer, k));
+    }
+    const int64_t n_nope = hparams.n_lora_kv > 0 ? k->ne[0] - hparams.n_rot(il) : 0; // RoPE turns the last values there
+    return ggml_view_3d(ctx, k, k->ne[0] - n_nope, k->ne[1], k->ne[2], k->nb[1], k->nb[2], n_nope*k->nb[0]);
 }
 
 ggml_tensor * llama_rq_cache::restore_k(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
     const llama_rq_layer * layer = find(il);
     if (!llama_rq_shifts(layer)) {
         return k;
+    }
+    if (k->ne[0] < hparams.n_embd_head_k(il)) { // RoPE in place of the view that load_k gave: the rest of the heads is beside it
+        ggml_tensor * all = k->src[0]->src[0];
+        k = ggml_concat(ctx, ggml_view_3d(ctx, all, all->ne[0] - k->ne[0], all->ne[1], all->ne[2], all->nb[1], all->nb[2], 0), k, 0);
     }
     return ggml_cpy(ctx, llama_rq_turn_k(ctx, k, *layer), llama_rq_heads(ctx, layer->k, hparams.n_embd_head_k(il)));
 }
@@ -359,7 +367,7 @@ struct llama_rq_state_tag {
     uint32_t magic;
     uint32_t k; // n << 16 | type << 8 | mode, 0 for a type that is not ours
     uint32_t v;
-    uint32_t profile; // 0 without
+    uint32_t profile; // 0 without; and the families of siblings
 };
 
 static llama_rq_state_tag llama_rq_make_state_tag(const llama_rq_rotation & k, const llama_rq_rotation & v, uint32_t profile) {
@@ -369,17 +377,28 @@ static llama_rq_state_tag llama_rq_make_state_tag(const llama_rq_rotation & k, c
     return { /*.magic =*/ 0x33515247, /*.k =*/ id(k), /*.v =*/ id(v), /*.profile =*/ profile }; // "GRQ3"
 }
 
-// upstream itself compares the type of each layer
+// upstream itself compares the type of each layer, but siblings of 64 values have lost the family that they were asked for by
+uint32_t llama_rq_cache::families() const {
+    uint32_t res = 0;
+    for (const auto & [il, _] : layers) {
+        const auto by_name = asked(il);
+        if (by_name != types(il)) {
+            res = (res ^ (uint32_t) il << 16 ^ (uint32_t) by_name.first << 8 ^ (uint32_t) by_name.second)*0x01000193u;
+        }
+    }
+    return res;
+}
+
 void llama_rq_cache::state_write(llama_io_write_i & io) const {
     if (active) {
-        const auto tag = llama_rq_make_state_tag(k, v, profile_hash);
+        const auto tag = llama_rq_make_state_tag(k, v, profile_hash ^ families());
         io.write(&tag, sizeof(tag));
     }
 }
 
 void llama_rq_cache::state_read(llama_io_read_i & io) {
     if (active) {
-        const auto want = llama_rq_make_state_tag(k, v, profile_hash);
+        const auto want = llama_rq_make_state_tag(k, v, profile_hash ^ families());
 
         llama_rq_state_tag tag;
         io.read(&tag, sizeof(tag));

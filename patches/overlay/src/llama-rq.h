@@ -124,6 +124,7 @@ private:
     const llama_rq_layer * find(int32_t il) const;
 
     std::pair<ggml_type, ggml_type> asked(int32_t il) const; // the types of a layer by their names (LLAMA_RQ_LAYERS)
+    uint32_t families() const; // a hash of them where the stored types do not tell, 0 where they do
 
     struct llama_rq_turn turn(int32_t il, bool is_v) const;
 

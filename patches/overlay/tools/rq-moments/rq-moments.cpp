@@ -180,12 +180,17 @@ static void rq_sum_chunk(llama_context * ctx, std::vector<llama_token> tokens, i
 
 static void rq_run(common_params & params) {
     const int n_ctx = params.n_ctx;
+    if (n_ctx < 1) {
+        throw std::runtime_error("-c says how many tokens a chunk has: 1 or more");
+    }
 
     rq_moments moments;
     params.cb_eval           = rq_see;
     params.cb_eval_user_data = &moments;
     params.warmup            = false;
     params.n_parallel        = 1;
+    params.cache_type_k      = GGML_TYPE_F16; // a quantized K is rotated before it is seen
+    params.cache_type_v      = GGML_TYPE_F16;
     params.n_batch           = std::min(params.n_batch, n_ctx);
 
     auto init = common_init_from_params(params);
