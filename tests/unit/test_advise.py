@@ -259,6 +259,37 @@ def test_a_type_that_was_measured_as_ruinous(
     assert ask(path, "--kv", "iso2", "--kv-recent", "0") == ask(path, "--kv", "iso3") == []
 
 
+def test_ruin_that_was_measured_without_a_profile(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan]
+) -> None:
+    """Where none can be made."""
+    path = model(tmp_path / "m", architecture="who-knows")
+    rungs = data(path)["rungs"]
+    assert rungs[-1]["title"] == "iso2 +first1 +recent32"
+    assert "iso2 was measured as ruinous" in ask(path, "--kv", "iso2")[0]
+    assert ask(path, "--kv", "iso2", "--kv-first", "0") == []
+
+
+def test_where_nothing_better_fits_none_is_named(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan]
+) -> None:
+    path = model(tmp_path / "m")
+    size = {rung["kv"]: rung["total"] for rung in data(path)["rungs"]}["iso2"]
+    assert data(path, "--fits", f"{(size + 1000) / 1000}KB")["recommended"] == "iso2"
+    said = "iso2 was measured as ruinous on this model, a mean KLD of 0.60; nothing better fits what ggufrq "
+    assert ask(path, "--kv", "iso2") == [f"{said}advise was asked for"]
+    assert ask(path, "--kv", "auto")[1:] == [f"{said}advise was asked for"]
+
+
+def test_a_cache_that_cannot_be_used_is_warned_of(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan]
+) -> None:
+    path = model(tmp_path / "m")
+    data(path, "--kv", "q4_1,iso3")
+    why = "the divergence is not a number"
+    assert ask(path, "--kv", "q4_1") == [f"q4_1 cannot be used on this model ({why}): better --kv iso3"]
+
+
 BIASED = "keys of this model have a bias, which {} without a profile may turn to noise, as it does in Qwen2.5"
 
 
