@@ -35,6 +35,11 @@ KLD = {
     "q4_1": math.nan,
     "q5_0": math.nan,
 }
+REFUSED = {
+    "planar4": "CUDA0 (A card), which layer 0 is on, has no attention kernel for K in planar4 and V "
+    "in planar4 at head_dim 128: take other cache types (the same for K and V)",
+    "rotor4": "out of memory",
+}
 BIG = numbers(attention__key_length=128, attention__head_count=2, attention__head_count_kv=1)
 
 
@@ -65,6 +70,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, build: Build) -> list[str]:
 
     def take(self: ladder.Divergences, case: Case, **_: Any) -> Row:
         taken.append(case.name)
+        if case.pair.name in REFUSED:
+            self._runs.ppl = 1.0
+            raise ToolError(f"llama-perplexity gave no result: {REFUSED[case.pair.name]}")
         kld = KLD[case.pair.name]
         if kld != kld:
             self._runs.ppl = None if case.pair.name == "q5_0" else 1.0
@@ -168,6 +176,21 @@ def test_a_cache_that_computes_no_numbers_is_told_of(tmp_path: Path, measured: l
     assert found["rungs"][1]["why_not"] == "q4_1: the divergence is not a number"
     error = invoke(path, "--kv", "q5_0,iso3").exception  # the base itself
     assert isinstance(error, NoNumbers)
+
+
+def test_heads_that_a_gpu_does_not_take(tmp_path: Path, measured: list[str], build: Build) -> None:
+    """Known before, or told by llama.cpp: the other caches are measured, and no such type is named better."""
+    values = {"attention.key_length": 64, "attention.value_length": 64, "rope.dimension_count": 64}
+    narrow = model(tmp_path / "m", "narrow.gguf", "qwen2", biased=True, **values)
+    plan = parse_plan("q4_0")
+    assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
+    build.manifest["backend"] = "cuda"
+    assert "better --kv q8_0" in str(choice.warning(narrow, plan, build, "m"))
+    rungs = data(narrow, "--kv", "q8_0,iso4,q4_0")["rungs"]
+    assert measured == ["q8_0", "q4_0"] and "blocks of 128 values on a GPU" in rungs[2]["why_not"]
+    assert invoke(model(tmp_path / "m"), "--kv", "rotor4").exception is not None, "another failure"
+    found = data(model(tmp_path / "m"), "--kv", "q8_0,planar4,q4_0")
+    assert found["recommended"] == "q8_0" and "has no attention kernel" in found["rungs"][2]["why_not"]
 
 
 def test_an_error_decides_against_a_cache() -> None:
