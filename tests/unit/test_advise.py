@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from attention_models import QK_NORM, SPLIT, numbers, write
 from click.testing import CliRunner, Result
+from shards import split_model
 
 from ggufrq import cli
 from ggufrq.advise import choice, ladder
@@ -176,6 +177,17 @@ def test_a_cache_that_computes_no_numbers_is_told_of(tmp_path: Path, measured: l
     assert found["rungs"][1]["why_not"] == "q4_1: the divergence is not a number"
     error = invoke(path, "--kv", "q5_0,iso3").exception  # the base itself
     assert isinstance(error, NoNumbers)
+
+
+def test_every_shard_tells_models_apart(tmp_path: Path, measured: list[str]) -> None:
+    first, second = split_model(tmp_path / "m-Q8_0", 2)
+    for _ in range(2):
+        data(first, "--kv", "q8_0")
+    assert measured == ["q8_0"]
+    content = second.read_bytes()
+    second.write_bytes(content[:-4] + b"\0\0\0\0")
+    data(first, "--kv", "q8_0")
+    assert measured == ["q8_0"] * 2
 
 
 def test_heads_that_a_gpu_does_not_take(tmp_path: Path, measured: list[str], build: Build) -> None:

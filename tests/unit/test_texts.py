@@ -55,6 +55,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, says: str, reme
         ["calibrate", "docs-qwen3-8m", "FILE"],
         ["quantize", "docs-qwen3-8m", "--calibrate", "FILE"],
         ["validate", "docs-qwen3-8m", "--text", "FILE"],
+        ["advise", "docs-qwen3-8m", "--text", "FILE"],
         ["tune", "docs-qwen3-8m", "--budget", "3.5", "--text", "FILE"],
         ["sensitivity", "docs-qwen3-8m", "--bpw", "5", "--check-text", "FILE"],
         ["claims", "docs-qwen3-8m", "--text", "FILE"],
