@@ -126,7 +126,6 @@ def _run(
             output = ""
             done = proc.run(
                 [build.tool(tool.PROGRAM), *args],
-                env=tool.PLAIN_CACHE,
                 log=paths.logs_dir() / "calibrate.log",
                 check=False,
                 on_stdout=on_stdout,

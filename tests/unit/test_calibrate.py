@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,12 +217,9 @@ class Program:
         self.layers, self.answer = layers, answer
         self.runs: list[list[str]] = []
 
-    def __call__(
-        self, args: list[Any], *, on_stdout: Callable[[str], None], env: Mapping[str, None], **_: object
-    ) -> proc.Completed:
+    def __call__(self, args: list[Any], *, on_stdout: Callable[[str], None], **_: object) -> proc.Completed:
         words = [str(arg) for arg in args]
         self.runs.append(words)
-        assert env["LLAMA_RQ_LAYERS"] is None
         if self.answer is not None:
             return proc.Completed(words, 1, "", self.answer, 0.0)
         out = Path(words[words.index("-o") + 1])

@@ -169,6 +169,28 @@ def test_variables_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert passed_on.api_prefix(()) == ""
 
 
+def test_variables_do_not_change_the_cache_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAYERS", "PROFILE", "CALIB", "RECENT", "FIRST"):
+        monkeypatch.setenv(f"LLAMA_RQ_{name}", "1")
+    monkeypatch.setenv("LLAMA_ARG_TEMPERATURE", "0.1")
+    got: dict[str, str | None] = {}
+
+    def started(*_: object, env: dict[str, str | None], **__: object) -> None:
+        got.update(env)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "started", started)
+    monkeypatch.setattr(Programs, "tool", lambda _, name: Path(name))
+    plan = parse_plan("iso3").with_exact(32)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        serve.serving(Path("m.gguf"), plan, Programs(Path("/nowhere")), env=passed_on.variables()),
+    ):
+        pass
+    assert got["LLAMA_ARG_TEMPERATURE"] == "0.1"
+    assert got.items() >= plan.environment().items()
+
+
 def test_threads_sleep_where_others_use_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter(["0.5 0.5 0.5 3/99 7"] * 4 + ["0.5 0.5 0.5 3/99 7", "0.5 0.5 0.5 1/99 7"] * 2 + ["what"])
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: next(told))
