@@ -141,6 +141,9 @@ def test_fallback_of_a_profile(programs: MakePrograms, capsys: pytest.CaptureFix
         ("-ctk", "--kv of ggufrq"),
         ("--cache_type_v", "--kv of ggufrq"),
         ("-m", "named by MODEL"),
+        ("--fim-qwen-7b-default", "named by MODEL"),
+        ("--fim-qwen-7b-spec", "named by MODEL"),
+        ("--vision_gemma_4b_default", "named by MODEL"),
         ("--log-disable", "the server's log is read"),
         ("--ssl-key-file", "by http"),
         ("--help", "llama-server"),
@@ -155,6 +158,10 @@ def test_options_that_would_change_what_is_relied_on(option: str, says: str) -> 
     ):
         pass
     assert says in caught.value.message and option.replace("_", "-") in str(caught.value.remedy)
+
+
+def test_options_that_pass() -> None:
+    passed_on.check(["--spec-default", "--default", "--temp", "0.1"])
 
 
 def test_variables_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
