@@ -292,6 +292,24 @@ def test_the_command(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(program.runs) == 2 and out.read_bytes() == written
 
 
+def test_sums_of_other_builds_are_not_kept(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of a run that was stopped; those of other texts are."""
+    program = run_by(Program(drawn()), monkeypatch)
+    other = text.with_name("other.txt")
+    other.write_text("other words")
+
+    def kept(key: str, of: Path = text) -> set[Path]:
+        build: Any = SimpleNamespace(key=key, tool=lambda name: Path(name))
+        profile_from_text(model, of, build, positions=24)
+        return set((paths.cache_dir() / "calibration").glob("*.gguf"))
+
+    (first,) = kept("a")
+    assert kept("a") == {first} and len(program.runs) == 1
+    assert len(kept("a", other)) == 2
+    last = kept("b")
+    assert len(last) == 2 and first not in last and len(program.runs) == 3
+
+
 def test_a_profile_of_another_model_is_not_written_over(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
