@@ -11,7 +11,7 @@ from ggufrq.advise import ladder
 from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError, ModelError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import DEFAULT_KV, KvPlan
+from ggufrq.cache.kv import DEFAULT_KV, KvPlan, Sought
 from ggufrq.ggufs.files import shards
 from ggufrq.ggufs.header import Header, read_header
 from ggufrq.measure.verdict import RUINOUS
@@ -52,17 +52,26 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
         return None
     if plan.optional and build is not None and not build.holds_exact:
         plan = plan.with_exact(0)
-    rung = next((r for r in advice["rungs"] if r["title"] == plan.title), None) if advice else None
-    if advice is None or rung is None or rung["kld"] is None:
-        return _foretold(headers, plan, name)
+    titles = {plan.title}
+    if plan.profile is Sought.AUTO:  # it was measured without where none could be made
+        titles.add(plan.with_profile(None).title)
+    rung = next((r for r in advice["rungs"] if r["title"] in titles), None) if advice else None
+    if advice is None or rung is None or (rung["kld"] is None and rung["why_not"] is None):
+        return _foretold(headers, plan, name, narrow=build is None or build.holds_narrow)
+    best = advice["recommended"] or "q8_0"
+    better = f": better --kv {shlex.quote(best)}"
+    if best == rung["kv"]:
+        better = "; nothing better fits what ggufrq advise was asked for"
+    if rung["why_not"] is not None:
+        why = rung["why_not"].removeprefix(f"{rung['title']}: ")
+        return f"{plan.name} cannot be used on this model ({why}){better}"
     if rung["words"] != RUINOUS:
         return None
-    better = f"--kv {shlex.quote(advice['recommended'] or 'q8_0')}"
     loss = numbers.significant(rung["kld"], 2)
-    return f"{plan.name} was measured as ruinous on this model, a mean KLD of {loss}: better {better}"
+    return f"{plan.name} was measured as ruinous on this model, a mean KLD of {loss}{better}"
 
 
-def _foretold(headers: list[Header], plan: KvPlan, name: str) -> str | None:
+def _foretold(headers: list[Header], plan: KvPlan, name: str, *, narrow: bool) -> str | None:
     from ggufrq.profile.facts import Facts
 
     facts = Facts(headers[0].values)
@@ -72,7 +81,7 @@ def _foretold(headers: list[Header], plan: KvPlan, name: str) -> str | None:
     biased = any(tensor.endswith(("attn_k.bias", "attn_qkv.bias")) for tensor in names)
     can_be_out = facts.mean_is_exact and not sinks and _is_known(facts)
     if biased and k.bits <= _FEW_BITS and not (can_be_out and plan.profile is not None and k.ours):
-        usable = can_be_out and fits(facts.values, DEFAULT_KV)
+        usable = can_be_out and fits(facts.values, DEFAULT_KV, narrow=narrow)
         better = f"--kv {DEFAULT_KV} with its profile" if usable else "--kv q8_0"
         return (
             f"keys of this model have a bias, which {k.name} without a profile may turn to noise, as it does "

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.base.results import ResultStore, results_dir
 from ggufrq.build.project import Build
@@ -25,6 +26,7 @@ from ggufrq.measure.verdict import BEYOND, loss_in_words
 from ggufrq.memory.cells import ContextSettings
 from ggufrq.memory.compute import DryRun
 from ggufrq.memory.estimate import Memory
+from ggufrq.tools.logs import is_of_heads
 from ggufrq.tools.perplexity import NoNumbers
 
 #: The rungs unless others are asked for.
@@ -122,7 +124,7 @@ def climb(
     scored = Scored(min(TEXT_TOKENS, shape.native), chunks, together=1, threads=threads)
     rungs, rows = [], dict[str, Row]()
     with DryRun(headers, build, log) as dry, Divergences(model, build, text, scored) as runs:
-        memory = Memory(shape, shape.weight_bytes, dry.buffers)
+        memory = Memory(shape, shape.weight_bytes, dry.buffers, narrow=build.holds_narrow)
         take = partial(runs.take, log=log, listener=Part(listener, 0))
         for case in (F16, *settled):
             rung = _sized(case, memory, wishes)
@@ -131,8 +133,9 @@ def climb(
                     row = kept_or_taken(case, runs.kept, take, fresh=fresh, listener=listener)
                     rung = _measured(rung, row)
                     rows[case.name] = row
-                except NoNumbers as error:
-                    if not runs.has_base:
+                except ToolError as error:
+                    of_the_cache = isinstance(error, NoNumbers) or is_of_heads(error.message)
+                    if not (runs.has_base and of_the_cache):
                         raise
                     rung = Rung(rung.kv, rung.title, why_not=f"{rung.title}: {error.message}")
             rungs.append(rung)

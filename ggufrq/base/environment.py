@@ -15,7 +15,10 @@ Environment = Mapping[str, str | None]
 #: Names of llama.cpp's programs.
 _PROGRAM = re.compile(r"(?:llama|ggml|test)-[\w-]+(?:\.exe)?")
 #: Variables of theirs that stand for options, or change what they compute or log.
-_OPTION = re.compile(r"LLAMA_ARG_(?:NO_)?(?P<option>\w+)|LLAMA_API_KEY|LLAMA_ATTN_ROT_DISABLE|AIP_\w+")
+_OPTION = re.compile(
+    r"LLAMA_ARG_(?:NO_)?(?P<option>\w+)|LLAMA_API_KEY|LLAMA_ATTN_ROT_DISABLE|AIP_\w+"
+    r"|LLAMA_RQ_(?:LAYERS|PROFILE|CALIB|RECENT|FIRST)"
+)
 #: The options among them that only say where, and by how many threads, to compute.
 _OF_THE_MACHINE = frozenset(
     {

@@ -12,9 +12,11 @@ from pathlib import Path
 from ggufrq import __version__
 from ggufrq.base import machine, paths, texts
 from ggufrq.base.errors import GgufrqError
+from ggufrq.base.hints import is_quiet as is_quiet
+from ggufrq.base.hints import say as say
+from ggufrq.base.hints import set_quiet
 
 _KEPT = 30
-_state = {"quiet": False}
 
 
 class _LazyFileHandler(logging.Handler):
@@ -68,19 +70,7 @@ def set_up(*, debug: bool = False, quiet: bool = False, command: list[str] | Non
         stream = logging.StreamHandler(sys.stderr)
         stream.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         logger.addHandler(stream)
-    _state["quiet"] = quiet
-
-
-def is_quiet() -> bool:
-    """Whether hints and progress are off."""
-    return _state["quiet"]
-
-
-def say(message: str) -> None:
-    """A hint for the person at the terminal: one line on stderr, none when quiet; always in the run's log."""
-    logging.getLogger("ggufrq").info("%s", message)
-    if not is_quiet():
-        print(message, file=sys.stderr, flush=True)
+    set_quiet(quiet)
 
 
 def latest() -> Path | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 
 import platformdirs
 
-from ggufrq.base import texts
+from ggufrq.base import hints, texts
 from ggufrq.base.errors import GgufrqError
 
 #: Environment variable that moves the whole cache.
@@ -67,7 +68,8 @@ def expanded(path: str) -> Path:
 
 def own_dir(name: str) -> Path:
     """A folder of the cache that this user writes to. In a cache that others share (read-only, or sticky) one
-    of this user's own, in the folder of temporary files. Raises GgufrqError when neither can be made."""
+    of this user's own, in the folder of temporary files, which is said once of anything but logs. Raises
+    GgufrqError when neither can be made."""
     root = find_cache()
     if root is not None:
         folder = root / name
@@ -75,7 +77,16 @@ def own_dir(name: str) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
         if _is_writable(folder):
             return folder
-    return _made(_private() / name)
+    private = _private()
+    if name != "logs":
+        _tell(root, private)
+    return _made(private / name)
+
+
+@functools.cache  # once
+def _tell(root: Path | None, private: Path) -> None:
+    why = "there is no place for the cache" if root is None else f"{root} is not this user's to write to"
+    hints.say(f"{why}: what is made goes to {private}; {CACHE_VARIABLE} names a better place")
 
 
 def _is_writable(folder: Path) -> bool:

@@ -55,8 +55,16 @@ def decode(data: bytes, name: str) -> str:
 
 
 def argument(value: str, name: str) -> str:
-    """A text from the command line, without a mark at its start. Raises UsageError as ``read``."""
-    return decode(value.encode("utf-8", "surrogateescape"), name)
+    """A text from the command line, without a mark at its start, given by the option ``name``. Raises
+    UsageError as ``read``."""
+    try:
+        return decode(value.encode("utf-8", "surrogateescape"), name)
+    except UnicodeEncodeError as error:
+        what = f"{name} is no text in UTF-8: the character at {error.start:,} is half of one"
+    except UsageError as error:
+        what = error.message
+    file = ", or -f FILE" if name == "--prompt" else ""
+    raise UsageError(what, remedy=f"write it in UTF-8{file}")
 
 
 def clean(value: str) -> str:

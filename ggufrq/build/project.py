@@ -89,6 +89,11 @@ class Build:
         """Whether it keeps tokens in f16 beside types of ours: the CPU alone attends to them."""
         return bool(self.manifest.get("backend", "cpu") == "cpu")
 
+    @property
+    def holds_narrow(self) -> bool:
+        """Whether it keeps heads that 128 does not divide in types of ours: the CPU alone does."""
+        return bool(self.manifest.get("backend", "cpu") == "cpu")
+
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""
         path = self.bin / (name + (".exe" if os.name == "nt" else ""))

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from ggufrq.advise import ladder
-from ggufrq.base import log, paths, sizes
+from ggufrq.base import log, paths, sizes, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
-from ggufrq.base.results import file_sha256
 from ggufrq.build.builds import require_build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import Sought
+from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.drive.cache_check import held_cases
-from ggufrq.ggufs.kv_shape import find_kv_shape
-from ggufrq.make.ready import model_file, weights_of
-from ggufrq.measure.divergence import Subject
-from ggufrq.models.resolve import resolve
+from ggufrq.measure.divergence import subject_of
 
 _CTX = "8K"
 
@@ -51,7 +47,7 @@ _CTX = "8K"
 @click.option("--chunks", type=click.IntRange(1), default=2, show_default=True, help="Parts of the text.")
 @click.option(
     "--text",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=TEXT_FILE,
     help="Text that the model has not seen.  [default: the held-out text that comes with ggufrq]",
 )
 @click.option("-t", "threads", type=click.IntRange(1), help="Threads.  [default: one per core]")
@@ -92,8 +88,7 @@ def advise(
             remedy=f"ggufrq validate {model} --kv '{kv}'",
         )
     build = require_build()
-    path = model_file(model)
-    measured = Subject(resolve(model).name, path, file_sha256(path), weights_of(model), find_kv_shape(path))
+    measured = subject_of(model)
     log_path = paths.logs_dir() / "advise.log"
     log_path.unlink(missing_ok=True)
     with progress("Measuring", len(cases), unit="caches") as bar:
@@ -109,5 +104,5 @@ def advise(
             log=log_path,
             listener=bar,
         )
-    click.echo(json.dumps(found.as_data(), indent=2, ensure_ascii=False) if as_json else render(found))
+    click.echo(texts.to_json(found.as_data(), indent=2) if as_json else render(found))
     log.say(f"log of all that ran: {log_path}")

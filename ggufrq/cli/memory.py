@@ -82,7 +82,8 @@ def memory(
     size = weight_bytes(model, weights, revision) if weights else shape.weight_bytes
     with ExitStack() as stack:
         dry = stack.enter_context(DryRun(found.headers, build)).buffers if build else None
-        report = Report(found.name, Memory(shape, size, dry), plans, parallel, weights)
+        memory = Memory(shape, size, dry, narrow=build is None or build.holds_narrow)
+        report = Report(found.name, memory, plans, parallel, weights)
         click.echo(
             json.dumps(report.as_data(contexts, budget), indent=2)
             if as_json

@@ -16,8 +16,7 @@ class _Text(click.types.StringParamType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        what = param.get_error_hint(ctx) if param is not None and ctx is not None else "the text"
-        return texts.argument(str(value), what.strip("'"))
+        return texts.argument(str(value), param.opts[-1] if param is not None else "the text")
 
 
 class _TextFile(click.Path):

@@ -17,7 +17,7 @@ from ggufrq.cache.kv import KvPair, KvPlan, Sought, exact_words, kv_type
 from ggufrq.drive import cache_check, profiles
 from ggufrq.drive.threads import patience
 from ggufrq.tools import cli, completion
-from ggufrq.tools.logs import ended, retried
+from ggufrq.tools.logs import ended, is_of_heads, retried
 from ggufrq.tools.programs import Programs
 
 #: What every llama.cpp has, and what LM Studio and Ollama offer; see ``runtimes.fallback``.
@@ -295,7 +295,7 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
 def _remedy(message: str, log_path: Path) -> str:
     if "exceeds the available context size" in message or "prompt is too long" in message:
         return "a larger context: -c N"
-    if "cannot hold this model's" in message:
+    if is_of_heads(message):
         return "--kv q8_0"
     if "the profile" in message:
         return "ggufrq calibrate with this model, or --kv-profile weights"

@@ -95,7 +95,7 @@ def serving(
         [tool, *args],
         url,
         log_path=log_path,
-        env={**patience(), **plan.environment(), **(env or {})},
+        env={**patience(), **(env or {}), **plan.environment()},
         timeout=timeout,
         on_log=on_log,
     ) as process:

@@ -8,8 +8,10 @@ a huge allocation. Format: docs/gguf.md of the ggml repository.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +38,8 @@ _FIXED = {
 }
 _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4
+#: Nanoseconds after which a change of a file surely changes its time.
+_SETTLED = 10**9
 _MAX_NAME = 65535
 
 
@@ -80,14 +84,24 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file. Raises ModelError when it is missing, damaged, or no GGUF file."""
+    """The header of a file, which callers share: nobody writes into it. Raises ModelError when it is missing,
+    damaged, or no GGUF file."""
     try:
-        with path.open("rb") as file:
-            return parse_header(file, path.stat().st_size, str(path))
+        facts = path.stat()
+        settled = time.time_ns() - facts.st_mtime_ns > _SETTLED
+        read = _read if settled else _read.__wrapped__
+        return read(path, path.absolute(), facts.st_size, facts.st_mtime_ns)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
     except ModelError as error:
         raise foreign(path, error.message, error.remedy or "") from None
+
+
+@lru_cache(4)  # large vocabularies take half a second, and a command looks at its model ten times
+def _read(path: Path, _absolute: Path, size: int, _mtime_ns: int) -> Header:
+    """The header of a file as long as it is the same one; ``path`` stands for it in errors."""
+    with path.open("rb") as file:
+        return parse_header(file, size, str(path))
 
 
 def parse_header(file: BinaryIO, size: int, name: str) -> Header:

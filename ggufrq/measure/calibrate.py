@@ -89,23 +89,31 @@ def profile_from_text(
 
 
 def _sums(model: Path, text: Path, build: Build, *, n_ctx: int, chunks: int, threads: int | None) -> Sums:
-    """Sums over the text, kept by all that they depend on."""
+    """Sums over the text, kept by all that they depend on, of one build at a time."""
     facts = {
         "model": [file_sha256(part) for part in shards(model)],
         "text": file_sha256(text),
         "n_ctx": n_ctx,
         "chunks": chunks,
-        "build": build.key,
     }
     folder = paths.own_dir("calibration")
-    kept = folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}.gguf"
-    with locked(kept.with_suffix(".lock"), "another ggufrq calibrates on the same text"):
+    name = _hash(json.dumps(facts))
+    kept = folder / f"{name}-{_hash(build.key)[:8]}.gguf"
+    with locked(folder / f"{name}.lock", "another ggufrq calibrates on the same text"):
         try:
             return read_sums(kept)
         except ModelError:
             pass  # not there, not whole yet, or damaged; the program knows what to do
         _run(kept, model, text, build, n_ctx=n_ctx, chunks=chunks, threads=threads)
-        return read_sums(kept)
+        found = read_sums(kept)
+        for other in folder.glob(f"{name}-*.gguf"):
+            if other != kept:
+                other.unlink()
+        return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _run(
@@ -126,7 +134,6 @@ def _run(
             output = ""
             done = proc.run(
                 [build.tool(tool.PROGRAM), *args],
-                env=tool.PLAIN_CACHE,
                 log=paths.logs_dir() / "calibrate.log",
                 check=False,
                 on_stdout=on_stdout,

@@ -21,9 +21,12 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, assignments
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive.cache_check import check_context, mode_of
-from ggufrq.ggufs.kv_shape import KvShape
+from ggufrq.ggufs.files import content_hash
+from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
+from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.base_run import BaseRun, Scored
 from ggufrq.measure.kept import Row, kept_or_taken
+from ggufrq.models.resolve import resolve
 from ggufrq.tools import perplexity
 from ggufrq.tools.logs import Context
 
@@ -44,6 +47,12 @@ class Subject:
     sha256: str
     weights: str
     shape: KvShape | None
+
+
+def subject_of(model: str) -> Subject:
+    """MODEL to measure, all its shards. Raises ModelError."""
+    path = model_file(model)
+    return Subject(resolve(model).name, path, content_hash(path), weights_of(model), find_kv_shape(path))
 
 
 class Divergences:

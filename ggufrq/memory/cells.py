@@ -86,8 +86,9 @@ def output_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
     return shape.vocabulary * _F32 * settings.parallel
 
 
-def why_not(shape: MemoryShape, plan: KvPlan) -> str | None:
-    """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does."""
+def why_not(shape: MemoryShape, plan: KvPlan, *, narrow: bool = True) -> str | None:
+    """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does.
+    ``narrow``: it has blocks of 64 for heads that 128 does not divide (``Build.holds_narrow``)."""
     try:
         pairs = plan.resolve(len(shape.cached)) if shape.cached else ()
     except UsageError as error:
@@ -96,11 +97,13 @@ def why_not(shape: MemoryShape, plan: KvPlan) -> str | None:
         return "K and V are one here (MLA): layers cannot have types of their own"
     if shape.mla and plan.base.k != plan.base.v:
         return "K and V are one here (MLA): they cannot have different types"
+    narrow = narrow and not shape.mla
     for layer, pair in zip(shape.cached, pairs, strict=True):
         for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
-            if head % (kind if shape.mla else kind.for_heads(head)).block:
-                blocks = f"64 or {kind.block}" if kind.ours and not shape.mla else f"{kind.block}"
-                why = f"{kind.name} takes blocks of {blocks} values, which heads of {side} with {head}"
+            if head % (kind.for_heads(head) if narrow else kind).block:
+                blocks = f"64 or {kind.block}" if kind.ours and narrow else f"{kind.block}"
+                where = " on a GPU" if kind.ours and not narrow and not shape.mla else ""
+                why = f"{kind.name} takes blocks of {blocks} values{where}, which heads of {side} with {head}"
                 return f"{why} do not fill; {_instead(shape.cached)} can be used"
     return None
 

@@ -28,10 +28,11 @@ def require_numbers(made: Path, model: HfModel, kind: str) -> None:
         if found is None:
             continue
         if math.isfinite(found):
+            projector = kind == "mmproj"
             raise ModelError(
-                f"{odd}, because {name} of {entry.file} has the value {found:g}, and {kind} holds "
-                f"{largest:g} at most",
-                remedy="a source in BF16 or F32",
+                f"{odd}, because {name} of {entry.file} has the value {found:g}, and "
+                f"{'F16' if projector else kind} holds {largest:g} at most",
+                remedy="without --mmproj" if projector else "a source in BF16 or F32",
             )
         what = "NaN" if math.isnan(found) else "infinity"
         raise ModelError(

@@ -168,14 +168,14 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     return written
 
 
-def fits(values: Mapping[str, Any], name: str) -> bool | None:
+def fits(values: Mapping[str, Any], name: str, *, narrow: bool = True) -> bool | None:
     """Whether heads of a model with this metadata fill whole blocks of a cache type, None where it does not
-    tell. With MLA a type of ours has no blocks of 64."""
+    tell. With MLA, and without ``narrow`` (``Build.holds_narrow``), a type of ours has no blocks of 64."""
     sizes, kind = head_sizes(values), kv_type(name)
     if not sizes:
         return None
-    mla = is_mla(values)
-    return all(size % (kind if mla else kind.for_heads(size)).block == 0 for size in sizes)
+    narrow = narrow and not is_mla(values)
+    return all(size % (kind.for_heads(size) if narrow else kind).block == 0 for size in sizes)
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:

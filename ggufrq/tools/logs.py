@@ -44,6 +44,8 @@ _LOADED = "load_model: initializing, n_slots"
 MTP = "the head for further tokens"
 
 _LEVEL = re.compile(r"^\d+\.\d+\.\d+\.\d+ ([IWED]) ?")
+#: What the patch says of a type that heads do not fill, and of a device that has no kernels for them.
+_OF_HEADS = re.compile(r"cannot hold this model's|has no attention kernel for|cannot store rows of")
 _MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
 _FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
 _ERROR = re.compile(r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)")
@@ -389,6 +391,11 @@ def ended(done: Completed) -> str:
     """One message for a program that failed: the reason that its log gives, or its last lines."""
     lines = error_lines(done.stderr)
     return f"{how_it_ended(done)}: {lines[0]}" if lines else failure_message(done)
+
+
+def is_of_heads(message: str) -> bool:
+    """Whether a reason is that a cache type, or a device with it, does not take heads of the model's size."""
+    return _OF_HEADS.search(message) is not None
 
 
 def failure(text: str, what: str) -> ToolError:

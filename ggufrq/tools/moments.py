@@ -10,8 +10,6 @@ from ggufrq.tools.logs import Incomplete, failure
 PROGRAM = "llama-rq-moments"
 _PLAN = re.compile(r"^moments: (\d+) chunks of \d+ tokens, \d+ held out, (\d+) done$", re.MULTILINE)
 _CHUNK = re.compile(r"\[(\d+)\]")
-#: Variables that would change the cache that K is taken from.
-PLAIN_CACHE = dict.fromkeys(("LLAMA_RQ_LAYERS", "LLAMA_RQ_PROFILE", "LLAMA_RQ_RECENT", "LLAMA_RQ_FIRST"))
 
 
 def arguments(

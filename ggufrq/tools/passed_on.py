@@ -4,6 +4,7 @@ get: these would change what stands in the arguments of ours, or where and in wh
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from ggufrq.base import environment, log
@@ -44,17 +45,21 @@ _SETTLED: tuple[tuple[tuple[str, ...], str, str], ...] = (
         _ENDS,
     ),
 )
+#: Options that stand for a model of their own, with a port and a context.
+_PRESET = re.compile(r"--(?!spec-default$).+-default|--fim-.+-spec")
 _PREFIX, _PREFIX_VARIABLE = "--api-prefix", "LLAMA_ARG_API_PREFIX"
 
 
 def check(options: Sequence[str]) -> None:
     """Raise UsageError for the first option that may not be passed on."""
     for option in map(_normal, options):
-        for names, _, why in _SETTLED:
-            if option in names:
-                raise UsageError(
-                    f"{option} cannot be passed on to llama-server: {why}", remedy=f"without {option}"
-                )
+        reasons = [why for names, _, why in _SETTLED if option in names]
+        if _PRESET.fullmatch(option):
+            reasons.append(_MODEL)
+        if reasons:
+            raise UsageError(
+                f"{option} cannot be passed on to llama-server: {reasons[0]}", remedy=f"without {option}"
+            )
 
 
 def variables() -> dict[str, str]:

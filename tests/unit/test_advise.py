@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from attention_models import QK_NORM, SPLIT, numbers, write
 from click.testing import CliRunner, Result
+from shards import split_model
 
 from ggufrq import cli
 from ggufrq.advise import choice, ladder
@@ -34,6 +35,11 @@ KLD = {
     "planar3": 0.022,
     "q4_1": math.nan,
     "q5_0": math.nan,
+}
+REFUSED = {
+    "planar4": "CUDA0 (A card), which layer 0 is on, has no attention kernel for K in planar4 and V "
+    "in planar4 at head_dim 128: take other cache types (the same for K and V)",
+    "rotor4": "out of memory",
 }
 BIG = numbers(attention__key_length=128, attention__head_count=2, attention__head_count_kv=1)
 
@@ -65,6 +71,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, build: Build) -> list[str]:
 
     def take(self: ladder.Divergences, case: Case, **_: Any) -> Row:
         taken.append(case.name)
+        if case.pair.name in REFUSED:
+            self._runs.ppl = 1.0
+            raise ToolError(f"llama-perplexity gave no result: {REFUSED[case.pair.name]}")
         kld = KLD[case.pair.name]
         if kld != kld:
             self._runs.ppl = None if case.pair.name == "q5_0" else 1.0
@@ -170,6 +179,32 @@ def test_a_cache_that_computes_no_numbers_is_told_of(tmp_path: Path, measured: l
     assert isinstance(error, NoNumbers)
 
 
+def test_every_shard_tells_models_apart(tmp_path: Path, measured: list[str]) -> None:
+    first, second = split_model(tmp_path / "m-Q8_0", 2)
+    for _ in range(2):
+        data(first, "--kv", "q8_0")
+    assert measured == ["q8_0"]
+    content = second.read_bytes()
+    second.write_bytes(content[:-4] + b"\0\0\0\0")
+    data(first, "--kv", "q8_0")
+    assert measured == ["q8_0"] * 2
+
+
+def test_heads_that_a_gpu_does_not_take(tmp_path: Path, measured: list[str], build: Build) -> None:
+    """Known before, or told by llama.cpp: the other caches are measured, and no such type is named better."""
+    values = {"attention.key_length": 64, "attention.value_length": 64, "rope.dimension_count": 64}
+    narrow = model(tmp_path / "m", "narrow.gguf", "qwen2", biased=True, **values)
+    plan = parse_plan("q4_0")
+    assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
+    build.manifest["backend"] = "cuda"
+    assert "better --kv q8_0" in str(choice.warning(narrow, plan, build, "m"))
+    rungs = data(narrow, "--kv", "q8_0,iso4,q4_0")["rungs"]
+    assert measured == ["q8_0", "q4_0"] and "blocks of 128 values on a GPU" in rungs[2]["why_not"]
+    assert invoke(model(tmp_path / "m"), "--kv", "rotor4").exception is not None, "another failure"
+    found = data(model(tmp_path / "m"), "--kv", "q8_0,planar4,q4_0")
+    assert found["recommended"] == "q8_0" and "has no attention kernel" in found["rungs"][2]["why_not"]
+
+
 def test_an_error_decides_against_a_cache() -> None:
     def rung(kv: str, cache: int, kld: float | None, error: float) -> Rung:
         return Rung(kv, kv, 4.0, cache, cache, kld=kld, kld_err=error)
@@ -257,6 +292,37 @@ def test_a_type_that_was_measured_as_ruinous(
     ]
     # not so measured
     assert ask(path, "--kv", "iso2", "--kv-recent", "0") == ask(path, "--kv", "iso3") == []
+
+
+def test_ruin_that_was_measured_without_a_profile(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan]
+) -> None:
+    """Where none can be made."""
+    path = model(tmp_path / "m", architecture="who-knows")
+    rungs = data(path)["rungs"]
+    assert rungs[-1]["title"] == "iso2 +first1 +recent32"
+    assert "iso2 was measured as ruinous" in ask(path, "--kv", "iso2")[0]
+    assert ask(path, "--kv", "iso2", "--kv-first", "0") == []
+
+
+def test_where_nothing_better_fits_none_is_named(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan]
+) -> None:
+    path = model(tmp_path / "m")
+    size = {rung["kv"]: rung["total"] for rung in data(path)["rungs"]}["iso2"]
+    assert data(path, "--fits", f"{(size + 1000) / 1000}KB")["recommended"] == "iso2"
+    said = "iso2 was measured as ruinous on this model, a mean KLD of 0.60; nothing better fits what ggufrq "
+    assert ask(path, "--kv", "iso2") == [f"{said}advise was asked for"]
+    assert ask(path, "--kv", "auto")[1:] == [f"{said}advise was asked for"]
+
+
+def test_a_cache_that_cannot_be_used_is_warned_of(
+    tmp_path: Path, measured: list[str], generated: list[KvPlan]
+) -> None:
+    path = model(tmp_path / "m")
+    data(path, "--kv", "q4_1,iso3")
+    why = "the divergence is not a number"
+    assert ask(path, "--kv", "q4_1") == [f"q4_1 cannot be used on this model ({why}): better --kv iso3"]
 
 
 BIASED = "keys of this model have a bias, which {} without a profile may turn to noise, as it does in Qwen2.5"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -217,12 +217,9 @@ class Program:
         self.layers, self.answer = layers, answer
         self.runs: list[list[str]] = []
 
-    def __call__(
-        self, args: list[Any], *, on_stdout: Callable[[str], None], env: Mapping[str, None], **_: object
-    ) -> proc.Completed:
+    def __call__(self, args: list[Any], *, on_stdout: Callable[[str], None], **_: object) -> proc.Completed:
         words = [str(arg) for arg in args]
         self.runs.append(words)
-        assert env["LLAMA_RQ_LAYERS"] is None
         if self.answer is not None:
             return proc.Completed(words, 1, "", self.answer, 0.0)
         out = Path(words[words.index("-o") + 1])
@@ -293,6 +290,24 @@ def test_the_command(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -
     kept.write_bytes(kept.read_bytes()[:-100])
     CliRunner().invoke(cli, command[:-1], catch_exceptions=False)
     assert len(program.runs) == 2 and out.read_bytes() == written
+
+
+def test_sums_of_other_builds_are_not_kept(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of a run that was stopped; those of other texts are."""
+    program = run_by(Program(drawn()), monkeypatch)
+    other = text.with_name("other.txt")
+    other.write_text("other words")
+
+    def kept(key: str, of: Path = text) -> set[Path]:
+        build: Any = SimpleNamespace(key=key, tool=lambda name: Path(name))
+        profile_from_text(model, of, build, positions=24)
+        return set((paths.cache_dir() / "calibration").glob("*.gguf"))
+
+    (first,) = kept("a")
+    assert kept("a") == {first} and len(program.runs) == 1
+    assert len(kept("a", other)) == 2
+    last = kept("b")
+    assert len(last) == 2 and first not in last and len(program.runs) == 3
 
 
 def test_a_profile_of_another_model_is_not_written_over(

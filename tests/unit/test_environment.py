@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ggufrq.base import environment, proc
+from ggufrq.cache.kv import parse_plan
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="its programs are scripts")
 
@@ -36,6 +37,22 @@ def test_options_of_the_shell_do_not_reach_llama_cpp(tmp_path: Path, monkeypatch
     asked = told(tmp_path, "llama-server", LLAMA_ARG_API_PREFIX="/y", LLAMA_ARG_RPC=None)
     assert asked["LLAMA_ARG_API_PREFIX"] == "/y" and "LLAMA_ARG_RPC" not in asked
     assert told(tmp_path, "git").items() >= options.items()
+
+
+def test_a_cache_of_the_shell_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says how a cache is kept comes from ggufrq alone, but not rotations and scales."""
+    names = [f"LLAMA_RQ_{name}" for name in ("LAYERS", "PROFILE", "CALIB", "RECENT", "FIRST")]
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LLAMA_RQ_MODE", "block")
+    monkeypatch.setenv("LLAMA_RQ_SCALE", "norm")
+    found = told(tmp_path, "llama-rq-moments")
+    assert not found.keys() & set(names)
+    assert (found["LLAMA_RQ_MODE"], found["LLAMA_RQ_SCALE"]) == ("block", "norm")
+    asked = parse_plan("iso3; 0:q8_0").with_exact(32).environment()
+    found = told(tmp_path, "llama-bench", **asked)
+    wanted = {"LLAMA_RQ_LAYERS": "0:q8_0", "LLAMA_RQ_RECENT": "32"}
+    assert {name: found[name] for name in names if name in found} == wanted
 
 
 def test_no_debugger_speaks_for_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

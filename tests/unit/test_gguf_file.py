@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gguf
@@ -40,6 +41,33 @@ def test_facts(tmp_path: Path) -> None:
     assert facts.weights == 32 * 64 + 4 * 256 * 64
     assert (facts.data_bytes, facts.bits, facts.is_quantized) == (2 * facts.weights, 16, False)
     assert facts.file_bytes == path.stat().st_size
+
+
+def test_a_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the file is the same one, by whatever name."""
+    path = write(tmp_path / "m.gguf", LAYERS)
+    data = path.read_bytes()
+    assert read_header(path).version == 3
+    path.write_bytes(data[:4] + b"\2" + data[5:])
+    assert read_header(path).version == 2, "perhaps at the same time, as far as the disk can tell"
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 0))
+    header = read_header(path)
+    assert read_header(path) is header
+    write(path, {**LAYERS, "more": (32, 64)})
+    assert len(read_header(path).tensors) == len(header.tensors) + 1
+    os.utime(path, ns=(1, 1))
+    touched = read_header(path)
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "m.gguf", LAYERS)
+    os.utime(other / "m.gguf", ns=(1, 1))
+    for folder, tensors in ((tmp_path, len(touched.tensors)), (other, len(header.tensors))):
+        monkeypatch.chdir(folder)
+        assert len(read_header(Path("m.gguf")).tensors) == tensors
+    path.unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        read_header(path)
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:

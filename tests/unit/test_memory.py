@@ -265,6 +265,12 @@ def test_types_that_heads_cannot_hold(tmp_path: Path) -> None:
         k, v = kv_bytes(shape, parse_plan("iso3"), ContextSettings(4096))
         rows = [2 * n // 64 * 26 if n % 128 else 2 * n // 128 * 50 for n in sides]
         assert [k, v] == [4 * 4096 * row for row in rows]
+        assert str(why_not(shape, parse_plan("iso3"), narrow=False)).startswith(
+            f"iso3 takes blocks of 128 values on a GPU, which heads of K with {sides[0]} do not fill"
+        )
+        assert why_not(shape, parse_plan("q8_0"), narrow=False) is None
+    wide = shape_of(tmp_path, "llama", DENSE)
+    assert why_not(wide, parse_plan("iso3"), narrow=False) is None
     odd = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 80, "attention.value_length": 80})
     assert str(why_not(odd, parse_plan("q8_0"))).endswith("f16 can be used")
     assert "there is no layer 4" in str(why_not(narrow, parse_plan("f16; 4:q8_0")))

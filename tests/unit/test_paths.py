@@ -85,6 +85,22 @@ def test_a_cache_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pyt
     assert resolve.embedded_folder("docs-qwen3-8m") == shared / "models" / "docs-qwen3-8m"
 
 
+def test_that_files_go_elsewhere_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "shared"
+    shared.touch()  # nobody, not even root, makes folders in it
+    monkeypatch.setenv("GGUFRQ_CACHE", str(shared))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert paths.logs_dir().is_relative_to(tmp_path)
+    assert capsys.readouterr().err == "", "logs alone are worth no word"
+    own = paths.own_dir("profiles").parent
+    assert paths.own_dir("models").parent == own
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and f"{shared} is not this user's to write to" in said[0]
+    assert str(own) in said[0] and "GGUFRQ_CACHE" in said[0]
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
 @pytest.mark.parametrize("mode", [0o555, 0o500])
 def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:

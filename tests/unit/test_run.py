@@ -141,6 +141,9 @@ def test_fallback_of_a_profile(programs: MakePrograms, capsys: pytest.CaptureFix
         ("-ctk", "--kv of ggufrq"),
         ("--cache_type_v", "--kv of ggufrq"),
         ("-m", "named by MODEL"),
+        ("--fim-qwen-7b-default", "named by MODEL"),
+        ("--fim-qwen-7b-spec", "named by MODEL"),
+        ("--vision_gemma_4b_default", "named by MODEL"),
         ("--log-disable", "the server's log is read"),
         ("--ssl-key-file", "by http"),
         ("--help", "llama-server"),
@@ -157,6 +160,10 @@ def test_options_that_would_change_what_is_relied_on(option: str, says: str) -> 
     assert says in caught.value.message and option.replace("_", "-") in str(caught.value.remedy)
 
 
+def test_options_that_pass() -> None:
+    passed_on.check(["--spec-default", "--default", "--temp", "0.1"])
+
+
 def test_variables_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that run and serve pass on, and those that something else says."""
     for name, value in {"TEMPERATURE": "0.1", "API_PREFIX": "/x", "PORT": "8299", "RPC": "h:1"}.items():
@@ -167,6 +174,28 @@ def test_variables_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert passed_on.api_prefix((), found) == "/x"
     assert passed_on.api_prefix(("--no-warmup", "--api_prefix", "/y"), found) == "/y"
     assert passed_on.api_prefix(()) == ""
+
+
+def test_variables_do_not_change_the_cache_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAYERS", "PROFILE", "CALIB", "RECENT", "FIRST"):
+        monkeypatch.setenv(f"LLAMA_RQ_{name}", "1")
+    monkeypatch.setenv("LLAMA_ARG_TEMPERATURE", "0.1")
+    got: dict[str, str | None] = {}
+
+    def started(*_: object, env: dict[str, str | None], **__: object) -> None:
+        got.update(env)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "started", started)
+    monkeypatch.setattr(Programs, "tool", lambda _, name: Path(name))
+    plan = parse_plan("iso3").with_exact(32)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        serve.serving(Path("m.gguf"), plan, Programs(Path("/nowhere")), env=passed_on.variables()),
+    ):
+        pass
+    assert got["LLAMA_ARG_TEMPERATURE"] == "0.1"
+    assert got.items() >= plan.environment().items()
 
 
 def test_threads_sleep_where_others_use_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

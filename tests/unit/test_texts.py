@@ -55,6 +55,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, says: str, reme
         ["calibrate", "docs-qwen3-8m", "FILE"],
         ["quantize", "docs-qwen3-8m", "--calibrate", "FILE"],
         ["validate", "docs-qwen3-8m", "--text", "FILE"],
+        ["advise", "docs-qwen3-8m", "--text", "FILE"],
         ["tune", "docs-qwen3-8m", "--budget", "3.5", "--text", "FILE"],
         ["sensitivity", "docs-qwen3-8m", "--bpw", "5", "--check-text", "FILE"],
         ["claims", "docs-qwen3-8m", "--text", "FILE"],
@@ -91,7 +92,11 @@ def test_a_mark_at_the_start_is_no_part_of_a_text(tmp_path: Path, cache: Path) -
 def test_a_prompt_that_is_no_text() -> None:
     result = CliRunner().invoke(cli.cli, ["run", "docs-qwen3-8m", "-p", os.fsdecode(b"a\xff")])
     assert isinstance(result.exception, UsageError)
-    assert "byte 0xff at 1 is not UTF-8" in result.exception.message
+    assert result.exception.message == "--prompt is no text in UTF-8: byte 0xff at 1 is not UTF-8"
+    assert result.exception.remedy == "write it in UTF-8, or -f FILE"
+    result = CliRunner().invoke(cli.cli, ["run", "docs-qwen3-8m", "-p", "a\ud800"])
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message.startswith("--prompt is no text in UTF-8: the character at 1 is half")
 
 
 def test_a_path_that_is_no_utf8_goes_through(tmp_path: Path, cache: Path) -> None:

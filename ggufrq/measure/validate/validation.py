@@ -14,16 +14,13 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.drive.cache_check import CacheError, held_cases
 from ggufrq.drive.profiles import settle_cases
-from ggufrq.ggufs.files import content_hash, model_header
-from ggufrq.ggufs.kv_shape import find_kv_shape
-from ggufrq.make.ready import model_file, weights_of
-from ggufrq.measure.divergence import Subject
+from ggufrq.ggufs.files import model_header
+from ggufrq.measure.divergence import subject_of
 from ggufrq.measure.kept import Row
 from ggufrq.measure.validate.assemble import Facts, Taken, assemble
 from ggufrq.measure.validate.check import Check, cache_check, unmeasured
 from ggufrq.measure.validate.pieces import Unit, Workshop
 from ggufrq.measure.validate.plan import ValidationPlan, within
-from ggufrq.models.resolve import resolve
 
 
 def validate(
@@ -58,13 +55,10 @@ def validate(
 
 def look(plan: ValidationPlan) -> Facts:
     """What there is to know of the plan's model. Raises ModelError."""
-    path = model_file(plan.model)
-    header = model_header(path)
+    model = subject_of(plan.model)
+    header = model_header(model.path)
     arch = str(header.values.get("general.architecture", ""))
     longest = header.values.get(f"{arch}.context_length")
-    model = Subject(
-        resolve(plan.model).name, path, content_hash(path), weights_of(plan.model), find_kv_shape(path)
-    )
     return Facts(
         model,
         arch,
