@@ -102,11 +102,11 @@ def test_the_profile_is_made_or_found(
     assert context.profile.source == "weights" and Path(context.profile.file).is_file()
     assert found.kv_bytes == plan.bytes_for(kv_shape(model), 512)
     beside = tmp_path / f"{name}-kv.gguf"
-    profile_from_weights(model, 300).write(beside)
+    profile_from_weights(model, 600).write(beside)
     found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=512, raw=True, temperature=0)
     assert found.profile == f"profile {beside.name}, from the weights"
     context = parse_context(found.log.read_text())
-    assert context is not None and context.profile == Metric(str(beside), "weights", 300)
+    assert context is not None and context.profile == Metric(str(beside), "weights", 600)
     plain = generate(model, PROMPT, parse_plan(kv), programs, tokens=4, n_ctx=512, raw=True, temperature=0)
     context = parse_context(plain.log.read_text())
     assert context is not None and context.profile is None and plain.profile is None
