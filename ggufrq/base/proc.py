@@ -410,7 +410,13 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
     if _group_lives(process):
         _signal_group(process, kill=True)
-    process.wait()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        if not _POSIX:
+            raise
+        # an exception out of a signal's handler can leave the lock of ``wait`` taken for ever
+        process.returncode = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
 
 
 def _signal_name(number: int) -> str:
