@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.files import read_gguf, shards
-from ggufrq.ggufs.header import TensorInfo, read_header
-from ggufrq.ggufs.tensors import is_float, type_bits, type_bytes, type_name
+from ggufrq.ggufs.opened import Opened
+from ggufrq.ggufs.tensors import is_float, type_bits, type_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,52 +65,28 @@ class Loss:
     most: float
 
 
-class Values:
+class Values(Opened):
     """The tensors of a model, all its shards, as numbers. A context manager. Raises ModelError when the model
     is damaged."""
 
     def __init__(self, model: Path) -> None:
-        self._files: list[BinaryIO] = []
-        self._places: dict[str, tuple[TensorInfo, str, int, BinaryIO]] = {}
         for path in shards(model):
             read_gguf(path)  # all data is there that the header tells of
-            header = read_header(path)
-            file = path.open("rb")
-            self._files.append(file)
-            for info in header.tensors:
-                kind = type_name(info.type) or ""
-                self._places[info.name] = (info, kind, header.data_offset + info.offset, file)
-
-    def __enter__(self) -> Values:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files:
-            file.close()
-
-    @property
-    def names(self) -> list[str]:
-        """Every tensor, in the order of the files."""
-        return list(self._places)
-
-    def kind(self, name: str) -> str:
-        """The type of a tensor, by ggml's name."""
-        return self._places[name][1]
+        super().__init__(model)
 
     def odd(self, name: str) -> Odd | None:
         """The values of a tensor that are no finite numbers, None when there are none."""
         import numpy as np
 
-        info, kind, start, file = self._places[name]
+        place = self.places[name]
+        info, kind, file = place.info, place.kind, place.file
         if kind not in _EXPONENTS:
             rows = None if is_float(kind) else self.rows(name)
             if rows is None or np.isfinite(rows).all():
                 return None
             return Odd(name, int(np.isnan(rows).sum()), int(np.isinf(rows).sum()))
         code, exponent = _EXPONENTS[kind]
-        file.seek(start)
+        file.seek(place.start)
         nan = infinite = 0
         for first in range(0, info.values, _PIECE):
             raw = np.fromfile(file, np.dtype(code), min(_PIECE, info.values - first))
@@ -128,15 +103,16 @@ class Values:
         import gguf
         import numpy as np
 
-        info, kind, start, file = self._places[name]
+        place = self.places[name]
+        info, file = place.info, place.file
         columns = info.shape[0] if info.shape else 1
         count = info.values // columns if columns else 0
         if not count:
             return None
-        size = type_bytes(kind, columns, columns)
+        size = type_bytes(place.kind, columns, columns)
         raw = np.empty((min(count, _ROWS), size), np.uint8)
         for i, row in enumerate(np.linspace(0, count - 1, len(raw)).astype(np.int64)):
-            file.seek(start + int(row) * size)
+            file.seek(place.start + int(row) * size)
             raw[i] = np.frombuffer(file.read(size), np.uint8)
         try:
             with np.errstate(all="ignore"):
@@ -149,7 +125,7 @@ class Values:
 def first_odd(model: Path) -> Odd | None:
     """The first tensor of a model with values that are no finite numbers, None when all are sound."""
     with Values(model) as values:
-        return next((odd for name in values.names if (odd := values.odd(name)) is not None), None)
+        return next((odd for name in values.places if (odd := values.odd(name)) is not None), None)
 
 
 def losses(source: Path, made: Path) -> Iterator[Loss]:
@@ -158,8 +134,8 @@ def losses(source: Path, made: Path) -> Iterator[Loss]:
     import numpy as np
 
     with Values(source) as before, Values(made) as after:
-        for name in after.names:
-            if name not in before.names:
+        for name in after.places:
+            if name not in before.places:
                 continue
             x, y = before.rows(name), after.rows(name)
             if x is None or y is None or x.shape != y.shape:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
-from ggufrq.ggufs.files import shards
-from ggufrq.ggufs.header import Header, TensorInfo, pad, read_header
-from ggufrq.ggufs.tensors import type_bytes, type_name
+from ggufrq.ggufs.header import TensorInfo, pad
+from ggufrq.ggufs.opened import Opened, Place
+from ggufrq.ggufs.tensors import type_bytes
 from ggufrq.make.fold.changes import F32, Change, as_type
 
 _FLOATS: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2")}
@@ -32,39 +30,9 @@ _FILE_TYPE_F16 = 1
 _STRING, _U32 = 8, 4
 
 
-@dataclass(frozen=True)
-class _Place:
-    info: TensorInfo
-    kind: str
-    start: int
-    file: BinaryIO
-
-
-class Weights:
+class Weights(Opened):
     """The tensors of a GGUF model, all its shards. A context manager. Raises ModelError when the model is
     damaged."""
-
-    def __init__(self, model: Path) -> None:
-        self.paths = shards(model)
-        self.header: Header = read_header(self.paths[0])
-        self.places: dict[str, _Place] = {}
-        self._files: list[BinaryIO] = []
-        for path in self.paths:
-            header = read_header(path)
-            file = path.open("rb")
-            self._files.append(file)
-            for info in header.tensors:
-                kind = type_name(info.type) or ""
-                self.places[info.name] = _Place(info, kind, header.data_offset + info.offset, file)
-
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._files:
-            file.close()
 
     @property
     def tensors(self) -> list[TensorInfo]:
@@ -75,10 +43,6 @@ class Weights:
         """Experts, rows and columns of a tensor; a vector is one row."""
         columns, rows, experts = (*self.places[name].info.shape, 1, 1)[:3]
         return experts, rows, columns
-
-    def kind(self, name: str) -> str:
-        """The type of a tensor, by ggml's name."""
-        return self.places[name].kind
 
     def read(self, name: str, expert: int = 0, first: int = 0, count: int | None = None) -> F32:
         """``count`` rows of one expert from row ``first`` on, [rows, columns]. Raises ModelError for a tensor
@@ -141,7 +105,7 @@ def _pieces(weights: Weights, name: str, change: Change) -> Iterator[F32]:
             yield change.apply(values, expert, first)
 
 
-def _size(place: _Place, kind: str) -> int:
+def _size(place: Place, kind: str) -> int:
     info = place.info
     return type_bytes(kind, info.values, info.shape[0] if info.shape else 1)
 
@@ -150,7 +114,7 @@ def _cut(name: str) -> ModelError:
     return ModelError(f"{name} could not be read to its end", remedy="make or download the model again")
 
 
-def _copy(place: _Place, file: BinaryIO) -> None:
+def _copy(place: Place, file: BinaryIO) -> None:
     left = _size(place, place.kind)
     place.file.seek(place.start)
     while left:
