@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
+from kv_state import KvState, check_model, read_kv_state
+
 from ggufrq.base import texts
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.base.progress import SILENT, Listener
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.drive.serve import serving
-from ggufrq.ggufs.kv_state import KvState, check_model, read_kv_state
 from ggufrq.tools.programs import Programs
 from ggufrq.tools.server import Connection
 

@@ -13,6 +13,7 @@ import pytest
 import random_models
 from click.testing import CliRunner
 from kv_capture import captured
+from kv_state import read_kv_state
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
@@ -20,7 +21,6 @@ from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.cli import cli
 from ggufrq.ggufs.header import read_header
-from ggufrq.ggufs.kv_state import read_kv_state
 from ggufrq.make.plan import Family
 from ggufrq.measure.calibrate import profile_from_text
 from ggufrq.models.convert import convert

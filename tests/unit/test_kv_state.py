@@ -10,10 +10,10 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import pytest
+from kv_state import attention_layers, check_model, read_kv_state
 
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.header import read_header
-from ggufrq.ggufs.kv_state import attention_layers, check_model, read_kv_state
 
 HEADS, DIM, TOKENS = 2, 4, 5
 Array = npt.NDArray[np.floating]
