@@ -12,8 +12,8 @@ from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError, ModelError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import DEFAULT_KV, KvPlan, Sought
-from ggufrq.ggufs.files import shards
-from ggufrq.ggufs.header import Header, read_header
+from ggufrq.ggufs.files import model_header
+from ggufrq.ggufs.header import Header
 from ggufrq.measure.verdict import RUINOUS
 from ggufrq.report import numbers
 from ggufrq.runtimes.fallback import fits
@@ -47,7 +47,7 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
         return None
     try:
         advice = ladder.kept(model, build) if build is not None else None
-        headers = [read_header(part) for part in shards(model)]
+        header = model_header(model)
     except GgufrqError:  # what is wrong with the file is told by what runs it
         return None
     if plan.optional and build is not None and not build.holds_exact:
@@ -57,7 +57,7 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
         titles.add(plan.with_profile(None).title)
     rung = next((r for r in advice["rungs"] if r["title"] in titles), None) if advice else None
     if advice is None or rung is None or (rung["kld"] is None and rung["why_not"] is None):
-        return _foretold(headers, plan, name, narrow=build is None or build.holds_narrow)
+        return _foretold(header, plan, name, narrow=build is None or build.holds_narrow)
     best = advice["recommended"] or "q8_0"
     better = f": better --kv {shlex.quote(best)}"
     if best == rung["kv"]:
@@ -71,15 +71,14 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
     return f"{plan.name} was measured as ruinous on this model, a mean KLD of {loss}{better}"
 
 
-def _foretold(headers: list[Header], plan: KvPlan, name: str, *, narrow: bool) -> str | None:
-    from ggufrq.profile.facts import Facts
+def _foretold(header: Header, plan: KvPlan, name: str, *, narrow: bool) -> str | None:
+    from ggufrq.profile.facts import Facts, has_sinks
 
-    facts = Facts(headers[0].values)
-    names = [tensor.name for header in headers for tensor in header.tensors]
-    sinks = any(".attn_sinks" in tensor for tensor in names)
+    facts = Facts(header.values)
+    names = [tensor.name for tensor in header.tensors]
     k = min((pair.k for pair in plan.pairs), key=lambda kind: kind.bits)
     biased = any(tensor.endswith(("attn_k.bias", "attn_qkv.bias")) for tensor in names)
-    can_be_out = facts.mean_is_exact and not sinks and _is_known(facts)
+    can_be_out = facts.mean_is_exact(names) and _is_known(facts)
     if biased and k.bits <= _FEW_BITS and not (can_be_out and plan.profile is not None and k.ours):
         usable = can_be_out and fits(facts.values, DEFAULT_KV, narrow=narrow)
         better = f"--kv {DEFAULT_KV} with its profile" if usable else "--kv q8_0"
@@ -87,7 +86,7 @@ def _foretold(headers: list[Header], plan: KvPlan, name: str, *, narrow: bool) -
             f"keys of this model have a bias, which {k.name} without a profile may turn to noise, as it does "
             f"in Qwen2.5: better {better}"
         )
-    what = "attention sinks" if sinks else facts.architecture if facts.listed("sensitive") else ""
+    what = "attention sinks" if has_sinks(names) else facts.architecture if facts.listed("sensitive") else ""
     if what and (k.bits < 16 or any(pair.v.bits < 16 for pair in plan.pairs)):
         return (
             f"models with {what} lose more than most, even with q8_0: ggufrq advise {name} measures it, "

@@ -15,9 +15,8 @@ from ggufrq.base.results import ResultStore, results_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.drive.profiles import settle_cases
-from ggufrq.ggufs.files import shards
+from ggufrq.ggufs.files import model_headers
 from ggufrq.ggufs.fingerprint import fingerprint
-from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.memory_shape import memory_shape
 from ggufrq.measure.base_run import Scored
 from ggufrq.measure.divergence import F16, Divergences, Subject
@@ -118,7 +117,7 @@ def climb(
 
     Raises ModelError for a model whose cache is not known, ToolError when a measurement fails.
     """
-    headers = tuple(map(read_header, shards(model.path)))
+    headers = model_headers(model.path)
     shape = memory_shape(headers)
     settled = settle_cases([case for case in cases if case != F16], model.path, wishes.ctx)
     scored = Scored(min(TEXT_TOKENS, shape.native), chunks, together=1, threads=threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,11 +64,16 @@ class Facts:
             remedy="run it without a profile: --kv-profile none",
         )
 
-    @property
-    def mean_is_exact(self) -> bool:
-        """Whether a constant in K changes nothing: not with sinks (``attn_sinks``, which are tensors) and not
-        where scores are capped."""
-        return not self.get("attn_logit_softcapping") and not self.listed("capped")
+    def mean_is_exact(self, names: Iterable[str]) -> bool:
+        """Whether a constant in K changes nothing in a model with these tensors: not with sinks and not where
+        scores are capped."""
+        capped = self.get("attn_logit_softcapping") or self.listed("capped")
+        return not capped and not has_sinks(names)
+
+
+def has_sinks(names: Iterable[str]) -> bool:
+    """Whether a model with these tensors has attention sinks."""
+    return any(".attn_sinks" in name for name in names)
 
 
 @cache

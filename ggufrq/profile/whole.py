@@ -74,8 +74,7 @@ class Whole:
     @cached_property
     def exact(self) -> bool:
         """Whether a mean can be taken out of K without changing what attention gives."""
-        names = (tensor.name for header in self.tensors.headers for tensor in header.tensors)
-        return self.facts.mean_is_exact and not any(".attn_sinks" in name for name in names)
+        return self.facts.mean_is_exact(self.tensors.names)
 
     def rope(self, il: int, dim: int) -> Rope | None:
         """RoPE of heads of ``dim`` values in layer ``il``. Raises ModelError as ``layer_rope``."""
