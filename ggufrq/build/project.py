@@ -87,11 +87,15 @@ class Build:
     @property
     def holds_exact(self) -> bool:
         """Whether it keeps tokens in f16 beside types of ours: the CPU alone attends to them."""
-        return bool(self.manifest.get("backend", "cpu") == "cpu")
+        return self._is_for_cpu
 
     @property
     def holds_narrow(self) -> bool:
         """Whether it keeps heads that 128 does not divide in types of ours: the CPU alone does."""
+        return self._is_for_cpu
+
+    @property
+    def _is_for_cpu(self) -> bool:
         return bool(self.manifest.get("backend", "cpu") == "cpu")
 
     def tool(self, name: str) -> Path:

@@ -18,8 +18,6 @@ from ggufrq.make.ready import model_file
 from ggufrq.measure import calibrate as core
 from ggufrq.models.names import names_beside
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
 
 def _means_nothing(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:

@@ -167,6 +167,7 @@ class Planner:
         }
         metadata = self._metadata(want, found, matrix)
         if fold:
+            # with a text, though no fold takes one any more: so that files folded before are known again
             made_from["fold"] = json.dumps({"kind": folds.identity(fold), "text": ""})
             metadata |= folds.metadata(fold, gguf)
         requantize = self.request.requantize

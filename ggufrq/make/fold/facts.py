@@ -33,14 +33,11 @@ class PairRule:
 
 @dataclass(frozen=True)
 class Architecture:
-    """``rope`` tells which channels RoPE turns together (``norm`` or ``neox``), ``qk_norm`` whether Q and K
-    are normalized by head, ``gated`` whether a gate lies between attention and its output projection;
-    ``also`` are tensors of a layer that no pair concerns."""
+    """``rope`` tells which channels RoPE turns together (``norm`` or ``neox``); ``also`` are tensors of a
+    layer that no pair concerns."""
 
     name: str
     rope: str
-    qk_norm: bool
-    gated: bool
     rules: tuple[PairRule, ...]
     also: frozenset[str]
 
@@ -86,8 +83,6 @@ def architectures() -> dict[str, Architecture]:
         name: Architecture(
             name,
             entry["rope"],
-            entry.get("qk_norm", False),
-            entry.get("gated", False),
             tuple(rules[rule] for rule in entry["pairs"]),
             frozenset(entry.get("also", ())),
         )
