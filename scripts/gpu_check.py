@@ -104,7 +104,8 @@ class Sizes:
     generate: int
     context: int
     chunks: int
-    attention: tuple[str, ...]  # patterns of test-backend-ops perf, a unit each
+    attention: tuple[tuple[int, int, int], ...]  # head_dim, heads of a group, rows
+    types: tuple[str, ...] = ("f16", "iso3", "q8_0", "q4_0", "iso4", "iso2")  # of the attention alone
     ops: tuple[str, ...] = tuple(OPS)
     kld: tuple[str, ...] = KLD_TYPES
 
@@ -117,10 +118,7 @@ FULL = Sizes(
     128,
     2048,
     2,
-    tuple(
-        rf"hsk={dim},.*nr23=.{group},1.,kv={rows},nb=1,.*permute=.0,2,1,3."
-        for dim, group, rows in ((128, 4, 131072), (256, 8, 131072), (128, 4, 32768))
-    ),
+    ((128, 4, 131072), (256, 8, 131072), (128, 4, 32768)),
 )
 #: The same programs with the same arguments, where seconds must do: all but the card.
 REHEARSAL = Sizes(
@@ -130,7 +128,8 @@ REHEARSAL = Sizes(
     8,
     256,
     1,
-    (r"hsk=128,.*nr23=.4,1.,kv=4096,nb=1,.*type_K=(iso3|f16).*permute=.0,2,1,3.",),
+    ((128, 4, 4096),),
+    ("iso3",),
     ("rotations", "set_rows"),
     ("f16", "iso3"),
 )
@@ -412,7 +411,7 @@ def ops(run: Run) -> Iterator[Unit]:
         return found
 
     for name in run.sizes.ops:
-        yield Unit(name, 10, partial(measure, *OPS[name]))
+        yield Unit(name, 15, partial(measure, *OPS[name]))
 
 
 def parse_test(text: str) -> dict[str, Any]:
@@ -603,8 +602,15 @@ def attention(run: Run) -> Iterator[Unit]:
             raise RuntimeError(f"no case was run: {wrong(done)}")
         return {"rows": rows}
 
-    for pattern in run.sizes.attention:
-        yield Unit(pattern, 20, partial(measure, pattern))
+    for dim, group, kv in run.sizes.attention:
+        for name in run.sizes.types:
+            pattern = attention_case(name, dim, group, kv)
+            yield Unit(f"{name}, head_dim {dim}, {kv} rows", 10, partial(measure, pattern))
+
+
+def attention_case(name: str, dim: int, group: int, kv: int) -> str:
+    """A pattern for the case of `test-backend-ops perf` with one query over so many rows."""
+    return rf"hsk={dim},.*nr23=.{group},1.,kv={kv},nb=1,.*type_K={name},type_V={name},permute=.0,2,1,3."
 
 
 def parse_perf(text: str) -> list[dict[str, Any]]:
@@ -638,7 +644,7 @@ def ncu(run: Run) -> Iterator[Unit]:
         return
 
     def measure() -> dict[str, Any]:
-        pattern = run.sizes.attention[0].replace("permute", "type_K=iso3.*permute")
+        pattern = attention_case("iso3", *run.sizes.attention[0])
         command = [
             program,
             "--csv",
@@ -828,7 +834,7 @@ def _machine(device: dict[str, Any]) -> list[str]:
     if "copy" not in card:
         return []
     copy = f"a copy within its memory: {card['copy']} GB/s read and written"
-    return [f"{card['name']}, driver {card['driver']}; {copy}", ""]
+    return [f"{card.get('name', 'a card')}, driver {card.get('driver', card.get('cuda'))}; {copy}", ""]
 
 
 def _row(label: str, cells: list[str | None]) -> str:
@@ -852,7 +858,7 @@ def _main_table(units: dict[str, Any]) -> list[str]:
     for model in models:
         for where, label in (("cuda", "CUDA"), ("unfused", "CUDA, not fused"), ("cpu", "CPU")):
             means = {u["cache"]: u["kld_mean"] for u in found if u["model"] == model and u["where"] == where}
-            cells = [f"{means[name]:.6f}" if name in means else None for name in COLUMNS]
+            cells = [f"{abs(means[name]):.6f}" if name in means else None for name in COLUMNS]
             lines.append(_row(f"KLD from f16 on the CPU, {model}: {label}", cells))
     return lines
 

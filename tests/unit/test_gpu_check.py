@@ -105,7 +105,14 @@ def make_run(check: ModuleType, folder: Path, *, budget: float = 500.0, patch_se
         program.chmod(0o755)
     full = check.FULL
     (folder / f"{full.shape.name}.gguf").touch()  # it is written where there is none
-    few = replace(full, depths=(0, 131072), ops=("set_rows",), attention=full.attention[:1], kld=("iso3",))
+    few = replace(
+        full,
+        depths=(0, 131072),
+        ops=("set_rows",),
+        attention=full.attention[:1],
+        types=("f16", "iso3"),
+        kld=("iso3",),
+    )
     return check.Run(folder, folder / "results", budget, sizes=few)
 
 
