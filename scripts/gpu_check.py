@@ -65,7 +65,7 @@ CACHES = (
     Cache("iso3, newest 32", "iso3", 32),
 )
 COLUMNS = ("f16", "q8_0", "q4_0", "iso3", "iso4", "iso3, newest 32")
-KLD_TYPES = ("f16", "iso3", "q8_0", "iso4", "iso2", "iso3/iso4", "q8_0/iso3")
+KLD_TYPES = ("f16", "iso3", "q8_0", "iso4", "q4_0", "iso2", "iso3/iso4", "q8_0/iso3")
 
 #: planar3, iso3 and rotor3 differ in the rotation alone: one family first, the others when time is left
 OPS = {
