@@ -101,7 +101,7 @@ def ensure_build(
         if found is not None:
             return found
         _require_programs(options)
-        _require_place(root)
+        require_place(root)
         _require_arguments(options)
         with locked(_lock_file(root), "the same build is being made by another ggufrq"):
             found = find_build(options, targets=targets, project=project)
@@ -201,7 +201,7 @@ def not_in_paths(root: PurePath) -> list[str]:
     return sorted({one for one in root.as_posix() if one in _NOT_IN_PATHS or one < " "})
 
 
-def _require_place(root: Path) -> None:
+def require_place(root: Path) -> None:
     """Raise BuildError for a folder that CMake, Ninja or ccache cannot write into their files."""
     wrong = not_in_paths(root)
     if wrong:

@@ -124,6 +124,14 @@ def test_an_adapter_is_no_model(folder: Path, beside_a_config: bool) -> None:
     assert "merge it into org/Base-1B first" in str(caught.value.remedy)
 
 
+def test_an_adapter_beside_a_config_is_known_by_every_command(folder: Path) -> None:
+    """Before any of them says that it is not in GGUF yet, or lacks a tokenizer."""
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/Base-1B"}))
+    weights(folder / "adapter_model.safetensors", "lora_A.weight")
+    with pytest.raises(ModelError, match=r"is an adapter \(LoRA\) of org/Base-1B"):
+        resolve(str(folder))
+
+
 @pytest.mark.parametrize(
     ("kinds", "declared", "expected"),
     [
