@@ -166,5 +166,5 @@ def require_numbers(model: Path, what: str, *, remedy: str) -> None:
     shows how far it is."""
     with progress(f"Looking at the values of {what}", unit="tensors") as bar:
         odd = first_odd(model, bar)
-    if odd is not None:
-        raise ModelError(f"{what} computes no numbers: {odd}", remedy=remedy)
+        if odd is not None:
+            raise ModelError(f"{what} computes no numbers: {odd}", remedy=remedy)

@@ -270,6 +270,19 @@ def test_codes_that_stay_name_the_file(folder: Path, settings: object, named: st
     assert convert.inspect(folder).kind == named
 
 
+def test_floats_that_are_declared_codes(folder: Path) -> None:
+    """Decoded by somebody, who left in the configuration what they were."""
+    settings: dict[str, str] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    weights(folder / SINGLE, "a.weight")
+    found = convert.inspect(folder)
+    assert found.kind == found.out_type.upper()
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(ModelError, match=r"quantized by AWQ, but they are floats") as caught:
+        convert.convert(folder, folder / "out.gguf", folder / "no tree")
+    assert "take quantization_config out of" in str(caught.value.remedy)
+
+
 @pytest.mark.parametrize(("method", "named"), [("awq", "AWQ"), ("bitsandbytes", "bitsandbytes"), ("x", "x")])
 def test_codes_that_the_converter_does_not_read(folder: Path, method: str, named: str) -> None:
     (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
