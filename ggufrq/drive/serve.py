@@ -16,7 +16,15 @@ from ggufrq.drive import cache_check, profiles
 from ggufrq.drive.remedies import remedy
 from ggufrq.drive.threads import patience
 from ggufrq.tools import passed_on, server
-from ggufrq.tools.logs import Context, error_lines, failed_draft, is_of_heads, parse_context, parse_draft
+from ggufrq.tools.logs import (
+    MTP,
+    Context,
+    error_lines,
+    failed_draft,
+    is_of_heads,
+    parse_context,
+    parse_draft,
+)
 from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
@@ -195,12 +203,12 @@ def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
     draft = failed_draft(text)
     if draft is None:
         return ToolError(f"llama-server {how}: {detail}", remedy=remedy(detail, log_path))
-    return ToolError(
-        f"llama-server {how}: the draft, {draft}: {detail}",
-        remedy="--spec-draft-type-k q8_0 --spec-draft-type-v q8_0 behind --"
-        if is_of_heads(detail)
-        else f"see {log_path}",
-    )
+    instead = f"see {log_path}"
+    if is_of_heads(detail):
+        instead = "--spec-draft-type-k q8_0 --spec-draft-type-v q8_0 behind --"
+    elif draft == MTP:
+        instead = "a model that was made with this head, or without --spec-type draft-mtp; " + instead
+    return ToolError(f"llama-server {how}: the draft, {draft}: {detail}", remedy=instead)
 
 
 def _last_lines(log_path: Path, count: int = 6) -> str:
