@@ -193,12 +193,23 @@ static std::vector<float> llama_rq_turned(const llama_rq_turn & turn, std::vecto
 }
 
 void llama_rq_cache::add_profile() {
-    const std::string path = llama_rq_profile_path();
-    if (path.empty() || counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
+    const auto wish = llama_rq_wished_profile();
+    const auto & path = wish.path;
+    if (counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
         return;
     }
-    if (!weights || !ggml_rq_is_type(k.type)) {
-        LLAMA_LOG_WARN("llama_rq: profile %s is not used: K has none of the rotated types\n", path.c_str());
+    const bool rotated = weights && ggml_rq_is_type(k.type);
+    if (path.empty()) {
+        const bool has_bias = std::any_of(counted.begin(), counted.end(), [&](int32_t il) { return model.layers[il].wk_b || model.layers[il].wqkv_b; });
+        if (rotated && has_bias && !wish.asked) {
+            LLAMA_LOG_WARN("llama_rq: this model adds a bias to K, and rotated types keep such keys badly without a profile: ggufrq calibrate makes one\n");
+        }
+        return;
+    }
+    if (!rotated) {
+        if (wish.asked) {
+            LLAMA_LOG_WARN("llama_rq: profile %s is not used: K has none of the rotated types\n", path.c_str());
+        }
         return;
     }
 
@@ -209,7 +220,7 @@ void llama_rq_cache::add_profile() {
         }
     }
 
-    const auto profile = llama_rq_load_profile(path, model, k, own);
+    const auto profile = llama_rq_load_profile(wish, model, k, own);
     for (const auto & [il, from] : profile.layers) {
         llama_rq_layer & layer = layers.at(il);
         if (!from.k_mean.empty()) {
