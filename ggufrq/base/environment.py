@@ -46,8 +46,8 @@ def of_program(command: str, added: Environment | None = None) -> dict[str, str]
             found.pop(name, None)
         else:
             found[name] = value
-    if ours:  # else they would take the profile beside the model, asked for or not
-        found.setdefault("LLAMA_RQ_PROFILE", "none")
+    if ours and not {"LLAMA_RQ_PROFILE", "LLAMA_RQ_CALIB"} & found.keys():
+        found["LLAMA_RQ_PROFILE"] = "none"  # else they would take the one beside the model, asked for or not
     return found
 
 
