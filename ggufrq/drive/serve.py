@@ -13,9 +13,10 @@ from ggufrq.base import log, loopback, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.cache.kv import KvPlan
 from ggufrq.drive import cache_check, profiles
+from ggufrq.drive.remedies import remedy
 from ggufrq.drive.threads import patience
 from ggufrq.tools import passed_on, server
-from ggufrq.tools.logs import Context, error_lines, failed_draft, parse_context, parse_draft
+from ggufrq.tools.logs import Context, error_lines, failed_draft, is_of_heads, parse_context, parse_draft
 from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
@@ -192,13 +193,14 @@ def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
     reasons = error_lines(text)
     detail = reasons[0] if reasons else f"exit status {process.poll()}\n{_last_lines(log_path)}"
     draft = failed_draft(text)
-    remedy = f"see {log_path}"
-    if "cannot hold this model's" in detail:
-        remedy = (
-            "--kv q8_0" if draft is None else "--spec-draft-type-k q8_0 --spec-draft-type-v q8_0 behind --"
-        )
-    what = "" if draft is None else f"the draft, {draft}: "
-    return ToolError(f"llama-server {how}: {what}{detail}", remedy=remedy)
+    if draft is None:
+        return ToolError(f"llama-server {how}: {detail}", remedy=remedy(detail, log_path))
+    return ToolError(
+        f"llama-server {how}: the draft, {draft}: {detail}",
+        remedy="--spec-draft-type-k q8_0 --spec-draft-type-v q8_0 behind --"
+        if is_of_heads(detail)
+        else f"see {log_path}",
+    )
 
 
 def _last_lines(log_path: Path, count: int = 6) -> str:
