@@ -105,7 +105,8 @@ def _ladder() -> list[Row]:
     pairs = ((4, 4), (5, 3), (5, 4), (6, 4), (5, 5), (6, 5))
     both = [Row(Side(f"iso{k}", "weights"), Side(f"iso{v}")) for k, v in pairs]
     upstream = [Row(Side("q8_0"), Side(v)) for v in ("f16", "iso4", "q8_0")]
-    return alone + upstream[:1] + both + upstream[1:]
+    exact = [Row(Side(f"iso{k}", "weights"), Side(f"iso{v}"), 32, 1) for k, v in ((4, 4), (5, 4), (5, 5))]
+    return alone + upstream[:1] + both + upstream[1:] + exact
 
 
 def _klt() -> list[Row]:
@@ -196,14 +197,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--n-ctx", type=int, default=1024)
     parser.add_argument("--chunks", type=int, default=2)
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--rows", help="numbers from 1, with commas; default: all")
     args = parser.parse_args()
     for name in args.names or list(MODELS):
         bench = Bench(name, args.folder, args.n_ctx, args.chunks)
         lines = []
-        for row in PARTS[args.part]():
-            if args.only not in row.name or (row.k.code == "klt64" and bench.dim < 128):
-                continue
+        rows = PARTS[args.part]()
+        for row in [rows[int(number) - 1] for number in args.rows.split(",")] if args.rows else rows:
+            if row.k.code == "klt64" and bench.dim < 128:
+                continue  # one group
             found = bench.divergence(row)
             mean, error = mean_and_error(found)
             figures = [f"{row.bits(bench.dim, args.n_ctx):.4g}", f"{mean:.4f} ± {error:.4f}"]
