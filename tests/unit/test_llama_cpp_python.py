@@ -29,6 +29,7 @@ from packaging.utils import parse_wheel_filename
 
 from ggufrq import cli
 from ggufrq.base.errors import BuildError, SourceError, UsageError
+from ggufrq.build import builds
 from ggufrq.build.project import Build
 from ggufrq.flows.llama_cpp_python import archive, edits, job
 from ggufrq.models import names
@@ -230,6 +231,27 @@ def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> 
         assert cli.invoke(["where", *arguments]) == UsageError.exit_code
 
 
+def test_what_is_built_and_installed(
+    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    full = replace(
+        build, manifest={**build.manifest, "llama_cpp": {"commit": "c"}, "seconds": 1, "date": "2026-01-01"}
+    )
+    monkeypatch.setattr(builds, "find_build", lambda *_, **__: full)
+    monkeypatch.setattr(builds, "ensure_build", lambda options, **_: asked.append(options) or full)
+    monkeypatch.setattr(job, "make", lambda _, out, source: Path(f"{out} {source}"))
+    monkeypatch.setattr(job, "install", lambda wheel, python: f"{wheel} into {python}")
+    assert cli.invoke(["build", "--backend", "cpu", "--portable", "--json", "--install"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["wheel"] == "None auto" and said["installed"] == "None auto into None"
+    assert not asked[0].native
+    assert {"-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"} == set(asked[0].cmake_args)
+    assert cli.invoke(["build", "--backend", "cpu", "--python", "-o", "there", "--install", "env"]) == 0
+    assert capsys.readouterr().out == "there auto\n"
+    assert asked[1].native and not asked[1].cmake_args
+
+
 # the module in the wheel, beside a fake of llama-cpp-python
 
 
@@ -245,7 +267,9 @@ def module(
         types.ModuleType(f"llama_cpp{end}") for end in ("", ".llama_cpp", "._internals")
     )
     package.__path__ = [str(tmp_path / "site" / "llama_cpp")]
-    inner.__dict__.update(FakeLog().functions(), _lib=None, _base_path="", LLAMA_FLASH_ATTN_TYPE_DISABLED=0)
+    inner.__dict__.update(
+        FakeLog().functions(), _lib=None, _base_path=str(build.bin), LLAMA_FLASH_ATTN_TYPE_DISABLED=0
+    )
     for one in (package, inner, internals):
         monkeypatch.setitem(sys.modules, one.__name__, one)
     package.llama_cpp, package._internals = inner, internals  # type: ignore[attr-defined]
@@ -257,9 +281,13 @@ def module(
     )
     assert spec is not None and spec.loader is not None
     made = importlib.util.module_from_spec(spec)
+    loaded: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr(ctypes, "CFUNCTYPE", lambda *_: lambda _: lambda *_: 1)
+        patch.setattr(
+            ctypes, "CFUNCTYPE", lambda *_: lambda named: lambda *given: loaded.append((named[0], *given))
+        )
         spec.loader.exec_module(made)
+    made.__dict__["loaded"] = loaded
     made.__dict__["log"] = inner._log  # type: ignore[attr-defined]
     yield made
 
@@ -295,6 +323,20 @@ def model(tmp_path: Path) -> str:
     path = tmp_path / "Some-8B-Q4_K_M.gguf"
     path.touch()
     return str(path)
+
+
+def test_code_for_each_processor_is_loaded(
+    module: Any, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module.loaded == []
+    monkeypatch.setattr(
+        module, "_library", lambda name, *_: lambda *given: module.loaded.append((name, *given))
+    )
+    module._load_backends()
+    assert module.loaded == []
+    write_library(build.bin, "libggml-cpu-haswell.so")
+    module._load_backends()
+    assert module.loaded == [("ggml_backend_load_all_from_path", os.fsencode(build.bin))]
 
 
 def test_types_by_name_and_number(module: Any, model: str) -> None:

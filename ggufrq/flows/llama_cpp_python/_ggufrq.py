@@ -62,10 +62,11 @@ def _library(name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _load_backends() -> None:
-    """Load the code for this processor, where the wheel holds some for each kind."""
-    if _library("ggml_backend_dev_count", ctypes.c_size_t)() == 0:
-        load = _library("ggml_backend_load_all_from_path", None, ctypes.c_char_p)
-        load(os.fsencode(llama_cpp._base_path))
+    """Load the code for this processor, where the wheel holds some for each kind. Where not, ggml does so by
+    itself, and later: a driver of GPUs is not for every process that imports this."""
+    folder = Path(llama_cpp._base_path)
+    if any(folder.glob("*ggml-cpu-*")):
+        _library("ggml_backend_load_all_from_path", None, ctypes.c_char_p)(os.fsencode(folder))
 
 
 _load_backends()
