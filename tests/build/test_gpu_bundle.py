@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 import tarfile
@@ -18,7 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import gpu_bundle
 import gpu_check
 
-pytestmark = pytest.mark.build
+pytestmark = [
+    pytest.mark.build,
+    pytest.mark.skipif(
+        (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the bundle is for Linux on x86-64"
+    ),
+]
 
 
 @pytest.mark.parametrize("name", gpu_check.OPS)
