@@ -17,6 +17,7 @@ from ggufrq.drive.remedies import remedy
 from ggufrq.drive.threads import patience
 from ggufrq.tools import passed_on, server
 from ggufrq.tools.logs import (
+    MTP,
     Context,
     error_lines,
     failed_draft,
@@ -226,10 +227,12 @@ def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
     draft = failed_draft(text)
     if draft is None:
         return ToolError(f"llama-server {how}: {detail}", remedy=remedy(detail, log_path))
-    return ToolError(
-        f"llama-server {how}: the draft, {draft}: {detail}",
-        remedy="--draft-kv f16" if is_of_heads(detail) else f"see {log_path}",
-    )
+    instead = f"see {log_path}"
+    if is_of_heads(detail):
+        instead = "--draft-kv f16"
+    elif draft == MTP:
+        instead = "a model that was made with this head, or without --spec-type draft-mtp; " + instead
+    return ToolError(f"llama-server {how}: the draft, {draft}: {detail}", remedy=instead)
 
 
 def _last_lines(log_path: Path, count: int = 6) -> str:
