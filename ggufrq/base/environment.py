@@ -34,7 +34,8 @@ def of_program(command: str, added: Environment | None = None) -> dict[str, str]
     """The environment of a program: this process's, without what must not reach it, with what is ``added`` (a
     value of None removes a variable)."""
     found = dict(os.environ)
-    if _PROGRAM.fullmatch(Path(command).name):
+    ours = _PROGRAM.fullmatch(Path(command).name) is not None
+    if ours:
         for name in kept_out():
             del found[name]
         found |= of_libraries(Path(command).parent)
@@ -45,6 +46,8 @@ def of_program(command: str, added: Environment | None = None) -> dict[str, str]
             found.pop(name, None)
         else:
             found[name] = value
+    if ours and not {"LLAMA_RQ_PROFILE", "LLAMA_RQ_CALIB"} & found.keys():
+        found["LLAMA_RQ_PROFILE"] = "none"  # else they would take the one beside the model, asked for or not
     return found
 
 

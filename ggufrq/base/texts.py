@@ -39,7 +39,7 @@ def decode(data: bytes, name: str) -> str:
     """The text in ``data``, which ``name`` stands for in errors. Raises UsageError as ``read``."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            raise _refused(name, f"is in {encoding}", encoding)
+            raise _refused(name, f"is in {encoding}, not in UTF-8", encoding)
     try:
         text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

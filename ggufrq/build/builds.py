@@ -29,8 +29,10 @@ from ggufrq.source import obtain as pristine_source
 NEEDED_DISK = 600 << 20
 _BUSY_SECONDS = 900.0
 _ELSEWHERE = re.compile(
-    r"-[GSBPE]|--(?:build|install|open|preset|workflow|help|version)\b"
-    r"|-DCMAKE_(?:(?:RUNTIME|LIBRARY)_OUTPUT_DIRECTORY|MAKE_PROGRAM|GENERATOR)\b"
+    r"-[GSBPENHh]"
+    r"|--(?:build|install|open|preset|list-presets|workflow|find-package|system-information|help|version)"
+    r"|-D ?(?:CMAKE_(?:(?:RUNTIME|LIBRARY)_OUTPUT_DIRECTORY|MAKE_PROGRAM|GENERATOR|EXECUTABLE_SUFFIX)"
+    r"|(?:EXECUTABLE|LIBRARY)_OUTPUT_PATH)"
 )
 #: What stands for something else in the files of CMake, Ninja and ccache.
 _NOT_IN_PATHS = ';"\\|<>$'
@@ -99,7 +101,7 @@ def ensure_build(
         if found is not None:
             return found
         _require_programs(options)
-        _require_place(root)
+        require_place(root)
         _require_arguments(options)
         with locked(_lock_file(root), "the same build is being made by another ggufrq"):
             found = find_build(options, targets=targets, project=project)
@@ -199,7 +201,7 @@ def not_in_paths(root: PurePath) -> list[str]:
     return sorted({one for one in root.as_posix() if one in _NOT_IN_PATHS or one < " "})
 
 
-def _require_place(root: Path) -> None:
+def require_place(root: Path) -> None:
     """Raise BuildError for a folder that CMake, Ninja or ccache cannot write into their files."""
     wrong = not_in_paths(root)
     if wrong:
@@ -212,8 +214,11 @@ def _require_place(root: Path) -> None:
 
 def _require_arguments(options: BuildOptions) -> None:
     """Raise UsageError for an argument of CMake that would put the build elsewhere, or make none."""
+    before = ""
     for argument in options.cmake_args:
-        if _ELSEWHERE.match(argument):
+        whole = before + argument
+        before = argument if argument == "-D" else ""  # its value is the next one
+        if _ELSEWHERE.match(whole):
             raise UsageError(
                 f"{argument} cannot be passed on to CMake: where and by what is built ggufrq says itself",
                 remedy=f"without --cmake-arg {argument}; GGUFRQ_CACHE says where builds are",

@@ -124,6 +124,7 @@ def _memory() -> Check:
 def _disk() -> Check:
     try:
         cache = paths.cache_dir()
+        builds.require_place(cache)
     except GgufrqError as error:
         return Check("disk", "missing", error.message, error.remedy or "")
     free = machine.free_disk(cache)

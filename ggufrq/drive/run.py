@@ -15,9 +15,10 @@ from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import KvPair, KvPlan, Sought, exact_words, kv_type
 from ggufrq.drive import cache_check, profiles
+from ggufrq.drive.remedies import remedy
 from ggufrq.drive.threads import patience
 from ggufrq.tools import cli, completion
-from ggufrq.tools.logs import ended, is_of_heads, retried
+from ggufrq.tools.logs import ended, retried
 from ggufrq.tools.programs import Programs
 
 #: What every llama.cpp has, and what LM Studio and Ollama offer; see ``runtimes.fallback``.
@@ -172,7 +173,7 @@ def generate(
                 )
             )
         except ToolError as error:
-            raise ToolError(error.message, remedy=_remedy(error.message, log_path)) from None
+            raise ToolError(error.message, remedy=remedy(error.message, log_path)) from None
     plan = cache_check.as_kept(figures.context, plan)
     if not cache_check.as_asked(figures.context, plan):
         raise ToolError(
@@ -290,15 +291,3 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
         recent=context.recent,
         first=context.first,
     )
-
-
-def _remedy(message: str, log_path: Path) -> str:
-    if "exceeds the available context size" in message or "prompt is too long" in message:
-        return "a larger context: -c N"
-    if is_of_heads(message):
-        return "--kv q8_0"
-    if "the profile" in message:
-        return "ggufrq calibrate with this model, or --kv-profile weights"
-    if "layers of the KV cache:" in message:
-        return '--kv with layers that the model has, as in "iso3; 0-1,-1:q8_0"'
-    return f"see {log_path}"

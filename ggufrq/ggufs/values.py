@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufrq.base.errors import ModelError
+from ggufrq.base.progress import SILENT, Listener, progress
 from ggufrq.ggufs.files import read_gguf, shards
 from ggufrq.ggufs.opened import Opened
 from ggufrq.ggufs.tensors import is_float, type_bits, type_bytes
@@ -122,10 +123,18 @@ class Values(Opened):
         return np.asarray(decoded, np.float32).reshape(len(raw), columns)
 
 
-def first_odd(model: Path) -> Odd | None:
-    """The first tensor of a model with values that are no finite numbers, None when all are sound."""
+def first_odd(model: Path, listener: Listener = SILENT) -> Odd | None:
+    """The first tensor of a model with values that are no finite numbers, None when all are sound. The
+    listener is told of every tensor: all the file is read."""
     with Values(model) as values:
-        return next((odd for name in values.places if (odd := values.odd(name)) is not None), None)
+        listener.expect(len(values.places))
+        for name in values.places:
+            listener.step(name)
+            odd = values.odd(name)
+            if odd is not None:
+                return odd
+            listener.advance()
+    return None
 
 
 def losses(source: Path, made: Path) -> Iterator[Loss]:
@@ -153,7 +162,9 @@ def cost(kind: str) -> float:
 
 
 def require_numbers(model: Path, what: str, *, remedy: str) -> None:
-    """Raise ModelError when a tensor of a model, which is called ``what``, holds anything but numbers."""
-    odd = first_odd(model)
-    if odd is not None:
-        raise ModelError(f"{what} computes no numbers: {odd}", remedy=remedy)
+    """Raise ModelError when a tensor of a model, which is called ``what``, holds anything but numbers. A bar
+    shows how far it is."""
+    with progress(f"Looking at the values of {what}", unit="tensors") as bar:
+        odd = first_odd(model, bar)
+        if odd is not None:
+            raise ModelError(f"{what} computes no numbers: {odd}", remedy=remedy)

@@ -219,6 +219,7 @@ class Work:
                     log=self.log,
                     listener=bar,
                 )
+                bar.step("looking at the values")
                 sound.require_numbers(temporary, found.hf, what)
                 if part.part == "model":
                     self.planner.plan(found, temporary)  # what is refused leaves nothing behind

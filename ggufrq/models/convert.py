@@ -99,7 +99,13 @@ class HfModel:
     @property
     def kind(self) -> str:
         """The type that the converted file is named by: that of the weights, or of the codes that stay."""
-        return packed_as(self.config, self.folder) or self.out_type.upper()
+        packed = packed_as(self.config, self.folder) if self.has_codes else None
+        return packed or self.out_type.upper()
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether any weights are codes, whatever the configuration declares."""
+        return any(entry.dtype not in _FLOATS for entry in self.entries.values())
 
     @property
     def called(self) -> str:
@@ -261,7 +267,13 @@ def convert_to(
     """As ``convert``, but straight into ``out``, which is left half-made on failure."""
     folder = model.folder
     require_part(model, part)
-    unread = not_read(model.config)
+    unread = not_read(model.config, has_codes=model.has_codes)
+    if unread is not None and not model.has_codes:
+        raise ModelError(
+            f"the configuration of {model.called} says that its weights are quantized by {unread}, but they "
+            "are floats",
+            remedy=f"take quantization_config out of {model.folder / 'config.json'}",
+        )
     if unread is not None:
         raise ModelError(
             f"the weights of {model.called} are quantized by {unread}, which llama.cpp's converter does "

@@ -69,7 +69,7 @@ def fetch_headers(repo: str, revision: str | None = None) -> HubModel:
     """A model in Hugging Face form with holes in place of its weights, in ggufrq's cache: only the headers of
     its safetensors files are downloaded, by range requests. Raises ModelError."""
     sha, names = _safetensors(repo, revision)
-    folder = paths.own_dir("headers") / f"{repo.replace('/', '--')}-{sha}"
+    folder = _headers_folder(repo, sha)
     if folder.is_dir():
         return HubModel(repo, sha, folder)
     _say(repo, f"fetching the headers of {repo} at {sha[:12]}")
@@ -155,15 +155,23 @@ def _files(repo: str, revision: str | None) -> tuple[str, list[str]]:
 
 @cache
 def _cached(repo: str, revision: str | None) -> tuple[str, list[str]] | None:
-    """What the Hub's cache has of a revision, as ``_files``; says so, once."""
+    """What the Hub's cache has of a revision, as ``_files``, and where only headers were fetched, ours; says
+    so, once. None when no model is among it."""
     folder = _downloaded(repo, revision)
     if folder is None:
         return None
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names |= {path.name for path in _headers_folder(repo, folder.name).glob("*.safetensors")}
+    if not any(name.endswith((".gguf", ".safetensors")) for name in names):
+        return None
     log.say(f"the Hub is not asked or not reached: {repo} is taken from the cache, at {folder.name[:12]}")
     _at_hand.add(repo)
-    return folder.name, sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
+    return folder.name, sorted(names)
+
+
+def _headers_folder(repo: str, sha: str) -> Path:
+    """Where a model with holes in place of its weights is kept."""
+    return paths.own_dir("headers") / f"{repo.replace('/', '--')}-{sha}"
 
 
 def _downloaded(repo: str, revision: str | None) -> Path | None:
@@ -222,7 +230,11 @@ def _snapshot(repo: str, sha: str, patterns: tuple[str, ...]) -> Path:
     def fetch() -> Path:
         return Path(
             snapshot_download(
-                repo, revision=sha, allow_patterns=list(patterns), ignore_patterns=list(_IGNORED)
+                repo,
+                revision=sha,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(_IGNORED),
+                local_files_only=repo in _at_hand,  # else it asks for half a minute
             )
         )
 

@@ -53,6 +53,8 @@ def resolve(text: str) -> Model:
         hub.require_downloaded(path)
     if path.is_dir():
         if (path / "config.json").is_file():
+            if view.is_adapter(path):
+                raise view.adapter(path)
             of_hub = hub.snapshot_of(path)
             name = of_hub[0].partition("/")[2] if of_hub is not None else path.absolute().name
             return Model("folder", base_name(name), path)

@@ -86,7 +86,7 @@ def weights(folder: Path) -> Weights:
     if not there:
         found_others = [n.name for p in ("*.bin", "*.pth", "*.gguf") for n in folder.glob(p)]
         hint = f"; it has {found_others[0]}, which ggufrq does not convert" if found_others else ""
-        if (folder / ADAPTER).is_file():
+        if is_adapter(folder):
             raise adapter(folder)
         raise ModelError(f"{folder} has no safetensors file{hint}", remedy="download the model again")
     shard = _SHARD.match(there[0])
@@ -95,6 +95,12 @@ def weights(folder: Path) -> Weights:
         missing = sorted(whole - set(there))[0]
         raise ModelError(f"{missing} is missing from {folder}", remedy=f"download {missing} again")
     return Weights(tuple(there), {})
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder has an adapter and no weights of a model beside it."""
+    names = (path.name for path in folder.glob("*.safetensors"))
+    return (folder / ADAPTER).is_file() and all(name.startswith("adapter_") for name in names)
 
 
 def adapter(folder: Path) -> ModelError:

@@ -228,12 +228,24 @@ def test_compiler_error_names_file_error_and_log(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", ["-GXcode", "-B/tmp/x", "--preset", "-DCMAKE_RUNTIME_OUTPUT_DIRECTORY=/x"]
+    "arguments",
+    [
+        ("-GXcode",),
+        ("-B/tmp/x",),
+        ("--preset",),
+        ("--list-presets=all",),
+        ("-N",),
+        ("-DCMAKE_RUNTIME_OUTPUT_DIRECTORY=/x",),
+        ("-DCMAKE_RUNTIME_OUTPUT_DIRECTORY_RELEASE:PATH=/x",),
+        ("-DEXECUTABLE_OUTPUT_PATH=/x",),
+        ("-D CMAKE_EXECUTABLE_SUFFIX=.x",),
+        ("-D", "CMAKE_GENERATOR=Xcode"),
+    ],
 )
-def test_an_argument_that_puts_the_build_elsewhere(base: Path, argument: str) -> None:
+def test_an_argument_that_puts_the_build_elsewhere(base: Path, arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="cannot be passed on to CMake") as caught:
-        make(base, options=BuildOptions(cmake_args=("-DX=1", argument)))
-    assert f"without --cmake-arg {argument}" in str(caught.value.remedy)
+        make(base, options=BuildOptions(cmake_args=("-DX=1", *arguments)))
+    assert f"without --cmake-arg {arguments[-1]}" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize("letter", [";", '"', "\n", "$", "|"])

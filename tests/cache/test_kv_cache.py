@@ -15,6 +15,7 @@ from ggufrq.base import paths, proc
 from ggufrq.build.project import Build
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
+from ggufrq.models.names import names_beside
 from ggufrq.profile import profile_from_weights
 from ggufrq.tools.logs import parse_context
 
@@ -422,6 +423,38 @@ def test_means_are_not_used_where_they_are_not_exact(
     done = one_token(llama_build, model, LLAMA_RQ_PROFILE=str(profile))
     assert done.rc == 0, done.stderr[-2000:]
     assert re.search(rf"profile {profile}: .* layers, without means", done.stderr)
+
+
+def test_programs_find_the_profile_beside_the_model(
+    llama_build: Build, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """By the names that ggufrq has for it; not one of another model."""
+    model = tmp_path / "Tiny-UD-IQ4_XS-GGUF-00001-of-00001.gguf"
+    model.symlink_to(tiny_models["qwen3-dense"])
+    names = list(names_beside(model))
+    assert names == ["Tiny-kv.gguf", f"{model.stem}-kv.gguf"]
+    profiles = [tiny_profile(model, tmp_path / name, maps=True) for name in names]
+    by_hand = {"LLAMA_RQ_PROFILE": ""}  # else ggufrq says "none"
+    for profile in profiles:
+        done = one_token(llama_build, model, **by_hand)
+        assert done.rc == 0 and f"profile {profile}: " in done.stderr, done.stderr[-2000:]
+        assert "llama_rq: profile" not in one_token(llama_build, model).stderr
+        profile.rename(tmp_path / "other.gguf")
+    assert "llama_rq: profile" not in one_token(llama_build, model, **by_hand).stderr
+
+    other = tiny_profile(tiny_models["llama-dense"], profiles[0], maps=True)
+    done = one_token(llama_build, model, **by_hand)
+    assert done.rc == 0 and f"profile {other} is for another model and is not used" in done.stderr
+    other.write_bytes(b"GGUF")
+    done = one_token(llama_build, model, **by_hand)
+    assert done.rc > 0 and f"the profile {other} cannot be read" in done.stderr
+
+
+def test_a_bias_of_k_without_a_profile_is_told(llama_build: Build, tiny_models: dict[str, Path]) -> None:
+    told = "adds a bias to K"
+    assert told in one_token(llama_build, tiny_models["qwen2-dense"], LLAMA_RQ_PROFILE="").stderr
+    assert told not in one_token(llama_build, tiny_models["qwen2-dense"], LLAMA_RQ_PROFILE="none").stderr
+    assert told not in one_token(llama_build, tiny_models["plamo3-dense"], LLAMA_RQ_PROFILE="").stderr
 
 
 def test_every_architecture_runs_or_is_refused_with_a_sentence(

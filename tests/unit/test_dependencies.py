@@ -13,8 +13,8 @@ from pathlib import Path
 from ggufrq.base.toml import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Ourselves, and what the converter finds in llama.cpp's tree.
-NOT_INSTALLED = {"ggufrq", "conversion"}
+#: Ourselves, and what is found in llama.cpp's tree and in wheels of llama-cpp-python.
+NOT_INSTALLED = {"ggufrq", "conversion", "llama_cpp"}
 
 
 def declared(extra: str = "") -> set[str]:

@@ -81,6 +81,14 @@ def test_little_disk_memory_and_no_torch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("whole", "no_programs")
+def test_a_cache_that_nothing_can_be_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "a;b"))
+    check = report()["disk"]
+    assert check.state == "missing" and "do not take ';' in the name of a folder" in check.found
+    assert check.remedy == f"set {paths.CACHE_VARIABLE} to another folder"
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
 def test_broken_patches_and_absent_models() -> None:
     (paths.data_dir("patches") / "series").write_text("gone.patch\n")
     (paths.data_dir("models") / "docs-small" / "model.safetensors").unlink()

@@ -47,11 +47,11 @@ def test_a_cache_of_the_shell_is_not_measured(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("LLAMA_RQ_MODE", "block")
     monkeypatch.setenv("LLAMA_RQ_SCALE", "norm")
     found = told(tmp_path, "llama-rq-moments")
-    assert not found.keys() & set(names)
+    assert {name: found[name] for name in names if name in found} == {"LLAMA_RQ_PROFILE": "none"}
     assert (found["LLAMA_RQ_MODE"], found["LLAMA_RQ_SCALE"]) == ("block", "norm")
     asked = parse_plan("iso3; 0:q8_0").with_exact(32).environment()
     found = told(tmp_path, "llama-bench", **asked)
-    wanted = {"LLAMA_RQ_LAYERS": "0:q8_0", "LLAMA_RQ_RECENT": "32"}
+    wanted = {"LLAMA_RQ_LAYERS": "0:q8_0", "LLAMA_RQ_PROFILE": "none", "LLAMA_RQ_RECENT": "32"}
     assert {name: found[name] for name in names if name in found} == wanted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from ggufrq.models import convert, hub
 
 _PROGRAM = """
 import json, sys
+from pathlib import Path
 from ggufrq.models import hub
 from ggufrq.base.errors import GgufrqError
 try:
     found = getattr(hub, sys.argv[1])(*sys.argv[2:])
+    if sys.argv[1] == "fetch_gguf_headers":
+        found = Path(found[0][0])
     folder = getattr(found, "folder", found)
     inside = folder.rglob("*") if folder.is_dir() else []
     files = sorted(p.relative_to(folder).as_posix() for p in inside) or [folder.name]
@@ -171,6 +175,8 @@ def test_what_is_at_hand_takes_no_network(tmp_path: Path, how: str) -> None:
             at_hand(url, tmp_path, model, file, HF_HUB_OFFLINE="1")
             assert len(server.requests) == sent
     if how == "nobody":
+        for listing in tmp_path.glob("hub/*/trees"):  # which older clients of the Hub do not leave
+            shutil.rmtree(listing)
         at_hand(url, tmp_path, model, file)
 
 
@@ -180,13 +186,39 @@ def at_hand(url: str, home: Path, model: dict[str, Any], file: dict[str, Any], *
         found = call(url, home, *arguments, **env)
         assert (found["path"], found["revision"]) == (model["path"], fake.SHA)
         assert found["told"].count("taken from the cache") == 1 and said in found["told"]
-        assert "fetching" not in found["told"]
+        assert "fetching" not in found["told"] and "Retrying" not in found["told"]
     again = call(url, home, "fetch_gguf", "user/m-GGUF", "Q8_0", **env)
     assert again["path"] == file["path"] and "user/m-GGUF is taken from the cache" in again["told"]
+    headers = call(url, home, "fetch_gguf_headers", "user/m-GGUF", "Q8_0", **env)
+    assert "error" not in headers and "fetching" not in headers["told"]
     lacking = call(url, home, "fetch_gguf", "user/m-GGUF", "Q4_K_M", **env)
     assert "no file for 'Q4_K_M'; there are m-Q8_0" in lacking["error"]
     other = call(url, home, "fetch_model", "user/other", **env)
     assert ("HF_HUB_OFFLINE" in other["error"]) == bool(env) and "user/other" in other["error"]
+
+
+def test_headers_at_hand_take_no_network(tmp_path: Path) -> None:
+    """Of a model of which only the headers were fetched, they are what is at hand."""
+    header = json.dumps({"t": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    weights = {"model.safetensors": len(header).to_bytes(8, "little") + header + bytes(8)}
+    with fake.fake_hub({"user/model": {"config.json": b"{}", **weights}}) as server:
+        found = call(server.url, tmp_path, "fetch_headers", "user/model")
+        url = server.url
+    again = call(url, tmp_path, "fetch_headers", "user/model", fake.SHA)
+    assert again["path"] == found["path"] and "taken from the cache" in again["told"]
+
+
+def test_a_cache_without_the_model_is_none(tmp_path: Path) -> None:
+    """A snapshot whose weights were removed: what there is to do is to download it, not to convert it."""
+    with fake.fake_hub({"user/model": MODEL}) as server:
+        found = call(server.url, tmp_path, "fetch_model", "user/model")
+        url = server.url
+    for path in Path(found["path"]).glob("*.safetensors"):
+        path.resolve().unlink()
+    for ask in ("fetch_model", "fetch_gguf"):
+        said = call(url, tmp_path, ask, "user/model", HF_HUB_OFFLINE="1")
+        assert "user/model is not in the Hub's cache" in said["error"]
+        assert "without HF_HUB_OFFLINE" in said["remedy"]
 
 
 def gguf() -> bytes:
@@ -244,6 +276,7 @@ def test_a_mirror_that_sends_whole_files_only(tmp_path: Path) -> None:
         ),
         (["X-BF16.gguf", "mtp-X-BF16.gguf", "X-kv.gguf"], "BF16", ["X-BF16.gguf"]),
         (["X-BF16.gguf", "mtp-X-BF16.gguf"], None, ["X-BF16.gguf"]),
+        (["X-Q8_0.gguf", "X-kv.gguf"], None, ["X-Q8_0.gguf"]),
         (["m-Q8_0.gguf", "n-Q8_0.gguf"], "Q8_0", ["m-Q8_0.gguf"]),  # the repository is called m
     ],
 )

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shards import split_model
 
+from ggufrq.base import progress
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs import values
 from ggufrq.models import sound
@@ -29,3 +31,15 @@ def test_a_value_beyond_the_type(
         "v.bias has inf, because v of model.safetensors has the value 100000, and F16 holds 65504 at most"
     )
     assert caught.value.remedy == remedy
+
+
+def test_a_whole_model_is_looked_at_before_the_eyes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a large model this takes minutes."""
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0)
+    model = split_model(tmp_path / "m", 2)[0]
+    values.require_numbers(model, "m", remedy="")
+    told = capsys.readouterr().err
+    assert "Looking at the values of m: 1/2 tensors, " in told
+    assert "Looking at the values of m: 2/2 tensors, " in told

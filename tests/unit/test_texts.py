@@ -29,7 +29,7 @@ NAME = os.fsdecode(b"caf\xe9")
     [
         (b"caf\xe9 au lait", "byte 0xe9 at 3 is not UTF-8", "iconv -f LATIN1 -t UTF-8"),
         (b"one\0two", "a zero byte at 3", "a plain text"),
-        ("hello".encode("utf-16"), "is in UTF-16LE", "iconv -f UTF-16LE"),
+        ("hello".encode("utf-16"), "is in UTF-16LE, not in UTF-8", "iconv -f UTF-16LE"),
         (codecs.BOM_UTF16_BE + "hello".encode("utf-16-be"), "is in UTF-16BE", "iconv -f UTF-16BE"),
         (codecs.BOM_UTF32_LE + "hello".encode("utf-32-le"), "is in UTF-32LE", "iconv -f UTF-32LE"),
         ("hello".encode("utf-16-le"), "as texts in UTF-16LE have them", "iconv -f UTF-16LE"),

@@ -124,6 +124,14 @@ def test_an_adapter_is_no_model(folder: Path, beside_a_config: bool) -> None:
     assert "merge it into org/Base-1B first" in str(caught.value.remedy)
 
 
+def test_an_adapter_beside_a_config_is_known_by_every_command(folder: Path) -> None:
+    """Before any of them says that it is not in GGUF yet, or lacks a tokenizer."""
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/Base-1B"}))
+    weights(folder / "adapter_model.safetensors", "lora_A.weight")
+    with pytest.raises(ModelError, match=r"is an adapter \(LoRA\) of org/Base-1B"):
+        resolve(str(folder))
+
+
 @pytest.mark.parametrize(
     ("kinds", "declared", "expected"),
     [
@@ -260,6 +268,20 @@ def test_codes_that_stay_name_the_file(folder: Path, settings: object, named: st
     (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
     weights(folder / SINGLE, "a.weight", kind="uint8")
     assert convert.inspect(folder).kind == named
+
+
+def test_floats_that_are_declared_codes(folder: Path) -> None:
+    """Decoded by somebody, who left in the configuration what they were."""
+    settings: dict[str, str] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    weights(folder / SINGLE, "a.weight")
+    found = convert.inspect(folder)
+    assert found.kind == found.out_type.upper()
+    for method in ("awq", "mxfp4"):
+        (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
+        with pytest.raises(ModelError, match=rf"by {method.upper()}, but they are floats") as caught:
+            convert.convert(folder, folder / "out.gguf", folder / "no tree")
+        assert "take quantization_config out of" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(("method", "named"), [("awq", "AWQ"), ("bitsandbytes", "bitsandbytes"), ("x", "x")])

@@ -6,6 +6,8 @@
 #include "arg.h"
 
 #include <cstdlib>
+#include <filesystem>
+#include <regex>
 #include <string>
 
 static void rq_set_env(const char * name, const std::string & value) {
@@ -14,6 +16,32 @@ static void rq_set_env(const char * name, const std::string & value) {
 #else
     setenv(name, value.c_str(), 1);
 #endif
+}
+
+// The profile beside a model is used unless another one is named, or none: NAME-kv.gguf, where NAME is that of the model without its
+// quantization and shard number, or else the whole of it. ggufrq/models/names.py says the same.
+static void rq_find_profile(const std::string & model) {
+    static const std::regex shard("-[0-9]{5}-of-[0-9]{5}$");
+    static const std::regex gguf("[-_.]GGUF$", std::regex::icase);
+    static const std::regex encoding("[-_.]((UD-)?I?Q[0-9][A-Za-z0-9_]*|TQ[0-9][A-Za-z0-9_]*|MXFP4[A-Za-z0-9_]*|B?F16|F32)$", std::regex::icase);
+
+    const std::filesystem::path path = std::filesystem::u8path(model);
+
+    const std::string stem = path.stem().u8string();
+
+    std::string name = std::regex_replace(std::regex_replace(stem, shard, ""), gguf, "");
+    const std::string base = std::regex_replace(name, encoding, "");
+    name = base.empty() ? name : base;
+
+    std::string found;
+    for (const auto & end : { name, stem }) {
+        const auto profile = path.parent_path() / std::filesystem::u8path(end + "-kv.gguf");
+        std::error_code error;
+        if (found.empty() && std::filesystem::is_regular_file(profile, error)) {
+            found = profile.u8string();
+        }
+    }
+    rq_set_env("LLAMA_RQ_PROFILE_BESIDE", found);
 }
 
 static common_arg rq_arg_kv_layers() {
@@ -28,7 +56,8 @@ static common_arg rq_arg_kv_layers() {
 static common_arg rq_arg_kv_profile() {
     return common_arg(
         {"--kv-profile", "--kv-calib"}, "FILE",
-        "metric in which K is stored, for rotated cache types of K: a file made by `ggufrq calibrate`, or none (default: none)",
+        "metric in which K is stored, for rotated cache types of K: a file made by `ggufrq calibrate`, or none\n"
+        "(default: NAME-kv.gguf beside the model, if it is there)",
         [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_PROFILE", value); }
     ).set_env("LLAMA_RQ_PROFILE");
 }

@@ -127,12 +127,13 @@ llama_rq_turn llama_rq_turn_of(ggml_type type, int mode, int64_t n, int64_t n_em
     return res;
 }
 
-std::string llama_rq_profile_path() {
+llama_rq_profile_wish llama_rq_wished_profile() {
     for (const char * name : { "LLAMA_RQ_PROFILE", "LLAMA_RQ_CALIB" }) {
         const char * env = getenv(name);
         if (env && *env) {
-            return std::string(env) == "none" ? "" : env;
+            return { std::string(env) == "none" ? "" : env, true };
         }
     }
-    return "";
+    const char * beside = getenv("LLAMA_RQ_PROFILE_BESIDE");
+    return { beside ? beside : "", false };
 }

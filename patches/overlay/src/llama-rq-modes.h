@@ -40,5 +40,10 @@ struct llama_rq_turn {
 // Hadamard matrix, as they do without us: the largest that the heads allow for K, of 64 for V.
 llama_rq_turn llama_rq_turn_of(ggml_type type, int mode, int64_t n, int64_t n_embd_head, bool is_v);
 
-// LLAMA_RQ_PROFILE, or LLAMA_RQ_CALIB as it was called before; empty when neither is set or it is "none"
-std::string llama_rq_profile_path();
+struct llama_rq_profile_wish {
+    std::string path;          // empty: none
+    bool        asked = false; // by name, instead of found beside the model
+};
+
+// LLAMA_RQ_PROFILE, a file or "none", or LLAMA_RQ_CALIB as it was called before; or else the file that was found (common/rq-args.h)
+llama_rq_profile_wish llama_rq_wished_profile();

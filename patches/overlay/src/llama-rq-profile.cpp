@@ -167,15 +167,20 @@ static bool llama_rq_is_of_another(const std::string & path, bool fits) {
     return !fits && fitted.count(path) > 0;
 }
 
-llama_rq_profile llama_rq_load_profile(const std::string & path, const llama_model & model, const llama_rq_rotation & rotation,
+llama_rq_profile llama_rq_load_profile(const llama_rq_profile_wish & wish, const llama_model & model, const llama_rq_rotation & rotation,
         const std::vector<int32_t> & layers) {
     const auto & hparams = model.hparams;
+    const auto & path    = wish.path;
 
     const llama_rq_profile_file file(path);
 
     const bool fits = file.str(file.key("model")) == llama_rq_fingerprint(model);
     if (llama_rq_is_of_another(path, fits)) {
         LLAMA_LOG_WARN("llama_rq: profile %s is not used for this model: it is that of another one of this process\n", path.c_str());
+        return {};
+    }
+    if (!fits && !wish.asked) {
+        LLAMA_LOG_WARN("llama_rq: profile %s is for another model and is not used\n", path.c_str());
         return {};
     }
     if (hparams.is_mla() || hparams.n_lora_kv > 0 || model.arch == LLM_ARCH_DEEPSEEK4) {

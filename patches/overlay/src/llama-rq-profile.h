@@ -1,5 +1,6 @@
 #pragma once
 
+#include "llama-rq-modes.h"
 #include "llama-rq.h"
 
 #include <cstdint>
@@ -25,6 +26,6 @@ struct llama_rq_profile {
 // The profile for these layers of the model from a file, which ggufrq makes. Files of means alone (`ggufrq calibrate` of before)
 // are read as well; they keep them rotated by `rotation`, that of K. Throws std::runtime_error with a sentence when the file is
 // damaged or of another model, when the means of such a file are rotated otherwise, or are not exact in this model.
-// For another model beside one of this process that the file is of, as a draft, it is empty, with a line in the log.
-llama_rq_profile llama_rq_load_profile(const std::string & path, const llama_model & model, const llama_rq_rotation & rotation,
+// For another model beside one of this process that the file is of, as a draft, and where it was only found, it is empty, with a line in the log.
+llama_rq_profile llama_rq_load_profile(const llama_rq_profile_wish & wish, const llama_model & model, const llama_rq_rotation & rotation,
         const std::vector<int32_t> & layers);

@@ -13,10 +13,10 @@ ggml_tensor * llama_rq_tensors::add(ggml_backend_buffer_type_t buft, ggml_type t
     return ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, ne2);
 }
 
-ggml_tensor * llama_rq_tensors::add(ggml_backend_buffer_type_t buft, ggml_type type, std::vector<float> values, int64_t ne0, int64_t ne1, int64_t ne2) {
-    GGML_ASSERT((int64_t) values.size() == ne0*ne1*ne2);
+ggml_tensor * llama_rq_tensors::add(ggml_backend_buffer_type_t buft, ggml_type type, std::vector<float> values, int64_t ne0, int64_t ne1) {
+    GGML_ASSERT((int64_t) values.size() == ne0*ne1);
 
-    ggml_tensor * res = add(buft, type, ne0, ne1, ne2);
+    ggml_tensor * res = add(buft, type, ne0, ne1);
     data.emplace_back(res, std::move(values));
     return res;
 }

@@ -14,7 +14,7 @@ public:
     ggml_tensor * add(ggml_backend_buffer_type_t buft, ggml_type type, int64_t ne0, int64_t ne1 = 1, int64_t ne2 = 1);
 
     // the same, f32 or f16, with the values that it is to have
-    ggml_tensor * add(ggml_backend_buffer_type_t buft, ggml_type type, std::vector<float> values, int64_t ne0, int64_t ne1 = 1, int64_t ne2 = 1);
+    ggml_tensor * add(ggml_backend_buffer_type_t buft, ggml_type type, std::vector<float> values, int64_t ne0, int64_t ne1 = 1);
 
     // zeroed where no values were given; no_alloc: for a graph that is only measured; throws std::runtime_error
     void allocate(ggml_backend_buffer_usage usage, bool no_alloc);

@@ -193,12 +193,23 @@ static std::vector<float> llama_rq_turned(const llama_rq_turn & turn, std::vecto
 }
 
 void llama_rq_cache::add_profile() {
-    const std::string path = llama_rq_profile_path();
-    if (path.empty() || counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
+    const auto wish = llama_rq_wished_profile();
+    const auto & path = wish.path;
+    if (counted.empty() || hparams.no_alloc) { // no_alloc: the weights are not there either
         return;
     }
-    if (!weights || !ggml_rq_is_type(k.type)) {
-        LLAMA_LOG_WARN("llama_rq: profile %s is not used: K has none of the rotated types\n", path.c_str());
+    const bool rotated = weights && ggml_rq_is_type(k.type);
+    if (path.empty()) {
+        const bool has_bias = std::any_of(counted.begin(), counted.end(), [&](int32_t il) { return model.layers[il].wk_b || model.layers[il].wqkv_b; });
+        if (rotated && has_bias && !wish.asked) {
+            LLAMA_LOG_WARN("llama_rq: this model adds a bias to K, and rotated types keep such keys badly without a profile: ggufrq calibrate makes one\n");
+        }
+        return;
+    }
+    if (!rotated) {
+        if (wish.asked) {
+            LLAMA_LOG_WARN("llama_rq: profile %s is not used: K has none of the rotated types\n", path.c_str());
+        }
         return;
     }
 
@@ -209,7 +220,7 @@ void llama_rq_cache::add_profile() {
         }
     }
 
-    const auto profile = llama_rq_load_profile(path, model, k, own);
+    const auto profile = llama_rq_load_profile(wish, model, k, own);
     for (const auto & [il, from] : profile.layers) {
         llama_rq_layer & layer = layers.at(il);
         if (!from.k_mean.empty()) {
@@ -218,18 +229,16 @@ void llama_rq_cache::add_profile() {
             ggml_format_name(layer.k_mean, "blk.%d.attn_k.bias", il);
         }
         if (!from.k_map.empty()) {
-            if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) { // which divides heads, but not a matrix for each
-                throw std::runtime_error("the profile " + path + " cannot be used with --split-mode tensor: use --split-mode layer, or --kv-profile none");
-            }
             const int64_t n      = hparams.n_embd_head_k(il);
             const int64_t n_head = hparams.n_head_kv(il);
             const auto    how    = turn(il, false);
             // rounding them costs a thousandth of what a quantized K loses, and they are read for every token
             const auto    type   = ggml_is_quantized(layer.k->type) ? GGML_TYPE_F16 : GGML_TYPE_F32;
-            layer.k_map = weights->add(layer.buft, type, llama_rq_turned(how, from.k_map, n), n, n, n_head);
-            layer.q_map = weights->add(layer.buft, type, llama_rq_turned(how, from.q_map, n), n, n, n_head);
-            ggml_format_name(layer.k_map, "rq_k_map_%d", il);
-            ggml_format_name(layer.q_map, "rq_q_map_%d", il);
+            // named and shaped as the weights of K, for the same reason
+            layer.k_map = weights->add(layer.buft, type, llama_rq_turned(how, from.k_map, n), n, n*n_head);
+            layer.q_map = weights->add(layer.buft, type, llama_rq_turned(how, from.q_map, n), n, n*n_head);
+            ggml_format_name(layer.k_map, "blk.%d.attn_k.weight", il);
+            ggml_format_name(layer.q_map, "blk.%d.attn_k.weight", il);
         }
     }
     profile_hash = profile.hash;
@@ -260,14 +269,24 @@ static ggml_tensor * llama_rq_rotate(ggml_context * ctx, ggml_tensor * cur, ggml
     return ggml_reshape_4d(ctx, res, cur->ne[0], cur->ne[1], cur->ne[2], cur->ne[3]);
 }
 
-// the matrix of each KV head, [n, n, n_head_kv], applied to cur [n, n_head, n_tokens], heads of a group by that of their KV head
+// the matrices of a layer by KV heads [n, n, 1, n_head_kv]
+static ggml_tensor * llama_rq_by_head(ggml_context * ctx, ggml_tensor * map) {
+    return ggml_reshape_4d(ctx, map, map->ne[0], map->ne[0], 1, map->ne[1]/map->ne[0]);
+}
+
+// these applied to cur [n, n_head, n_tokens], all heads of a group by the matrix of their KV head
 static ggml_tensor * llama_rq_map(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * map) {
+    const int64_t n = cur->ne[0], n_head = cur->ne[1], n_tokens = cur->ne[2], n_head_kv = map->ne[3];
+
     if (cur->type != GGML_TYPE_F32) {
         cur = ggml_cast(ctx, cur, GGML_TYPE_F32);
+    } else if (!ggml_is_contiguous(cur)) {
+        cur = ggml_cont(ctx, cur);
     }
-    cur = ggml_mul_mat(ctx, map, ggml_permute(ctx, cur, 0, 2, 1, 3));
+    cur = ggml_permute(ctx, ggml_reshape_4d(ctx, cur, n, n_head/n_head_kv, n_head_kv, n_tokens), 0, 2, 3, 1);
+    cur = ggml_mul_mat(ctx, map, cur); // [n, n_tokens, group, n_head_kv]
     ggml_prec_set_acc(cur, GGML_PREC_F32);
-    return ggml_permute(ctx, cur, 0, 2, 1, 3);
+    return ggml_permute(ctx, ggml_reshape_3d(ctx, cur, n, n_tokens, n_head), 0, 2, 1, 3);
 }
 
 // head by head as set_rows wants it; a single head counts as contiguous whatever its stride
@@ -287,7 +306,7 @@ static ggml_tensor * llama_rq_turn_k(ggml_context * ctx, ggml_tensor * k, const 
     if (layer.k_mean) {
         k = ggml_sub(ctx, k, llama_rq_mean(ctx, layer, k));
     }
-    return layer.k_map ? llama_rq_packed(ctx, llama_rq_map(ctx, k, layer.k_map)) : llama_rq_rotate(ctx, k, layer.k_rot);
+    return layer.k_map ? llama_rq_packed(ctx, llama_rq_map(ctx, k, llama_rq_by_head(ctx, layer.k_map))) : llama_rq_rotate(ctx, k, layer.k_rot);
 }
 
 ggml_tensor * llama_rq_cache::store_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) {
@@ -327,7 +346,7 @@ ggml_tensor * llama_rq_cache::load_k(ggml_context * ctx, int32_t il) const {
     }
     ggml_tensor * k = ggml_cast(ctx, llama_rq_heads(ctx, layer->k, hparams.n_embd_head_k(il)), GGML_TYPE_F32);
     if (layer->k_map) { // undone by the transpose of q_map, since map and rotation are symmetric
-        k = llama_rq_packed(ctx, llama_rq_map(ctx, k, ggml_cont(ctx, ggml_transpose(ctx, layer->q_map))));
+        k = llama_rq_packed(ctx, llama_rq_map(ctx, k, ggml_cont(ctx, ggml_transpose(ctx, llama_rq_by_head(ctx, layer->q_map)))));
     } else {
         k = llama_rq_rotate(ctx, k, layer->k_rot);
     }
@@ -417,7 +436,7 @@ ggml_tensor * llama_rq_query(const llm_graph_context & graph, ggml_tensor * q, c
     if (!layer) {
         return q;
     }
-    return layer->q_map ? llama_rq_map(graph.ctx0, q, layer->q_map) : llama_rq_rotate(graph.ctx0, q, layer->k_rot);
+    return layer->q_map ? llama_rq_map(graph.ctx0, q, llama_rq_by_head(graph.ctx0, layer->q_map)) : llama_rq_rotate(graph.ctx0, q, layer->k_rot);
 }
 
 ggml_tensor * llama_rq_output(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask) {
