@@ -16,6 +16,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +71,15 @@ def caches(config: Any, bits: list[int], profile: str | None) -> dict[str, Calla
     for package, backend in (("optimum.quanto", "quanto"), ("hqq", "hqq")):
         if importlib.util.find_spec(package.partition(".")[0]) and importlib.util.find_spec(package):
             for b in (4, 2):
-                made[f"{backend} {b}, newest 128"] = lambda backend=backend, b=b: QuantizedCache(
-                    backend,
-                    config,
-                    nbits=b,
-                    **({} if backend == "quanto" else {"axis_key": 1, "axis_value": 1}),
-                )
+                axes = {} if backend == "quanto" else {"axis_key": 1, "axis_value": 1}
+                made[f"{backend} {b}, newest 128"] = partial(QuantizedCache, backend, config, nbits=b, **axes)
     for b in bits:
         for recent, first in ((0, 0), (32, 1), (128, 1)):
             for which in dict.fromkeys((None, profile)):
                 name = f"iso{b}, newest {recent}" + (f", first {first}" if first else "")
                 name += "" if which is None else ", profile"
-                made[name] = lambda b=b, r=recent, f=first, p=which: IsoQuantCache(
-                    b, recent=r, first=f, profile=p, config=config
+                made[name] = partial(
+                    IsoQuantCache, b, recent=recent, first=first, profile=which, config=config
                 )
     return made
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ transformers = pytest.importorskip("transformers")
 import ggufrq.hf.codec as hf_codec  # noqa: E402
 from ggufrq.hf import IsoQuantCache, profiles  # noqa: E402
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.build
 
 NAME = "cache" if transformers.__version__ >= "5.24" else "past_key_values"
@@ -87,3 +90,27 @@ def test_a_profile_is_put_into_the_order_of_channels(
     monkeypatch.setattr(profiles, "REORDERED", frozenset())
     monkeypatch.setattr(profiles, "AS_THEY_ARE", frozenset({"llama"}))
     assert lost("weights") > 1.3 * right
+
+
+def test_the_page(
+    llama_build: Build,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its examples run, and print what it says that they do."""
+    monkeypatch.setattr(profiles, "require_build", lambda: llama_build)
+    transformers.logging.set_verbosity_error()
+    monkeypatch.chdir(tmp_path)
+    Path("MODEL").symlink_to(embedded_models()["docs-qwen3-8m"])
+    text = (REPOSITORY / "docs" / "transformers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        exec("\n".join(blocks), {})
+    said = capsys.readouterr().out
+    for line in re.findall(r"print\(.*\)  # (.*)", text):
+        assert line in said.splitlines()
+    sizes = re.findall(r"^[234] (\d+)$", said, re.MULTILINE)
+    assert "{}, {} and {} bytes".format(*(f"{int(size):,}" for size in sizes)) in text
