@@ -191,4 +191,5 @@ def test_whoever_takes_it_for_a_tensor_gets_a_dense_one() -> None:
     got = torch.nn.functional.scaled_dot_product_attention(one, key, value, scale=SCALE, enable_gqa=True)
     assert torch.allclose(got, hf_attention.attend(one, key.kept, None, SCALE), atol=1e-3)
     assert torch.equal(key[:, :, 3:5], key.dense()[:, :, 3:5])
+    assert torch.equal(torch.cat([key, k], dim=2), torch.cat([key.dense(), k], dim=2))
     assert torch.equal(key.transpose(2, 3), key.dense().transpose(2, 3))
