@@ -22,6 +22,7 @@ ORDER = (
     "build",
     "profile",
     "models",
+    "mlx",
     "tools",
     "runtimes",
     "drive",
