@@ -1,4 +1,4 @@
-"""The embedded models in torch, with K and V changed on their way into attention.
+"""Models in torch, the embedded ones and those of a GGUF, with K and V changed on their way into attention.
 
 transformers computes the models; its attention is replaced by one that passes K (after RoPE) and V through a
 scheme first, in every layer, so that errors travel through the model as they do in llama.cpp.
@@ -7,6 +7,7 @@ scheme first, in every layer, so that errors travel through the model as they do
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ggufrq.base import paths
+from ggufrq.ggufs.header import read_header
 
 F32 = npt.NDArray[np.float32]
 #: (layer, "k" or "v", x [heads, tokens, head_dim]) -> the same shape.
@@ -38,27 +40,60 @@ class Captured:
 
 
 class Lab:
-    """An embedded model and windows of ``n_ctx`` tokens of a text; the second half of each is scored, as
-    llama-perplexity does."""
+    """A model and windows of ``n_ctx`` tokens of a text; the second half of each is scored, as
+    llama-perplexity does. It is an embedded one, or that of ``gguf``, which a folder of the same name with
+    safetensors stands in for where there is one."""
 
-    def __init__(self, model: str, n_ctx: int, chunks: int, text: str = "heldout.txt") -> None:
+    def __init__(
+        self, model: str, n_ctx: int, chunks: int, text: str = "heldout.txt", gguf: Path | None = None
+    ) -> None:
         logging.set_verbosity_error()
-        folder = paths.data_dir("models") / model
+        folder, of_gguf = paths.data_dir("models") / model, {}
+        if gguf is not None:
+            copied = gguf.with_suffix("")
+            folder = copied if copied.is_dir() else gguf.parent
+            of_gguf = {} if copied.is_dir() else {"gguf_file": gguf.name}
         self.name = model
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.gguf = gguf
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **of_gguf)
         self.model.eval()
         own = f"kvlab{next(_numbers)}"  # the table of attention functions is one for all models
         ALL_ATTENTION_FUNCTIONS.register(own, self._attention)
         self.model.config._attn_implementation = own
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        words = Path(paths.data_dir("texts") / text).read_text(encoding="utf-8")
-        ids = tokenizer(words, add_special_tokens=False)["input_ids"]
         self.n_ctx = n_ctx
-        self.windows = [torch.tensor(ids[i * n_ctx : (i + 1) * n_ctx])[None] for i in range(chunks)]
+        self.windows = self.windows_of(text, chunks)
         self.change: Change | None = None
         self.capture: dict[int, Captured] | None = None
         self.recent = 0  # so many tokens up to the query's own are seen unchanged
+        self.first = 0  # and so many of the first ones
         self._base: list[torch.Tensor] = []
+
+    def windows_of(self, text: str, chunks: int) -> list[torch.Tensor]:
+        """``chunks`` times ``n_ctx`` tokens of a text that ships with ggufrq, each [1, n_ctx]. Like
+        llama-perplexity it puts the first token of a text in front of each where the model wants one."""
+        n, bos = self.n_ctx, None
+        if self.gguf is None:
+            ids = self._tokens(text, paths.data_dir("models") / self.name)
+        else:
+            # it takes minutes to read a tokenizer out of a GGUF
+            kept = self.gguf.with_name(f"{self.name}-{Path(text).stem}-ids.json")
+            if not kept.exists():
+                found = self._tokens(text, self.gguf.parent, gguf_file=self.gguf.name)
+                paths.atomic_write(kept, json.dumps(found))
+            ids = json.loads(kept.read_text())
+            values = read_header(self.gguf).values
+            if values.get("tokenizer.ggml.add_bos_token"):
+                bos = int(values["tokenizer.ggml.bos_token_id"])
+        made = [torch.tensor(ids[i * n : (i + 1) * n])[None] for i in range(chunks)]
+        if bos is not None:
+            for window in made:
+                window[0, 0] = bos
+        return made
+
+    def _tokens(self, text: str, folder: Path, **of_gguf: str) -> list[int]:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **of_gguf)
+        words = Path(paths.data_dir("texts") / text).read_text(encoding="utf-8")
+        return list(tokenizer(words, add_special_tokens=False)["input_ids"])
 
     def _attention(
         self,
@@ -68,6 +103,7 @@ class Lab:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float,
+        sliding_window: int | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         layer = module.layer_idx
@@ -78,35 +114,25 @@ class Lab:
         if self.change is not None:
             key = torch.from_numpy(self.change(layer, "k", key[0].numpy()))[None]
             value = torch.from_numpy(self.change(layer, "v", value[0].numpy()))[None]
-        if self.change is not None and self.recent:
-            out = self._two(query * scaling, (key, value), (plain_key, plain_value))
-            return out.transpose(1, 2).contiguous(), None
-        out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        )
-        return out.transpose(1, 2).contiguous(), None
-
-    def _two(
-        self,
-        query: torch.Tensor,
-        old: tuple[torch.Tensor, torch.Tensor],
-        new: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """Attention to ``old`` keys and values, but to ``new`` ones for the most recent tokens."""
-        shared = query.shape[1] // old[0].shape[1]
-        (ok, ov), (nk, nv) = (tuple(x.repeat_interleave(shared, dim=1) for x in pair) for pair in (old, new))
         position = torch.arange(query.shape[2])
         distance = position[:, None] - position[None, :]
-        recent = distance < self.recent
-        logits = torch.where(recent, query @ nk.transpose(2, 3), query @ ok.transpose(2, 3))
-        weights = logits.masked_fill(distance < 0, float("-inf")).softmax(dim=-1)
-        return (weights * ~recent) @ ov + (weights * recent) @ nv
+        seen = distance >= 0
+        if sliding_window:
+            seen &= distance < sliding_window
+        if self.change is not None and (self.recent or self.first):
+            exact = (distance < self.recent) | (position < self.first)
+            out = _two(query * scaling, (key, value), (plain_key, plain_value), seen, exact)
+        else:
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=seen, scale=scaling, enable_gqa=True
+            )
+        return out.transpose(1, 2).contiguous(), None
 
-    def captured(self, window: int) -> dict[int, Captured]:
+    def captured(self, window: int | torch.Tensor) -> dict[int, Captured]:
         """Q, K and V of every layer with attention, of one window, without any change."""
         self.capture, self.change = {}, None
         with torch.inference_mode():
-            self.model(self.windows[window])
+            self.model.model(self.windows[window] if isinstance(window, int) else window, use_cache=False)
         found, self.capture = self.capture, None
         return found
 
@@ -114,8 +140,8 @@ class Lab:
         """Log probabilities of the scored half [tokens, vocabulary]."""
         first = self.n_ctx // 2
         with torch.inference_mode():
-            logits = self.model(window).logits[0, first:-1]
-        return torch.log_softmax(logits, dim=-1)
+            logits = self.model(window, use_cache=False, logits_to_keep=self.n_ctx - first).logits[0, :-1]
+        return torch.log_softmax(logits.float(), dim=-1)
 
     def divergence(self, change: Change) -> F32:
         """Kullback-Leibler divergence of every scored token from the unchanged model, in nats [tokens]."""
@@ -125,9 +151,26 @@ class Lab:
         self.change = change
         found = []
         for window, base in zip(self.windows, self._base, strict=True):
-            found.append((base.exp() * (base - self._logits(window))).sum(dim=-1))
+            pairs = zip(base.split(64), self._logits(window).split(64), strict=True)  # vocabularies are large
+            found += [(p.exp() * (p - changed)).sum(dim=-1) for p, changed in pairs]
         self.change = None
         return np.asarray(torch.cat(found).numpy(), np.float32)
+
+
+def _two(
+    query: torch.Tensor,
+    old: tuple[torch.Tensor, torch.Tensor],
+    new: tuple[torch.Tensor, torch.Tensor],
+    seen: torch.Tensor,
+    exact: torch.Tensor,
+) -> torch.Tensor:
+    """Attention to ``old`` keys and values, but to ``new`` ones where ``exact``; both masks are
+    [queries, keys]."""
+    shared = query.shape[1] // old[0].shape[1]
+    (ok, ov), (nk, nv) = (tuple(x.repeat_interleave(shared, dim=1) for x in pair) for pair in (old, new))
+    logits = torch.where(exact, query @ nk.transpose(2, 3), query @ ok.transpose(2, 3))
+    weights = logits.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    return (weights * ~exact) @ ov + (weights * exact) @ nv
 
 
 def mean_and_error(x: Sequence[float] | F32) -> tuple[float, float]:

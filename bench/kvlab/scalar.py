@@ -1,7 +1,8 @@
 """The scalar code in float32: the frozen codebooks, with the several ways to choose the scale of a block.
 
 ``lsq`` is the codec's own search without its integers, about ten times as fast as the reference; a test holds
-it to that. The others exist to be compared with it.
+it to that. The others exist to be compared with it. Codes of 1, 5 and 6 bits, which the codec does not have,
+get their codebook as the others got theirs.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ggufrq.codec.derive import STARTS, lloyd_max
-from ggufrq.codec.tables import code
+from ggufrq.codec.derive import STARTS, int8_centroids, lloyd_max
+from ggufrq.codec.tables import code, load
 
 F32 = npt.NDArray[np.float32]
 Scale = Literal["lsq", "norm", "inner", "search", "best"]
+#: Starts of widths that are not in the codec, as STARTS.
+OTHER_STARTS = {1: (43, 52, 64), 5: (120, 126, 132), 6: (126, 144, 150)}
 
 
 @cache
 def _codebook(bits: int) -> tuple[F32, F32, float]:
     """Positive centroids with the outermost 1, thresholds between them, and the outermost in sigmas."""
-    magnitudes = np.asarray(np.array(code(bits).magnitudes, np.float32) / 127, np.float32)
+    frozen = str(bits) in load()["codes"]
+    positive = code(bits).magnitudes if frozen else int8_centroids(bits)[2 ** (bits - 1) :]
+    magnitudes = np.asarray(np.array(positive, np.float32) / 127, np.float32)
     edges = np.asarray((magnitudes[1:] + magnitudes[:-1]) / 2, np.float32)
     return magnitudes, edges, lloyd_max(len(magnitudes))[-1]
 
@@ -53,7 +58,11 @@ def scalar(x: F32, bits: int, scale: Scale = "lsq") -> F32:
     if scale == "norm":
         d = _half(np.sqrt((a * a).mean(axis=1)) * np.float32(_codebook(bits)[2]))
         return np.asarray(np.copysign(_nearest(a, d, bits) * d[:, None], x), np.float32)
-    starts = np.array(STARTS[bits]) / 129 if scale not in ("search", "best") else np.linspace(0.4, 1.15, 24)
+    starts = (
+        np.array({**STARTS, **OTHER_STARTS}[bits]) / 129
+        if scale not in ("search", "best")
+        else np.linspace(0.4, 1.15, 24)
+    )
     peak = a.max(axis=1)
     best = np.zeros(len(a), np.float32)
     d = np.zeros(len(a), np.float32)

@@ -42,8 +42,9 @@ def calibration(model: str, n_ctx: int = 2048) -> dict[int, dict[str, Statistics
 class Sweep:
     """Divergence per token of named changes, in nats, each computed once."""
 
-    def __init__(self, model: str, n_ctx: int, chunks: int, folder: Path) -> None:
+    def __init__(self, model: str, n_ctx: int, chunks: int, folder: Path, gguf: Path | None = None) -> None:
         self.model = model
+        self.gguf = gguf
         self.settings = (n_ctx, chunks)
         self.file = folder / f"{model}-{n_ctx}x{chunks}.json"
         self.kept: dict[str, list[float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -54,7 +55,7 @@ class Sweep:
     def lab(self) -> Lab:
         """The model, loaded when first needed."""
         if self._lab is None:
-            self._lab = Lab(self.model, *self.settings)
+            self._lab = Lab(self.model, *self.settings, gguf=self.gguf)
         return self._lab
 
     @property

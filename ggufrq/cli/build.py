@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from ggufrq.base import log, paths
-from ggufrq.base.errors import PatchError, SourceError
+from ggufrq.base.errors import PatchError, SourceError, UsageError
 from ggufrq.base.progress import clock
 from ggufrq.base.trees import tree_hash
-from ggufrq.build import backends, builds
+from ggufrq.build import backends, builds, cmake_files
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.patchset import compat
 from ggufrq.patchset.patches import require_applies
@@ -50,6 +51,29 @@ from ggufrq.source.pin import load_pin
 @click.option(
     "--native/--no-native", default=True, show_default=True, help="Compile for just this processor."
 )
+@click.option(
+    "--portable",
+    is_flag=True,
+    help="Compile for all processors of this architecture: code for each kind, of which the best is loaded.",
+)
+@click.option(
+    "--python",
+    is_flag=True,
+    help="Then make a wheel of llama-cpp-python over the build, which is printed.",
+)
+@click.option(
+    "--install",
+    metavar="[PYTHON]",
+    is_flag=False,
+    flag_value="",
+    help="And put it into an environment: its Python, or its folder; unless given, that of `python`.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the wheel.  [default: in the build]",
+)
 @click.option("--tests", is_flag=True, help="Build llama.cpp's tests of types and operations too.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Compilers at once; by cores and memory.")
 @click.option("--target", "targets", multiple=True, help="Build only this CMake target (may be repeated).")
@@ -63,6 +87,10 @@ def build(
     cuda_arch: str | None,
     hip_arch: str | None,
     native: bool,
+    portable: bool,
+    python: bool,
+    install: str | None,
+    out: Path | None,
     tests: bool,
     jobs: int | None,
     targets: tuple[str, ...],
@@ -81,27 +109,53 @@ def build(
       ggufrq build
       ggufrq build --source ~/src/llama.cpp
       ggufrq build --check --source ~/src/llama.cpp
+      ggufrq build --python --install .venv
+      ggufrq build --python --portable -o dist
     """
     if check:
         _check(where, as_json)
         return
+    wheel_wanted = python or install is not None
+    if out is not None and not wheel_wanted:
+        raise UsageError(
+            "-o says where a wheel goes, and none is made", remedy=f"ggufrq build --python -o {out}"
+        )
     for language, architecture in (("CUDA", cuda_arch), ("HIP", hip_arch)):
         if architecture:
             cmake_args += (f"-DCMAKE_{language}_ARCHITECTURES={architecture}",)
     chosen = backends.default() if backend == "auto" else backend
+    if portable:
+        if chosen != "cpu":
+            raise UsageError(
+                f"a portable build is for processors, and this one for {chosen}", remedy="--backend cpu"
+            )
+        native = False
+        cmake_args = (
+            *(f"-D{name}={on}" for name, on in cmake_files.options("portable").items()),
+            *cmake_args,
+        )
     options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)
     made = builds.ensure_build(options, source=where, targets=targets)
     if prune:
         for gone in builds.prune(made):
             log.say(f"removed {gone}")
+    files: dict[str, str] = {}
+    if wheel_wanted:
+        from ggufrq.flows.llama_cpp_python import job
+
+        wheel = job.make(made, out, source=where)
+        files["wheel"] = str(wheel)
+        if install is not None:
+            files["installed"] = job.install(wheel, install or None)
     if as_json:
-        click.echo(json.dumps({"bin": str(made.bin), "source": str(made.source), **made.manifest}, indent=2))
+        facts = {"bin": str(made.bin), "source": str(made.source), **files, **made.manifest}
+        click.echo(json.dumps(facts, indent=2))
         return
-    _render(made, new=before is None)
+    _render(made, files.get("wheel"), new=before is None)
 
 
-def _render(made: Build, *, new: bool) -> None:
+def _render(made: Build, wheel: str | None, *, new: bool) -> None:
     manifest = made.manifest
     seconds = clock(manifest["seconds"])
     state = f"built in {seconds}" if new else f"up to date (built {manifest['date'][:10]} in {seconds})"
@@ -109,7 +163,7 @@ def _render(made: Build, *, new: bool) -> None:
         f"llama.cpp {manifest['llama_cpp']['commit'][:9]}, patch set {manifest['patch_set'][:8]}, "
         f"{manifest['backend']} backend: {state}"
     )
-    click.echo(made.bin)
+    click.echo(wheel or made.bin)
 
 
 def _check(where: str, as_json: bool) -> None:

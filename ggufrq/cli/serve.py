@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from ggufrq.cache.kv import Sought
+from ggufrq.cache.kv import Sought, parse_kv
 from ggufrq.cli.cache_options import cache_options, settle, warn
 from ggufrq.drive import cache_check
 from ggufrq.drive import serve as core
@@ -26,6 +26,17 @@ from ggufrq.tools import passed_on
 @click.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: 8080 or, if taken, a free one]")
 @click.option(
     "--parallel", default=1, show_default=True, help="Requests answered at a time; they share the context."
+)
+@click.option(
+    "--draft",
+    metavar="MODEL|mtp",
+    help="Guess tokens ahead by this smaller model of the same vocabulary, or by the head MODEL has for it.",
+)
+@click.option(
+    "--draft-kv",
+    default="q8_0",
+    show_default=True,
+    help="KV cache data type of the draft, as --kv; the profile is not for it.",
 )
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the server's log.")
@@ -43,20 +54,29 @@ def serve(
     host: str,
     port: int | None,
     parallel: int,
+    draft: str | None,
+    draft_kv: str,
     timeout: float,
     verbose: bool,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API until Ctrl-C. What follows -- goes to llama-server as it is,
     but for options that ggufrq has itself or that take the log away, which are refused.
 
+    With --draft the answer to /completion says how many guesses were right (timings: draft_n,
+    draft_n_accepted), and the log, too: what is gained is up to the two models.
+
     \b
     Examples:
       ggufrq serve docs-qwen3-8m --kv iso3
       ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
+      ggufrq serve Qwen3-8B-Q4_K_M.gguf --draft Qwen3-0.6B-Q8_0.gguf
     """
     programs, plan = settle(
         ["ggufrq", "serve", model], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
+    guess = None
+    if draft is not None:
+        guess = core.Draft(None if draft == "mtp" else model_file(draft), parse_kv(draft_kv))
     path = model_file(model)
     warn(path, plan, programs, model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None
@@ -72,6 +92,7 @@ def serve(
             parallel=parallel,
             threads=threads,
             timeout=timeout,
+            draft=guess,
             extra=extra,
             env=passed_on.variables(),
             on_log=on_log,

@@ -10,7 +10,7 @@ from ggufrq.base import log, texts
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
-from ggufrq.cache.kv import KvPlan, exact_words, parse_plan
+from ggufrq.cache.kv import KvPlan, exact_words, kv_types, parse_plan
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.tools.logs import Context, is_printed, uses
 
@@ -70,8 +70,15 @@ def found(context: Context) -> str:
     said += [] if context.profile is None else [f"by the profile {context.profile.file}"]
     exact = exact_words(context.recent, context.first)
     said += [f"{exact} in f16"] if exact else []
-    said += [] if context.not_held is None else [f"no tokens in f16: {context.not_held}"]
+    if context.not_held is not None and _ours(context):
+        said += [f"no tokens in f16: {context.not_held}"]
     return ", ".join(said)
+
+
+def _ours(context: Context) -> bool:
+    """Whether any layer has a type of ours, by which alone tokens in f16 make a difference."""
+    names = context.k_types.union(context.v_types, *context.layers.values())
+    return any(name in names for name, kind in kv_types().items() if kind.ours)
 
 
 def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:

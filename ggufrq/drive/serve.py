@@ -11,18 +11,41 @@ from pathlib import Path
 
 from ggufrq.base import log, loopback, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
-from ggufrq.cache.kv import KvPlan
+from ggufrq.cache.kv import KvPair, KvPlan
 from ggufrq.drive import cache_check, profiles
 from ggufrq.drive.remedies import remedy
 from ggufrq.drive.threads import patience
 from ggufrq.tools import passed_on, server
-from ggufrq.tools.logs import Context, error_lines, failed_draft, is_of_heads, parse_context, parse_draft
+from ggufrq.tools.logs import (
+    MTP,
+    Context,
+    error_lines,
+    failed_draft,
+    is_of_heads,
+    parse_context,
+    parse_draft,
+    uses,
+)
 from ggufrq.tools.programs import Programs
 
 DEFAULT_PORT = 8080
 #: Any free one, for a server that only we ourselves talk to.
 ANY_PORT = 0
 _POLL = 0.2
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What guesses tokens ahead, which the model then checks together: a smaller model of its vocabulary, or
+    with None the model's own head (MTP); and what its K and V are kept in."""
+
+    model: Path | None
+    kv: KvPair
+
+    def arguments(self) -> tuple[str, ...]:
+        """For llama-server."""
+        which = ("draft-mtp",) if self.model is None else ("draft-simple", "-md", str(self.model))
+        return ("--spec-type", *which, "-ctkd", self.kv.k.name, "-ctvd", self.kv.v.name)
 
 
 @dataclass
@@ -68,6 +91,7 @@ def serving(
     parallel: int = 1,
     threads: int | None = None,
     timeout: float = 600.0,
+    draft: Draft | None = None,
     extra: tuple[str, ...] = (),
     env: proc.Environment | None = None,
     log_path: Path | None = None,
@@ -80,9 +104,10 @@ def serving(
     ``extra`` are options for it; UsageError for one that changes what is relied on (``passed_on``).
     ``log_path`` is written anew, by default a file among the logs. ``on_log`` gets its log by pieces while it
     starts. Raises ToolError with llama.cpp's own reason when it does not come up within ``timeout`` seconds
-    or does not keep the cache as ``plan`` says.
+    or does not keep the cache as ``plan`` says, or that of the ``draft`` as that says.
     """
     passed_on.check(extra)
+    extra = (*(draft.arguments() if draft is not None else ()), *extra)
     chosen = choose_port(host, port)
     plan, profile = profiles.settle(plan, model, n_ctx)
     log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
@@ -110,7 +135,14 @@ def serving(
             )
         plan = kept
         size = cache_check.cache_bytes(context, plan, model)
-        yield Server(url, process, log_path, plan, context, size, profile, parse_draft(text))
+        found = parse_draft(text)
+        if draft is not None and (found is None or not uses(found[1], draft.kv)):
+            instead = "" if found is None else f", but {cache_check.found(found[1])}"
+            raise ToolError(
+                f"llama-server does not keep the cache of the draft in {draft.kv.name}{instead}",
+                remedy=f"see {log_path}",
+            )
+        yield Server(url, process, log_path, plan, context, size, profile, found)
 
 
 @contextmanager
@@ -195,12 +227,12 @@ def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
     draft = failed_draft(text)
     if draft is None:
         return ToolError(f"llama-server {how}: {detail}", remedy=remedy(detail, log_path))
-    return ToolError(
-        f"llama-server {how}: the draft, {draft}: {detail}",
-        remedy="--spec-draft-type-k q8_0 --spec-draft-type-v q8_0 behind --"
-        if is_of_heads(detail)
-        else f"see {log_path}",
-    )
+    instead = f"see {log_path}"
+    if is_of_heads(detail):
+        instead = "--draft-kv f16"
+    elif draft == MTP:
+        instead = "a model that was made with this head, or without --spec-type draft-mtp; " + instead
+    return ToolError(f"llama-server {how}: the draft, {draft}: {detail}", remedy=instead)
 
 
 def _last_lines(log_path: Path, count: int = 6) -> str:

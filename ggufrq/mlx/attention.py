@@ -31,7 +31,7 @@ class Side:
 @dataclass(frozen=True)
 class Held:
     """K and V of a layer at one moment. Cells are counted from the first one that there ever was; those
-    before ``start`` are gone, ``end`` - 1 is the newest. ``left`` [batch]: where sequences begin; None: at 0."""
+    before ``start`` are gone, ``end`` - 1 is the newest. Sequences begin at ``left`` [batch], or at 0."""
 
     k: Side
     v: Side
@@ -147,7 +147,7 @@ class _Queries:
         return seen, None
 
     def _among_newest(self, cells: mx.array) -> mx.array:
-        """Whether cells [batch or 1, 1, 1, n] are among the newest of queries, [batch or 1, 1, queries, n]."""
+        """Whether cells [batch or 1, 1, 1, n] are among a query's newest, [batch or 1, 1, queries, n]."""
         held = self.held
         return (cells <= self.cells) & (cells > self.cells - held.recent) & (cells >= held.first_row)
 

@@ -264,7 +264,7 @@ def convert_to(
     """As ``convert``, but straight into ``out``, which is left half-made on failure."""
     folder = model.folder
     require_part(model, part)
-    unread = not_read(model.config)
+    unread = not_read(model.config, has_codes=model.has_codes)
     if unread is not None and not model.has_codes:
         raise ModelError(
             f"the configuration of {model.called} says that its weights are quantized by {unread}, but they "

@@ -19,6 +19,7 @@ _NAMES = {
     "fp8": "FP8",
     "eetq": "EETQ",
     "aqlm": "AQLM",
+    "mxfp4": "MXFP4",
 }
 
 
@@ -39,10 +40,11 @@ def packed_as(config: Mapping[str, Any], folder: Path) -> str | None:
     return next((name for code, name in _KEPT.items() if code in said), None)
 
 
-def not_read(config: Mapping[str, Any]) -> str | None:
-    """The way in which the model is quantized, where the converter knows nothing of it; else None."""
+def not_read(config: Mapping[str, Any], *, has_codes: bool = True) -> str | None:
+    """The way in which the model is quantized, where the converter knows nothing of it, or of weights that
+    are no such codes (``has_codes``); else None."""
     method = str(_settings(config).get("quant_method") or "")
-    if not method or method in _UNPACKED or method.upper() in _KEPT:
+    if not method or method in _UNPACKED or (has_codes and method.upper() in _KEPT):
         return None
     return _NAMES.get(method, method)
 

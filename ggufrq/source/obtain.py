@@ -16,7 +16,6 @@ from pathlib import Path
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import SourceError
 from ggufrq.base.locks import locked
-from ggufrq.base.results import file_sha256
 from ggufrq.base.trees import modes_file, tree_hash
 from ggufrq.source.origins import (
     NO_OUTER_REPOSITORY,
@@ -28,6 +27,7 @@ from ggufrq.source.origins import (
     download,
     export_tree,
     fetch,
+    require_sha256,
     unpack_sdist,
 )
 from ggufrq.source.pin import Pin
@@ -174,13 +174,7 @@ def _from_sdist(pin: Pin, archive: Path, tree: Path) -> None:
     sdist = pin.sdist
     if sdist is None:
         raise SourceError("this pin names no sdist", remedy="ggufrq build --source git")
-    found = file_sha256(archive)
-    if found != sdist.sha256:
-        raise SourceError(
-            f"{archive.name} has sha256 {found}, wanted is {sdist.sha256}: "
-            "it is damaged or not the pinned release",
-            remedy="python -m pip cache remove 'llama_cpp_python*', then run this again",
-        )
+    require_sha256(archive, sdist)
     git_dir = tree.parent / "sdist.git"
     commit, its_tree = unpack_sdist(archive, sdist, tree, git_dir)
     if (commit, its_tree) != (pin.commit, pin.tree):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ggufrq.base import log, proc
 from ggufrq.base.errors import SourceError, ToolError
+from ggufrq.base.results import file_sha256
 from ggufrq.base.trees import unpack
 from ggufrq.source.pin import Sdist
 
@@ -96,6 +97,17 @@ def download(name: str, version: str, folder: Path) -> Path:
     if len(archives) != 1:
         raise SourceError(f"pip downloaded no .tar.gz of {wanted}", remedy="ggufrq build --source git")
     return archives[0]
+
+
+def require_sha256(archive: Path, sdist: Sdist) -> None:
+    """Raises SourceError when an sdist file is not the pinned one."""
+    found = file_sha256(archive)
+    if found != sdist.sha256:
+        raise SourceError(
+            f"{archive.name} has sha256 {found}, wanted is {sdist.sha256}: "
+            "it is damaged or not the pinned release",
+            remedy="python -m pip cache remove 'llama_cpp_python*', then run this again",
+        )
 
 
 def unpack_sdist(archive: Path, sdist: Sdist, tree: Path, git_dir: Path) -> tuple[str, str]:

@@ -21,13 +21,13 @@ from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.base.loopback import free_port, session
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_plan
-from ggufrq.drive.serve import Server, serving
+from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.drive.serve import Draft, Server, serving
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
 from ggufrq.tools import server
-from ggufrq.tools.logs import parse_context, parse_draft
+from ggufrq.tools.logs import parse_context, parse_draft, uses
 from ggufrq.tools.programs import Programs
 
 DENSE, HYBRID = "docs-qwen3-8m", "docs-qwen3.5-8m"
@@ -268,6 +268,25 @@ def test_a_draft_keeps_its_own_cache(families: dict[str, Family], programs: Prog
         assert complete(running, text(200))["tokens_predicted"] == 8
 
 
+@pytest.mark.parametrize("kv", ["q8_0", "iso3/iso4"])
+def test_a_draft_guesses_what_the_model_says(
+    families: dict[str, Family], programs: Programs, kv: str
+) -> None:
+    """Guesses that are right save steps, and those that are not change nothing."""
+    model, plan = families[DENSE].file("Q8_0"), parse_plan("iso3").as_usual()
+    draft = Draft(families[DENSE].file("IQ4_XS"), parse_kv(kv))
+    answers = []
+    for guess in (None, draft):
+        with serving(model, plan, programs, port=free_port(), n_ctx=1024, draft=guess) as running:
+            answers.append(complete(running, text(700), n_predict=96, ignore_eos=True))
+            if guess is not None:
+                assert running.draft is not None and uses(running.draft[1], guess.kv)
+    assert answers[0]["content"] == answers[1]["content"]
+    assert "draft_n_accepted" not in answers[0]["timings"]
+    timings = answers[1]["timings"]
+    assert 10 < timings["draft_n_accepted"] < timings["draft_n"]
+
+
 def test_a_draft_that_is_refused_is_named(families: dict[str, Family], programs: Programs) -> None:
     with (
         pytest.raises(
@@ -278,7 +297,7 @@ def test_a_draft_that_is_refused_is_named(families: dict[str, Family], programs:
             parse_plan("iso3"),
             programs,
             port=free_port(),
-            extra=("--spec-type", "draft-mtp"),
+            draft=Draft(None, parse_kv("q8_0")),
         ),
     ):
         pass

@@ -169,6 +169,8 @@ def test_the_newest_tokens_are_asked_for_or_not() -> None:
     assert cache_check.found(first).endswith("the first token and the newest 32 in f16")
     refused = dataclasses.replace(without, not_held="no flash attention")
     assert cache_check.found(refused).endswith("no tokens in f16: no flash attention")
+    draft = dataclasses.replace(context("f16", base="f16"), not_held="neither has a rotated type")
+    assert cache_check.found(draft) == "K in f16 and V in f16"
     assert cache_check.as_asked(with_them, plan.with_exact(32)) and not cache_check.as_asked(with_them, plan)
     assert cache_check.as_asked(without, plan) and not cache_check.as_asked(without, plan.with_exact(32))
     assert not cache_check.as_asked(with_them, plan.with_exact(16))

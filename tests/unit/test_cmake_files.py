@@ -58,7 +58,10 @@ def test_cmake_reads_what_a_build_is_made_with(
 
 
 def test_every_file_is_of_a_backend() -> None:
-    assert {path.stem for path in paths.data_dir("cmake").glob("*.cmake")} == {"common", *backends.BACKENDS}
+    assert {path.stem for path in paths.data_dir("cmake").glob("*.cmake")} == {
+        *("common", "portable"),
+        *backends.BACKENDS,
+    }
 
 
 def test_what_is_for_a_mac_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from ggufrq.base.toml import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Ourselves, and what the converter finds in llama.cpp's tree.
-NOT_INSTALLED = {"ggufrq", "conversion"}
+#: Ourselves, and what is found in llama.cpp's tree and in wheels of llama-cpp-python.
+NOT_INSTALLED = {"ggufrq", "conversion", "llama_cpp"}
 
 
-def declared() -> set[str]:
-    """Names of the distributions that every installation has."""
+def declared(extra: str = "") -> set[str]:
+    """Names of the distributions that every installation has, or those of an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {normal(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"]}
+    lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return {normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
 
 
 def normal(name: str) -> str:
@@ -36,10 +39,23 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-def test_every_import_is_declared() -> None:
-    modules = set[str]().union(*(imported(path) for path in (ROOT / "ggufrq").rglob("*.py")))
+def undeclared(paths: Iterable[Path], names: set[str]) -> set[str]:
+    """Modules of others that these files import and these distributions do not bring."""
+    modules = set[str]().union(*(imported(path) for path in paths))
     others = modules - NOT_INSTALLED - set(sys.stdlib_module_names)
-    assert {"yaml", "jinja2", "numpy"} <= others
     of = packages_distributions()
-    missing = {name for name in others if not {normal(d) for d in of.get(name, [name])} & declared()}
-    assert missing == set()
+    return {name for name in others if not {normal(d) for d in of.get(name, [name])} & names}
+
+
+def test_every_import_is_declared() -> None:
+    package = ROOT / "ggufrq"
+    optional = set((package / "mlx").rglob("*.py"))
+    usual = set(package.rglob("*.py")) - optional
+    assert {"yaml", "jinja2", "numpy"} <= set[str]().union(*map(imported, usual))
+    assert undeclared(usual, declared()) == set()
+    assert undeclared(optional, declared() | declared("mlx")) == set()
+
+
+def test_what_an_extra_brings_is_imported_by_nothing_else() -> None:
+    program = "import ggufrq.cli, sys; sys.exit(bool({'mlx', 'mlx_lm', 'transformers'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", program], check=True)

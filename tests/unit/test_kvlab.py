@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from ggufrq.codec import dequantize, quantize
+from ggufrq.profile.file import LayerProfile
+from ggufrq.profile.rope import Rope
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 
+from kvlab import metric, tiles
 from kvlab.attention import errors
 from kvlab.lattice import _nearest, lattice, radius
 from kvlab.markdown import figure, table
@@ -36,6 +39,14 @@ def test_scalar_is_the_codec(bits: int, scale: str) -> None:
     codec = dequantize(quantize(x, bits, scale=scale), bits)
     assert relative(x, ours) == pytest.approx(relative(x, codec), rel=0.01)
     assert relative(codec, ours) < 0.002
+
+
+@pytest.mark.parametrize("bits", [1, 5, 6])
+def test_scalar_of_other_widths(bits: int) -> None:
+    x = gaussian(300)
+    assert relative(x, scalar(x, bits)) <= 1.05 * relative(x, scalar(x, bits, "search"))
+    if bits > 1:
+        assert relative(x, scalar(x, bits)) < 0.3 * relative(x, scalar(x, bits - 1))
 
 
 def test_inner_keeps_the_product_of_a_block_with_itself() -> None:
@@ -149,3 +160,68 @@ def test_tables() -> None:
         ".0123",
         ".00123",
     ]
+
+
+def test_kvarn_evens_out_tokens_and_channels() -> None:
+    random = np.random.default_rng(3)
+    spread = 5 * np.exp(0.08 * (random.standard_normal((128, 1)) + random.standard_normal((1, 128))))
+    tile = (random.standard_normal((1, 128, 128)) * spread).astype(np.float32)
+    rows, columns = tiles.balance(tile)
+    even = tile / rows / columns
+    for axis in (1, 2):
+        assert tile.std(axis=axis).max() > 1.4 * tile.std(axis=axis).min()
+        assert even.std(axis=axis).max() < 1.05 * even.std(axis=axis).min()
+    assert tiles.bits_per_value(3, 128, "k") == 3.375
+    assert tiles.bits_per_value(4, 256, "v") == 4.25
+
+
+@pytest.mark.parametrize("side", ["k", "v"])
+def test_kvarn_codes_whole_tiles(side: str) -> None:
+    x = np.random.default_rng(4).standard_normal((2, 200, 64)).astype(np.float32)
+    out = tiles.kvarn(x, 4, side)
+    np.testing.assert_array_equal(out[:, 128:], x[:, 128:])
+    assert 0.001 < relative(x[:, :128], out[:, :128]) < 0.02
+    assert relative(x, tiles.kvarn(x, 6, side)) < relative(x, out) / 8
+
+
+def test_widths_go_where_variance_is() -> None:
+    assert metric.widths(np.ones(4), 3) == [3, 3, 3, 3]
+    uneven = metric.widths(np.array([400.0, 20.0, 1.0, 0.001]), 3)
+    assert sum(uneven) == 12 and uneven == sorted(uneven, reverse=True) and uneven[0] <= metric.WIDEST
+
+
+def of_variance(variance: np.ndarray, order: np.ndarray) -> metric.Layer:
+    """A layer of one head in whose metric K has ``variance``."""
+    random = np.random.default_rng(5)
+    half = random.standard_normal((len(variance), len(variance)))
+    forward = half @ half.T / len(variance) + np.eye(len(variance))
+    mean = random.standard_normal((1, len(variance)))
+    parts = (x[None].astype(np.float32) for x in (forward, np.linalg.inv(forward), mean[0]))
+    return metric.Layer(LayerProfile(*parts), np.diag(variance)[None], order)
+
+
+@pytest.mark.parametrize("code", [metric.Klt(3, 64, True), metric.Klt(3, 32, False)])
+def test_klt_gains_where_variances_differ(code: metric.Klt) -> None:
+    variance = np.exp(-np.arange(128) / 16)
+    layer = of_variance(variance, np.arange(128))
+    x = (gaussian(400) * np.sqrt(variance)).astype(np.float32)[None]
+    assert relative(x, code(layer, x)) < 0.6 * relative(x, metric.iso(x, 3))
+    assert code.bits_per_value(128) == (3.25 if code.scales else 3.125)
+
+
+def test_a_profile_alone_changes_nothing() -> None:
+    class Exact(metric.Code):
+        def __call__(self, layer: metric.Layer, x: np.ndarray) -> np.ndarray:
+            return x
+
+    order = metric.order(Rope(128, "norm", np.ones(64)), 128)
+    assert order[:4].tolist() == [0, 64, 1, 65]
+    x = gaussian(20)[None]
+    np.testing.assert_allclose(of_variance(np.ones(128), order).apply(x, Exact()), x, atol=1e-4)
+
+
+def test_what_rope_turned_is_turned_back() -> None:
+    rope = Rope(64, "neox", 100.0 ** (-np.arange(24) / 24))
+    x = np.random.default_rng(6).standard_normal((2, 5, 64))
+    turned = np.stack([x[:, p] @ rope.matrix(p).T for p in range(5)], axis=1)
+    np.testing.assert_allclose(metric.unturned(turned, rope), x, atol=1e-9)

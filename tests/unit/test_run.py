@@ -490,6 +490,17 @@ def test_what_to_do_when_a_server_ends(tmp_path: Path, words: str, remedy: str) 
     assert words in caught.value.message and remedy in str(caught.value.remedy)
 
 
+def test_what_to_do_about_a_head_that_is_not_there(tmp_path: Path) -> None:
+    saved = Path(__file__).parents[1] / "logs" / "tools" / "server-mtp-refused.err.txt"
+    command = [sys.executable, "-c", f"import sys; print(open({str(saved)!r}).read()); sys.exit(1)"]
+    with (
+        pytest.raises(ToolError, match="the draft, the head for further tokens: ") as caught,
+        serve.started(command, "http://127.0.0.1:9", log_path=tmp_path / "log", timeout=60),
+    ):
+        pass
+    assert "without --spec-type draft-mtp" in str(caught.value.remedy)
+
+
 def test_port_that_is_taken_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -277,10 +277,11 @@ def test_floats_that_are_declared_codes(folder: Path) -> None:
     weights(folder / SINGLE, "a.weight")
     found = convert.inspect(folder)
     assert found.kind == found.out_type.upper()
-    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(ModelError, match=r"quantized by AWQ, but they are floats") as caught:
-        convert.convert(folder, folder / "out.gguf", folder / "no tree")
-    assert "take quantization_config out of" in str(caught.value.remedy)
+    for method in ("awq", "mxfp4"):
+        (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": method}}))
+        with pytest.raises(ModelError, match=rf"by {method.upper()}, but they are floats") as caught:
+            convert.convert(folder, folder / "out.gguf", folder / "no tree")
+        assert "take quantization_config out of" in str(caught.value.remedy)
 
 
 @pytest.mark.parametrize(("method", "named"), [("awq", "AWQ"), ("bitsandbytes", "bitsandbytes"), ("x", "x")])
