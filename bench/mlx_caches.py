@@ -32,7 +32,7 @@ def theirs(bits: int) -> Make:
     return make
 
 
-def ours(bits: int, **options: int) -> Make:
+def ours(bits: int, **options: Any) -> Make:
     """Ours of the family iso."""
     return lambda model: make_cache(model, bits, **options)
 
@@ -58,7 +58,7 @@ def bits_held(cache: list[Any], values: int) -> float:
     """Bits per value of K and V. What the float32 of this measurement makes 32 bits wide has 16 as a rule."""
     arrays = [x for one in cache if hasattr(one, "bits") for _, x in tree_flatten(one.state)]
     sizes = [x.size * 2 if x.dtype == mx.float32 else x.nbytes for x in arrays if isinstance(x, mx.array)]
-    return 8 * sum(sizes) / values
+    return 8.0 * float(sum(sizes)) / values
 
 
 def main() -> None:

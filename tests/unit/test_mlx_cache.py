@@ -18,7 +18,7 @@ mx = pytest.importorskip("mlx.core", reason="needs mlx: pip install 'ggufrq[mlx]
 pytest.importorskip("mlx_lm", reason="needs mlx-lm: pip install 'ggufrq[mlx]'")
 
 import mlx_lm  # noqa: E402
-from mlx_lm.models import base, gemma2, qwen3  # noqa: E402
+from mlx_lm.models import base, gemma2, gemma3_text, qwen3  # noqa: E402
 from mlx_lm.models import cache as lm  # noqa: E402
 
 import ggufrq.mlx as ours  # noqa: E402
@@ -125,6 +125,16 @@ def test_attention_is_that_over_what_blocks_decode_to(
     for position in (0, 4, 5, 40, 150, 206, 207, 300, n - 1):
         wanted = expected(held, q[:, position], k, v, position)
         np.testing.assert_allclose(found[:, position], wanted, atol=1e-5)
+
+
+def test_a_window_that_the_model_asks_for() -> None:
+    q, k, v = values((4, 120, 64)), values((2, 120, 64), 1), values((2, 120, 64), 2)
+    found = attended(ours.IsoQuantCache(bits=4), q, k, v, [90, 1, 29], window_size=20)
+    like = ours.IsoQuantCache(bits=4, window=20)
+    for position in (0, 50, 90, 91, 119):
+        np.testing.assert_allclose(
+            found[:, position], expected(like, q[:, position], k, v, position), atol=1e-5
+        )
 
 
 def test_bytes_are_those_of_blocks_and_of_rows() -> None:
@@ -296,3 +306,81 @@ def test_a_cache_of_another_kind_in_the_model() -> None:
 
     with pytest.raises(ModelError, match="ChunkedKVCache"):
         ours.make_cache(Model(model_type="some"))
+
+
+def test_a_model_with_windows_sees_what_it_saw_in_the_caches_of_mlx_lm() -> None:
+    """With all tokens exact nothing is lost but what 16 bits lose, so that masks and positions show alone."""
+    args = gemma3_text.ModelArgs(
+        "gemma3_text", 64, 4, 64, 2, 64, vocab_size=50, num_key_value_heads=1, sliding_window=24,
+        sliding_window_pattern=2,
+    )  # fmt: skip
+    mx.random.seed(1)
+    model = gemma3_text.Model(args)
+    ids = mx.random.randint(0, 50, (1, 400))
+    usual, cache = model.make_cache(), ours.make_cache(model, recent=1000)
+    assert [one.window for one in cache] == [24, None, 24, None]
+    at = 0
+    for step in (7, 1, 150, 1, 1, 200, 38, 1, 1):
+        wanted, found = (logits(model, ids[:, at : at + step], one) for one in (usual, cache))
+        np.testing.assert_allclose(found, wanted, atol=0.01 * np.abs(wanted).max())
+        at += step
+    assert at == 400 and cache[0].size() < 24 + 256 + 38
+
+
+@pytest.mark.parametrize("recent", [0, 8])
+def test_a_batch_with_windows_is_served_like_its_sequences_alone(recent: int) -> None:
+    """The first prompt comes in two pieces, the second time with padding behind all but the longest; then
+    tokens one by one, until cells have left the windows."""
+    args = gemma3_text.ModelArgs(
+        "gemma3_text", 64, 2, 64, 2, 64, vocab_size=50, num_key_value_heads=1, sliding_window=24,
+        sliding_window_pattern=2,
+    )  # fmt: skip
+    mx.random.seed(1)
+    model = gemma3_text.Model(args)
+    ids = np.random.default_rng(1).integers(1, 50, (3, 420))
+    lengths = [400, 7, 380]
+    alone = []
+    for one, length in zip(ids, lengths, strict=True):
+        cache = ours.make_cache(model, recent=recent)
+        logits(model, mx.array(one[None, :length]), cache)
+        alone.append(
+            [logits(model, mx.array(one[None, i : i + 1]), cache)[0, 0] for i in range(length, length + 6)]
+        )
+    empty = [ours.make_cache(model, recent=recent) for _ in lengths]
+    batch = [parts[0].merge(list(parts)) for parts in zip(*empty, strict=True)]
+    padding = [400 - length for length in lengths]
+    for part in batch:
+        part.prepare(lengths=lengths, right_padding=padding)
+    for at in (slice(0, 300), slice(300, 400)):
+        logits(model, mx.array(ids[:, at]), batch)
+    for part in batch:
+        part.finalize()
+    assert np.array(batch[0].offset).tolist() == lengths
+    for i in range(6):
+        following = [[int(one[length + i])] for one, length in zip(ids, lengths, strict=True)]
+        found = logits(model, mx.array(following), batch)[:, 0]
+        wanted = np.stack([one[i] for one in alone])
+        assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+    assert batch[0].size() < 300
+
+
+def test_drafts_are_taken_back(dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = dense
+    monkeypatch.setattr(model, "make_cache", lambda: ours.make_cache(model, bits=4), raising=False)
+    usual = mlx_lm.generate(model, tokenizer, TEXT, max_tokens=8)
+    assert mlx_lm.generate(model, tokenizer, TEXT, max_tokens=8, draft_model=model) == usual
+
+
+def test_k_and_v_are_never_dense_as_a_whole() -> None:
+    cache = ours.IsoQuantCache(bits=3)
+    x = mx.array(values((1, 2, 256, 128)))
+    for _ in range(64):
+        cache.update_and_fetch(x, x)
+        mx.eval(cache.state)
+    one = x[:, :, :1]
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    stored = cache.update_and_fetch(one, one)
+    mx.eval(base.scaled_dot_product_attention(one, *stored, cache=cache, scale=0.1, mask=None))
+    dense = 2 * 2 * 64 * 256 * 128 * 4
+    assert mx.get_peak_memory() - before < dense / 4
