@@ -51,15 +51,17 @@ def undeclared(paths: Iterable[Path], names: set[str]) -> set[str]:
 
 def test_every_import_is_declared() -> None:
     package = ROOT / "ggufrq"
-    optional = set((package / "hf").rglob("*.py"))
-    usual = set(package.rglob("*.py")) - optional
+    extras = {name: set((package / name).rglob("*.py")) for name in ("hf", "mlx")}
+    usual = set(package.rglob("*.py")).difference(*extras.values())
     assert {"yaml", "jinja2", "numpy"} <= set[str]().union(*map(imported, usual))
     assert undeclared(usual, declared()) == set()
-    assert undeclared(optional, declared() | declared("hf")) == set()
+    for name, optional in extras.items():
+        assert undeclared(optional, declared() | declared(name)) == set()
 
 
 def test_what_an_extra_brings_is_imported_by_nothing_else() -> None:
-    program = "import ggufrq.cli, sys; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    names = {"torch", "transformers", "mlx", "mlx_lm"}
+    program = f"import ggufrq.cli, sys; sys.exit(bool({names!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
