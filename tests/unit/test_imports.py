@@ -23,6 +23,7 @@ ORDER = (
     "profile",
     "models",
     "hf",
+    "mlx",
     "tools",
     "runtimes",
     "drive",
