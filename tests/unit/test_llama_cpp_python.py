@@ -347,7 +347,7 @@ def test_types_by_name_and_number(module: Any, model: str) -> None:
         assert cache.environment == {
             "LLAMA_RQ_RECENT": "32",
             "LLAMA_RQ_FIRST": "1",
-            "LLAMA_RQ_PROFILE": None,
+            "LLAMA_RQ_PROFILE": "none",
             "LLAMA_RQ_CALIB": None,
         }
     assert module.Cache(model, params(), None, "q8_0").environment == {}
@@ -367,7 +367,7 @@ def test_variables_of_the_environment_are_the_default(
         "LLAMA_RQ_FIRST": "1",
     }
     found = module.Cache(model, params(), "iso3", "iso3", None, "none", 3).environment
-    assert found["LLAMA_RQ_RECENT"] == "3" and found["LLAMA_RQ_PROFILE"] is None
+    assert found["LLAMA_RQ_RECENT"] == "3" and found["LLAMA_RQ_PROFILE"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_a_profile_from_the_weights_is_asked_of_ggufrq(
     with pytest.warns(
         UserWarning, match=r"without a profile: Some-8B-kv.gguf is not beside .* nor on the PATH"
     ):
-        assert module.Cache(model, params(), "iso3", "iso3").environment["LLAMA_RQ_PROFILE"] is None
+        assert module.Cache(model, params(), "iso3", "iso3").environment["LLAMA_RQ_PROFILE"] == "none"
     with pytest.raises(module.CacheError, match="no profile from the weights: ggufrq, which makes one"):
         module.Cache(model, params(), "iso3", "iso3", None, "weights")
     program(tmp_path, 'echo a note >&2; echo "$*"')

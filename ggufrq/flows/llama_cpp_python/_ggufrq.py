@@ -156,7 +156,8 @@ class Cache:
             found = Path(str(wish))
             if not found.is_file():
                 raise CacheError(f'the profile {found} is missing: a file, or kv_profile="weights" or "none"')
-        self.environment[_PROFILE] = None if found is None else str(found)
+        # llama.cpp does not warn of what was said
+        self.environment[_PROFILE] = "none" if found is None else str(found)
         self.environment[_CALIBRATION] = None
 
 
