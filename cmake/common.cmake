@@ -3,6 +3,9 @@
 set(CMAKE_BUILD_TYPE Release CACHE STRING "optimized")
 # not by CMAKE_BUILD_RPATH_USE_ORIGIN: CMake ends such a path with ':', which is the folder that one is in
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON CACHE BOOL "the path below, in the build, too")
+if(CMAKE_HOST_APPLE)
+  set(CMAKE_INSTALL_RPATH @loader_path CACHE STRING "as below, in the words of macOS; the first one counts")
+endif()
 set(CMAKE_INSTALL_RPATH $ORIGIN CACHE STRING "programs find their libraries wherever the folder is")
 set(BUILD_SHARED_LIBS ON CACHE BOOL "one copy of ggml for all programs")
 set(GGML_RPC ON CACHE BOOL "devices of other machines")

@@ -718,12 +718,23 @@ def run_steps(run: Run, steps: tuple[Step, ...]) -> int:
 
 
 def unpack(bundle: Path, work: Path) -> None:
-    """Unpack the bundle and see that every file is whole."""
-    root = work / "gpu-check"
-    if not (root / "bundle.json").is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(bundle) as tar:
-            tar.extractall(work, filter="data")
+    """Unpack the bundle, or take what was unpacked of it before, and see that every file is whole. Raises
+    SystemExit."""
+    root, mark = work / "gpu-check", work / "gpu-check.sha256"
+    there = (root / "bundle.json").is_file()
+    if bundle.is_file():
+        digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
+        if there and not (mark.is_file() and mark.read_text() == digest):
+            raise SystemExit(f"error: {root} is not of {bundle}\n  try: another folder for --work")
+        if not there:
+            work.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(bundle) as tar:
+                tar.extractall(work, filter="data")
+            mark.write_text(digest)
+    elif not there:
+        raise SystemExit(
+            f"error: there is no bundle {bundle}\n  try: python scripts/gpu_check.py pack {bundle}"
+        )
     for name, digest in json.loads((root / "bundle.json").read_text())["files"].items():
         path = root / name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -772,6 +783,12 @@ def same_processor(facts: dict[str, Any]) -> None:
 
 def start(args: argparse.Namespace) -> int:
     began = monotonic()
+    names = args.steps.split(",")
+    unknown = [name for name in names if name not in {step.name for step in STEPS}]
+    if unknown:
+        raise SystemExit(
+            f"error: there is no step {unknown[0]!r}\n  try: --steps {','.join(step.name for step in STEPS)}"
+        )
     unpack(args.bundle, args.work)
     sys.path.insert(0, str(args.work / "gpu-check"))
     os.environ.setdefault("GGUFRQ_CACHE", str(args.work / "cache"))
@@ -785,7 +802,6 @@ def start(args: argparse.Namespace) -> int:
         backend=args.backend,
         sizes=REHEARSAL if args.rehearse else FULL,
     )
-    names = args.steps.split(",")
     try:
         status = run_steps(run, tuple(step for step in STEPS if step.name in names))
     except NotStarting as said:

@@ -32,5 +32,5 @@ def options(name: str) -> dict[str, str]:
         if part["system"] or part["end"]:
             here = bool(part["end"]) or platform.system() == _SYSTEMS[part["system"]]
         elif part["name"] and here:
-            found[part["name"]] = part["value"]
+            found.setdefault(part["name"], part["value"])  # as in CMake's cache, the first one counts
     return found

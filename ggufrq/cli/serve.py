@@ -10,12 +10,15 @@ from types import FrameType
 
 import click
 
+from ggufrq.base.errors import UsageError
 from ggufrq.cache.kv import Sought, parse_kv
 from ggufrq.cli.cache_options import cache_options, settle, warn
 from ggufrq.drive import cache_check
 from ggufrq.drive import serve as core
 from ggufrq.make.ready import model_file
 from ggufrq.tools import passed_on
+
+_DRAFT_KV = "q8_0"
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -34,9 +37,8 @@ from ggufrq.tools import passed_on
 )
 @click.option(
     "--draft-kv",
-    default="q8_0",
-    show_default=True,
-    help="KV cache data type of the draft, as --kv; the profile is not for it.",
+    help="KV cache data type of the draft, as --kv but for all layers; the profile is not for it.  "
+    f"[default: {_DRAFT_KV}]",
 )
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds to wait until it is ready.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the server's log.")
@@ -55,7 +57,7 @@ def serve(
     port: int | None,
     parallel: int,
     draft: str | None,
-    draft_kv: str,
+    draft_kv: str | None,
     timeout: float,
     verbose: bool,
 ) -> None:
@@ -71,12 +73,17 @@ def serve(
       ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
       ggufrq serve Qwen3-8B-Q4_K_M.gguf --draft Qwen3-0.6B-Q8_0.gguf
     """
+    if draft is None and draft_kv is not None:
+        raise UsageError(
+            "--draft-kv is for the cache of a draft, and there is none",
+            remedy="--draft MODEL, or --draft mtp",
+        )
     programs, plan = settle(
         ["ggufrq", "serve", model], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
     guess = None
     if draft is not None:
-        guess = core.Draft(None if draft == "mtp" else model_file(draft), parse_kv(draft_kv))
+        guess = core.Draft(None if draft == "mtp" else model_file(draft), parse_kv(draft_kv or _DRAFT_KV))
     path = model_file(model)
     warn(path, plan, programs, model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None

@@ -126,7 +126,10 @@ class _Queries:
         self.kv_heads = kept.k.new.shape[1]
         self.first, self.end = first, first + self.n
         self.cells = torch.arange(first, self.end, device=query.device)[:, None]
-        self.query = kept.k.side.basis.queries(query.reshape(batch, self.kv_heads, -1, dim))
+        basis, rows = kept.k.side.basis, query.reshape(batch, self.kv_heads, -1, dim)
+        self.query = basis.queries(rows)
+        # what all scores of a query share cancels in a softmax, but not under a cap or beside sinks
+        self.shared = None if softcap is None and sinks is None else basis.shared(rows)
         each = (batch, self.kv_heads, self.heads // self.kv_heads, self.n)
         self.largest = torch.full((*each, 1), -math.inf, device=query.device)
         self.sum = torch.zeros(*each, 1, device=query.device)
@@ -220,7 +223,9 @@ class _Queries:
         self, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor | None, bias: torch.Tensor | None
     ) -> None:
         """Let K and V [batch, heads, cells, dim] in the bases of the sides take part."""
-        scores = (self.query @ k.mT * self.scale).view(*self.sum.shape[:-1], k.shape[2])
+        scores = self.query @ k.mT
+        scores = scores if self.shared is None else scores + self.shared
+        scores = (scores * self.scale).view(*self.sum.shape[:-1], k.shape[2])
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         if bias is not None:

@@ -28,8 +28,13 @@ class Basis:
 
     def queries(self, q: torch.Tensor) -> torch.Tensor:
         """q [batch, heads, queries, dim] as it meets what is stored, but for what the mean adds to all scores
-        of a query alike."""
+        of a query alike (``shared``)."""
         return q.float() @ self.query.mT
+
+    def shared(self, q: torch.Tensor) -> torch.Tensor | None:
+        """What the mean adds to all scores of each query in q [batch, heads, queries, dim], [batch, heads,
+        queries, 1]; None without a mean."""
+        return None if self.mean is None else q.float() @ self.mean.mT
 
     def restore(self, stored: torch.Tensor) -> torch.Tensor:
         """The inverse of ``store``."""

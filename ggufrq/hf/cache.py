@@ -90,10 +90,10 @@ class QuantizedCache(Cache):
     def _attention(self, index: int, window: int | None = None) -> QuantizedAttentionLayer:
         return QuantizedAttentionLayer(self.settings, self.profiles.get(index), window)
 
-    def layer(self, kind: str, index: int) -> Any:
-        """A new layer for ``index``: ``attention``, ``linear`` or ``none``."""
+    def layer(self, kind: str, index: int, window: int | None = None) -> Any:
+        """A new layer for ``index``: ``attention``, with its window if it has one, ``linear`` or ``none``."""
         if kind == "attention":
-            return self._attention(index)
+            return self._attention(index, window)
         if kind == "linear":
             return LinearAttentionLayer()
         return DYNAMIC_LAYER_TYPE_MAPPING.get("dummy", LinearAttentionLayer)()

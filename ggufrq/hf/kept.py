@@ -126,9 +126,7 @@ class Stored:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Functions of torch get the dense tensor."""
-        dense = [x.dense() if isinstance(x, Stored) else x for x in args]
-        named = {k: x.dense() if isinstance(x, Stored) else x for k, x in (kwargs or {}).items()}
-        return func(*dense, **named)
+        return func(*(_dense(x) for x in args), **{name: _dense(x) for name, x in (kwargs or {}).items()})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -137,3 +135,10 @@ class Stored:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         return self.dense()[index]
+
+
+def _dense(x: Any) -> Any:
+    """An argument of a function of torch, also a list of tensors, as ``torch.cat`` takes it."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_dense, x)) if any(isinstance(one, Stored) for one in x) else x
+    return x.dense() if isinstance(x, Stored) else x

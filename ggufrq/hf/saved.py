@@ -59,13 +59,13 @@ def save(layers_held: list[Any], kind: dict[str, Any], path: Path) -> None:
 
 def load(
     layers: list[Any],
-    new: Callable[[str, int], Any],
+    new: Callable[[str, int, int | None], Any],
     kind: dict[str, Any],
     path: Path,
     device: torch.device | str,
 ) -> None:
     """Take what another cache wrote into the layers of one of this kind, in place of what they hold; ``new``
-    makes a layer of the kind and index that it is told, where there is none.
+    makes a layer of the kind, index and window that it is told, where there is none.
 
     Raises ModelError when the file is missing or damaged, or of a cache of another kind.
     """
@@ -90,7 +90,7 @@ def load(
         layer.reset()
     for i, facts in enumerate(head["layers"]):
         if i == len(layers):
-            layers.append(new(facts["kind"], i))
+            layers.append(new(facts["kind"], i, facts.get("window")))
         layer = layers[i]
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             for n in range(facts["states"]):

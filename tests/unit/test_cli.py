@@ -99,6 +99,7 @@ def test_success_and_explicit_status(command: Callable[..., int]) -> None:
         (["where", "there"], "is not one of 'bin', 'source', 'cache', 'log'"),
         (["build", "--backend", "abacus"], "is not one of 'auto', 'cpu'"),
         (["build", "--jobs", "0"], "0 is not in the range"),
+        (["serve", "no-model.gguf", "--draft-kv", "iso3"], "--draft-kv is for the cache of a draft"),
     ],
 )
 def test_usage_errors(arguments: list[str], expected: str, capsys: Captured) -> None:

@@ -67,8 +67,11 @@ def test_every_file_is_of_a_backend() -> None:
 def test_what_is_for_a_mac_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     assert cmake_files.options("cpu") == {}
+    assert cmake_files.options("common")["CMAKE_INSTALL_RPATH"] == "$ORIGIN"
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert cmake_files.options("cpu") == {"GGML_METAL": "OFF"}
+    # dyld knows no $ORIGIN
+    assert cmake_files.options("common")["CMAKE_INSTALL_RPATH"] == "@loader_path"
 
 
 def test_a_line_of_another_form_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

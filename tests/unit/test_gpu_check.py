@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import sys
+import tarfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -280,6 +281,9 @@ def test_without_a_card_it_ends_with_what_the_driver_said(
     monkeypatch.setattr(check, "STEPS", (check.Step("device", 20, none),))
     assert check.start(args) == check.NO_DEVICE == load("gpu_bundle").NO_DEVICE
     assert capsys.readouterr().out == "no device: the driver shows none\n"
+    args.steps = "device,sped"
+    with pytest.raises(SystemExit, match="no step 'sped'"):
+        check.start(args)
     with pytest.raises(SystemExit, match="avx99"):
         check.same_processor({"flags": ["avx99"], "cpu": "another"})
     with pytest.raises(SystemExit, match=r"libcublas\.so\.99 was not found.*\n.*--libraries"):
@@ -294,6 +298,21 @@ def test_a_file_of_the_bundle_that_is_not_whole_is_named(check: ModuleType, tmp_
     (tmp_path / "gpu-check" / "bundle.json").write_text(json.dumps(facts))
     with pytest.raises(SystemExit, match="llama-bench is not as it was packed"):
         check.unpack(tmp_path / "none.tar.xz", tmp_path)
+
+
+def test_another_bundle_is_not_taken_for_the_one_that_was_unpacked(check: ModuleType, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with pytest.raises(SystemExit, match="there is no bundle"):
+        check.unpack(tmp_path / "a.tar", work)
+    (tmp_path / "bundle.json").write_text('{"files": {}}')
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            tar.add(tmp_path / "bundle.json", "gpu-check/bundle.json")
+            tar.add(tmp_path / "bundle.json", f"gpu-check/{name}")
+    for _ in range(2):
+        check.unpack(tmp_path / "a.tar", work)
+    with pytest.raises(SystemExit, match=r"is not of .*b\.tar"):
+        check.unpack(tmp_path / "b.tar", work)
 
 
 # ---- output ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,6 +16,7 @@ import ggufrq.hf.attention as hf_attention  # noqa: E402
 import ggufrq.hf.blocks as hf_blocks  # noqa: E402
 from ggufrq.hf.layer import QuantizedAttentionLayer  # noqa: E402
 from ggufrq.hf.side import Settings  # noqa: E402
+from ggufrq.profile import LayerProfile  # noqa: E402
 
 BATCH, HEADS, KV_HEADS, DIM, V_DIM = 2, 4, 2, 128, 64
 SCALE = 0.2
@@ -132,9 +134,13 @@ def test_a_window_is_seen_and_no_more_is_held() -> None:
         assert len(made.sides[0].blocks.chunks) <= 12 // 8 + 2
 
 
-def test_capped_scores_sinks_and_a_mask_for_each_head() -> None:
+@pytest.mark.parametrize("profile", [False, True])
+def test_capped_scores_sinks_and_a_mask_for_each_head(profile: bool) -> None:
     q, k, v = rows(17)
     made, sinks = layer(recent=2), torch.randn(HEADS)
+    if profile:  # a mean shifts all scores of a query, which a cap and sinks do not pass over
+        same = np.tile(np.eye(DIM, dtype=np.float32), (KV_HEADS, 1, 1))
+        made.profile = LayerProfile(same, same, np.ones((KV_HEADS, DIM), np.float32))
     key, _ = made.update(k, v)
     seen = causal(17, 17)
     mask = seen[:, None].expand(-1, HEADS, -1, -1)
@@ -185,4 +191,5 @@ def test_whoever_takes_it_for_a_tensor_gets_a_dense_one() -> None:
     got = torch.nn.functional.scaled_dot_product_attention(one, key, value, scale=SCALE, enable_gqa=True)
     assert torch.allclose(got, hf_attention.attend(one, key.kept, None, SCALE), atol=1e-3)
     assert torch.equal(key[:, :, 3:5], key.dense()[:, :, 3:5])
+    assert torch.equal(torch.cat([key, k], dim=2), torch.cat([key.dense(), k], dim=2))
     assert torch.equal(key.transpose(2, 3), key.dense().transpose(2, 3))

@@ -245,6 +245,20 @@ def test_saved_and_loaded(models: dict[str, Any], name: str, configured: bool, t
     assert all(torch.equal(got, want) for got in rest)
 
 
+def test_windows_of_a_file_are_those_of_a_cache_without_layers(
+    models: dict[str, Any], tmp_path: Path
+) -> None:
+    model = models["windows"]
+    cache, other = IsoQuantCache(3, config=model.config), IsoQuantCache(3)
+    with torch.no_grad():
+        model(**tokens(1, 40), **{NAME: cache})
+        cache.save(tmp_path / "kept.safetensors")
+        other.load(tmp_path / "kept.safetensors")
+        more = tokens(1, 5)["input_ids"]
+        want, got = (model(more, **{NAME: each}).logits for each in (cache, other))
+    assert torch.equal(got, want) and other.nbytes() == cache.nbytes()
+
+
 def test_a_file_that_does_not_fit_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
     model, path = models["dense"], tmp_path / "kept.safetensors"
     cache = IsoQuantCache(3)

@@ -140,7 +140,7 @@ def install(wheel: Path, python: str | None = None) -> str:
         except ToolError as error:
             raise ToolError(
                 f"pip cannot install {wheel.name} into {chosen}: {_reason(error.message)}",
-                remedy=f"{chosen} -m pip install {wheel}",
+                remedy=f"python -m pip --python {chosen} install {wheel}",
             ) from None
     log.say(f"installed into {chosen}")
     return chosen
