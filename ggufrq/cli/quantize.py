@@ -14,6 +14,7 @@ from ggufrq.base import table
 from ggufrq.base.errors import UsageError
 from ggufrq.base.sizes import parse_size, size_text
 from ggufrq.build.builds import require_build
+from ggufrq.cli.quantize_mlx import to_mlx
 from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
 from ggufrq.cli.sensitivity import parse_budget, solved
 from ggufrq.cli.text_options import TEXT_FILE
@@ -45,13 +46,21 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="NAME|FILE",
     help="Make a recipe, shipped or your own; `sensitivity` finds the best one by measurement.",
 )
+@click.option(
+    "--to",
+    type=click.Choice(["gguf", "mlx"]),
+    default="gguf",
+    show_default=True,
+    help="What to make; mlx: a folder for mlx-lm, by --bits or --recipe.",
+)
+@click.option("--bits", type=int, metavar="BITS", help="Bits of all weights, for --to mlx: 2 to 6, or 8.")
 @click.option("--size", metavar="SIZE", help="Budget of --recipe sensitivity: bytes of the file, as 15GB.")
 @click.option("--bpw", metavar="BITS", help="Budget of --recipe sensitivity: bits per weight.")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the files.  [default: NAME-GGUF here; the cache for an embedded model]",
+    help="Folder of the files.  [default: NAME-GGUF here, the cache for an embedded model; NAME-mlx-WHAT]",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be made, and what it takes.")
 @click.option("--list-tensors", is_flag=True, help="Only list the type of every tensor.")
@@ -101,6 +110,8 @@ def quantize(
     split_size: str | None,
     no_run: bool,
     as_json: bool,
+    to: str,
+    bits: int | None,
     **options: Any,
 ) -> None:
     """Make GGUF files of MODEL: a folder with safetensors, a Hub id, a GGUF file, or an embedded model.
@@ -114,7 +125,13 @@ def quantize(
       ggufrq quantize docs-qwen3-8m
       ggufrq quantize Qwen/Qwen3-0.6B --types Q4_K_M,Q8_0 --dry-run
       ggufrq quantize ./my-model --recipe proposal-c -o ./my-model-GGUF
+      ggufrq quantize ./my-model --to mlx --bits 4
     """
+    if to == "mlx":
+        to_mlx(model, bits, recipes, options["out"], dry_run=dry_run, as_json=as_json)
+        return
+    if bits is not None:
+        raise UsageError("--bits is for --to mlx", remedy="--types, or --recipe")
     build = require_build()
     budget = parse_budget(size, bpw)
     request = Request(
