@@ -26,9 +26,8 @@ from ggufrq.build import manifest
 from ggufrq.build.toolchain import compiler
 
 PROGRAMS = ("test-backend-ops", "llama-bench", "llama-perplexity")
-#: Bytes that can be brought along, and what is kept for the script and a little more.
-LIMIT = 64 << 20
-RESERVE = 2 << 20
+#: Bytes of a bundle at most.
+LIMIT = 62 << 20
 
 #: Found on every machine, or there with the driver.
 _SYSTEM = re.compile(r"ld-linux.*|lib(c|m|dl|pthread|rt|util|resolv|cuda)\.so(\..*)?")
@@ -285,7 +284,7 @@ def pack(out: Path, build: Path | None, architecture: int) -> None:
     """Write the bundle, say how large it is, and prove that it is complete.
 
     ``build`` is the folder of a build, None for the newest that fits. Raises BuildError when the bundle is
-    larger than can be brought along or does not start without what is here.
+    larger than ``LIMIT`` or does not start without what is here.
     """
     from ggufrq.patchset.series import default_patch_set
 
@@ -297,11 +296,11 @@ def pack(out: Path, build: Path | None, architecture: int) -> None:
         with tarfile.open(making, "w:xz", preset=6) as tar:
             tar.add(root, "gpu-check")
         size = making.stat().st_size
-        if size > LIMIT - RESERVE:
+        if size > LIMIT:
             largest = sorted(root.rglob("*"), key=lambda path: path.stat().st_size)[-1]
             raise BuildError(
-                f"the bundle takes {size / 2**20:.1f} MiB, and {(LIMIT - RESERVE) / 2**20:.0f} can be "
-                f"brought along; its largest file is {largest.relative_to(root)}",
+                f"the bundle takes {size / 2**20:.1f} MiB, more than {LIMIT / 2**20:.0f}; its largest file "
+                f"is {largest.relative_to(root)}",
                 remedy=f"a build for one architecture: --cuda-arch {architecture}",
             )
         said = prove(making, build)

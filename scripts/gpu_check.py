@@ -1,4 +1,4 @@
-"""Check and measure the CUDA kernels on a machine with an NVIDIA card that is at hand for 15 minutes.
+"""Check and measure the CUDA kernels on a machine with an NVIDIA card that is at hand for minutes.
 
     python scripts/gpu_check.py pack gpu-check.tar.xz   # where there is a finished build for CUDA
     python3 scripts/gpu_check.py run gpu-check.tar.xz --work DIR --results DIR --budget 540
