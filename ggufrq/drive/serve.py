@@ -229,9 +229,10 @@ def _died(process: proc.Running, log_path: Path, how: str) -> ToolError:
         return ToolError(f"llama-server {how}: {detail}", remedy=remedy(detail, log_path))
     instead = f"see {log_path}"
     if is_of_heads(detail):
-        instead = "--draft-kv f16"
+        instead = "--draft-kv f16, or -ctkd f16 -ctvd f16 where the draft was named behind --"
     elif draft == MTP:
-        instead = "a model that was made with this head, or without --spec-type draft-mtp; " + instead
+        without = "without --spec-type draft-mtp (or --draft mtp)"
+        instead = f"a model that was made with this head, or {without}; {instead}"
     return ToolError(f"llama-server {how}: the draft, {draft}: {detail}", remedy=instead)
 
 

@@ -498,7 +498,7 @@ def test_what_to_do_about_a_head_that_is_not_there(tmp_path: Path) -> None:
         serve.started(command, "http://127.0.0.1:9", log_path=tmp_path / "log", timeout=60),
     ):
         pass
-    assert "without --spec-type draft-mtp" in str(caught.value.remedy)
+    assert "without --spec-type draft-mtp (or --draft mtp)" in str(caught.value.remedy)
 
 
 def test_port_that_is_taken_is_refused() -> None:
