@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_bool, c_char_p, c_int64, c_size_t, c_void_p
+from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 
@@ -18,6 +18,19 @@ class Traits(ctypes.Structure):
         ("is_quantized", c_bool),
         ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
         ("from_float_ref", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
+    )
+
+
+#: n, result, its stride, x, its stride, y, its stride, rows at a time
+_VEC_DOT = ctypes.CFUNCTYPE(None, c_int, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t, c_int)
+
+
+class CpuTraits(ctypes.Structure):
+    """``ggml_type_traits_cpu`` of ggml-cpu.h, as far as it is read here."""
+
+    _fields_ = (
+        ("from_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
+        ("vec_dot", _VEC_DOT),
     )
 
 

@@ -15,6 +15,11 @@ from ggufrq.runtimes.fallback import Advice, advise
 #: Runtimes whose settings are printed; the others are named in the table of who takes what.
 _SHOWN = ("lmstudio", "ollama")
 _COMMON = ("f16", "q8_0", "q4_0")
+_TRANSFORMERS = (
+    "The original model in transformers keeps K and V in the same blocks by `ggufrq.hf` (`ggufrq[hf]`; not "
+    "run here): `model.generate(…, past_key_values=IsoQuantCache(bits=3))`, or PlanarQuantCache, "
+    'RotorQuantCache; with `profile="NAME-kv.gguf", config=model.config` in the metric of a profile.'
+)
 
 
 def quickstart(facts: Facts, starts: Sequence[Quickstart], repo: str | None, date: str) -> str:
@@ -69,7 +74,7 @@ def support(commit: str, patches: str, date: str) -> str:
                 f"[{other.checked}]({other.sources[0]})",
             )
         )
-    return section("Who takes which cache type", table(head, lines, "llllllll"))
+    return section("Who takes which cache type", table(head, lines, "llllllll"), _TRANSFORMERS)
 
 
 def _settings(advice: Advice) -> str:

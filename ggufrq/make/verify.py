@@ -27,7 +27,7 @@ _ENCODERS = ("bert", "t5encoder")
 def loads(model: Path, build: Build, log_path: Path) -> None:
     """Let llama.cpp load a model without its weights, which need not be there. Raises ModelError with its
     reason when it refuses: a tensor that is missing or has another shape, say."""
-    args = fit_params.arguments(model, parse_plan("f16"), n_ctx=64)
+    args = fit_params.loading(model)
 
     def attempt() -> str | None:
         done = proc.run([build.tool("llama-fit-params"), *args], log=log_path, check=False, timeout=600)
@@ -37,7 +37,7 @@ def loads(model: Path, build: Build, log_path: Path) -> None:
         return found
 
     try:
-        reason = retried(attempt)
+        reason = retried(attempt, _ATTEMPTS)
     except Incomplete:  # it loaded, and failed later, which is no matter here
         reason = None
     if reason is not None:

@@ -4,9 +4,10 @@ SOURCE is the llama.cpp tree. The converter knows byte-pair tokenizers by a hash
 those, and only those, the pre-tokenizer DECLARED for the model is written into the GGUF (``-`` when none is
 declared, ``*`` when it does not matter). WHAT is ``all``, or ``header`` for a file of the same length that
 has everything but the weights: a hole takes their place, so that sizes can be told of a model that is not
-converted, or not even downloaded.
+converted, or not even downloaded; or ``keys`` for a file with those weights alone that Q and K come from.
 """
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 #: Starts the lines that are meant for ggufrq.
 MARK = "ggufrq: "
+#: Tensors that Q and K come from, and the last norm, which names the model.
+KEYS = re.compile(r"^blk\.\d+\.attn_(?!v\.|output\.|gate\.)|^(output|token_embd)_norm\.|rope_")
 
 
 class _Lines:
@@ -62,6 +65,14 @@ def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
     base.TextModel.get_vocab_base_pre = get_vocab_base_pre
     if what == "header":
         base.gguf.GGUFWriter.write_tensors_to_file = write_hole
+    elif what == "keys":
+        add_all = base.gguf.GGUFWriter.add_tensor
+
+        def add_keys(self: Any, name: str, *arguments: Any, **named: Any) -> None:
+            if KEYS.search(name):
+                add_all(self, name, *arguments, **named)
+
+        base.gguf.GGUFWriter.add_tensor = add_keys
     script = source / "convert_hf_to_gguf.py"
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")

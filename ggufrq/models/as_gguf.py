@@ -100,7 +100,7 @@ def header(source: Source, tree: Path, options: Options, log: Path) -> Iterator[
             tree,
             pre_tokenizer=options.pre_tokenizer,
             mtp=options.mtp,
-            header_only=True,
+            what="header",
             log=log,
         )
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ggufrq.base import paths, proc, texts
 from ggufrq.base.errors import ModelError
@@ -31,6 +31,8 @@ ANY_TOKENIZER = "*"
 
 #: What a conversion makes: the model, its vision projector, or the head that predicts further tokens.
 PARTS = ("model", "mmproj", "mtp")
+#: How much of the weights a conversion writes.
+What = Literal["all", "header", "keys"]
 
 #: Bytes of a value by safetensors' name of its type.
 _VALUE_BYTES = {
@@ -222,7 +224,7 @@ def convert(
     pre_tokenizer: str | None = None,
     part: str = "model",
     mtp: bool = True,
-    header_only: bool = False,
+    what: What = "all",
     log: Path | None = None,
     listener: Listener = SILENT,
 ) -> Path:
@@ -230,9 +232,10 @@ def convert(
     llama.cpp tree ``source``.
 
     ``pre_tokenizer`` goes before what the folder declares. ``part`` is one of ``PARTS``; ``mtp`` tells
-    whether the model keeps its head for further tokens. With ``header_only`` a hole takes the place of the
-    weights. ``out`` appears only when it is whole. Raises ModelError for a model that is damaged,
-    unsupported, undeclared or without that part, and when torch is missing.
+    whether the model keeps its head for further tokens. ``what``: with ``header`` a hole takes the place of
+    the weights, with ``keys`` those alone are there that Q and K come from. ``out`` appears only when it is
+    whole. Raises ModelError for a model that is damaged, unsupported, undeclared or without that part, and
+    when torch is missing.
     """
     with paths.atomic_path(out) as temporary:
         convert_to(
@@ -242,7 +245,7 @@ def convert(
             pre_tokenizer=pre_tokenizer,
             part=part,
             mtp=mtp,
-            header_only=header_only,
+            what=what,
             log=log,
             listener=listener,
         )
@@ -257,7 +260,7 @@ def convert_to(
     pre_tokenizer: str | None = None,
     part: str = "model",
     mtp: bool = True,
-    header_only: bool = False,
+    what: What = "all",
     log: Path | None = None,
     listener: Listener = SILENT,
 ) -> None:
@@ -295,7 +298,7 @@ def convert_to(
         str(_WRAPPER),
         str(source),
         declared or "-",
-        "header" if header_only else "all",
+        what,
     ]
     with view.view(texts.clean(model.called), model.content) as path:
         command += [str(path), "--outtype", part_type(model, part), "--outfile", str(out.absolute())]

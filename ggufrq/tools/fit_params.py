@@ -21,6 +21,12 @@ def arguments(model: Path, plan: KvPlan, *, n_ctx: int, parallel: int = 1) -> li
     return [*args, "-fitp", "on", "-lv", "5", "--log-colors", "off"]
 
 
+def loading(model: Path) -> list[str]:
+    """Arguments that load a model and say no more than why that fails."""
+    # where it prints what it would allocate, a failure aborts it, and with it the end of its log
+    return ["-m", str(model), "-c", "64", "-lv", "1", "--log-colors", "off"]
+
+
 def refusal(log: str) -> str | None:
     """Why the model was not loaded, None when it was."""
     found = _REFUSED.search(log)

@@ -96,7 +96,7 @@ FAULTS = {
                 "src/llama-kv-cache.cpp",
                 "",
                 "ggml_new_tensor_3d(ctx, type_k, n_embd_k_gqa, kv_size, n_stream)",
-                "ggml_new_tensor_3d(ctx, llama_rq_is_type(type_k) ? GGML_TYPE_F16 : type_k, n_embd_k_gqa, "
+                "ggml_new_tensor_3d(ctx, type_k >= GGML_TYPE_PLANAR2 ? GGML_TYPE_F16 : type_k, n_embd_k_gqa, "
                 "kv_size, n_stream)",
             ),
             FAKED_SIZE,

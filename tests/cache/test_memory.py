@@ -156,7 +156,7 @@ def big(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Header:
     folder = tmp_path_factory.mktemp("27b")
     model = hollow.qwen35(folder / "Qwen3.5-27B", hollow.QWEN35_27B)
     out = folder / "header.gguf"
-    convert(model, out, llama_build.source, pre_tokenizer=ANY_TOKENIZER, header_only=True)
+    convert(model, out, llama_build.source, pre_tokenizer=ANY_TOKENIZER, what="header")
     return read_header(out)
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import venv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPlan, parse_plan
 from ggufrq.drive import run
+from ggufrq.drive.cache_check import as_asked
 from ggufrq.flows.llama_cpp_python import job
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
 from ggufrq.models.names import names_beside
+from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ def refused(model, **arguments):
         return str(error)
 """
 
-Python = Callable[..., Any]
+Python = Any  # a function, with the log of its last call
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def python(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Pyth
         done = proc.run(
             [program, "-c", HELPERS + script, *arguments], cwd=cwd, env={"OMP_NUM_THREADS": "1", **env}
         )
+        call.log = done.stderr  # type: ignore[attr-defined]
         return json.loads(done.stdout)
 
     return call
@@ -97,13 +99,18 @@ def test_text_is_that_of_llama_completion(
             {"type_k": 112, "type_v": "planar2", "kv_profile": "none", "kv_recent": 0, "kv_first": 0},
         ),
     ]
-    script = (
-        "model, prompt, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
-        "print(json.dumps([load(model, **case)(prompt, max_tokens=24, temperature=0)['choices'][0]['text']"
-        " for case in cases]))"
-    )
+    script = """
+texts = []
+for case in json.loads(sys.argv[3]):
+    print("begins", file=sys.stderr, flush=True)
+    said = load(sys.argv[1], verbose=True, **case)(sys.argv[2], max_tokens=24, temperature=0)
+    texts.append(said["choices"][0]["text"])
+print(json.dumps(texts))
+"""
     said = python(script, model, prompt, json.dumps([arguments for _, arguments in plans]))
-    for (plan, _), text in zip(plans, said, strict=True):
+    for (plan, _), text, log in zip(plans, said, python.log.split("begins\n")[1:], strict=True):
+        context = parse_context(log)
+        assert context is not None and as_asked(context, plan), plan.title
         wanted = run.generate(
             model, prompt, plan, programs, tokens=TOKENS, n_ctx=CONTEXT, raw=True, threads=1, temperature=0
         )

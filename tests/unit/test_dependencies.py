@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from ggufrq.base.toml import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,13 +51,22 @@ def undeclared(paths: Iterable[Path], names: set[str]) -> set[str]:
 
 def test_every_import_is_declared() -> None:
     package = ROOT / "ggufrq"
-    optional = set((package / "mlx").rglob("*.py"))
-    usual = set(package.rglob("*.py")) - optional
+    extras = {name: set((package / name).rglob("*.py")) for name in ("hf", "mlx")}
+    usual = set(package.rglob("*.py")).difference(*extras.values())
     assert {"yaml", "jinja2", "numpy"} <= set[str]().union(*map(imported, usual))
     assert undeclared(usual, declared()) == set()
-    assert undeclared(optional, declared() | declared("mlx")) == set()
+    for name, optional in extras.items():
+        assert undeclared(optional, declared() | declared(name)) == set()
 
 
 def test_what_an_extra_brings_is_imported_by_nothing_else() -> None:
-    program = "import ggufrq.cli, sys; sys.exit(bool({'mlx', 'mlx_lm', 'transformers'} & sys.modules.keys()))"
+    names = {"torch", "transformers", "mlx", "mlx_lm"}
+    program = f"import ggufrq.cli, sys; sys.exit(bool({names!r} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers"])
+def test_an_extra_that_is_missing_is_named(module: str) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; import ggufrq.hf"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode != 0 and "pip install 'ggufrq[hf]'" in done.stderr.splitlines()[-1]

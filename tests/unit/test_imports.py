@@ -22,6 +22,7 @@ ORDER = (
     "build",
     "profile",
     "models",
+    "hf",
     "tools",
     "runtimes",
     "drive",

@@ -66,10 +66,8 @@ def _load_backends() -> None:
     itself, and later: a driver of GPUs is not for every process that imports this."""
     folder = Path(llama_cpp._base_path)
     if any(folder.glob("*ggml-cpu-*")):
-        _library("ggml_backend_load_all_from_path", None, ctypes.c_char_p)(os.fsencode(folder))
-
-
-_load_backends()
+        with _heard(pass_on=False):  # it names each on stderr
+            _library("ggml_backend_load_all_from_path", None, ctypes.c_char_p)(os.fsencode(folder))
 
 
 class Cache:
@@ -259,8 +257,8 @@ def _in_words(line: str) -> str:
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[_Said]:
-    """Hear the log of llama.cpp, which goes on to where it went."""
+def _heard(*, pass_on: bool = True) -> Iterator[_Said]:
+    """Hear the log of llama.cpp, which goes on to where it went unless told otherwise."""
     said = _Said()
     before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
@@ -268,7 +266,8 @@ def _heard() -> Iterator[_Said]:
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def hear(level: int, text: bytes, _: Any) -> None:
         said.lines.append((level, text.decode("utf-8", errors="replace")))
-        before(level, text, data)
+        if pass_on:
+            before(level, text, data)
 
     llama_cpp.llama_log_set(hear, ctypes.c_void_p())
     try:
@@ -294,3 +293,6 @@ def _variables(values: dict[str, str | None]) -> Iterator[None]:
         yield
     finally:
         put(before)
+
+
+_load_backends()

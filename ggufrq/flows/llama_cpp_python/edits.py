@@ -132,7 +132,7 @@ def edited(package: Path, release: str, version: str) -> dict[str, str]:
             raise SourceError(
                 f"llama-cpp-python {release} is not as ggufrq edits it: {edit.file} has not once "
                 f"'{edit.old.strip().splitlines()[0]}'",
-                remedy="the release that ggufrq pins: ggufrq --version",
+                remedy="bring ggufrq/flows/llama_cpp_python/edits.py up to this release",
             )
         texts[edit.file] = text.replace(edit.old, edit.new)
     return texts

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggufrq import codec
-from ggufrq.build.ggml_library import Traits, library
+from ggufrq.build.ggml_library import CpuTraits, Traits, library
 from ggufrq.codec.pack import U8, pack
 from ggufrq.codec.rotate import SIZES, Family, Mode
 from ggufrq.codec.tables import CacheType
@@ -41,17 +41,6 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
 
 
-#: n, result, its stride, x, its stride, y, its stride, rows at a time
-_VEC_DOT = ctypes.CFUNCTYPE(None, c_int, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t, c_int)
-
-
-class _CpuTraits(ctypes.Structure):
-    _fields_ = (
-        ("from_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
-        ("vec_dot", _VEC_DOT),
-    )
-
-
 class Ggml:
     """The libraries of a build. Raises OSError when they are not there."""
 
@@ -61,7 +50,7 @@ class Ggml:
         b, c = self.base, self.cpu
         b.ggml_get_type_traits.restype = ctypes.POINTER(Traits)
         b.ggml_get_type_traits.argtypes = [c_int]
-        c.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_CpuTraits)
+        c.ggml_get_type_traits_cpu.restype = ctypes.POINTER(CpuTraits)
         c.ggml_get_type_traits_cpu.argtypes = [c_int]
         b.ggml_init.restype, b.ggml_init.argtypes = c_void_p, [_InitParams]
         b.ggml_free.restype, b.ggml_free.argtypes = None, [c_void_p]
