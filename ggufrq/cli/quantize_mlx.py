@@ -39,8 +39,8 @@ def to_mlx(
     what: int | Recipe = load(recipes[0]) if bits is None else bits
     try:
         from ggufrq.mlx import weights
-    except ModuleNotFoundError as error:
-        raise UsageError(f"--to mlx needs {error.name}", remedy="pip install 'ggufrq[mlx]'") from None
+    except ImportError:
+        raise UsageError("--to mlx takes mlx and mlx-lm", remedy="pip install 'ggufrq[mlx]'") from None
 
     name = f"{bits}bit" if isinstance(what, int) else what.name
     folder = out or Path(f"{resolve(model).name}-mlx-{name}")

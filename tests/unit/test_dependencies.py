@@ -65,8 +65,10 @@ def test_what_an_extra_brings_is_imported_by_nothing_else() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("module", ["torch", "transformers"])
-def test_an_extra_that_is_missing_is_named(module: str) -> None:
-    program = f"import sys; sys.modules[{module!r}] = None; import ggufrq.hf"
+@pytest.mark.parametrize(
+    "extra, module", [("hf", "torch"), ("hf", "transformers"), ("mlx", "mlx.core"), ("mlx", "mlx_lm")]
+)
+def test_an_extra_that_is_missing_is_named(extra: str, module: str) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; import ggufrq.{extra}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode != 0 and "pip install 'ggufrq[hf]'" in done.stderr.splitlines()[-1]
+    assert done.returncode != 0 and f"pip install 'ggufrq[{extra}]'" in done.stderr.splitlines()[-1]
