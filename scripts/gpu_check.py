@@ -746,8 +746,7 @@ def find_libraries(names: list[str], given: list[Path]) -> list[Path]:
     places = [*given, *map(Path, filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))]
     places += [Path(os.environ[name], "lib64") for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     places += [*Path("/usr/local").glob("cuda*/lib64"), *Path("/usr/local").glob("cuda*/targets/*/lib")]
-    packages = [*map(Path, sys.path), *Path("/opt").glob("*/.venv/lib/python3*/site-packages")]
-    places += [folder for package in packages for folder in package.glob("nvidia/*/lib")]
+    places += [folder for package in map(Path, sys.path) for folder in package.glob("nvidia/*/lib")]
     found = list(given)
     for name in names:
         folder = next((place for place in places if (place / name).is_file()), None)

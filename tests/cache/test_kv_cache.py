@@ -450,6 +450,20 @@ def test_programs_find_the_profile_beside_the_model(
     assert done.rc > 0 and f"the profile {other} cannot be read" in done.stderr
 
 
+def test_a_profile_is_no_weight_of_the_model(
+    llama_build: Build, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its matrices are named as weights of K, by which several devices share them; llama-imatrix sees none."""
+    found = []
+    for profile in ("none", str(metric(f16_models[DENSE], tmp_path / "kv.gguf", spread=1.3))):
+        out = tmp_path / f"{len(found)}.gguf"
+        command = [llama_build.tool("llama-imatrix"), "-m", f16_models[DENSE], "-ctk", "iso3", "-ctv", "iso3"]
+        command += ["-f", paths.data_dir("texts") / "heldout.txt", "-c", "64", "--chunks", "1", "-o", out]
+        proc.run([*command, "-t", "1"], env={**ONE_THREAD, "LLAMA_RQ_PROFILE": profile}, timeout=120)
+        found.append({tensor.name for tensor in read_header(out).tensors})
+    assert found[0] == found[1]
+
+
 def test_a_bias_of_k_without_a_profile_is_told(llama_build: Build, tiny_models: dict[str, Path]) -> None:
     told = "adds a bias to K"
     assert told in one_token(llama_build, tiny_models["qwen2-dense"], LLAMA_RQ_PROFILE="").stderr

@@ -271,7 +271,8 @@ static ggml_tensor * llama_rq_rotate(ggml_context * ctx, ggml_tensor * cur, ggml
 
 // the matrices of a layer by KV heads [n, n, 1, n_head_kv]
 static ggml_tensor * llama_rq_by_head(ggml_context * ctx, ggml_tensor * map) {
-    return ggml_reshape_4d(ctx, map, map->ne[0], map->ne[0], 1, map->ne[1]/map->ne[0]);
+    ggml_tensor * res = ggml_reshape_4d(ctx, map, map->ne[0], map->ne[0], 1, map->ne[1]/map->ne[0]);
+    return ggml_set_name(res, "rq_map"); // llama-imatrix collects what is called blk.*
 }
 
 // these applied to cur [n, n_head, n_tokens], all heads of a group by the matrix of their KV head
