@@ -453,7 +453,7 @@ def test_programs_find_the_profile_beside_the_model(
 def test_a_profile_is_no_weight_of_the_model(
     llama_build: Build, f16_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Its matrices are named as weights of K, by which several devices share them; llama-imatrix sees none."""
+    """Its matrices are named as weights of K, so that devices share them; llama-imatrix sees none."""
     found = []
     for profile in ("none", str(metric(f16_models[DENSE], tmp_path / "kv.gguf", spread=1.3))):
         out = tmp_path / f"{len(found)}.gguf"
