@@ -89,10 +89,10 @@ def test_row(build: Build, model: Subject, text: Path) -> None:
     assert (row["kld_mean"], row["kld_mean_err"], row["kld_p99"]) == (0.005594, 0.000244, 0.024433)
     assert (row["ln_ratio"], row["ln_ratio_err"]) == (0.005713, 0.004733)
     assert (row["mode"], row["bits_per_value"], row["cache_bytes"]) == ("block", 3.625, 16 * 1024 * 116)
-    base, first, variable = runs_of(build)
+    base, none, first, *variables = runs_of(build)
     assert "-ctk f16 -ctv f16" in base and "--kl-divergence-base" in base
     assert "-c 256 -b 1024 --chunks 4" in first and first.endswith("--kl-divergence")
-    assert variable == "LLAMA_RQ_MODE=block"
+    assert none == "LLAMA_RQ_PROFILE=none" and sorted(variables) == ["LLAMA_RQ_MODE=block", none]
     assert row["command"].startswith("LLAMA_RQ_MODE=block llama-perplexity -m m.gguf -f text.txt -c 256 ")
     assert not list((build.root / "cache" / "measurements").glob("base-*")), "the base's file is removed"
 
