@@ -89,6 +89,17 @@ def rotation_matrix(family: Family, mode: Mode, n: int = 128) -> F32:
     return unit.astype(np.float32)
 
 
+def head_rotation(family: Family, dim: int) -> F32:
+    """The full rotation of a head of ``dim`` values, float32 [dim, dim]: over 256 values where they divide a
+    head, else over 128 or 64. ValueError when 64 does not divide it."""
+    size = next((n for n in sorted(SIZES, reverse=True) if dim % n == 0), None)
+    if size is None:
+        raise ValueError(
+            f"heads of {dim} values cannot be kept in types of ggufrq: they are no multiple of 64"
+        )
+    return np.kron(np.eye(dim // size, dtype=np.float32), rotation_matrix(family, "full", size))
+
+
 def rotate(x: npt.ArrayLike, family: Family, mode: Mode, n: int = 128) -> F32:
     """Rotate each n values (64, 128 or 256) of float32 [..., m] along the last axis; twice is x again.
     ValueError for another n, or if n does not divide m."""

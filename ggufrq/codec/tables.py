@@ -109,6 +109,12 @@ def siblings() -> tuple[CacheType, ...]:
     )
 
 
+def head_block(dim: int) -> int:
+    """Values of a block in heads of ``dim`` values, a multiple of 64: 128 where they divide it, else 64."""
+    large = int(load()["block"])
+    return large if dim % large == 0 else large // 2
+
+
 def cache_type(name: str) -> CacheType:
     """The cache type with this name, e.g. "iso3". ValueError if there is none."""
     for t in cache_types():

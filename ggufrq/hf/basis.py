@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ggufrq.base.errors import ModelError
-from ggufrq.codec.rotate import SIZES, Family, rotation_matrix
+from ggufrq.codec.rotate import Family, head_rotation
 from ggufrq.profile.file import LayerProfile
 
 
@@ -50,13 +50,12 @@ def basis(
 
     Raises ModelError when 64 does not divide ``dim``, or the profile is for other heads.
     """
-    size = next((n for n in sorted(SIZES, reverse=True) if dim % n == 0), None)
-    if size is None:
+    try:
+        rotation = head_rotation(family, dim).astype(np.float64)
+    except ValueError as error:
         raise ModelError(
-            f"heads of {dim} values cannot be kept in types of ggufrq: they are no multiple of 64",
-            remedy="a cache of transformers: DynamicCache, or QuantizedCache",
-        )
-    rotation = np.kron(np.eye(dim // size), rotation_matrix(family, "full", size).astype(np.float64))
+            str(error), remedy="a cache of transformers: DynamicCache, or QuantizedCache"
+        ) from None
     into = query = rotation[None]
     mean = None
     if profile is not None:

@@ -15,7 +15,7 @@ from ggufrq.base.errors import GgufrqError
 from ggufrq.build.builds import find_build
 from ggufrq.build.ggml_library import CpuTraits, Traits, library
 from ggufrq.codec.quant import BITS_INF, BITS_MAX, BITS_MIN, LARGEST_FP16
-from ggufrq.codec.tables import Code, cache_types, code, siblings
+from ggufrq.codec.tables import Code, cache_types, code, head_block, siblings
 
 #: Values that are encoded or decoded at a time by torch, which takes some ten times their size meanwhile.
 _SLAB = 1 << 20
@@ -35,9 +35,8 @@ class Codec(Protocol):
 
 @cache
 def codec(bits: int, head_dim: int, device: torch.device) -> Codec:
-    """The codec for heads of ``head_dim`` values, a multiple of 64, on this device: blocks of 128 values
-    where they divide a head, else of 64."""
-    made = code(bits, 128 if head_dim % 128 == 0 else 64)
+    """The codec for heads of ``head_dim`` values, a multiple of 64, on this device."""
+    made = code(bits, head_block(head_dim))
     native = _native(made) if device.type == "cpu" and "LLAMA_RQ_SCALE" not in os.environ else None
     return native or TorchCodec(made)
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ggufrq.codec.quant import LARGEST_FP16
 from ggufrq.codec.rotate import Family
 from ggufrq.hf.basis import Basis
 from ggufrq.hf.blocks import Blocks
 from ggufrq.hf.codec import Codec, codec
 
 #: Magnitudes beyond it are stored as it is, as the codes do.
-_LARGEST = 65504.0
+_LARGEST = float(LARGEST_FP16)
 
 
 @dataclass(frozen=True)

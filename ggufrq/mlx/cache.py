@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx_lm.models.cache as lm
 
 from ggufrq.base.errors import UsageError
+from ggufrq.codec.quant import LARGEST_FP16
 from ggufrq.codec.rotate import Family
-from ggufrq.codec.tables import load
+from ggufrq.codec.tables import head_block, load
 from ggufrq.mlx.attention import Held, Side, Stored
 from ggufrq.mlx.codec import Codec
 from ggufrq.mlx.rotation import rotation
@@ -298,9 +299,8 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
 
     def _codecs(self, dims: Sequence[int]) -> list[Codec]:
         """Of K and V with heads of so many values."""
-        large = self.group_size
         pairs = zip((self.bits, self.v_bits), dims, strict=True)
-        return [Codec(bits, large if dim % large == 0 else large // 2) for bits, dim in pairs]
+        return [Codec(bits, head_block(dim)) for bits, dim in pairs]
 
     def _kind(self) -> tuple[Any, ...]:
         return (
@@ -400,4 +400,5 @@ def _exact(x: mx.array) -> mx.array:
     """K or V as the newest tokens are held: in the model's 16 bits, or f16."""
     if x.dtype != mx.float32:
         return x
-    return mx.clip(x, -65504, 65504).astype(mx.float16)
+    largest = float(LARGEST_FP16)
+    return mx.clip(x, -largest, largest).astype(mx.float16)
