@@ -6,7 +6,6 @@ compiled there. cuBLAS, the driver, glibc and numpy are that machine's own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError, UsageError
+from ggufrq.base.results import file_sha256
 from ggufrq.build import manifest
 from ggufrq.build.toolchain import compiler
 
@@ -267,7 +267,7 @@ def collect(root: Path, build: Path, architecture: int, *, models: bool = True) 
     facts["models"] = _models(root, build / "src") if models else []
     facts["flags"] = list(processor().flags) if facts["native"] else []
     facts["files"] = {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(root).as_posix(): file_sha256(path)
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
@@ -357,7 +357,7 @@ def prove(bundle: Path, build: Path) -> str:
             if path.exists():
                 (packages / path.name).symlink_to(path)
         command: list[str | Path] = [sys.executable, "-S", "-s", root / "gpu_check.py", "run", bundle]
-        command += ["--work", empty, "--results", empty / "results", "--libraries", stubs]
+        command += ["--work", empty / "work", "--results", empty / "results", "--libraries", stubs]
         done = subprocess.run(
             [os.fspath(part) for part in command],
             cwd=empty,
