@@ -664,6 +664,71 @@ def test_recent_rows_with_shapes_and_flags(kernels: Kernels, case: Case) -> None
     assert _error(kernels, case) < TOLERANCE
 
 
+class _Queries(ctypes.Structure):
+    """ggml_cuda_rq_queries."""
+
+    _fields_ = [
+        ("q", ctypes.c_void_p),
+        ("nb", ctypes.c_int64 * 3),
+        *((name, ctypes.c_uint32 * 3) for name in ("heads", "n", "group")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap", "max_bias", "m0", "m1")),
+        ("n_head_log2", ctypes.c_uint32),
+    ]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(held=33, fresh=1),
+        Case(dim=256, heads=6, heads_kv=3, queries=2, held=9, fresh=2, sequences=2),
+        Case(heads=12, heads_kv=3, max_bias=8.0, queries=2, held=70, fresh=2),
+        Case(softcap=5.0, spread=2.0, held=5, fresh=1),
+    ],
+    ids=str,
+)
+def test_recent_rows_where_parts_are_put_together(kernels: Kernels, case: Case) -> None:
+    """For upstream's vector kernel: parts of rows of the cache, each as if it were one row of its weight."""
+    rng = np.random.default_rng(12)
+    recent, parts = RecentRows.of(case, rng), 3
+    shape = (case.sequences, case.queries, case.heads)
+    q = (case.spread * rng.standard_normal((*shape, case.dim))).astype(np.float32)
+    values = rng.standard_normal((*shape, parts, case.dim)).astype(np.float32)
+    meta = np.stack([rng.standard_normal((*shape, parts)), np.ones((*shape, parts))], -1).astype(np.float32)
+    meta[0, 0, 0] = (-1e38, 0)  # no row of the cache is seen
+    values[0, 0, 0] = 0
+    out = np.full((*shape, case.dim), np.nan, np.float32)
+    n_log2 = 2 ** int(np.log2(case.heads))
+    m0, m1 = 2 ** (-case.max_bias / n_log2), 2 ** (-case.max_bias / 2 / n_log2)
+    scale = case.dim**-0.5
+    queries = _Queries(
+        _at(q), (ctypes.c_int64 * 3)(q.strides[1], q.strides[2], q.strides[0]),
+        *((ctypes.c_uint32 * 3)(0, 0, n) for n in (case.heads, case.queries, case.heads // case.heads_kv)),
+        scale / (case.softcap or 1), case.softcap, case.max_bias, m0, m1, n_log2,
+    )  # fmt: skip
+    kernels.lib.emu_combine_recent(
+        case.dim, _at(values), _at(meta), _at(out), ctypes.c_int64(int(np.prod(shape))), parts,
+        ctypes.byref(queries), ctypes.byref(recent.call(case)),
+    )  # fmt: skip
+
+    group = case.heads // case.heads_kv
+    k, v = np.repeat(recent.k, group, axis=2), np.repeat(recent.v, group, axis=2)
+    scores = np.einsum("sqhd,skhd->sqhk", q.astype(np.float64), k) * scale
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    h = np.arange(case.heads)
+    slopes = (
+        np.where(h < n_log2, m0 ** (h + 1.0), m1 ** (2.0 * (h - n_log2) + 1)) if case.max_bias else 1 + 0 * h
+    )
+    mask = recent.mask[:, :, None, : case.held + case.fresh].astype(np.float64)
+    scores = np.concatenate([meta[..., 0].astype(np.float64), scores + slopes[:, None] * mask], axis=-1)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights[..., :parts] *= meta[..., 1]
+    weights /= weights.sum(axis=-1, keepdims=True)
+    right = np.einsum("sqhk,skhd->sqhd", weights[..., parts:], v)
+    right += np.einsum("sqhp,sqhpd->sqhd", weights[..., :parts], values.astype(np.float64))
+    assert np.abs(out - right).max() < 1e-5 * np.abs(right).max()
+
+
 class _Gather(ctypes.Structure):
     _fields_ = [
         ("dst", ctypes.c_void_p),
@@ -690,7 +755,8 @@ def test_recent_rows_are_put_behind_the_cache(kernels: Kernels, dim: int, conver
     ends = np.cumsum(counts)
     strides = [(ctypes.c_int64 * 3)(*(a.strides[i] for i in (1, 2, 0))) for a in sources]
     call = _Gather(
-        _at(out), (ctypes.c_void_p * 3)(*(a.ctypes.data for a in sources)), (ctypes.c_int64 * 3 * 3)(*strides),
+        _at(out), (ctypes.c_void_p * 3)(*(a.ctypes.data for a in sources)),
+        (ctypes.c_int64 * 3 * 3)(*strides),
         (ctypes.c_int32 * 3)(*ends), counts[0] if converted else 0, total, dim, heads, sequences,
     )  # fmt: skip
     kernels.lib.emu_gather(ctypes.byref(call))

@@ -208,6 +208,17 @@ extern "C" void emu_combine(int n, const float * parts, const float2 * meta, flo
     combine(n, parts, meta, dst, rows, n_parts, family, mode);
 }
 
+extern "C" void emu_combine_recent(int n, const float * parts, const float2 * meta, float * dst, int64_t rows, int n_parts,
+        const ggml_cuda_rq_queries * queries, const ggml_cuda_rq_recent * recent) {
+    run(rows, [&]() {
+        if (n == 128) {
+            ggml_cuda_rq_combine_recent_kernel<128>(parts, meta, dst, rows, n_parts, *queries, *recent);
+        } else {
+            ggml_cuda_rq_combine_recent_kernel<256>(parts, meta, dst, rows, n_parts, *queries, *recent);
+        }
+    });
+}
+
 // dst: [D, heads, queries, sequences]; recent: null without recent rows
 // returns the rows of a pass, or 0 when there is no such kernel
 extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attention * a, const char * q, const char * k, const char * v,

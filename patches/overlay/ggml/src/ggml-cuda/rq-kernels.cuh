@@ -267,28 +267,15 @@ static int ggml_cuda_rq_parts(const int64_t tiles, const int64_t places, const i
     return (int) best;
 }
 
-// Puts the parts together that CUDA blocks have made of a row of attention, each with its maximum and sum in meta, and rotates
-// it: family < 0 for no rotation. parts: [n, n_parts, rows]; a single part is divided already and has no meta.
+// The sum v of n_parts parts, times exp(-max) of their maxima; sum of their sums: of this lane's parts alone
 template <int n>
-static __global__ void ggml_cuda_rq_combine_kernel(
-        const float * parts, const float2 * meta, float * dst, const int64_t rows, const int n_parts, const int family, const int mode) {
-    const int64_t row = ggml_cuda_rq_unit();
-    if (row >= rows) {
-        return;
-    }
-    const int lane = threadIdx.x;
-    parts += row*n_parts*n;
-    meta  += row*n_parts;
-
-    ggml_cuda_pdl_sync();
-    float max = -FLT_MAX;
+static __device__ __forceinline__ void ggml_cuda_rq_add_parts(
+        const float * parts, const float2 * meta, const int n_parts, const int lane, float (&v)[n/32], float & max, float & sum) {
     for (int i = lane; i < n_parts && n_parts > 1; i += WARP_SIZE) {
         max = fmaxf(max, meta[i].x);
     }
     max = warp_reduce_max(max);
 
-    float v[n/32] = { 0.0f };
-    float sum     = 0.0f; // of this lane's parts
     for (int i0 = 0; i0 < n_parts; i0 += WARP_SIZE) {
         float own = 1.0f; // what part i0 + lane counts
         if (n_parts > 1) {
@@ -306,6 +293,24 @@ static __global__ void ggml_cuda_rq_combine_kernel(
             }
         }
     }
+}
+
+// Puts the parts together that CUDA blocks have made of a row of attention, each with its maximum and sum in meta, and rotates
+// it: family < 0 for no rotation. parts: [n, n_parts, rows]; a single part is divided already and has no meta.
+template <int n>
+static __global__ void ggml_cuda_rq_combine_kernel(
+        const float * parts, const float2 * meta, float * dst, const int64_t rows, const int n_parts, const int family, const int mode) {
+    const int64_t row = ggml_cuda_rq_unit();
+    if (row >= rows) {
+        return;
+    }
+    const int lane = threadIdx.x;
+
+    ggml_cuda_pdl_sync();
+    float v[n/32] = { 0.0f };
+    float max = -FLT_MAX;
+    float sum = 0.0f;
+    ggml_cuda_rq_add_parts<n>(parts + row*n_parts*n, meta + row*n_parts, n_parts, lane, v, max, sum);
     sum = n_parts > 1 ? warp_reduce_sum(sum) : 1.0f;
 #pragma unroll
     for (int j = 0; j < n/32; ++j) {
@@ -319,5 +324,127 @@ static __global__ void ggml_cuda_rq_combine_kernel(
 #pragma unroll
     for (int j = 0; j < n/32; ++j) {
         dst[j/4*128 + 4*lane + j%4] = v[j];
+    }
+}
+
+// What belongs to the queries of an attention
+struct ggml_cuda_rq_queries {
+    const char * q;
+    int64_t  nb[3]; // from query to query, head, sequence
+    uint3    heads; // for fast_div_modulo
+    uint3    n;
+    uint3    group; // heads of a head of K and V
+    float    scale, softcap, max_bias, m0, m1;
+    uint32_t n_head_log2;
+};
+
+// four values of a row of f16 or f32
+static __device__ __forceinline__ void ggml_cuda_rq_read4(const char * x, const bool is_f16, float * v) {
+    if (is_f16) {
+        const half2 a = ((const half2 *) x)[0];
+        const half2 b = ((const half2 *) x)[1];
+        v[0] = __half2float(a.x);
+        v[1] = __half2float(a.y);
+        v[2] = __half2float(b.x);
+        v[3] = __half2float(b.y);
+    } else {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) { // rounded, as those that were held
+            v[k] = __half2float(__float2half_rn(((const float *) x)[k]));
+        }
+    }
+}
+
+// The same for parts of the rows of the cache alone, without a rotation: a warp attends to the recent rows, too, four at a time, where there is
+// no kernel of ours with parts of them (cards without int8 tensor cores). Slower than parts where they are many.
+template <int n>
+static __global__ void ggml_cuda_rq_combine_recent_kernel(
+        const float * parts, const float2 * meta, float * dst, const int64_t rows, const int n_parts,
+        const ggml_cuda_rq_queries queries, const ggml_cuda_rq_recent recent) {
+    const int64_t row = ggml_cuda_rq_unit();
+    if (row >= rows) {
+        return;
+    }
+    const int   lane    = threadIdx.x;
+    const uint2 by_head = fast_div_modulo(row, queries.heads);
+    const uint2 at      = fast_div_modulo(by_head.x, queries.n); // sequence, query
+    const int   head    = by_head.y;
+    const int   head_kv = fast_div_modulo(head, queries.group).x;
+
+    ggml_cuda_pdl_sync();
+    float v[n/32] = { 0.0f };
+    float max = -FLT_MAX;
+    float sum = 0.0f;
+    ggml_cuda_rq_add_parts<n>(parts + row*n_parts*n, meta + row*n_parts, n_parts, lane, v, max, sum);
+    sum = warp_reduce_sum(sum);
+
+    float q[n/32];
+    const float * x = (const float *) (queries.q + at.y*queries.nb[0] + head*queries.nb[1] + at.x*queries.nb[2]);
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        q[j] = queries.scale*x[j/4*128 + 4*lane + j%4];
+    }
+    const float  slope = get_alibi_slope(queries.max_bias, head, queries.n_head_log2, queries.m0, queries.m1);
+    const half * mask  = (const half *) (recent.mask + (int64_t) at.y*recent.nb_mask + at.x*recent.nb_mask3);
+    const auto   place = [&](const char * held, const int64_t * nb_held, const char * fresh, const int64_t * nb_fresh, const int r) {
+        return r < recent.n_held ? held + r*nb_held[0] + head_kv*nb_held[1] + at.x*nb_held[2] :
+            fresh + (r - recent.n_held)*nb_fresh[0] + head_kv*nb_fresh[1] + at.x*nb_fresh[2];
+    };
+    for (int r0 = 0; r0 < recent.n; r0 += 4) {
+        float s[4];
+        float top = max;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int   r      = r0 + i;
+            const float hidden = r < recent.n ? __half2float(mask[r]) : -INFINITY;
+            s[i] = -INFINITY;
+            if (hidden > -FLT_MAX) { // for all lanes alike
+                const char * k = place(recent.k, recent.nb_k, recent.k_new, recent.nb_k_new, r);
+                s[i] = 0.0f;
+#pragma unroll
+                for (int j = 0; j < n/128; ++j) {
+                    float y[4];
+                    ggml_cuda_rq_read4(k + (128*j + 4*lane)*(r < recent.n_held ? sizeof(half) : sizeof(float)), r < recent.n_held, y);
+#pragma unroll
+                    for (int l = 0; l < 4; ++l) {
+                        s[i] += q[4*j + l]*y[l];
+                    }
+                }
+                s[i] = warp_reduce_sum(s[i]);
+                s[i] = (queries.softcap == 0.0f ? s[i] : queries.softcap*tanhf(s[i])) + slope*hidden;
+            }
+            top = fmaxf(top, s[i]);
+        }
+        const float f = expf(max - top);
+        max  = top;
+        sum *= f;
+#pragma unroll
+        for (int j = 0; j < n/32; ++j) {
+            v[j] *= f;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int   r = r0 + i;
+            const float p = expf(s[i] - max);
+            sum += p;
+            if (p > 0.0f) {
+                const char * from = place(recent.v, recent.nb_v, recent.v_new, recent.nb_v_new, r);
+#pragma unroll
+                for (int j = 0; j < n/128; ++j) {
+                    float y[4];
+                    ggml_cuda_rq_read4(from + (128*j + 4*lane)*(r < recent.n_held ? sizeof(half) : sizeof(float)), r < recent.n_held, y);
+#pragma unroll
+                    for (int l = 0; l < 4; ++l) {
+                        v[4*j + l] += p*y[l];
+                    }
+                }
+            }
+        }
+    }
+    ggml_cuda_pdl_lc();
+    dst += row*n;
+#pragma unroll
+    for (int j = 0; j < n/32; ++j) {
+        dst[j/4*128 + 4*lane + j%4] = v[j]/sum;
     }
 }
