@@ -30,6 +30,9 @@ for who in ("AUTHOR", "COMMITTER"):
     os.environ.setdefault(f"GIT_{who}_NAME", "Test")
     os.environ.setdefault(f"GIT_{who}_EMAIL", "test@example.org")
 
+# Two test processes share the cores: a program that waits for its threads must not spin on the other's.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
