@@ -24,7 +24,7 @@ from ggufrq.drive.cache_check import held_cases
 )
 @click.option(
     "--kv",
-    default="f16,q8_0,q4_0,iso4,iso3,iso2",
+    default="f16,q8_0,iso5,q4_0,iso4,iso3,iso2",
     show_default=True,
     metavar="LIST",
     help='Cache types, K/V apart or by layer: "f16,iso3/planar4,iso3; 0,-1:q8_0"; with what takes room '

@@ -100,7 +100,7 @@ def test_a_wheel_holds_what_belongs_in_it(build: Build, files: Path, tmp_path: P
     assert wheel.read("llama_cpp/_ggufrq_names.py") == Path(names.__file__).read_bytes()
     assert f'__version__ = "{version}"' in wheel.read("llama_cpp/__init__.py").decode()
     facts = json.loads(wheel.read("llama_cpp/_ggufrq.json"))
-    assert facts["types"]["iso3"] == 116 and facts["types"]["iq4_nl"] == 20 and len(facts["ours"]) == 9
+    assert facts["types"]["iso3"] == 116 and facts["types"]["iq4_nl"] == 20 and len(facts["ours"]) == 12
     info = f"llama_cpp_python-{version}.dist-info"
     said = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
     assert said["Version"] == str(version) and said["Requires-Dist"] == "numpy>=1"
@@ -373,7 +373,7 @@ def test_variables_of_the_environment_are_the_default(
 @pytest.mark.parametrize(
     ("arguments", "flash", "words"),
     [
-        (("iso5", None), 1, 'no cache type "iso5" for type_k; there are f32, .*rotor4'),
+        (("iso6", None), 1, 'no cache type "iso6" for type_k; there are f32, .*rotor5'),
         (("iso3", "iso3"), 0, r"V in iso3 takes flash attention: Llama\(…, flash_attn=True\)"),
         (("iso3", None, "0:f16/q8_0"), 0, "V in q8_0 takes flash attention"),
         (("q8_0", "f16", None, None, 32), 1, "beside a type of ours, and K is in q8_0"),

@@ -64,7 +64,7 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
             test_cases.emplace_back(new test_flash_attn_ext(128, 128, 2, {4, 1}, 113, 3, true, false, 0, 0, GGML_PREC_F32, type_K, type_V));
         }
     }
-    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4, GGML_TYPE_ISO5 }) {
         for (int hs : { 128, 256 }) {
             for (int nb : { 1, 3, 32, 75 }) {
                 test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 8, 1},  512, nb, true,  false, 0,    0,  GGML_PREC_F32, type, type));
