@@ -22,7 +22,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import ggufrq.hf.codec as hf_codec  # noqa: E402
-from ggufrq.hf import IsoQuantCache, profiles  # noqa: E402
+from ggufrq.hf import IsoQuantCache  # noqa: E402
+from ggufrq.models import profiles  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.build
