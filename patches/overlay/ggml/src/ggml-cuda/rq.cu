@@ -226,11 +226,15 @@ bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor *
             return true;
         }
         case GGML_OP_FLASH_ATTN_EXT:
-            if (!ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
-                ggml_cuda_rq_warn_flash_attn(dst);
+            if (ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
+                ggml_cuda_rq_flash_attn(ctx, dst);
+                return true;
+            }
+            ggml_cuda_rq_warn_flash_attn(dst);
+            if (!ggml_rq_has_recent(dst)) {
                 return false;
             }
-            ggml_cuda_rq_flash_attn(ctx, dst);
+            ggml_cuda_rq_flash_attn_recent(ctx, dst);
             return true;
         default:
             return false;
@@ -251,7 +255,7 @@ static bool ggml_cuda_rq_is_for_cpu(const ggml_tensor * op) {
     return res;
 }
 
-bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported) {
+bool ggml_cuda_rq_decides(const int device, const ggml_tensor * op, bool & supported) {
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
 
@@ -283,13 +287,13 @@ bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported) {
                 (a->type == op->type || a->type == GGML_TYPE_F32 || op->type == GGML_TYPE_F32);
             return true;
         case GGML_OP_FLASH_ATTN_EXT:
-            if (op->src[5]) { // further sources are for the CPU
-                supported = false;
-                return true;
-            }
             if ((ggml_rq_is_type(b->type) || ggml_rq_is_type(op->src[2]->type)) &&
                     !(ggml_cuda_rq_pairs_with(b->type) && ggml_cuda_rq_pairs_with(op->src[2]->type))) {
                 supported = false;
+                return true;
+            }
+            if (ggml_rq_has_recent(op)) {
+                supported = ggml_cuda_rq_supports_recent(device, op);
                 return true;
             }
             return false; // shapes are as upstream's kernels have them
