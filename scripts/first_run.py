@@ -75,7 +75,8 @@ def _wheels(root: Path, dist: Path) -> None:
     ).stdout.strip()
     house = root / _PLACE / "wheels"
     wanted = [*dist.glob("ggufrq-[0-9]*.whl"), *dist.glob("ggufrq_bin-*x86_64.whl")]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", house, "--only-binary", ":all:"]
+    command: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", house]
+    command += ["--only-binary", ":all:"]
     command += ["--python-version", version, "--find-links", dist]
     for glibc in range(17, 42):
         command += ["--platform", f"manylinux_2_{glibc}_x86_64"]

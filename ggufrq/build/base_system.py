@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,8 @@ class BaseSystem:
         defined = {
             "CMAKE_C_COMPILER": self.compiler("gcc"),
             "CMAKE_CXX_COMPILER": self.compiler("g++"),
-            "CMAKE_C_FLAGS": " ".join([*here, *self._flags([])]),
-            "CMAKE_CXX_FLAGS": " ".join([*here, *self._flags(self._cxx_headers())]),
+            "CMAKE_C_FLAGS": shlex.join([*here, *self._flags([])]),
+            "CMAKE_CXX_FLAGS": shlex.join([*here, *self._flags(self._cxx_headers())]),
         }
         if self.arch != platform.machine():
             defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": self.arch}

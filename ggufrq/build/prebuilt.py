@@ -68,6 +68,11 @@ def gain(build: Build) -> str:
     return f"`ggufrq build` would add {' and '.join(parts)}"
 
 
+def is_one(build: Build) -> bool:
+    """Whether a build was made elsewhere."""
+    return build.manifest.get("format") == FORMAT
+
+
 def named(build: Build) -> str:
     """The wheel or the folder that a build came in, for people."""
     return _named(build.root)

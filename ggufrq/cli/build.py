@@ -11,7 +11,7 @@ from ggufrq.base import log, paths
 from ggufrq.base.errors import PatchError, SourceError, UsageError
 from ggufrq.base.progress import clock
 from ggufrq.base.trees import tree_hash
-from ggufrq.build import backends, builds
+from ggufrq.build import backends, builds, prebuilt
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.patchset import compat
 from ggufrq.patchset.patches import require_applies
@@ -133,6 +133,9 @@ def build(
     else:
         options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)
+    other = builds.usable_build() if before is None else None
+    if other is not None and prebuilt.is_one(other):
+        log.say(f"{prebuilt.named(other)} is used so far; {prebuilt.gain(other)}")
     made = builds.ensure_build(options, source=where, targets=targets)
     if prune:
         for gone in builds.prune(made):

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tarfile
@@ -277,12 +278,12 @@ def test_a_base_makes_another_build_wherever_it_lies(tmp_path: Path) -> None:
 
 
 def test_definitions_name_its_headers_and_libraries_alone(base: BaseSystem, tmp_path: Path) -> None:
-    defined = base.definitions(tmp_path / "b")
+    defined = base.definitions(tmp_path / "a place" / "b")
     assert defined["CMAKE_SYSROOT"] == str(base.root)
     for language in ("C", "CXX"):
-        flags = defined[f"CMAKE_{language}_FLAGS"]
-        assert f"-ffile-prefix-map={tmp_path / 'b' / 'src'}=src" in flags
-        assert "-nostdinc " in flags and f"-L{base.root}/usr/lib/x86_64-linux-gnu" in flags
+        flags = shlex.split(defined[f"CMAKE_{language}_FLAGS"])
+        assert f"-ffile-prefix-map={tmp_path / 'a place' / 'b' / 'src'}=src" in flags
+        assert "-nostdinc" in flags and f"-L{base.root}/usr/lib/x86_64-linux-gnu" in flags
     assert "c++/10" in defined["CMAKE_CXX_FLAGS"] and "c++/10" not in defined["CMAKE_C_FLAGS"]
     assert "CMAKE_SYSROOT" not in BaseSystem(platform.machine()).definitions(tmp_path)
 
@@ -410,6 +411,21 @@ def test_doctor_needs_no_compiler_beside_the_wheel(
     checks = {check.name: check for check in doctor.examine()}
     assert checks["build"].state == "missing" == checks["git"].state
     assert "not whole" in checks["build"].found
+
+
+def test_a_build_says_what_it_adds_to_the_wheel(
+    wheel: Path,
+    cache: Path,
+    build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts = {"seconds": 1, "date": "2026-01-01", **build.manifest}
+    monkeypatch.setattr(builds, "ensure_build", lambda *_, **__: replace(build, manifest=facts))
+    assert cli.invoke(["build", "--backend", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(build.bin)
+    assert f"the wheel ggufrq-bin in {wheel} is used so far; `ggufrq build` would add code for just" in err
 
 
 def test_the_extra_is_the_wheel_of_this_version() -> None:
