@@ -60,7 +60,7 @@ def _archive(root: Path, folder: Path) -> None:
     inside = f"/{folder.relative_to(root)}"
     _in(root, inside, "sha256sum", "--quiet", "-c", "SHA256SUMS")
     words = ["-m", f"models/{MODEL}-Q8_0.gguf", "-ctk", "iso3", "-ctv", "iso3", "-fa", "on"]
-    words += ["-n", "16", "--temp", "0", "-no-cnv", "-v", "-p", PROMPT]
+    words += ["-n", "16", "--seed", "1", "-no-cnv", "-v", "-p", PROMPT]
     done = _in(root, inside, "bin/llama-completion", *words)
     kept = _line(done.stderr, "iso3")
     print(
@@ -87,7 +87,7 @@ def _wheels(root: Path, dist: Path) -> None:
 
 
 def _run(root: Path, name: str, ggufrq: str, *variables: str) -> None:
-    words = ["run", MODEL, "-p", PROMPT, "--raw", "--kv", "iso3", "-n", "16", "--temp", "0"]
+    words = ["run", MODEL, "-p", PROMPT, "--raw", "--kv", "iso3", "-n", "16", "--seed", "1"]
     done = _in(root, "/", "env", *variables, ggufrq, *words)
     print(f"ggufrq run by {name}: {done.stdout.strip()!r}\n  {_line(done.stderr, 'cache ')}")
 
