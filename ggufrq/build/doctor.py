@@ -54,7 +54,7 @@ def examine() -> list[Check]:
         _memory(),
         _disk(),
         _patches(),
-        _source(),
+        _source("optional" if programs.state == "ok" else "todo"),
         programs,
         _conversion(),
         _models(),
@@ -153,11 +153,12 @@ def _patches() -> Check:
     )
 
 
-def _source() -> Check:
+def _source(otherwise: State) -> Check:
     pin = load_pin()
     tree = obtain.cached(pin)
     if tree is None:
-        return Check("llama.cpp source", "todo", f"{pin.short} is not cached", "ggufrq build")
+        remedy = "ggufrq build" if otherwise == "todo" else ""
+        return Check("llama.cpp source", otherwise, f"{pin.short} is not cached", remedy)
     return Check("llama.cpp source", "ok", f"{pin.short} of {pin.date} ({tree})")
 
 
