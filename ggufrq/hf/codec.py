@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from ggufrq.base.errors import GgufrqError
-from ggufrq.build.builds import find_build
+from ggufrq.build.builds import usable_build
 from ggufrq.build.ggml_library import CpuTraits, Traits, library
 from ggufrq.codec.pack import low_plane
 from ggufrq.codec.quant import BITS_INF, BITS_MAX, BITS_MIN, LARGEST_FP16
@@ -198,7 +198,7 @@ def _native(made: Code) -> NativeCodec | None:
 def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL] | None:
     """ggml's libraries of the current build, if there is one: types, and the CPU's functions for them."""
     try:
-        found = find_build()
+        found = usable_build()
         if found is None:
             return None
         base, cpu = library(found.bin, "ggml-base"), library(found.bin, "ggml-cpu")

@@ -31,7 +31,8 @@ from ggufrq import cli
 from ggufrq.base.errors import BuildError, SourceError, UsageError
 from ggufrq.build import builds
 from ggufrq.build.project import Build
-from ggufrq.flows.llama_cpp_python import archive, edits, job
+from ggufrq.flows import wheels
+from ggufrq.flows.llama_cpp_python import edits, job
 from ggufrq.models import names
 from ggufrq.source.bindings import python_files
 from ggufrq.source.pin import Pin, load_pin
@@ -178,11 +179,11 @@ def test_a_release_of_another_form_is_refused(build: Build, files: Path, text: s
 
 
 def test_platform_tags(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert archive.platform_tag() in {tag.platform for tag in sys_tags()}
+    assert wheels.platform_tag() in {tag.platform for tag in sys_tags()}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("14.6.1", ("", "", ""), "arm64"))
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    assert archive.platform_tag() == "macosx_14_0_arm64"
+    assert wheels.platform_tag() == "macosx_14_0_arm64"
 
 
 def sdist_of(folder: Path, files: Path) -> tuple[Path, Pin]:
