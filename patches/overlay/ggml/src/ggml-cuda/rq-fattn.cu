@@ -15,7 +15,7 @@
 template <typename F>
 static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * rq2, F * rq3, F * rq4) {
     F * const ours[] = { rq2, rq3, rq4 };
-    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) && !ggml_rq_is_for_cpu(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
 }
 
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {

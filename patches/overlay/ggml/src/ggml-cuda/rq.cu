@@ -124,7 +124,7 @@ static void ggml_cuda_rq_dequantize_f16(const void * x, half * y, const int64_t 
 }
 
 to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
-    if (!ggml_rq_is_type(type)) {
+    if (!ggml_rq_is_type(type) || ggml_rq_is_for_cpu(type)) {
         return nullptr;
     }
     const to_fp16_cuda_t f[] = { ggml_cuda_rq_dequantize_f16<2>, ggml_cuda_rq_dequantize_f16<3>, ggml_cuda_rq_dequantize_f16<4> };
@@ -132,7 +132,7 @@ to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
 }
 
 to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(const ggml_type type) {
-    if (!ggml_rq_is_type(type)) {
+    if (!ggml_rq_is_type(type) || ggml_rq_is_for_cpu(type)) {
         return nullptr;
     }
     const to_fp16_nc_cuda_t f[] = { ggml_cuda_rq_dequantize_f16_nc<2>, ggml_cuda_rq_dequantize_f16_nc<3>, ggml_cuda_rq_dequantize_f16_nc<4> };
@@ -246,11 +246,11 @@ static bool ggml_cuda_rq_pairs_with(const ggml_type type) {
     return ggml_rq_is_type(type) || type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
 }
 
-// there are no kernels for blocks of 64 values yet
-static bool ggml_cuda_rq_has_sibling(const ggml_tensor * op) {
-    bool res = ggml_rq_is_sibling(op->type);
+// there are no kernels for blocks of 64 values and for 5 bits yet
+static bool ggml_cuda_rq_is_for_cpu(const ggml_tensor * op) {
+    bool res = ggml_rq_is_for_cpu(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        res = res || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
+        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
     }
     return res;
 }
@@ -259,7 +259,7 @@ bool ggml_cuda_rq_decides(const int device, const ggml_tensor * op, bool & suppo
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
 
-    if (ggml_cuda_rq_has_sibling(op)) {
+    if (ggml_cuda_rq_is_for_cpu(op)) {
         supported = ggml_op_is_empty(op->op);
         return true;
     }
