@@ -32,6 +32,14 @@ class Unreachable(Exception):
     """This is no Debian, or its mirror does not have the packages."""
 
 
+def codename() -> str:
+    """The release of Debian that this machine has; empty where there is none."""
+    try:
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    except OSError:
+        return ""
+
+
 def unpack(target: Path, own: list[str], *, release: str, headers: list[str]) -> None:
     """Unpack packages into ``target``: ``own`` of this machine's release with what it lacks of their
     dependencies, and ``headers`` of another ``release`` (a code name) without any.
@@ -40,16 +48,16 @@ def unpack(target: Path, own: list[str], *, release: str, headers: list[str]) ->
     """
     if shutil.which("apt-get") is None or platform.system() != "Linux":
         raise Unreachable("there is no apt-get")
-    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    here = codename()
     work = target.with_name(target.name + ".apt")
     for folder in ("lists/partial", "archives/partial"):
         (work / folder).mkdir(parents=True)
     try:
         asked = proc.run(["apt-get", "update", "--print-uris"], timeout=60).stdout
-        mirror = re.search(rf"^'(\S+)/dists/{codename}/InRelease'", asked, re.MULTILINE)
+        mirror = re.search(rf"^'(\S+)/dists/{here}/InRelease'", asked, re.MULTILINE)
         if mirror is None:
-            raise Unreachable(f"apt has no source of {codename or 'this system'}")
-        lines = [f"deb {mirror[1]} {name} main\n" for name in (codename, release)]
+            raise Unreachable(f"apt has no source of {here or 'this system'}")
+        lines = [f"deb {mirror[1]} {name} main\n" for name in (here, release)]
         (work / "sources.list").write_text("".join(lines), encoding="utf-8")
         (work / "apt.conf").write_text(_CONFIGURATION.format(folder=work), encoding="utf-8")
 
@@ -58,7 +66,9 @@ def unpack(target: Path, own: list[str], *, release: str, headers: list[str]) ->
             proc.run(["apt-get", "-qq", *arguments], cwd=work / "archives", env=environment, timeout=600)
 
         apt("update")
-        apt("install", "--yes", "--download-only", "--reinstall", *(f"{name}/{codename}" for name in own))
+        # and what they depend on: a newer C library would not go with the loader of this machine
+        fetch = ("install", "--yes", "--download-only", "--reinstall", "--target-release", here)
+        apt(*fetch, *(f"{name}/{here}" for name in own))
         apt("download", *(f"{name}/{release}" for name in headers))
         archives = sorted((work / "archives").glob("*.deb"))
         for archive in archives:
