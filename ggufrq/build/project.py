@@ -101,8 +101,9 @@ class Build:
 
     @property
     def holds_narrow(self) -> bool:
-        """Whether it keeps heads that 128 does not divide in types of ours: the CPU alone does."""
-        return self._is_for_cpu
+        """Whether it keeps heads that 128 does not divide in types of ours. GPUs not all of them, which
+        llama.cpp says at load."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal")
 
     @property
     def _is_for_cpu(self) -> bool:

@@ -29,9 +29,9 @@ static inline int ggml_rq_type_bits(enum ggml_type type) {
     return type >= GGML_TYPE_PLANAR5 ? 5 : 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
 }
 
-// no GPU has kernels for blocks of 64 values or for 5 bits yet
+// no GPU has kernels for 5 bits yet
 static inline bool ggml_rq_is_for_cpu(enum ggml_type type) {
-    return ggml_rq_is_type(type) && (ggml_rq_is_sibling(type) || ggml_rq_type_bits(type) == 5);
+    return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
 }
 
 // values of a block
@@ -59,6 +59,10 @@ static inline int32_t ggml_rq_hint(enum ggml_rq_family family, enum ggml_rq_mode
 static inline bool ggml_rq_hint_is_rotation(int32_t hint) {
     return (hint & 0x7fff0000) == GGML_RQ_HINT;
 }
+
+// op_params[1] of a MUL_MAT of heads with the matrices of a profile, one per KV head: src0 is [n, n, 1, n_head_kv], src1
+// [n, n_tokens, group, n_head_kv]
+#define GGML_RQ_HINT_MAP 0x52520000
 
 static inline enum ggml_rq_family ggml_rq_hint_family(int32_t hint) {
     return (enum ggml_rq_family) ((hint >> 8) & 0xff);

@@ -13,21 +13,27 @@
 
 // the one of these that is for K of this type, or nullptr
 template <typename F>
-static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * rq2, F * rq3, F * rq4) {
-    F * const ours[] = { rq2, rq3, rq4 };
-    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) && !ggml_rq_is_for_cpu(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
+static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * const (&ours)[6]) {
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : !ggml_rq_is_type(type_k) || ggml_rq_is_for_cpu(type_k) ? nullptr :
+        ours[ggml_rq_type_bits(type_k) - 2 + (ggml_rq_is_sibling(type_k) ? 3 : 0)];
 }
 
-static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    const auto find = type_k == GGML_TYPE_Q4_0 ? ggml_cuda_rq_fa_find_q4_0 : ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0,
-        ggml_cuda_rq_fa_find_rq2, ggml_cuda_rq_fa_find_rq3, ggml_cuda_rq_fa_find_rq4);
-    return find ? find(head_dim, type_v) : ggml_cuda_rq_fa_kernel{};
+static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const ggml_tensor * K, const ggml_tensor * V) {
+    static ggml_cuda_rq_fa_find_t * const ours[] = {
+        ggml_cuda_rq_fa_find_rq2,    ggml_cuda_rq_fa_find_rq3,    ggml_cuda_rq_fa_find_rq4,
+        ggml_cuda_rq_fa_find_rq2_64, ggml_cuda_rq_fa_find_rq3_64, ggml_cuda_rq_fa_find_rq4_64,
+    };
+    const auto find = K->type == GGML_TYPE_Q4_0 ? ggml_cuda_rq_fa_find_q4_0 : ggml_cuda_rq_fa_of(K->type, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0, ours);
+    return find ? find(K->ne[0], V->ne[0], V->type) : ggml_cuda_rq_fa_kernel{};
 }
 
-static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    const auto find = ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_vec_find_f16, ggml_cuda_rq_fa_vec_find_q8_0,
-        ggml_cuda_rq_fa_vec_find_rq2, ggml_cuda_rq_fa_vec_find_rq3, ggml_cuda_rq_fa_vec_find_rq4);
-    return find ? find(head_dim, type_v) : nullptr;
+static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find(const ggml_tensor * K, const ggml_tensor * V) {
+    static ggml_cuda_rq_fa_vec_find_t * const ours[] = {
+        ggml_cuda_rq_fa_vec_find_rq2,    ggml_cuda_rq_fa_vec_find_rq3,    ggml_cuda_rq_fa_vec_find_rq4,
+        ggml_cuda_rq_fa_vec_find_rq2_64, ggml_cuda_rq_fa_vec_find_rq3_64, ggml_cuda_rq_fa_vec_find_rq4_64,
+    };
+    const auto find = ggml_cuda_rq_fa_of(K->type, ggml_cuda_rq_fa_vec_find_f16, ggml_cuda_rq_fa_vec_find_q8_0, ours);
+    return find && K->ne[0] == V->ne[0] ? find(K->ne[0], V->type) : nullptr;
 }
 
 static int ggml_cuda_rq_fa_heads_of(const ggml_tensor * dst) {
@@ -51,7 +57,7 @@ static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_for(const int device, const ggm
     if (!ggml_cuda_rq_fa_has_ours(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
         return nullptr;
     }
-    return ggml_cuda_rq_fa_vec_find(Q->ne[0], K->type, dst->src[2]->type);
+    return ggml_cuda_rq_fa_vec_find(K, dst->src[2]);
 }
 
 bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
@@ -67,12 +73,12 @@ bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
             return false;
         }
     }
-    if (Q->ne[0] != V->ne[0] || (mask && mask->ne[2] != 1)) {
+    if (mask && mask->ne[2] != 1) {
         return false;
     }
     return ggml_cuda_rq_fa_vec_for(device, dst) != nullptr ||
         (ggml_cuda_rq_fa_is_for_us(dst) && turing_mma_available(ggml_cuda_info().devices[device].cc) &&
-            ggml_cuda_rq_fa_find(Q->ne[0], K->type, V->type).kernel != nullptr);
+            ggml_cuda_rq_fa_find(K, V).kernel != nullptr);
 }
 
 size_t ggml_cuda_rq_flash_attn_size(const int device, const ggml_tensor * dst) {
@@ -89,7 +95,6 @@ void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
 }
 
 // rot: the rotation of the output, to be written in place of it, or nullptr
-template <int D>
 static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot, const ggml_cuda_rq_fa_kernel & k) {
     const ggml_tensor * Q     = dst->src[0];
     const ggml_tensor * K     = dst->src[1];
@@ -120,7 +125,7 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
     ggml_cuda_pool_alloc<float2> meta(ctx.pool());
     const bool combine = parts > 1 || rot;
     if (combine) {
-        part.alloc(rows*parts*D);
+        part.alloc(rows*parts*V->ne[0]);
         meta.alloc(rows*parts);
     }
 
@@ -148,23 +153,21 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
         mask ? mask->ne[1] : 0, mask ? mask->ne[2] : 0, mask ? mask->ne[3] : 0, mask ? mask->nb[1] : 0, mask ? mask->nb[2] : 0, mask ? mask->nb[3] : 0,
         recent);
     if (combine) {
-        const int32_t hint = rot ? ggml_get_op_params_i32(rot, 1) : 0;
-        ggml_cuda_kernel_launch(ggml_cuda_rq_combine_kernel<D>, ggml_cuda_rq_launch_params(rows, ctx.stream()),
-            (const float *) part.ptr, (const float2 *) meta.ptr, (float *) (rot ? rot : dst)->data, rows, parts,
+        const int32_t hint  = rot ? ggml_get_op_params_i32(rot, 1) : 0;
+        const int64_t n     = rot ? rot->ne[0] : V->ne[0] % 256 == 0 ? 256 : V->ne[0] % 128 == 0 ? 128 : 64; // values that a warp, or half of one, takes
+        const int64_t units = V->ne[0]/n;
+        const auto   kernel = n == 256 ? ggml_cuda_rq_combine_kernel<256> : n == 128 ? ggml_cuda_rq_combine_kernel<128> : ggml_cuda_rq_combine_kernel<64>;
+        ggml_cuda_kernel_launch(kernel, ggml_cuda_rq_launch_params((rows*units*ggml_cuda_rq_lanes(n) + WARP_SIZE - 1)/WARP_SIZE, ctx.stream()),
+            (const float *) part.ptr, (const float2 *) meta.ptr, (float *) (rot ? rot : dst)->data, rows, init_fastdiv_values(units), parts,
             rot ? (int) ggml_rq_hint_family(hint) : -1, (int) ggml_rq_hint_mode(hint));
     }
 }
 
 static void ggml_cuda_rq_fa_run(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot) {
     ggml_cuda_set_device(ctx.device);
-    const int64_t head_dim = dst->src[0]->ne[0];
-    const ggml_cuda_rq_fa_kernel kernel = ggml_cuda_rq_fa_find(head_dim, dst->src[1]->type, dst->src[2]->type);
+    const ggml_cuda_rq_fa_kernel kernel = ggml_cuda_rq_fa_find(dst->src[1], dst->src[2]);
     GGML_ASSERT(kernel.kernel != nullptr);
-    if (head_dim == 128) {
-        ggml_cuda_rq_fa_launch<128>(ctx, dst, rot, kernel);
-    } else {
-        ggml_cuda_rq_fa_launch<256>(ctx, dst, rot, kernel);
-    }
+    ggml_cuda_rq_fa_launch(ctx, dst, rot, kernel);
 }
 
 void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {

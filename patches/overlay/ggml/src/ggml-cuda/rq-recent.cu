@@ -113,6 +113,9 @@ bool ggml_cuda_rq_supports_recent(const int device, const ggml_tensor * dst) {
             return false;
         }
     }
+    if (ggml_get_op_params_f32(dst, 2) != 0.0f && k->ne[0] != 128 && k->ne[0] != 256 && k->ne[0] != 512) {
+        return false; // upstream's kernels for other heads have no softcap, and do not say so
+    }
     const int64_t n = dst->src[GGML_RQ_RECENT_K]->ne[1] + dst->src[GGML_RQ_RECENT_K_NEW]->ne[1];
     if (dst->src[0]->type != GGML_TYPE_F32 || ggml_rq_recent_width(dst) < k->ne[1] + n) {
         return false;
@@ -213,9 +216,9 @@ static void ggml_cuda_rq_fa_vec_launch(ggml_backend_cuda_context & ctx, const gg
 }
 
 void ggml_cuda_rq_fa_vec_recent(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, fattn_kernel_t kernel, const int cols) {
-    if (dst->src[0]->ne[0] == 128) {
-        ggml_cuda_rq_fa_vec_launch<128>(ctx, dst, kernel, cols);
-    } else {
-        ggml_cuda_rq_fa_vec_launch<256>(ctx, dst, kernel, cols);
+    switch (dst->src[0]->ne[0]) {
+        case  64: ggml_cuda_rq_fa_vec_launch< 64>(ctx, dst, kernel, cols); break;
+        case 128: ggml_cuda_rq_fa_vec_launch<128>(ctx, dst, kernel, cols); break;
+        default:  ggml_cuda_rq_fa_vec_launch<256>(ctx, dst, kernel, cols); break;
     }
 }
