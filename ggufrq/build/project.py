@@ -101,8 +101,8 @@ class Build:
 
     @property
     def holds_narrow(self) -> bool:
-        """Whether it keeps heads that 128 does not divide in types of ours: the CPU alone does."""
-        return self._is_for_cpu
+        """Whether it keeps heads that 128 does not divide in types of ours: CUDA, HIP and Metal do not."""
+        return self._is_for_cpu or self.manifest.get("backend") == "vulkan"
 
     @property
     def _is_for_cpu(self) -> bool:
