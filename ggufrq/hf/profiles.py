@@ -91,7 +91,10 @@ def _from_weights(config: Any) -> Profile:
             "the configuration does not say where the model's weights are",
             remedy="that of a model that was loaded, or a file: ggufrq calibrate makes one from a GGUF",
         )
-    source = as_gguf.find(resolve.resolve(config.name_or_path), None, as_gguf.Options())
+    model = resolve.resolve(config.name_or_path)
+    # the weights of the very commit that the model was loaded at, whatever its branch is at now
+    commit = getattr(config, "_commit_hash", None) if model.kind == "hub" else None
+    source = as_gguf.find(model, commit, as_gguf.Options())
     if source.hf is None:
         raise UsageError(f"{config.name_or_path} is not a model of transformers")
     kept = paths.own_dir("profiles") / f"hf-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}-1.gguf"
