@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers")
 import safetensors.torch  # noqa: E402
 
 import ggufrq.hf.blocks as hf_blocks  # noqa: E402
-from ggufrq.hf import IsoQuantCache, PlanarQuantCache, RotorQuantCache, profiles  # noqa: E402
+from ggufrq.hf import IsoQuantCache, PlanarQuantCache, RotorQuantCache  # noqa: E402
 
 #: So many newest tokens as they were that nothing is lost but to 16 bits: all else must then be as without.
 ALL = 1 << 20
@@ -488,7 +488,7 @@ def test_a_profile_is_of_the_commit_that_the_model_was_loaded_at(monkeypatch: py
         asked.append((model.repo, revision))
         raise ModelError("that is enough")
 
-    monkeypatch.setattr(profiles.as_gguf, "find", find)
+    monkeypatch.setattr("ggufrq.models.as_gguf.find", find)
     config = MODELS["dense"]()
     config.name_or_path = "some/model"
     for commit in (None, 40 * "c"):
