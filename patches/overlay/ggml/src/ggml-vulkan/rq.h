@@ -58,6 +58,8 @@ static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) 
         ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }
 
+    const bool for_cpu = ggml_rq_op_is_for_cpu(op);
+
     // the encoder has one way to choose the scale (ggml-rq.c has more of them, to be compared with)
     const bool encodes = ggml_rq_scale_kind() == GGML_RQ_SCALE_INNER;
 
@@ -71,19 +73,19 @@ static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) 
             return false;
         case GGML_OP_FLASH_ATTN_EXT:
             // with more sources than upstream's it is another operation, whatever its types
-            return op->src[GGML_RQ_RECENT_K] != nullptr;
+            return op->src[GGML_RQ_RECENT_K] != nullptr || for_cpu;
         case GGML_OP_SET_ROWS:
-            supported = ours && op->src[0]->type == GGML_TYPE_F32 &&
+            supported = ours && !for_cpu && op->src[0]->type == GGML_TYPE_F32 &&
                 (op->src[1]->type == GGML_TYPE_I64 || op->src[1]->type == GGML_TYPE_I32) && encodes;
             return ours;
         case GGML_OP_GET_ROWS:
-            supported = op->type == GGML_TYPE_F32 && op->src[1]->type == GGML_TYPE_I32;
+            supported = !for_cpu && op->type == GGML_TYPE_F32 && op->src[1]->type == GGML_TYPE_I32;
             return ours;
         case GGML_OP_CPY:
         case GGML_OP_DUP:
         case GGML_OP_CONT:
             // from a type to itself is upstream's
-            supported = ggml_rq_is_type(op->type) ? op->src[0]->type == GGML_TYPE_F32 && encodes : op->type == GGML_TYPE_F32;
+            supported = !for_cpu && (ggml_rq_is_type(op->type) ? op->src[0]->type == GGML_TYPE_F32 && encodes : op->type == GGML_TYPE_F32);
             return ours && op->src[0]->type != op->type;
         default:
             return ours;
