@@ -86,8 +86,8 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside types of ours: the CPU alone attends to them."""
-        return self._is_for_cpu
+        """Whether it keeps tokens in f16 beside quantized types: CPU, CUDA and HIP attend to them."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip")
 
     @property
     def holds_narrow(self) -> bool:

@@ -351,6 +351,8 @@ def test_types_by_name_and_number(module: Any, model: str) -> None:
             "LLAMA_RQ_CALIB": None,
         }
     assert module.Cache(model, params(), None, "q8_0").environment == {}
+    beside = module.Cache(model, params(), "q4_0", "q4_0", None, None, 1024).environment
+    assert beside == {"LLAMA_RQ_RECENT": "1024", "LLAMA_RQ_FIRST": "0"}
     layered = module.Cache(model, params(), None, None, "0:iso3/f16", "none", 0, 2)
     assert layered.environment["LLAMA_RQ_LAYERS"] == "0:iso3/f16"
     assert layered.environment["LLAMA_RQ_RECENT"] == "0" and layered.environment["LLAMA_RQ_FIRST"] == "2"
@@ -376,7 +378,7 @@ def test_variables_of_the_environment_are_the_default(
         (("iso5", None), 1, 'no cache type "iso5" for type_k; there are f32, .*rotor4'),
         (("iso3", "iso3"), 0, r"V in iso3 takes flash attention: Llama\(…, flash_attn=True\)"),
         (("iso3", None, "0:f16/q8_0"), 0, "V in q8_0 takes flash attention"),
-        (("q8_0", "f16", None, None, 32), 1, "beside a type of ours, and K is in q8_0"),
+        (("bf16", "f16", None, None, 32), 1, "beside a quantized type, and K is in bf16"),
         (("q8_0", "iso3", None, "weights"), 1, "a profile is for K in a type of ours"),
         (("iso3", "iso3", None, "none", 4097), 1, "kv_recent=4097: 0 to 4096 tokens"),
         (("iso3", "iso3", None, "nowhere.gguf"), 1, "the profile nowhere.gguf is missing"),

@@ -62,8 +62,10 @@ static inline enum ggml_rq_mode ggml_rq_hint_mode(int32_t hint) {
 
 // Sources of a FLASH_ATTN_EXT with recent rows, beyond upstream's five. Keys and values that were kept in f16
 // [head_dim, n_held, n_head_kv, ne3] and those of this batch in f32 [head_dim, n_new, n_head_kv, ne3] are attended to as
-// further KV rows, where the mask, f16 [n_held + n_new, n_queries, 1, ne3], lets them be seen; the op's own mask hides
-// the rows that they stand for. A backend that does not know them must refuse the op (supports_op).
+// further KV rows, where the mask, f16 [n_held + n_new or more, n_queries, 1, ne3], lets them be seen; the op's own mask hides
+// the rows that they stand for. Both masks may be views of one tensor, this one behind the other (ggml_rq_recent_width): a
+// backend that has K and V in f16 anyway then puts the rows behind them and takes that tensor as the mask.
+// A backend that does not know them must refuse the op (supports_op).
 enum ggml_rq_recent_src {
     GGML_RQ_RECENT_K     = 5,
     GGML_RQ_RECENT_V     = 6,
@@ -79,13 +81,26 @@ static inline void ggml_rq_flash_attn_ext_add_recent(struct ggml_tensor * a, str
     GGML_ASSERT(k->ne[0] == a->src[1]->ne[0] && k_new->ne[0] == k->ne[0] && v->ne[0] == a->src[2]->ne[0] && v_new->ne[0] == v->ne[0]);
     GGML_ASSERT(k->ne[1] == v->ne[1] && k_new->ne[1] == v_new->ne[1]);
     GGML_ASSERT(k->ne[2] == a->src[1]->ne[2] && k_new->ne[2] == k->ne[2] && v->ne[2] == a->src[2]->ne[2] && v_new->ne[2] == v->ne[2]);
-    GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->ne[0] == k->ne[1] + k_new->ne[1] && mask->ne[1] == a->src[0]->ne[1] && mask->ne[2] == 1);
+    GGML_ASSERT(mask->type == GGML_TYPE_F16 && mask->ne[0] >= k->ne[1] + k_new->ne[1] && mask->ne[1] == a->src[0]->ne[1] && mask->ne[2] == 1);
 
     a->src[GGML_RQ_RECENT_K]     = k;
     a->src[GGML_RQ_RECENT_V]     = v;
     a->src[GGML_RQ_RECENT_MASK]  = mask;
     a->src[GGML_RQ_RECENT_K_NEW] = k_new;
     a->src[GGML_RQ_RECENT_V_NEW] = v_new;
+}
+
+// whether this attention has recent rows
+static inline bool ggml_rq_has_recent(const struct ggml_tensor * a) {
+    return a->op == GGML_OP_FLASH_ATTN_EXT && a->src[GGML_RQ_RECENT_MASK];
+}
+
+// the columns of both masks together where the one for recent rows lies behind the op's own in one tensor, else 0
+static inline int64_t ggml_rq_recent_width(const struct ggml_tensor * a) {
+    const struct ggml_tensor * mask = a->src[3];
+    const struct ggml_tensor * more = a->src[GGML_RQ_RECENT_MASK];
+    return mask && mask->view_src && mask->view_src == more->view_src && mask->nb[1] == more->nb[1] && mask->nb[3] == more->nb[3] &&
+        more->view_offs == mask->view_offs + mask->ne[0]*sizeof(ggml_fp16_t) ? mask->ne[0] + more->ne[0] : 0;
 }
 
 #define GGML_RQ_TRAITS(TYPE, NAME, CODE) \

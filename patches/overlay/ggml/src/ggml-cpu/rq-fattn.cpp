@@ -758,7 +758,7 @@ static void rq_attend_recent(const rq_fattn & f, const rq_buffers & t, char * st
 // rows row0.. of head groups grp0.. against those recent rows that any of their queries sees
 static void rq_attend_all_recent(const rq_fattn & f, const rq_buffers & t, char * states, int64_t i3, int grp0, int n_grp,
         int64_t row0, int rows) {
-    const int64_t n_recent = f.recent_mask->ne[0];
+    const int64_t n_recent = f.recent_k[0]->ne[1] + f.recent_k[1]->ne[1];
 
     int32_t cols[RQ_KV];
     int n_cols = 0;

@@ -44,10 +44,6 @@ static inline bool ggml_cuda_rq_decides_node(const ggml_tensor * op, bool & supp
                 ggml_cuda_rq_in_units(op, ggml_rq_is_type(a->type) ? a->type : op->type);
             return true;
         case GGML_OP_FLASH_ATTN_EXT:
-            if (op->src[5]) { // further sources are for the CPU
-                supported = false;
-                return true;
-            }
             if ((ggml_rq_is_type(b->type) || ggml_rq_is_type(op->src[2]->type)) &&
                     !(ggml_cuda_rq_pairs_with(b->type) && ggml_cuda_rq_pairs_with(op->src[2]->type))) {
                 supported = false;

@@ -313,17 +313,28 @@ bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor *
             return true;
         }
         case GGML_OP_FLASH_ATTN_EXT:
-            if (!ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
-                ggml_cuda_rq_warn_flash_attn(dst);
+            if (ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
+                ggml_cuda_rq_flash_attn(ctx, dst);
+                return true;
+            }
+            ggml_cuda_rq_warn_flash_attn(dst);
+            if (!ggml_rq_has_recent(dst)) {
                 return false;
             }
-            ggml_cuda_rq_flash_attn(ctx, dst);
+            ggml_cuda_rq_flash_attn_recent(ctx, dst);
             return true;
         default:
             return false;
     }
 }
 
-bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported) {
-    return ggml_cuda_rq_decides_node(op, supported);
+bool ggml_cuda_rq_decides(const int device, const ggml_tensor * op, bool & supported) {
+    if (ggml_cuda_rq_decides_node(op, supported)) {
+        return true;
+    }
+    if (ggml_rq_has_recent(op)) {
+        supported = ggml_cuda_rq_supports_recent(device, op);
+        return true;
+    }
+    return false;
 }

@@ -104,7 +104,7 @@ static bool ggml_rpc_rq_ask(ggml_backend_dev_t dev, const ggml_tensor * op) {
 
 // client: true when upstream's answer does not do for this operation, with the right one in `supported`
 static bool ggml_rpc_rq_decides(ggml_backend_dev_t dev, const ggml_tensor * op, bool & supported) {
-    bool ours = ggml_rq_is_type(op->type);
+    bool ours = ggml_rq_is_type(op->type) || ggml_rq_has_recent(op);
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }
