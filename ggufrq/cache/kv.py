@@ -1,6 +1,6 @@
 """Types of the KV cache: their names as people write them, and what a cache of them takes.
 
-The nine types of ours come from ``ggufrq.codec``; those of upstream are listed here. Under the name of one of
+The types of ours come from ``ggufrq.codec``; those of upstream are listed here. Under the name of one of
 ours llama.cpp keeps heads that are no multiple of 128 values in a sibling with blocks of 64
 (``KvType.for_heads``).
 

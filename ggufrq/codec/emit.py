@@ -102,9 +102,9 @@ def ids_header() -> str:
     rows = [(t, str(t.bits)) for t in types] + [(s, f"{s.bits}_{s.block}") for s in siblings]
     parts = [
         f"{_GENERATED}#pragma once\n",
-        "// The rotated cache types by family, then by bits, and the siblings of their codes. "
-        "Only macros: ggml.h",
-        "// includes it within an enum.",
+        "// The rotated cache types by family, then by bits (those of five bits after the others), and the "
+        "siblings of",
+        "// their codes. Only macros: ggml.h includes it within an enum.",
         "// X(TYPE, name, code), the code as in block_rq##code",
         _macro("GGML_RQ_TYPES(X)", [f'X({t.name.upper()}, "{t.name}", {c})' for t, c in rows], ""),
         "// constants of enum ggml_type with their ids; those that have a name for users; the siblings",

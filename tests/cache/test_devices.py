@@ -177,7 +177,7 @@ def test_an_rpc_server_of_another_build_is_refused(
 ) -> None:
     """Such a server does not answer that it knows our types: here the answer is taken out on its way. With
     types of upstream's it does its work."""
-    known = struct.pack("<Q", 0x5251000200000001)  # GGML_RPC_RQ_YES in ggml-rpc-rq.h
+    known = struct.pack("<Q", 0x5251000300000001)  # GGML_RPC_RQ_YES in ggml-rpc-rq.h
     model = f16_models[DENSE]
     with (
         rpc_server(llama_build, tmp_path / "rpc.log") as (address, _),

@@ -47,7 +47,7 @@ def test_environment_unsets_what_the_user_has_set() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "iso5", "iso3:block:full", ":block", "iso3/iso4/q8_0", "iso3+", "iso3+calib2", "iso3+plain+recent1"],
+    ["", "iso6", "iso3:block:full", ":block", "iso3/iso4/q8_0", "iso3+", "iso3+calib2", "iso3+plain+recent1"],
 )
 def test_no_case(text: str) -> None:
     with pytest.raises(UsageError):

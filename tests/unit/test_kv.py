@@ -46,7 +46,7 @@ def test_parse(text: str, k: str, v: str, bits: float) -> None:
     ("text", "says", "remedy"),
     [
         ("isso3", "no cache type 'isso3'", "--kv iso3"),
-        ("planar5", "no cache type 'planar5'", "--kv planar"),
+        ("planar6", "no cache type 'planar6'", "--kv planar"),
         ("q8", "no cache type 'q8'", "--kv q8_0"),
         ("iso3/rotr4", "no cache type 'rotr4'", "--kv rotor4"),
         ("xyzzy", "no cache type 'xyzzy'", "--kv iso3"),
@@ -109,7 +109,7 @@ def test_partial_blocks_are_refused() -> None:
 
 def test_heads_of_64_have_blocks_of_their_own() -> None:
     """Under the same name; upstream's types, and heads that neither 128 nor 64 divides, are as they are."""
-    for bits, size in ((2, 18), (3, 26), (4, 34)):
+    for bits, size in ((2, 18), (3, 26), (4, 34), (5, 42)):
         kind = kv_type(f"rotor{bits}")
         for head in (64, 192, 320, 576):
             narrow = kind.for_heads(head)

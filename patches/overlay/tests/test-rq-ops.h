@@ -122,7 +122,7 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
             test_cases.emplace_back(new test_flash_attn_ext(128, 128, 2, {4, 1}, 113, 3, true, false, 0, 0, GGML_PREC_F32, type_K, type_V));
         }
     }
-    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4, GGML_TYPE_ISO5 }) {
         for (int hs : { 128, 256 }) {
             for (int nb : { 1, 3, 32, 75 }) {
                 test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 8, 1},  512, nb, true,  false, 0,    0,  GGML_PREC_F32, type, type));
@@ -154,12 +154,14 @@ static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_
 
 // beside f16, q8_0 and q4_0
 static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
-    for (int hs : { 128, 256 }) {
+    const std::vector<ggml_type> wide   = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 };
+    const std::vector<ggml_type> narrow = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 };
+    for (int hs : { 64, 128, 256 }) {
         for (int group : { 4, 8 }) {
             for (int kv : { 4096, 32768, 131072 }) {
                 for (int nb : { 1, 512 }) {
                     if (kv > 32768 && nb > 1) { continue; }
-                    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 }) {
+                    for (ggml_type type : hs % 128 == 0 ? wide : narrow) {
                         test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 32/group, {group, 1}, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 2, 1, 3}));
                     }
                 }

@@ -1,28 +1,37 @@
 #pragma once
 
-// The nine rotated cache types: their rows in ggml's type table and the hint that marks their rotations.
-// Three codes (2, 3, 4 bits per value) serve all of them, see ggml-rq.h; a type adds only which rotation
-// the graph applies to K, V and Q before the code sees them. Their three siblings have blocks of 64 values and no
+// The twelve rotated cache types: their rows in ggml's type table and the hint that marks their rotations.
+// Four codes (2 to 5 bits per value) serve all of them, see ggml-rq.h; a type adds only which rotation
+// the graph applies to K, V and Q before the code sees them. Their four siblings have blocks of 64 values and no
 // family: a cache takes them for heads that are no multiple of 128 and rotates by the type that was asked for.
 
 #include "ggml.h"
 #include "ggml-rq.h"
 
 static inline bool ggml_rq_is_type(enum ggml_type type) {
-    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_RQ4_64;
+    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_RQ5_64;
 }
+
+// a constant where the type is one
+#define GGML_RQ_IS_SIBLING(type) (((type) >= GGML_TYPE_RQ2_64 && (type) <= GGML_TYPE_RQ4_64) || (type) == GGML_TYPE_RQ5_64)
 
 static inline bool ggml_rq_is_sibling(enum ggml_type type) {
-    return type >= GGML_TYPE_RQ2_64 && type <= GGML_TYPE_RQ4_64;
+    return GGML_RQ_IS_SIBLING(type);
 }
 
-// ids are ordered by family, then by bits, the siblings last; not for these
+// ids of 2 to 4 bits are ordered by family, then by bits, their siblings last; then the same for 5 bits; not for siblings
 static inline enum ggml_rq_family ggml_rq_type_family(enum ggml_type type) {
-    return (enum ggml_rq_family) (((int) type - (int) GGML_TYPE_PLANAR2) / 3);
+    return (enum ggml_rq_family) (type >= GGML_TYPE_PLANAR5 ? (int) type - (int) GGML_TYPE_PLANAR5 :
+                                                              ((int) type - (int) GGML_TYPE_PLANAR2) / 3);
 }
 
 static inline int ggml_rq_type_bits(enum ggml_type type) {
-    return 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
+    return type >= GGML_TYPE_PLANAR5 ? 5 : 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
+}
+
+// no GPU has kernels for 5 bits yet
+static inline bool ggml_rq_is_for_cpu(enum ggml_type type) {
+    return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
 }
 
 // values of a block
@@ -32,8 +41,11 @@ static inline int ggml_rq_type_block(enum ggml_type type) {
 
 // the type that heads of n values are stored in where this one is asked for; any other type as it is
 static inline enum ggml_type ggml_rq_type_for_head(enum ggml_type type, int64_t n) {
-    return ggml_rq_is_type(type) && n % QK_RQ != 0 && n % QK_RQ_64 == 0 ?
-        (enum ggml_type) ((int) GGML_TYPE_RQ2_64 + ggml_rq_type_bits(type) - 2) : type;
+    if (!ggml_rq_is_type(type) || n % QK_RQ == 0 || n % QK_RQ_64 != 0) {
+        return type;
+    }
+    const int bits = ggml_rq_type_bits(type);
+    return bits == 5 ? GGML_TYPE_RQ5_64 : (enum ggml_type) ((int) GGML_TYPE_RQ2_64 + bits - 2);
 }
 
 // op_params[1] of a MUL_MAT whose src0 is one of our rotation matrices. A backend that knows the hint can apply the
@@ -106,7 +118,7 @@ static inline int64_t ggml_rq_recent_width(const struct ggml_tensor * a) {
 #define GGML_RQ_TRAITS(TYPE, NAME, CODE) \
     [GGML_TYPE_##TYPE] = { \
         .type_name      = NAME, \
-        .blck_size      = GGML_TYPE_##TYPE >= GGML_TYPE_RQ2_64 ? QK_RQ_64 : QK_RQ, \
+        .blck_size      = GGML_RQ_IS_SIBLING(GGML_TYPE_##TYPE) ? QK_RQ_64 : QK_RQ, \
         .type_size      = sizeof(block_rq##CODE), \
         .is_quantized   = true, \
         .to_float       = (ggml_to_float_t) dequantize_row_rq##CODE, \
