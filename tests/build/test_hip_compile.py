@@ -59,7 +59,7 @@ def _of_rocm(found: hip_toolkit.Toolkit) -> Compiler:
 
 def _of_debian() -> Compiler:
     """clang of this Debian, the headers of a newer one. Raises Unreachable."""
-    names = " ".join([*CLANG, codename(), DEBIAN, *HEADERS, platform.machine()])
+    names = " ".join([*CLANG, own_release(), DEBIAN, *HEADERS, platform.machine()])
     root = paths.cache_dir() / f"hip-debian-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         with paths.atomic_path(root) as making:

@@ -786,6 +786,8 @@ def test_recent_rows_beside_every_pair(
         Case(sinks=True, parts=2, kv=600, held=33, fresh=1),
         Case(spread=4.0, kv=300, held=33, fresh=1),  # sharp
         Case(spread=0.01, kv=900, held=33, fresh=1),  # flat
+        Case(RQ3_64, RQ3_64, 64, heads=9, heads_kv=3, kv=97, held=33, fresh=1),
+        Case(RQ3_64, RQ3, 192, 128, heads=8, heads_kv=1, kv=70, held=65, fresh=2, queries=2),
     ],
     ids=str,
 )
