@@ -37,8 +37,8 @@ class Unreachable(BuildError):
     """This is no Debian, or its mirror does not have the packages."""
 
 
-def codename() -> str:
-    """The release of Debian that this machine has; empty where there is none."""
+def own_release() -> str:
+    """The code name of this machine's release; empty where it has none."""
     try:
         return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     except OSError:
@@ -56,7 +56,7 @@ def unpack(
     """
     if shutil.which("apt-get") is None or platform.system() != "Linux":
         raise Unreachable("there is no apt-get", remedy="run it on Debian, or in a container of it")
-    release_here = codename()
+    codename = own_release()
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
     there = ARCHITECTURES.get(arch, arch) if arch else here
     work = target.with_name(target.name + ".apt")
@@ -65,10 +65,10 @@ def unpack(
         (work / folder).mkdir(parents=True)
     try:
         asked = proc.run(["apt-get", "update", "--print-uris"], timeout=60).stdout
-        mirror = re.search(rf"^'(\S+)/dists/{release_here}/InRelease'", asked, re.MULTILINE)
+        mirror = re.search(rf"^'(\S+)/dists/{codename}/InRelease'", asked, re.MULTILINE)
         if mirror is None:
-            raise Unreachable(f"apt has no source of {release_here or 'this system'}")
-        lines = [f"deb {mirror[1]} {name} main\n" for name in ([release_here] if own else []) + [release]]
+            raise Unreachable(f"apt has no source of {codename or 'this system'}")
+        lines = [f"deb {mirror[1]} {name} main\n" for name in ([codename] if own else []) + [release]]
         (work / "sources.list").write_text("".join(lines), encoding="utf-8")
         both = " ".join(f'"{name}";' for name in dict.fromkeys((here, there)))
         configuration = _CONFIGURATION.format(folder=work, architectures=both)
@@ -80,10 +80,9 @@ def unpack(
 
         apt("update")
         if own:
-            names = [f"{name}/{release_here}" for name in own]
             # and what they depend on: a newer C library would not go with the loader of this machine
-            fetch = ("install", "--yes", "--download-only", "--reinstall", "--target-release", release_here)
-            apt(*fetch, *names)
+            names = [f"--target-release={codename}", *(f"{name}/{codename}" for name in own)]
+            apt("install", "--yes", "--download-only", "--reinstall", *names)
         apt("download", *(f"{name}:{there}/{release}" for name in alone))
         versions = {}
         for archive in sorted((work / "archives").glob("*.deb")):

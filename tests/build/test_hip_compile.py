@@ -20,7 +20,7 @@ import pytest
 from ggufrq.base import machine, parallel, paths, proc
 from ggufrq.base.errors import ToolError
 from ggufrq.build import hip_toolkit
-from ggufrq.build.debian import Unreachable, codename, unpack
+from ggufrq.build.debian import Unreachable, own_release, unpack
 from ggufrq.build.project import Build
 
 pytestmark = [pytest.mark.build, pytest.mark.hip_compile, pytest.mark.slow]

@@ -61,7 +61,6 @@ static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_for(const int device, const ggm
 }
 
 bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
-    const ggml_tensor * Q    = dst->src[0];
     const ggml_tensor * K    = dst->src[1];
     const ggml_tensor * V    = dst->src[2];
     const ggml_tensor * mask = dst->src[3];
