@@ -34,8 +34,8 @@ from ggufrq.patchset import patches
 from ggufrq.source import obtain
 
 CODES = {"rq2": "ggml_cuda_rq_kv<2>", "rq3": "ggml_cuda_rq_kv<3>", "rq4": "ggml_cuda_rq_kv<4>"}
-CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0"}
-BITS = {"rq2": 2.125, "rq3": 3.125, "rq4": 4.125, "f16": 16.0, "q8_0": 8.5}
+CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0", "q4_0": "ggml_cuda_rq_kv_q4_0"}
+BITS = {"rq2": 2.125, "rq3": 3.125, "rq4": 4.125, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
 
 #: Clocks for which an instruction keeps a unit of one of a multiprocessor's four schedulers busy, at compute
 #: capability 8.0 and 9.0: from the lanes per clock in the table of arithmetic throughput of NVIDIA's
@@ -232,7 +232,8 @@ def _nvdisasm(toolkit: cuda_toolkit.Toolkit) -> Path:
 def _pairs(every: bool) -> Iterator[tuple[str, str]]:
     for k in CODES:
         for v in CODES:
-            if {"rq2", "rq3", "rq4"} & {k, v} if every else k == v == "rq3":
+            mixed = "q4_0" not in (k, v) and {"rq2", "rq3", "rq4"} & {k, v}
+            if mixed or k == v != "f16" if every else k == v == "rq3":
                 yield k, v
 
 

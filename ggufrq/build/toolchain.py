@@ -93,8 +93,7 @@ def compiler() -> Program | None:
     """The C++ compiler that CMake will take: ``$CXX``, else the system's. None when there is none that
     runs.
     """
-    chosen = os.environ.get("CXX")
-    for candidate in [chosen] if chosen else ["c++", "g++", "clang++", "cl"]:
+    for candidate in _compilers():
         words = shlex.split(candidate)
         path = shutil.which(words[0]) if words else None
         if path is None:
@@ -105,6 +104,16 @@ def compiler() -> Program | None:
         if completed is not None:
             return Program(Path(path), completed)
     return None
+
+
+def names_compiler() -> bool:
+    """Whether there is a program by the name of a C++ compiler. None is run."""
+    return any(shutil.which(word) for candidate in _compilers() for word in shlex.split(candidate)[:1])
+
+
+def _compilers() -> list[str]:
+    chosen = os.environ.get("CXX")
+    return [chosen] if chosen else ["c++", "g++", "clang++", "cl"]
 
 
 def git() -> Program | None:

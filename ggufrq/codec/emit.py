@@ -103,9 +103,9 @@ def ids_header() -> str:
     rows = [(t, str(t.bits)) for t in types] + [(s, f"{s.bits}_{s.block}") for s in siblings]
     parts = [
         f"{_GENERATED}#pragma once\n",
-        "// The rotated cache types by family, then by bits, and the siblings of their codes. "
-        "Only macros: ggml.h",
-        "// includes it within an enum.",
+        "// The rotated cache types by family, then by bits (those of five bits after the others), and the "
+        "siblings of",
+        "// their codes. Only macros: ggml.h includes it within an enum.",
         "// X(TYPE, name, code), the code as in block_rq##code",
         _macro("GGML_RQ_TYPES(X)", [f'X({t.name.upper()}, "{t.name}", {c})' for t, c in rows], ""),
         "// constants of enum ggml_type with their ids; those that have a name for users; the siblings",
@@ -130,9 +130,12 @@ def _by_bits(name: str, rows: dict[int, Sequence[int]]) -> str:
 
 
 def glsl_header() -> str:
-    """Text of rq_tables.glsl for Vulkan's shaders: no arrays, which some drivers put into memory."""
-    types, siblings = tables.cache_types(), tables.siblings()
-    codes = [tables.code(int(b)) for b in tables.load()["codes"]]
+    """Text of rq_tables.glsl for Vulkan's shaders: no arrays, which some drivers put into memory. Five bits are
+    not there yet; their magnitudes are sixteen.
+    """
+    types = [t for t in tables.cache_types() if t.bits < 5]
+    siblings = [s for s in tables.siblings() if s.bits < 5]
+    codes = [c for c in map(tables.code, map(int, tables.load()["codes"])) if c.bits < 5]
     ids = {"TYPE_FIRST": types[0].id, "SIBLING_FIRST": siblings[0].id, "TYPE_LAST": siblings[-1].id}
     blocks = {"BLOCK": codes[0].block, "BLOCK_SIBLING": siblings[0].block}
     parts = [

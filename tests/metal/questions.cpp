@@ -88,6 +88,7 @@ void print_supports() {
         say("flash_attn head " + std::to_string(head), fa(GGML_TYPE_ISO3, GGML_TYPE_ISO3, head, head));
     }
     say("flash_attn heads 256/128", fa(GGML_TYPE_ISO3, GGML_TYPE_ISO3, 256, 128));
+    say("flash_attn five bits",     fa(GGML_TYPE_ISO5, GGML_TYPE_ISO5, 128, 128));
     say("flash_attn without matrices", fa(GGML_TYPE_ISO3, GGML_TYPE_ISO3, 128, 128), false);
     for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_ISO3 }) {
         ggml_tensor * op = fa(type, type, 128, 128);
@@ -101,6 +102,9 @@ void print_supports() {
     ggml_tensor * idx  = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 4, 2);
 
     say("set_rows",         ggml_set_rows(ctx, ours, f32, idx));
+    say("set_rows five bits", ggml_set_rows(ctx, tensor(GGML_TYPE_ISO5), f32, idx));
+    say("get_rows five bits", ggml_get_rows(ctx, tensor(GGML_TYPE_ISO5), idx));
+    say("cpy f32 -> five bits", ggml_cpy(ctx, f32, tensor(GGML_TYPE_ISO5)));
     say("set_rows f32",     ggml_set_rows(ctx, f32, f32, idx));
     say("get_rows",         ggml_get_rows(ctx, ours, idx));
     say("get_rows f32",     ggml_get_rows(ctx, f32, idx));

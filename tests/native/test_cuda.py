@@ -31,7 +31,7 @@ U8 = npt.NDArray[np.uint8]
 Expected = dict[tuple[str, int], tuple[U8, F32]]
 
 #: ids of ggml types; of ours one per code, the kernels know no families
-F16, Q8_0, RQ2, RQ3, RQ4 = 1, 8, 112, 113, 114
+F16, Q4_0, Q8_0, RQ2, RQ3, RQ4 = 1, 2, 8, 112, 113, 114
 
 
 class Rows(ctypes.Structure):
@@ -376,6 +376,17 @@ class _Attention(ctypes.Structure):
     ]
 
 
+class _Recent(ctypes.Structure):
+    """ggml_cuda_rq_recent."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("k", "v", "k_new", "v_new", "mask")),
+        *((name, ctypes.c_int32) for name in ("n_held", "n", "parts", "nb_mask")),
+        ("nb_mask3", ctypes.c_int64),
+        *((f"nb_{name}", ctypes.c_int64 * 3) for name in ("k", "v", "k_new", "v_new")),
+    ]
+
+
 @dataclass
 class Case:
     """One call of the attention kernel."""
@@ -397,6 +408,8 @@ class Case:
     outlier: float = 1.0  # factor of one value of the queries
     rows_v: float = 0.0  # rows of V are of so many different sizes, as the standard deviation of a logarithm
     kv_max: int = 0  # rows from there on are known to be masked
+    held: int = 0  # recent rows that were kept in f16
+    fresh: int = 0  # recent rows of this batch, in f32
 
 
 def _encode(x: npt.NDArray[np.float64], kind: int) -> tuple[U8, npt.NDArray[np.float64]]:
@@ -411,6 +424,13 @@ def _encode(x: npt.NDArray[np.float64], kind: int) -> tuple[U8, npt.NDArray[np.f
         q = np.clip(q, -128, 127).astype(np.int8)
         raw = np.concatenate([d[..., None].view(np.uint8), q.view(np.uint8)], axis=-1)
         return raw.reshape(*x.shape[:-1], -1), (q * d[..., None].astype(np.float64)).reshape(x.shape)
+    if kind == Q4_0:
+        groups = x.reshape(*x.shape[:-1], -1, 32)
+        d = (np.abs(groups).max(axis=-1) / 8).astype(np.float16)
+        n = np.clip(np.rint(groups / d[..., None].astype(np.float64)) + 8, 0, 15).astype(np.uint8)
+        nibbles = n[..., :16] | n[..., 16:] << 4
+        raw = np.concatenate([d[..., None].view(np.uint8), nibbles], axis=-1)
+        return raw.reshape(*x.shape[:-1], -1), ((n - 8.0) * d[..., None].astype(np.float64)).reshape(x.shape)
     bits = kind - RQ2 + 2
     blocks = quantize(x.astype(np.float32), bits)
     return blocks, dequantize(blocks, bits).astype(np.float64)
@@ -430,6 +450,53 @@ def _mask(case: Case, rng: np.random.Generator) -> npt.NDArray[np.float16] | Non
         seen &= (row > 200) & ((row < 400) | (row > 700)) & (row < case.kv - 150)
     values = np.where(seen, -distance if case.max_bias else 0.25 * rng.standard_normal(seen.shape), -np.inf)
     return np.broadcast_to(values, (case.sequences, *seen.shape)).astype(np.float16)
+
+
+@dataclass
+class RecentRows:
+    """Rows as they were before quantization: what the kernel gets, and what is right."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    mask: npt.NDArray[np.float16]  # [sequences, queries, rows], wider than the rows are many
+    k: npt.NDArray[np.float64]  # [sequences, rows, heads_kv, dim]
+    v: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, case: Case, rng: np.random.Generator) -> RecentRows:
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        exact = []
+        for name, size, shift in (("k", case.spread, 0.0), ("v", 1.0, 0.5)):
+            # of each stream a row is of none of these tokens; heads side by side
+            held = (
+                size * rng.standard_normal((case.sequences, case.held + 1, case.heads_kv, case.dim)) + shift
+            ).astype(np.float16)
+            fresh = (
+                size * rng.standard_normal((case.sequences, case.fresh, case.heads_kv, case.dim)) + shift
+            ).astype(np.float32)
+            arrays |= {name: held, f"{name}_new": fresh}
+            rows = [held[:, : case.held], fresh.astype(np.float16)]
+            exact.append(np.concatenate(rows, axis=1).astype(np.float64))
+        n = case.held + case.fresh
+        seen = rng.random((case.sequences, case.queries, n)) < 0.7
+        seen[:, :, case.held :] &= np.arange(case.fresh) <= np.arange(case.queries)[:, None]
+        near = -rng.integers(0, 30, seen.shape) if case.max_bias else 0.25 * rng.standard_normal(seen.shape)
+        mask = np.full(
+            (case.sequences, case.queries, n + 7), np.nan
+        )  # what is behind the rows is not looked at
+        mask[:, :, :n] = np.where(seen, near, -np.inf)
+        return cls(arrays, mask.astype(np.float16), exact[0], exact[1])
+
+    def call(self, case: Case) -> _Recent:
+        n = case.held + case.fresh
+        strides = {
+            f"nb_{name}": (ctypes.c_int64 * 3)(*(a.strides[i] for i in (1, 2, 0)))
+            for name, a in self.arrays.items()
+        }
+        return _Recent(
+            **{name: _at(a) for name, a in self.arrays.items()}, mask=_at(self.mask),
+            n_held=case.held, n=n, parts=-(-n // 64),
+            nb_mask=self.mask.strides[1], nb_mask3=self.mask.strides[0], **strides,
+        )  # fmt: skip
 
 
 def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
@@ -466,20 +533,29 @@ def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
     out = np.full((case.sequences, case.queries, case.heads, case.dim), np.nan, np.float32)
     held_mask = None if mask is None else np.ascontiguousarray(mask)
     kv_max = np.full(case.sequences * case.queries, case.kv_max, np.int32) if case.kv_max else None
+    recent = RecentRows.of(case, rng) if case.held + case.fresh else None
+    recent_call = None if recent is None else recent.call(case)
     rows = kernels.lib.emu_attention(
         case.dim, case.type_k, case.type_v, ctypes.byref(call), _at(q), _at(k_held), _at(v_held),
         None if held_mask is None else _at(held_mask), None if sinks is None else _at(sinks),
-        None if kv_max is None else _at(kv_max), _at(out),
+        None if kv_max is None else _at(kv_max),
+        None if recent_call is None else ctypes.byref(recent_call), _at(out),
     )  # fmt: skip
     assert rows in (64, 128, 256)  # that a CUDA block takes at once
 
     group = case.heads // case.heads_kv
+    if recent is not None:
+        k, v = np.concatenate([k, recent.k], axis=1), np.concatenate([v, recent.v], axis=1)
+        whole = np.zeros((case.sequences, case.queries, k.shape[1]), np.float16)
+        whole[:, :, : case.kv] = 0 if mask is None else mask
+        whole[:, :, case.kv :] = recent.mask[:, :, : case.held + case.fresh]
+        mask = whole
     k, v = (np.repeat(a, group, axis=2) for a in (k, v))
     scores = np.einsum("sqhd,skhd->sqhk", q.astype(np.float64), k) * case.dim**-0.5
     if case.softcap:
         scores = case.softcap * np.tanh(scores / case.softcap)
     if case.kv_max:
-        scores[..., case.kv_max :] = -np.inf
+        scores[..., case.kv_max : case.kv] = -np.inf
     if mask is not None:
         slopes = np.ones(case.heads)
         if case.max_bias:
@@ -494,7 +570,7 @@ def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
         scores = np.concatenate([scores, column], axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return out, np.einsum("sqhk,skhd->sqhd", weights[..., : case.kv], v)
+    return out, np.einsum("sqhk,skhd->sqhd", weights[..., : k.shape[1]], v)
 
 
 def _error(kernels: Kernels, case: Case) -> float:
@@ -553,6 +629,81 @@ def test_attention_shapes_and_flags(kernels: Kernels, case: Case) -> None:
     assert _error(kernels, case) < TOLERANCE
 
 
+@pytest.mark.parametrize(("type_k", "type_v"), [*PAIRS, (Q8_0, Q8_0), (Q4_0, Q4_0)])
+@pytest.mark.parametrize("dim", [128, 256])
+def test_recent_rows_beside_every_pair(kernels: Kernels, type_k: int, type_v: int, dim: int) -> None:
+    case = Case(type_k, type_v, dim, queries=2, heads=4, heads_kv=1, kv=70, held=33, fresh=2)
+    assert _error(kernels, case) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(held=33, fresh=1),
+        Case(held=1, fresh=1, kv=1),
+        Case(held=0, fresh=5, queries=5, kv=200),
+        Case(heads=2, heads_kv=2, queries=9, held=34, fresh=9),
+        Case(heads=9, heads_kv=3, queries=3, held=20, fresh=3),
+        Case(heads=24, heads_kv=2, held=65, fresh=1),  # two parts of recent rows
+        Case(heads=5, heads_kv=1, dim=256, kv=97, held=130, fresh=1),
+        Case(held=1025, fresh=2, queries=2, heads_kv=4, kv=40),
+        Case(Q4_0, Q4_0, heads=5, heads_kv=1, kv=300, parts=2, held=1024, fresh=1),
+        Case(kv=600, parts=3, mask="gap", queries=2, held=33, fresh=2),
+        Case(kv=300, mask="window", queries=4, held=40, fresh=4),
+        Case(kv=64, mask="none", held=33, fresh=1),
+        Case(sequences=3, queries=2, kv=70, held=33, fresh=2),
+        Case(heads=12, heads_kv=3, max_bias=8.0, kv=200, queries=2, held=17, fresh=2),
+        Case(softcap=5.0, spread=2.0, held=33, fresh=1),
+        Case(sinks=True, parts=2, kv=600, held=33, fresh=1),
+        Case(spread=4.0, kv=300, held=33, fresh=1),  # sharp
+        Case(spread=0.01, kv=900, held=33, fresh=1),  # flat
+    ],
+    ids=str,
+)
+def test_recent_rows_with_shapes_and_flags(kernels: Kernels, case: Case) -> None:
+    assert _error(kernels, case) < TOLERANCE
+
+
+class _Gather(ctypes.Structure):
+    _fields_ = [
+        ("dst", ctypes.c_void_p),
+        ("src", ctypes.c_void_p * 3),
+        ("nb", ctypes.c_int64 * 3 * 3),
+        ("end", ctypes.c_int32 * 3),
+        *((name, ctypes.c_int32) for name in ("first", "rows", "dim", "heads", "sequences")),
+    ]
+
+
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("converted", [False, True])
+def test_recent_rows_are_put_behind_the_cache(kernels: Kernels, dim: int, converted: bool) -> None:
+    """For upstream's kernels: f16 rows of the cache, or those that something else has converted; rows that
+    were held; rows of this batch, rounded; zeros."""
+    rng = np.random.default_rng(dim)
+    sequences, heads, counts, total = 2, 3, (11, 5, 4), 32
+    sources = [
+        rng.standard_normal((sequences, n + 2, heads, dim)).astype(np.float32 if i == 2 else np.float16)
+        for i, n in enumerate(counts)
+    ]  # rows behind each that are not wanted
+    sources[2][0, 0, 0, :2] = 1 + 2**-11, 7e4  # to even, and beyond f16
+    out = np.full((sequences, total, heads, dim), 0.5, np.float16)
+    ends = np.cumsum(counts)
+    strides = [(ctypes.c_int64 * 3)(*(a.strides[i] for i in (1, 2, 0))) for a in sources]
+    call = _Gather(
+        _at(out), (ctypes.c_void_p * 3)(*(a.ctypes.data for a in sources)), (ctypes.c_int64 * 3 * 3)(*strides),
+        (ctypes.c_int32 * 3)(*ends), counts[0] if converted else 0, total, dim, heads, sequences,
+    )  # fmt: skip
+    kernels.lib.emu_gather(ctypes.byref(call))
+    with np.errstate(over="ignore"):
+        parts = [a[:, :n].astype(np.float16) for a, n in zip(sources, counts, strict=True)]
+    expected = np.concatenate(
+        [*parts, np.zeros((sequences, total - ends[-1], heads, dim), np.float16)], axis=1
+    )
+    if converted:
+        expected[:, : counts[0]] = 0.5
+    assert np.array_equal(out, expected)
+
+
 @pytest.mark.parametrize("type_v", [RQ3, RQ4, Q8_0])
 @pytest.mark.parametrize("kv", [60, 900])
 def test_rows_of_v_may_differ_in_size(kernels: Kernels, type_v: int, kv: int) -> None:
@@ -573,6 +724,12 @@ MUTATIONS = [
     ("rq-fattn-kv.cuh", "sum.x[l] *= 256;", "sum.x[l] = 0;"),
     ("rq-fattn-kv.cuh", "^ 0x80808080", ""),
     ("rq-fattn.cuh", "s[i/16][i/8%2*2 + c]", "s[i/16][c*2 + i/8%2]"),
+    # the case below has recent rows
+    ("rq-fattn.cuh", "(row - n_held)*nb_fresh", "row*nb_fresh"),
+    ("rq-fattn.cuh", "head_kv*recent.nb_v[1]", "0*recent.nb_v[1]"),
+    ("rq-fattn.cuh", "if constexpr (!scaled)", "if constexpr (scaled)"),
+    ("rq-fattn.cuh", "(is_recent ? recent.nb_mask : nb31)", "nb31"),
+    ("rq-fattn.cuh", "const int step = parts*", "const int step = gridDim.y*"),
 ]
 
 
@@ -591,5 +748,5 @@ def test_a_planted_mistake_is_found(tmp_path: Path, file: str, old: str, new: st
     same = np.array_equal(wrong.quantize(x, 3), blocks) and _same_bits(
         wrong.dequantize(blocks, 3), dequantize(blocks, 3)
     )
-    case = Case(queries=2, kv=150, outlier=20.0)
+    case = Case(queries=2, kv=700, outlier=20.0, held=33, fresh=2)
     assert not same or _error(wrong, case) > 5 * TOLERANCE

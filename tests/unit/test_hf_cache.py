@@ -122,7 +122,7 @@ def test_more_bits_lose_less(models: dict[str, Any], kind: Any, implementation: 
         dense = model(**inputs).logits[seen]
         lost = [
             (model(**inputs, **{NAME: kind(bits, recent=0)}).logits[seen] - dense).square().mean()
-            for bits in (2, 3, 4)
+            for bits in (2, 3, 4, 5)
         ]
     model.set_attn_implementation("sdpa")
     assert lost[0] > 2 * lost[1] > 4 * lost[2] > 0
@@ -312,7 +312,7 @@ def test_a_profile_changes_only_what_is_lost(
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda config: IsoQuantCache(5), "no code of 5 bits"),
+        (lambda config: IsoQuantCache(6), "no code of 6 bits"),
         (lambda config: IsoQuantCache(3, 16), "no code of 16 bits"),
         (lambda config: IsoQuantCache(recent=-1), "at least 0"),
         (lambda config: IsoQuantCache(profile="weights"), "takes the model's configuration"),

@@ -20,3 +20,6 @@ bool llama_rq_device_knows(ggml_backend_dev_t dev, ggml_type type);
 // What a device cannot do with a cache of these types, as part of a sentence; empty if it can store rows and attend to them.
 // The scheduler would move such operations to the CPU without a word, or find no place for them and abort.
 std::string llama_rq_device_lacks(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, bool flash_attn);
+
+// whether the device can attend to rows in f16 beside a cache of these types (llama-rq-recent.h), with one token and with a prompt
+bool llama_rq_device_holds_recent(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape);

@@ -77,6 +77,22 @@ extern "C" void emu_get_rows(int bits, int64_t n, const char * src, const char *
     });
 }
 
+// ggml_cuda_rq_gather as Python has it
+struct gather {
+    half       * dst;
+    const char * src[3];
+    int64_t      nb[3][3];
+    int32_t      end[3], first, rows, D, heads, sequences;
+};
+
+extern "C" void emu_gather(const gather * g) {
+    ggml_cuda_rq_gather a = { g->dst, { g->src[0], g->src[1], g->src[2] }, {}, { g->end[0], g->end[1], g->end[2] }, g->first, g->rows, g->D,
+        init_fastdiv_values(g->heads), init_fastdiv_values(g->rows - g->first) };
+    memcpy(a.nb, g->nb, sizeof(a.nb));
+    const int64_t n = (int64_t) (g->rows - g->first)*g->heads*g->sequences;
+    run(n, [&]() { ggml_cuda_rq_gather_kernel(a, n); });
+}
+
 extern "C" void emu_rotate(int n, const ggml_cuda_rq_jobs * jobs) {
     int64_t rows = 0;
     for (int i = 0; i < jobs->n; i++) {
@@ -158,6 +174,12 @@ struct attention {
 
 static ggml_cuda_rq_fa_kernel find(int type_k, int head_dim, int type_v) {
     const ggml_type v = (ggml_type) type_v;
+    if (type_k == type_v && type_k == GGML_TYPE_Q8_0) {
+        return ggml_cuda_rq_fa_find_same<ggml_cuda_rq_kv_q8_0>(head_dim);
+    }
+    if (type_k == type_v && type_k == GGML_TYPE_Q4_0) {
+        return ggml_cuda_rq_fa_find_same<ggml_cuda_rq_kv_q4_0>(head_dim);
+    }
     switch (type_k) {
         case GGML_TYPE_F16:     return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_f16,  false>(head_dim, v);
         case GGML_TYPE_Q8_0:    return ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_q8_0, false>(head_dim, v);
@@ -186,21 +208,25 @@ extern "C" void emu_combine(int n, const float * parts, const float2 * meta, flo
     combine(n, parts, meta, dst, rows, n_parts, family, mode);
 }
 
-// dst: [D, heads, queries, sequences]
+// dst: [D, heads, queries, sequences]; recent: null without recent rows
 // returns the rows of a pass, or 0 when there is no such kernel
 extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attention * a, const char * q, const char * k, const char * v,
-        const char * mask, const char * sinks, const int32_t * kv_max, float * dst) {
+        const char * mask, const char * sinks, const int32_t * kv_max, const ggml_cuda_rq_recent * recent, float * dst) {
     const ggml_cuda_rq_fa_kernel kernel = find(type_k, head_dim, type_v);
     if (!kernel.kernel) {
         return 0;
     }
-    if (kernel.nb_shared > SHARED_BYTES) {
+    const ggml_cuda_rq_recent none = {};
+    const ggml_cuda_rq_recent rows_of = recent ? *recent : none;
+    const size_t nb_shared = recent ? kernel.nb_recent : kernel.nb_shared;
+    if (nb_shared > SHARED_BYTES) {
         abort();
     }
+    const int parts = a->parts + rows_of.parts;
     const int  group   = a->heads/a->heads_kv;
     const int  heads   = ggml_cuda_rq_fa_heads(group);
     const int  queries = GGML_CUDA_RQ_FA_COLS/heads;
-    const dim3 grid    = { (uint32_t) ((a->queries + queries - 1)/queries), (uint32_t) a->parts,
+    const dim3 grid    = { (uint32_t) ((a->queries + queries - 1)/queries), (uint32_t) parts,
                            (uint32_t) ((group + heads - 1)/heads*a->heads_kv*a->sequences) };
 
     const uint32_t n_head_log2 = 1u << (uint32_t) floorf(log2f((float) a->heads));
@@ -208,18 +234,19 @@ extern "C" int emu_attention(int head_dim, int type_k, int type_v, const attenti
     const float    m1 = powf(2.0f, -(a->max_bias / 2.0f)/n_head_log2);
 
     const size_t rows = (size_t) a->queries*a->heads*a->sequences;
-    std::vector<float>  part(rows*a->parts*head_dim, NAN);
-    std::vector<float2> meta(rows*a->parts, float2{ NAN, NAN });
+    std::vector<float>  part(rows*parts*head_dim, NAN);
+    std::vector<float2> meta(rows*parts, float2{ NAN, NAN });
 
     emulator::launch(grid, { 32, GGML_CUDA_RQ_FA_WARPS, 1 }, [&]() {
         kernel.kernel(q, k, v, mask, sinks, kv_max, part.data(), meta.data(),
             a->softcap != 0.0f ? a->scale/a->softcap : a->scale, a->max_bias, m0, m1, n_head_log2, a->softcap,
             head_dim, uint3{ 0, 0, (uint32_t) a->queries }, a->heads, a->sequences, a->nb_q[0], a->nb_q[1], a->nb_q[2],
             head_dim, a->kv, a->heads_kv, a->sequences, a->nb_k[0], a->nb_k[1], a->nb_k3, a->nb_v[0], a->nb_v[1], a->nb_v3,
-            a->queries, 1, a->mask_sequences, a->nb_mask, a->nb_mask*a->queries, (int64_t) a->nb_mask*a->queries);
+            a->queries, 1, a->mask_sequences, a->nb_mask, a->nb_mask*a->queries, (int64_t) a->nb_mask*a->queries,
+            rows_of);
     }, []() { memset(ggml_cuda_rq_fa_shared, 0xFF, sizeof(ggml_cuda_rq_fa_shared)); });
 
-    combine(head_dim, part.data(), meta.data(), dst, rows, a->parts, -1, 0);
+    combine(head_dim, part.data(), meta.data(), dst, rows, parts, -1, 0);
     return kernel.rows;
 }
 

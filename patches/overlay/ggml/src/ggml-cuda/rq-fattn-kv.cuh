@@ -206,6 +206,11 @@ struct ggml_cuda_rq_kv_q8_0 {
         for (int r = 0; r < 4; ++r) {
             v[r] = row[r](offsetof(block_q8_0, qs) + 4*g);
         }
+        side_by_side(v, x);
+    }
+
+    // bytes of four rows
+    static __device__ __forceinline__ void side_by_side(const uint32_t (&v)[4], uint32_t (&x)[words_v]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const uint32_t pick = i == 0 ? 0x5140 : 0x7362;
@@ -219,6 +224,35 @@ struct ggml_cuda_rq_kv_q8_0 {
     static __device__ __forceinline__ uint32_t bytes_v(const uint32_t (&x)[words_v], const int i, const int k, const uint32_t) { return x[2*i + k]; }
 
     static constexpr __device__ int tile(const int b, const int i) { return b/4*8 + b%2*4 + b/2%2*2 + i; }
+};
+
+// a byte holds values i and i + 16, plus 8 each
+struct ggml_cuda_rq_kv_q4_0 : ggml_cuda_rq_kv_q8_0 {
+    static constexpr int bytes = sizeof(block_q4_0);
+    static constexpr int d_at  = offsetof(block_q4_0, d);
+
+    static constexpr __host__ __device__ int row_bytes(const int D) { return D/values*bytes; }
+
+    // the low nibbles less 8, as int8
+    static __device__ __forceinline__ uint32_t signed_bytes(const uint32_t n) {
+        return ((n & 0x0F0F0F0F) + 0x78787878) ^ 0x80808080;
+    }
+
+    static __device__ __forceinline__ void unpack_k(
+            const ggml_cuda_rq_load_shared & row, const int t, const uint32_t, uint32_t (&k)[values/16]) {
+        const uint32_t n = row(offsetof(block_q4_0, qs) + 4*t);
+        k[0] = signed_bytes(n);
+        k[1] = signed_bytes(n >> 4);
+    }
+
+    static __device__ __forceinline__ void unpack_v(const ggml_cuda_rq_load_shared (&row)[4], const int g, uint32_t (&x)[words_v]) {
+        uint32_t v[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            v[r] = signed_bytes(row[r](offsetof(block_q4_0, qs) + 4*(g%4), 4*(g/4)));
+        }
+        side_by_side(v, x);
+    }
 };
 
 struct ggml_cuda_rq_kv_f16 {

@@ -14,11 +14,11 @@
 template <typename F>
 static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * rq2, F * rq3, F * rq4) {
     F * const ours[] = { rq2, rq3, rq4 };
-    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) && !ggml_rq_is_for_cpu(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
 }
 
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    const auto find = ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0,
+    const auto find = type_k == GGML_TYPE_Q4_0 ? ggml_cuda_rq_fa_find_q4_0 : ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0,
         ggml_cuda_rq_fa_find_rq2, ggml_cuda_rq_fa_find_rq3, ggml_cuda_rq_fa_find_rq4);
     return find ? find(head_dim, type_v) : ggml_cuda_rq_fa_kernel{};
 }
@@ -40,14 +40,14 @@ static bool ggml_cuda_rq_fa_has_ours(const ggml_tensor * dst) {
 // whether a kernel of ours would be the right one, if there is one
 static bool ggml_cuda_rq_fa_is_for_us(const ggml_tensor * dst) {
     const int64_t queries = GGML_CUDA_RQ_FA_COLS/ggml_cuda_rq_fa_heads_of(dst); // of a CUDA block
-    return ggml_cuda_rq_fa_has_ours(dst) && dst->src[0]->ne[1] <= GGML_CUDA_RQ_FA_MAX_TILES*queries;
+    return (ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst)) && dst->src[0]->ne[1] <= GGML_CUDA_RQ_FA_MAX_TILES*queries;
 }
 
 // the vector kernel for this node, or nullptr: it takes a column at a time, and rows without a check for the last of them
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_for(const int device, const ggml_tensor * dst) {
     const ggml_tensor * Q = dst->src[0];
     const ggml_tensor * K = dst->src[1];
-    if (!ggml_cuda_rq_fa_has_ours(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
+    if (!ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
         return nullptr;
     }
     return ggml_cuda_rq_fa_vec_find(Q->ne[0], K->type, dst->src[2]->type);
@@ -59,8 +59,10 @@ bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
     const ggml_tensor * V    = dst->src[2];
     const ggml_tensor * mask = dst->src[3];
 
-    for (const ggml_tensor * t : { K, V }) { // not the address: where memory is planned there is none yet
-        if (t->type == GGML_TYPE_F16 && (t->nb[1] % 16 != 0 || t->nb[2] % 16 != 0 || t->nb[3] % 16 != 0 || t->view_offs % 16 != 0)) {
+    for (const int i : { 1, 2, (int) GGML_RQ_RECENT_K, (int) GGML_RQ_RECENT_V, (int) GGML_RQ_RECENT_K_NEW, (int) GGML_RQ_RECENT_V_NEW }) {
+        const ggml_tensor * t = dst->src[i];
+        // not the address: where memory is planned there is none yet
+        if (t && !ggml_is_quantized(t->type) && (t->nb[1] % 16 != 0 || t->nb[2] % 16 != 0 || t->nb[3] % 16 != 0 || t->view_offs % 16 != 0)) {
             return false;
         }
     }
@@ -72,13 +74,49 @@ bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
             ggml_cuda_rq_fa_find(Q->ne[0], K->type, V->type).kernel != nullptr);
 }
 
+size_t ggml_cuda_rq_flash_attn_size(const int device, const ggml_tensor * dst) {
+    return ggml_cuda_rq_use_flash_attn(device, dst) ? ggml_nbytes(dst) : ggml_rq_has_recent(dst) ? ggml_cuda_rq_recent_size(dst) : 0;
+}
+
 void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
     static bool warned = false;
-    if (!warned && dst->src[0]->ne[1] == 1 && ggml_cuda_rq_fa_has_ours(dst)) {
+    if (!warned && dst->src[0]->ne[1] == 1 && (ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst))) {
         warned = true;
         GGML_LOG_WARN("%s: no attention kernel for K in %s and V in %s at head_dim %d on this device: they are converted to f16 for every token (slow)\n",
             __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type), (int) dst->src[0]->ne[0]);
     }
+}
+
+// rows of a CUDA block in one pass
+#define GGML_CUDA_RQ_FA_RECENT_PASS (GGML_CUDA_RQ_FA_RECENT_ROWS*GGML_CUDA_RQ_FA_WARPS)
+
+static ggml_cuda_rq_recent ggml_cuda_rq_fa_make_recent(const ggml_tensor * dst) {
+    ggml_cuda_rq_recent res = {};
+    if (!ggml_rq_has_recent(dst)) {
+        return res;
+    }
+    const ggml_tensor * k     = dst->src[GGML_RQ_RECENT_K];
+    const ggml_tensor * v     = dst->src[GGML_RQ_RECENT_V];
+    const ggml_tensor * k_new = dst->src[GGML_RQ_RECENT_K_NEW];
+    const ggml_tensor * v_new = dst->src[GGML_RQ_RECENT_V_NEW];
+    const ggml_tensor * mask  = dst->src[GGML_RQ_RECENT_MASK];
+    res.k        = (const char *) k->data;
+    res.v        = (const char *) v->data;
+    res.k_new    = (const char *) k_new->data;
+    res.v_new    = (const char *) v_new->data;
+    res.mask     = (const char *) mask->data;
+    res.n_held   = k->ne[1];
+    res.n        = k->ne[1] + k_new->ne[1];
+    res.parts    = (res.n + GGML_CUDA_RQ_FA_RECENT_PASS - 1)/GGML_CUDA_RQ_FA_RECENT_PASS;
+    res.nb_mask  = mask->nb[1];
+    res.nb_mask3 = mask->ne[3] == 1 ? 0 : mask->nb[3];
+    for (int i = 0; i < 3; ++i) {
+        res.nb_k[i]     = k->nb[i + 1];
+        res.nb_v[i]     = v->nb[i + 1];
+        res.nb_k_new[i] = k_new->nb[i + 1];
+        res.nb_v_new[i] = v_new->nb[i + 1];
+    }
+    return res;
 }
 
 // rot: the rotation of the output, to be written in place of it, or nullptr
@@ -97,10 +135,14 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
     const int64_t tiles_z = (group + heads - 1)/heads*K->ne[2]*Q->ne[3];
 
     k.prepare();
+    const ggml_cuda_rq_recent recent = ggml_cuda_rq_fa_make_recent(dst);
+    const int nb_shared = recent.parts > 0 ? k.nb_recent : k.nb_shared;
     int per_sm = 0;
-    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k.kernel, WARP_SIZE*GGML_CUDA_RQ_FA_WARPS, k.nb_shared));
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k.kernel, WARP_SIZE*GGML_CUDA_RQ_FA_WARPS, nb_shared));
     GGML_ASSERT(per_sm > 0);
-    const int parts = ggml_cuda_rq_parts(tiles_x*tiles_z, (int64_t) per_sm*ggml_cuda_info().devices[ctx.device].nsm, (K->ne[1] + k.rows - 1)/k.rows);
+    const int64_t tiles  = tiles_x*tiles_z;
+    const int64_t places = (int64_t) per_sm*ggml_cuda_info().devices[ctx.device].nsm - tiles*recent.parts; // those for recent rows beside the others
+    const int     parts  = ggml_cuda_rq_parts(tiles, std::max<int64_t>(places, 1), (K->ne[1] + k.rows - 1)/k.rows) + recent.parts;
 
     const int64_t rows = ggml_nrows(dst);
     ggml_cuda_pool_alloc<float>  part(ctx.pool());
@@ -125,14 +167,15 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
     const float    m1 = powf(2.0f, -max_bias/2.0f/n_head_log2);
 
     const dim3 warps(WARP_SIZE, GGML_CUDA_RQ_FA_WARPS, 1);
-    ggml_cuda_kernel_launch(k.kernel, ggml_cuda_kernel_launch_params(dim3(tiles_x, parts, tiles_z), warps, k.nb_shared, ctx.stream()),
+    ggml_cuda_kernel_launch(k.kernel, ggml_cuda_kernel_launch_params(dim3(tiles_x, parts, tiles_z), warps, nb_shared, ctx.stream()),
         (const char *) Q->data, (const char *) K->data, (const char *) V->data, mask ? (const char *) mask->data : nullptr,
         sinks ? (const char *) sinks->data : nullptr, (const int *) nullptr, combine ? part.ptr : (float *) dst->data, meta.ptr,
         scale, max_bias, m0, m1, n_head_log2, logit_softcap,
         Q->ne[0], init_fastdiv_values(Q->ne[1]), Q->ne[2], Q->ne[3], Q->nb[1], Q->nb[2], Q->nb[3],
         K->ne[0], K->ne[1], K->ne[2], K->ne[3], K->nb[1], K->nb[2], K->nb[3],
         V->nb[1], V->nb[2], V->nb[3],
-        mask ? mask->ne[1] : 0, mask ? mask->ne[2] : 0, mask ? mask->ne[3] : 0, mask ? mask->nb[1] : 0, mask ? mask->nb[2] : 0, mask ? mask->nb[3] : 0);
+        mask ? mask->ne[1] : 0, mask ? mask->ne[2] : 0, mask ? mask->ne[3] : 0, mask ? mask->nb[1] : 0, mask ? mask->nb[2] : 0, mask ? mask->nb[3] : 0,
+        recent);
     if (combine) {
         const int32_t hint = rot ? ggml_get_op_params_i32(rot, 1) : 0;
         ggml_cuda_kernel_launch(ggml_cuda_rq_combine_kernel<D>, ggml_cuda_rq_launch_params(rows, ctx.stream()),

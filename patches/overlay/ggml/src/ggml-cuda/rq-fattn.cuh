@@ -66,6 +66,8 @@ struct ggml_cuda_rq_fa_copy {
 
 // ---- sizes ----
 
+#define GGML_CUDA_RQ_FA_RECENT_ROWS 16 // recent ones of a warp in one pass
+
 template <int D, typename KC, typename VC>
 struct ggml_cuda_rq_fa {
     typedef ggml_cuda_rq_fa_copy<D, KC> copy_k;
@@ -84,7 +86,10 @@ struct ggml_cuda_rq_fa {
 
     static constexpr int nb_result = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(D + 2)*4;
     static constexpr int nb_shared = nb_loop(rows) > nb_result ? nb_loop(rows) : nb_result;
-    static_assert(nb_shared <= 64*1024, "too much shared memory");
+    static constexpr int words_recent = GGML_CUDA_RQ_FA_RECENT_ROWS*ggml_cuda_rq_fa_copy<D, ggml_cuda_rq_kv_f16>::stride; // of a warp
+    static constexpr int nb_rows      = nb_queries + GGML_CUDA_RQ_FA_WARPS*words_recent*4;
+    static constexpr int nb_recent    = nb_shared > nb_rows ? nb_shared : nb_rows;
+    static_assert(nb_recent <= 64*1024, "too much shared memory");
 };
 
 // a row of D values of Q times scale, as a column of the fragments; returns what products with K are to be multiplied by
@@ -144,6 +149,163 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_hide(
     }
 }
 
+// makes weights of the products s of rows row0 + g and so on with the columns; maxima, sums and results so far are brought to the new
+// maxima. Returns what this lane's weights add up to.
+template <int D, int rows>
+static __device__ __forceinline__ float ggml_cuda_rq_fa_weights(
+        float (&s)[rows/16][4], float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[D/16], const ggml_cuda_rq_fa_column (&col)[2],
+        const float logit_softcap, const char * mask, const int row0, const int g, const int n_kv) {
+    if (logit_softcap != 0.0f) {
+#pragma unroll
+        for (int i = 0; i < rows/4; ++i) {
+            s[i/4][i%4] = tanhf(col[i%2].scale*s[i/4][i%4]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < rows/4; ++i) {
+        s[i/4][i%4] *= col[i%2].factor;
+    }
+    if (row0 + rows > n_kv) {
+        ggml_cuda_rq_fa_hide<rows, false>(s, mask, col, row0 + g, n_kv);
+    } else if (mask) {
+        ggml_cuda_rq_fa_hide<rows, true >(s, mask, col, row0 + g, n_kv);
+    }
+
+    float m_new[2] = { m[0], m[1] };
+#pragma unroll
+    for (int i = 0; i < rows/4; ++i) {
+        m_new[i%2] = fmaxf(m_new[i%2], s[i/4][i%4]);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#pragma unroll
+        for (int offset = 4; offset < WARP_SIZE; offset *= 2) {
+            m_new[c] = fmaxf(m_new[c], __shfl_xor_sync(0xFFFFFFFF, m_new[c], offset, WARP_SIZE));
+        }
+    }
+    if (__any_sync(0xFFFFFFFF, m_new[0] > m[0] || m_new[1] > m[1])) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            const float f = exp2f(m[c] - m_new[c]);
+            m[c]  = m_new[c];
+            l[c] *= f;
+#pragma unroll
+            for (int i = 0; i < D/16; ++i) {
+                o[i].x[c]     *= f;
+                o[i].x[c + 2] *= f;
+            }
+        }
+    }
+
+    float sum[2] = { 0.0f, 0.0f };
+#pragma unroll
+    for (int i = 0; i < rows/4; ++i) {
+        s[i/4][i%4] = exp2f(s[i/4][i%4] - m[i%2]);
+        sum[i%2] += s[i/4][i%4];
+    }
+    l[0] += sum[0];
+    l[1] += sum[1];
+    return sum[0] + sum[1];
+}
+
+// ---- recent rows ----
+
+// The newest and first tokens as they were before quantization (ggml-rq-types.h): those that were held in f16 and behind them
+// those of this batch in f32, which are rounded. CUDA blocks of their own take them, parts of the split as any others.
+struct ggml_cuda_rq_recent {
+    const char * k; // f16 [D, n_held, heads of K, sequences]
+    const char * v;
+    const char * k_new; // f32 [D, n - n_held, heads of K, sequences]
+    const char * v_new;
+    const char * mask; // f16 [n, queries, 1, sequences]
+    int32_t      n_held;
+    int32_t      n;
+    int32_t      parts; // 0: there are no such rows
+    int32_t      nb_mask;
+    int64_t      nb_mask3;
+    int64_t      nb_k[3]; // of a row, a head, a sequence
+    int64_t      nb_v[3];
+    int64_t      nb_k_new[3];
+    int64_t      nb_v_new[3];
+};
+
+// rows row0 and so on of a head to shared memory, zeros behind the last
+template <int D>
+static __device__ __forceinline__ void ggml_cuda_rq_fa_load_recent(
+        uint32_t * tile, const char * held, const int64_t nb_held, const char * fresh, const int64_t nb_fresh,
+        const int n_held, const int n, const int row0, const int lane) {
+    typedef ggml_cuda_rq_fa_copy<D, ggml_cuda_rq_kv_f16> copy;
+    const int piece = lane % copy::lanes; // of 8 values
+    if (piece >= copy::pieces) {
+        return;
+    }
+    for (int i = lane/copy::lanes; i < GGML_CUDA_RQ_FA_RECENT_ROWS; i += copy::step) {
+        const int row = row0 + i;
+        __align__(16) uint32_t x[4] = { 0, 0, 0, 0 };
+        if (row < n_held) {
+            ggml_cuda_memcpy_1<16>(x, held + row*nb_held + 16*piece);
+        } else if (row < n) {
+            __align__(16) float f[8];
+            const char * from = fresh + (row - n_held)*nb_fresh + 32*piece;
+            ggml_cuda_memcpy_1<16>(f,     from);
+            ggml_cuda_memcpy_1<16>(f + 4, from + 16);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const half2 h = make_half2(__float2half_rn(f[2*j]), __float2half_rn(f[2*j + 1]));
+                memcpy(&x[j], &h, sizeof(h));
+            }
+        }
+        ggml_cuda_memcpy_1<16>(tile + i*copy::stride + 4*piece, x);
+    }
+}
+
+// What a warp of part i of these has of the columns, as from rows of the cache; scaled: o is to be times GGML_CUDA_RQ_FA_P_SCALE. query
+// and columns as the kernel has them, query of f16 and masks within that of these rows.
+template <int D, bool scaled>
+static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
+        float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[D/16], const ggml_cuda_rq_recent & recent, uint32_t * tile,
+        const uint32_t * query, const ggml_cuda_rq_fa_column * columns, const float logit_softcap,
+        const int head_kv, const int sequence, const int i, const int warp, const int lane) {
+    constexpr int rows   = GGML_CUDA_RQ_FA_RECENT_ROWS;
+    constexpr int stride = ggml_cuda_rq_fa_copy<D, ggml_cuda_rq_kv_f16>::stride;
+    const int g = lane/4;
+    const int t = lane%4;
+
+    const char * k     = recent.k     + head_kv*recent.nb_k[1]     + sequence*recent.nb_k[2];
+    const char * v     = recent.v     + head_kv*recent.nb_v[1]     + sequence*recent.nb_v[2];
+    const char * k_new = recent.k_new + head_kv*recent.nb_k_new[1] + sequence*recent.nb_k_new[2];
+    const char * v_new = recent.v_new + head_kv*recent.nb_v_new[1] + sequence*recent.nb_v_new[2];
+    const char * mask  = recent.mask  + sequence*recent.nb_mask3;
+    const ggml_cuda_rq_fa_column col[2] = { columns[2*t], columns[2*t + 1] };
+
+    for (int row0 = (i*GGML_CUDA_RQ_FA_WARPS + warp)*rows; row0 < recent.n; row0 += recent.parts*GGML_CUDA_RQ_FA_WARPS*rows) {
+        bool live = false; // whether any column sees any of these rows
+        for (int c = lane/rows; c < GGML_CUDA_RQ_FA_COLS; c += WARP_SIZE/rows) {
+            const int row = row0 + lane%rows;
+            live = live || (row < recent.n && __half2float(((const half *) (mask + columns[c].mask))[row]) > -FLT_MAX);
+        }
+        if (!__any_sync(0xFFFFFFFF, live)) {
+            continue;
+        }
+        ggml_cuda_rq_fa_load_recent<D>(tile, k, recent.nb_k[0], k_new, recent.nb_k_new[0], recent.n_held, recent.n, row0, lane);
+        ggml_cuda_syncwarp();
+        float s[rows/16][4];
+        ggml_cuda_rq_fa_dots<D, rows, ggml_cuda_rq_kv_f16>(s, tile, stride, 0, query, g, t, 0);
+        ggml_cuda_rq_fa_weights<D, rows>(s, m, l, o, col, logit_softcap, mask, row0, g, recent.n);
+        ggml_cuda_syncwarp();
+        ggml_cuda_rq_fa_load_recent<D>(tile, v, recent.nb_v[0], v_new, recent.nb_v_new[0], recent.n_held, recent.n, row0, lane);
+        ggml_cuda_syncwarp();
+        ggml_cuda_rq_fa_mad<D, rows, ggml_cuda_rq_kv_f16>(o, tile, stride, 0, 0, 0, s, g, t, 0);
+        ggml_cuda_syncwarp();
+    }
+    if constexpr (!scaled) {
+#pragma unroll
+        for (int j = 0; j < D/4; ++j) {
+            o[j/4].x[j%4] *= 1.0f/GGML_CUDA_RQ_FA_P_SCALE;
+        }
+    }
+}
+
 // ---- the kernel ----
 
 template <int D, typename KC, typename VC>
@@ -158,7 +320,8 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
                             const int32_t nb11, const int32_t nb12, const int64_t nb13,
                             const int32_t nb21, const int32_t nb22, const int64_t nb23,
                             const int32_t ne31, const int32_t ne32, const int32_t ne33,
-                            const int32_t nb31, const int32_t nb32, const int64_t nb33) {
+                            const int32_t nb31, const int32_t nb32, const int64_t nb33,
+        const ggml_cuda_rq_recent recent) {
     ggml_cuda_pdl_lc();
 #if defined(FLASH_ATTN_AVAILABLE) && defined(TURING_MMA_AVAILABLE)
     typedef ggml_cuda_rq_fa<D, KC, VC> fa;
@@ -180,6 +343,8 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     const int head_g    = blockIdx.z%nz*heads; // first head within its group
     const int head0     = head_kv*gqa_ratio + head_g;
     const int query0    = blockIdx.x*(GGML_CUDA_RQ_FA_COLS/heads);
+    const int parts     = gridDim.y - recent.parts; // that share the rows of the cache
+    const bool is_recent = (int) blockIdx.y >= parts;
     const auto is_valid = [&](const int c) { return query0 + c/heads < (int) ne01.z && head_g + c%heads < gqa_ratio; };
 
     Q += (int64_t) nb03*sequence;
@@ -198,13 +363,14 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         const bool  valid   = is_valid(c);
         const int   head    = head0 + c%heads;
         const int   at      = query0 + c/heads;
-        const float q_scale = ggml_cuda_rq_fa_query<D, KC>((char *) (q_all + c*fa::words_query),
-            (const float *) (Q + (int64_t) nb02*head + (int64_t) nb01*at), valid, scale, lane);
+        const float * q     = (const float *) (Q + (int64_t) nb02*head + (int64_t) nb01*at);
+        const float q_scale = is_recent ? ggml_cuda_rq_fa_query<D, ggml_cuda_rq_kv_f16>((char *) (q_all + c*fa::words_query), q, valid, scale, lane) :
+            ggml_cuda_rq_fa_query<D, KC>((char *) (q_all + c*fa::words_query), q, valid, scale, lane);
         if (lane == 0) {
             columns[c].scale  = q_scale;
             columns[c].factor = log2e*(logit_softcap == 0.0f ? q_scale : logit_softcap);
             columns[c].slope  = valid ? log2e*get_alibi_slope(max_bias, head, n_head_log2, m0, m1) : log2e;
-            columns[c].mask   = nb31*(valid ? at : query0);
+            columns[c].mask   = (is_recent ? recent.nb_mask : nb31)*(valid ? at : query0);
         }
     }
     __syncthreads();
@@ -225,6 +391,11 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     float l[2] = { 0.0f, 0.0f }; // sums, of this lane's rows alone
     ggml_cuda_rq_tile_c o[D/16];
 
+    if (is_recent) { // before the loop, which then has nothing to do, so that the loop keeps its registers
+        ggml_cuda_rq_fa_attend_recent<D, VC::is_f16>(m, l, o, recent, shared + fa::nb_queries/4 + warp*fa::words_recent,
+            q_all + g*fa::words_query + t*(D/8), columns, logit_softcap, head_kv, sequence, (int) blockIdx.y - parts, warp, lane);
+    }
+
     // whether any query sees any row of a pass; what is masked for all is not read
     const int n_masks = mask ? min(GGML_CUDA_RQ_FA_COLS/heads, (int) ne01.z - query0) : 0;
     const auto is_live = [&](const int row0) {
@@ -240,7 +411,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         }
         return __any_sync(0xFFFFFFFF, live) != 0;
     };
-    const int step = gridDim.y*GGML_CUDA_RQ_FA_WARPS*fa::rows;
+    const int step = parts*GGML_CUDA_RQ_FA_WARPS*fa::rows;
     const auto next_live = [&](int row0) {
         while (row0 < n_kv && !is_live(row0)) {
             row0 += step;
@@ -254,7 +425,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     const char * src_k  = copy_k::first(K, nb11, lane);
     const char * src_v  = copy_v::first(V, nb21, lane);
 
-    int row0 = next_live((blockIdx.y*GGML_CUDA_RQ_FA_WARPS + warp)*fa::rows);
+    int row0 = is_recent ? n_kv : next_live((blockIdx.y*GGML_CUDA_RQ_FA_WARPS + warp)*fa::rows);
     copy_k::template start<fa::rows>(tile_k, src_k + (int64_t) row0*nb11, nb11, n_kv - row0, lane);
     copy_v::template start<fa::rows>(tile_v, src_v + (int64_t) row0*nb21, nb21, n_kv - row0, lane);
 
@@ -270,60 +441,11 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         copy_k::template start<fa::rows>(tile_k, src_k + (int64_t) row0_next*nb11, nb11, n_kv - row0_next, lane);
 
         const ggml_cuda_rq_fa_column col[2] = { columns[2*t], columns[2*t + 1] };
-        if (logit_softcap != 0.0f) {
-#pragma unroll
-            for (int i = 0; i < fa::rows/4; ++i) {
-                s[i/4][i%4] = tanhf(col[i%2].scale*s[i/4][i%4]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < fa::rows/4; ++i) {
-            s[i/4][i%4] *= col[i%2].factor;
-        }
-        if (row0 + fa::rows > n_kv) {
-            ggml_cuda_rq_fa_hide<fa::rows, false>(s, mask, col, row0 + g, n_kv);
-        } else if (mask) {
-            ggml_cuda_rq_fa_hide<fa::rows, true >(s, mask, col, row0 + g, n_kv);
-        }
-
-        float m_new[2] = { m[0], m[1] };
-#pragma unroll
-        for (int i = 0; i < fa::rows/4; ++i) {
-            m_new[i%2] = fmaxf(m_new[i%2], s[i/4][i%4]);
-        }
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-#pragma unroll
-            for (int offset = 4; offset < WARP_SIZE; offset *= 2) {
-                m_new[c] = fmaxf(m_new[c], __shfl_xor_sync(0xFFFFFFFF, m_new[c], offset, WARP_SIZE));
-            }
-        }
-        if (__any_sync(0xFFFFFFFF, m_new[0] > m[0] || m_new[1] > m[1])) {
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const float f = exp2f(m[c] - m_new[c]);
-                m[c]  = m_new[c];
-                l[c] *= f;
-#pragma unroll
-                for (int i = 0; i < D/16; ++i) {
-                    o[i].x[c]     *= f;
-                    o[i].x[c + 2] *= f;
-                }
-            }
-        }
-
-        float sum[2] = { 0.0f, 0.0f };
-#pragma unroll
-        for (int i = 0; i < fa::rows/4; ++i) {
-            s[i/4][i%4] = exp2f(s[i/4][i%4] - m[i%2]);
-            sum[i%2] += s[i/4][i%4];
-        }
-        l[0] += sum[0];
-        l[1] += sum[1];
+        const float sum = ggml_cuda_rq_fa_weights<D, fa::rows>(s, m, l, o, col, logit_softcap, mask, row0, g, n_kv);
 
         ggml_cuda_rq_copy_wait<1>(); // V is there
         ggml_cuda_syncwarp();
-        if (__any_sync(0xFFFFFFFF, sum[0] + sum[1] > GGML_CUDA_RQ_FA_P_MIN)) {
+        if (__any_sync(0xFFFFFFFF, sum > GGML_CUDA_RQ_FA_P_MIN)) {
             ggml_cuda_rq_fa_mad<D, fa::rows, VC>(o, tile_v, copy_v::stride, shift_v, shift_0, shift_1, s, g, t, zero);
         }
         ggml_cuda_syncwarp();
@@ -392,7 +514,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     }
 #else
     GGML_UNUSED_VARS(Q, K, V, mask, sinks, KV_max, dst, dst_meta, scale, max_bias, m0, m1, n_head_log2, logit_softcap, nb01, nb02, nb03,
-        nb11, nb12, nb13, nb21, nb22, nb23, nb31, nb32, nb33);
+        nb11, nb12, nb13, nb21, nb22, nb23, nb31, nb32, nb33, recent);
     NO_DEVICE_CODE;
 #endif // defined(FLASH_ATTN_AVAILABLE) && defined(TURING_MMA_AVAILABLE)
     GGML_UNUSED_VARS(ne00, ne01, ne02, ne03, ne10, ne11, ne12, ne13, ne31, ne32, ne33, nb32);
@@ -400,22 +522,31 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
 
 // ---- which kernels there are ----
 
+// as upstream's fattn_kernel_t
+typedef void (* ggml_cuda_rq_fa_kernel_t)(
+        const char *, const char *, const char *, const char *, const char *, const int *, float *, float2 *,
+        float, float, float, float, uint32_t, float, int32_t, uint3, int32_t, int32_t, int32_t, int32_t, int32_t,
+        int32_t, int32_t, int32_t, int32_t, int32_t, int32_t, int64_t, int32_t, int32_t, int64_t,
+        int32_t, int32_t, int32_t, int32_t, int32_t, int64_t, ggml_cuda_rq_recent);
+
 struct ggml_cuda_rq_fa_kernel {
-    fattn_kernel_t kernel;     // nullptr where there is none
-    void        (* prepare)(); // to be called before a launch
-    int            nb_shared;  // bytes of shared memory
-    int            rows;       // of K and V that a CUDA block takes in one pass
+    ggml_cuda_rq_fa_kernel_t kernel; // nullptr where there is none
+    void (* prepare)(); // to be called before a launch
+    int     nb_shared;  // bytes of shared memory
+    int     nb_recent;  // the same with recent rows
+    int     rows;       // of K and V that a CUDA block takes in one pass
 };
 
 template <int D, typename KC, typename VC>
 static void ggml_cuda_rq_fa_prepare() {
-    CUDA_SET_SHARED_MEMORY_LIMIT((ggml_cuda_rq_flash_attn_kernel<D, KC, VC>), (ggml_cuda_rq_fa<D, KC, VC>::nb_shared));
+    CUDA_SET_SHARED_MEMORY_LIMIT((ggml_cuda_rq_flash_attn_kernel<D, KC, VC>), (ggml_cuda_rq_fa<D, KC, VC>::nb_recent));
 }
 
 template <int D, typename KC, typename VC>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_make() {
     typedef ggml_cuda_rq_fa<D, KC, VC> fa;
-    return { ggml_cuda_rq_flash_attn_kernel<D, KC, VC>, ggml_cuda_rq_fa_prepare<D, KC, VC>, fa::nb_shared, GGML_CUDA_RQ_FA_WARPS*fa::rows };
+    return { ggml_cuda_rq_flash_attn_kernel<D, KC, VC>, ggml_cuda_rq_fa_prepare<D, KC, VC>, fa::nb_shared, fa::nb_recent,
+        GGML_CUDA_RQ_FA_WARPS*fa::rows };
 }
 
 // V of our types, and where K is of ours also f16 and q8_0
@@ -448,9 +579,20 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const
     }
 }
 
+// K and V alike, for types of upstream's with recent rows
+template <typename C>
+static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_same(const int64_t head_dim) {
+    switch (head_dim) {
+        case 128: return ggml_cuda_rq_fa_make<128, C, C>();
+        case 256: return ggml_cuda_rq_fa_make<256, C, C>();
+        default:  return {};
+    }
+}
+
 // by the kind of K, each in a file of its own, for the compiler's sake
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq2 (int64_t head_dim, ggml_type type_v);
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq3 (int64_t head_dim, ggml_type type_v);
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq4 (int64_t head_dim, ggml_type type_v);
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_f16 (int64_t head_dim, ggml_type type_v);
 ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_q8_0(int64_t head_dim, ggml_type type_v);
+ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_q4_0(int64_t head_dim, ggml_type type_v);

@@ -123,6 +123,47 @@ static __global__ void ggml_cuda_rq_copy_kernel(
     }
 }
 
+// K or V of an attention in f16 with its recent rows (ggml-rq-types.h) behind: dst is [D, heads, rows, sequences] and contiguous. What
+// is written begins at row first: rows of the cache where that is f16 (elsewhere they have been converted), those that were held,
+// those of this batch, which are f32, and zeros.
+struct ggml_cuda_rq_gather {
+    half       * dst;
+    const char * src[3];
+    int64_t      nb[3][3]; // from row to row, head, sequence
+    int          end[3];   // rows of dst up to the end of each
+    int          first;
+    int          rows;
+    int          D;
+    uint3        heads;    // for fast_div_modulo
+    uint3        written;  // rows
+};
+
+static __global__ void ggml_cuda_rq_gather_kernel(const ggml_cuda_rq_gather a, const int64_t n) {
+    const int64_t i = ggml_cuda_rq_unit();
+    if (i >= n) {
+        return;
+    }
+    const uint2 h   = fast_div_modulo(i, a.heads);
+    const uint2 r   = fast_div_modulo(h.x, a.written);
+    const int   row = a.first + r.y;
+    const int   s   = row < a.end[0] ? 0 : row < a.end[1] ? 1 : row < a.end[2] ? 2 : 3;
+
+    half       * dst = a.dst + (((int64_t) r.x*a.rows + row)*a.heads.z + h.y)*a.D;
+    const char * src = s == 3 ? nullptr : a.src[s] + (row - (s == 0 ? 0 : a.end[s - 1]))*a.nb[s][0] + h.y*a.nb[s][1] + r.x*a.nb[s][2];
+
+    ggml_cuda_pdl_sync();
+    for (int k = 2*threadIdx.x; k < a.D; k += 2*WARP_SIZE) {
+        half2 v = make_half2(0.0f, 0.0f);
+        if (s < 2) {
+            v = *(const half2 *) (src + k*sizeof(half));
+        } else if (s == 2) {
+            const float * x = (const float *) src + k;
+            v = make_half2(__float2half_rn(x[0]), __float2half_rn(x[1]));
+        }
+        *(half2 *) (dst + k) = v;
+    }
+}
+
 // Rotates contiguous rows of n values and then writes them (dst), stores them as blocks (cache), or both. dst and cache may be null.
 struct ggml_cuda_rq_job {
     const float * src;

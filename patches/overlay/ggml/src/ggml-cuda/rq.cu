@@ -124,7 +124,7 @@ static void ggml_cuda_rq_dequantize_f16(const void * x, half * y, const int64_t 
 }
 
 to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
-    if (!ggml_rq_is_type(type)) {
+    if (!ggml_rq_is_type(type) || ggml_rq_is_for_cpu(type)) {
         return nullptr;
     }
     const to_fp16_cuda_t f[] = { ggml_cuda_rq_dequantize_f16<2>, ggml_cuda_rq_dequantize_f16<3>, ggml_cuda_rq_dequantize_f16<4> };
@@ -132,7 +132,7 @@ to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
 }
 
 to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(const ggml_type type) {
-    if (!ggml_rq_is_type(type)) {
+    if (!ggml_rq_is_type(type) || ggml_rq_is_for_cpu(type)) {
         return nullptr;
     }
     const to_fp16_nc_cuda_t f[] = { ggml_cuda_rq_dequantize_f16_nc<2>, ggml_cuda_rq_dequantize_f16_nc<3>, ggml_cuda_rq_dequantize_f16_nc<4> };
@@ -226,11 +226,15 @@ bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor *
             return true;
         }
         case GGML_OP_FLASH_ATTN_EXT:
-            if (!ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
-                ggml_cuda_rq_warn_flash_attn(dst);
+            if (ggml_cuda_rq_use_flash_attn(ctx.device, dst)) {
+                ggml_cuda_rq_flash_attn(ctx, dst);
+                return true;
+            }
+            ggml_cuda_rq_warn_flash_attn(dst);
+            if (!ggml_rq_has_recent(dst)) {
                 return false;
             }
-            ggml_cuda_rq_flash_attn(ctx, dst);
+            ggml_cuda_rq_flash_attn_recent(ctx, dst);
             return true;
         default:
             return false;
@@ -242,20 +246,20 @@ static bool ggml_cuda_rq_pairs_with(const ggml_type type) {
     return ggml_rq_is_type(type) || type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
 }
 
-// there are no kernels for blocks of 64 values yet
-static bool ggml_cuda_rq_has_sibling(const ggml_tensor * op) {
-    bool res = ggml_rq_is_sibling(op->type);
+// there are no kernels for blocks of 64 values and for 5 bits yet
+static bool ggml_cuda_rq_is_for_cpu(const ggml_tensor * op) {
+    bool res = ggml_rq_is_for_cpu(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        res = res || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
+        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
     }
     return res;
 }
 
-bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported) {
+bool ggml_cuda_rq_decides(const int device, const ggml_tensor * op, bool & supported) {
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
 
-    if (ggml_cuda_rq_has_sibling(op)) {
+    if (ggml_cuda_rq_is_for_cpu(op)) {
         supported = ggml_op_is_empty(op->op);
         return true;
     }
@@ -283,13 +287,13 @@ bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported) {
                 (a->type == op->type || a->type == GGML_TYPE_F32 || op->type == GGML_TYPE_F32);
             return true;
         case GGML_OP_FLASH_ATTN_EXT:
-            if (op->src[5]) { // further sources are for the CPU
-                supported = false;
-                return true;
-            }
             if ((ggml_rq_is_type(b->type) || ggml_rq_is_type(op->src[2]->type)) &&
                     !(ggml_cuda_rq_pairs_with(b->type) && ggml_cuda_rq_pairs_with(op->src[2]->type))) {
                 supported = false;
+                return true;
+            }
+            if (ggml_rq_has_recent(op)) {
+                supported = ggml_cuda_rq_supports_recent(device, op);
                 return true;
             }
             return false; // shapes are as upstream's kernels have them

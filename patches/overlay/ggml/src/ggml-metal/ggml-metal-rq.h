@@ -10,7 +10,7 @@
 
 // Types of the same width share one code and its kernels: the name that stands in those of kernels
 static inline const char * ggml_metal_rq_type_name(enum ggml_type type) {
-    static const char * const codes[] = { "rq2", "rq3", "rq4" };
+    static const char * const codes[] = { "rq2", "rq3", "rq4", "rq5" };
 
     return ggml_rq_is_type(type) ? codes[ggml_rq_type_bits(type) - 2] : ggml_type_name(type);
 }
@@ -63,10 +63,10 @@ static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {
 // here is not supported.
 static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool has_simdgroup_reduction, bool has_simdgroup_mm, bool * supported) {
     bool ours    = ggml_rq_is_type(op->type);
-    bool sibling = ggml_rq_is_sibling(op->type); // there are no kernels for blocks of 64 values yet
+    bool for_cpu = ggml_rq_is_for_cpu(op->type); // there are no kernels for blocks of 64 values and for 5 bits yet
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
         ours    = ours    || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
-        sibling = sibling || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
+        for_cpu = for_cpu || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
     }
 
     switch (op->op) {
@@ -79,7 +79,7 @@ static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool
         default:
             break;
     }
-    if (sibling) {
+    if (for_cpu) {
         *supported = false;
         return true;
     }

@@ -50,12 +50,19 @@ static inline vk_pipeline ggml_vk_rq_cpy_pipeline(const vk_device & device, ggml
            to   == GGML_TYPE_F32 && ggml_rq_is_type(from) ? device->pipeline_cpy_quant_f32[from] : nullptr;
 }
 
+// there are no shaders for 5 bits yet
+static inline bool ggml_vk_rq_is_for_cpu(ggml_type type) {
+    return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
+}
+
 // True if the operation is for us to decide: it then goes to supported. An operation on our types that is not named here
 // is not supported. Attention is upstream's, with our types among those that it takes for K and V.
 static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) {
-    bool ours = ggml_rq_is_type(op->type);
+    bool ours    = ggml_rq_is_type(op->type);
+    bool for_cpu = ggml_vk_rq_is_for_cpu(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
+        ours    = ours    || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
+        for_cpu = for_cpu || (op->src[i] && ggml_vk_rq_is_for_cpu(op->src[i]->type));
     }
 
     // the encoder has one way to choose the scale (ggml-rq.c has more of them, to be compared with)
@@ -71,19 +78,19 @@ static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) 
             return false;
         case GGML_OP_FLASH_ATTN_EXT:
             // with more sources than upstream's it is another operation, whatever its types
-            return op->src[GGML_RQ_RECENT_K] != nullptr;
+            return for_cpu || ggml_rq_has_recent(op);
         case GGML_OP_SET_ROWS:
-            supported = ours && op->src[0]->type == GGML_TYPE_F32 &&
+            supported = !for_cpu && op->src[0]->type == GGML_TYPE_F32 &&
                 (op->src[1]->type == GGML_TYPE_I64 || op->src[1]->type == GGML_TYPE_I32) && encodes;
             return ours;
         case GGML_OP_GET_ROWS:
-            supported = op->type == GGML_TYPE_F32 && op->src[1]->type == GGML_TYPE_I32;
+            supported = !for_cpu && op->type == GGML_TYPE_F32 && op->src[1]->type == GGML_TYPE_I32;
             return ours;
         case GGML_OP_CPY:
         case GGML_OP_DUP:
         case GGML_OP_CONT:
             // from a type to itself is upstream's
-            supported = ggml_rq_is_type(op->type) ? op->src[0]->type == GGML_TYPE_F32 && encodes : op->type == GGML_TYPE_F32;
+            supported = !for_cpu && (ggml_rq_is_type(op->type) ? op->src[0]->type == GGML_TYPE_F32 && encodes : op->type == GGML_TYPE_F32);
             return ours && op->src[0]->type != op->type;
         default:
             return ours;
