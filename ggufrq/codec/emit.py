@@ -130,12 +130,11 @@ def _by_bits(name: str, rows: dict[int, Sequence[int]]) -> str:
 
 
 def glsl_header() -> str:
-    """Text of rq_tables.glsl for Vulkan's shaders: no arrays, which some drivers put into memory. Five bits are
-    not there yet; their magnitudes are sixteen.
-    """
+    """Text of rq_tables.glsl for Vulkan's shaders, which have no code of 5 bits yet: no arrays, which some
+    drivers put into memory."""
     types = [t for t in tables.cache_types() if t.bits < 5]
     siblings = [s for s in tables.siblings() if s.bits < 5]
-    codes = [c for c in map(tables.code, map(int, tables.load()["codes"])) if c.bits < 5]
+    codes = [tables.code(s.bits) for s in siblings]
     ids = {"TYPE_FIRST": types[0].id, "SIBLING_FIRST": siblings[0].id, "TYPE_LAST": siblings[-1].id}
     blocks = {"BLOCK": codes[0].block, "BLOCK_SIBLING": siblings[0].block}
     parts = [

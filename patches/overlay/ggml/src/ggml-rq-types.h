@@ -29,9 +29,18 @@ static inline int ggml_rq_type_bits(enum ggml_type type) {
     return type >= GGML_TYPE_PLANAR5 ? 5 : 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
 }
 
-// neither CUDA nor Metal has kernels for blocks of 64 values or for 5 bits yet, Vulkan none for 5 bits
+// no GPU has kernels for 5 bits yet
 static inline bool ggml_rq_is_for_cpu(enum ggml_type type) {
-    return ggml_rq_is_type(type) && (ggml_rq_is_sibling(type) || ggml_rq_type_bits(type) == 5);
+    return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
+}
+
+// whether an operation reads or writes such a type
+static inline bool ggml_rq_op_is_for_cpu(const struct ggml_tensor * op) {
+    bool res = ggml_rq_is_for_cpu(op->type);
+    for (size_t i = 0; i < sizeof(op->src)/sizeof(op->src[0]); ++i) {
+        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
+    }
+    return res;
 }
 
 // values of a block

@@ -246,11 +246,11 @@ static bool ggml_cuda_rq_pairs_with(const ggml_type type) {
     return ggml_rq_is_type(type) || type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
 }
 
-// there are no kernels for blocks of 64 values and for 5 bits yet
-static bool ggml_cuda_rq_is_for_cpu(const ggml_tensor * op) {
-    bool res = ggml_rq_is_for_cpu(op->type);
+// there are no kernels for blocks of 64 values yet
+static bool ggml_cuda_rq_has_sibling(const ggml_tensor * op) {
+    bool res = ggml_rq_is_sibling(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
+        res = res || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
     }
     return res;
 }
@@ -259,7 +259,7 @@ bool ggml_cuda_rq_decides(const int device, const ggml_tensor * op, bool & suppo
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
 
-    if (ggml_cuda_rq_is_for_cpu(op)) {
+    if (ggml_cuda_rq_has_sibling(op) || ggml_rq_op_is_for_cpu(op)) {
         supported = ggml_op_is_empty(op->op);
         return true;
     }

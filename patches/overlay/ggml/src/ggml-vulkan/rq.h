@@ -50,20 +50,15 @@ static inline vk_pipeline ggml_vk_rq_cpy_pipeline(const vk_device & device, ggml
            to   == GGML_TYPE_F32 && ggml_rq_is_type(from) ? device->pipeline_cpy_quant_f32[from] : nullptr;
 }
 
-// there are no shaders for 5 bits yet
-static inline bool ggml_vk_rq_is_for_cpu(ggml_type type) {
-    return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
-}
-
 // True if the operation is for us to decide: it then goes to supported. An operation on our types that is not named here
 // is not supported. Attention is upstream's, with our types among those that it takes for K and V.
 static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) {
-    bool ours    = ggml_rq_is_type(op->type);
-    bool for_cpu = ggml_vk_rq_is_for_cpu(op->type);
+    bool ours = ggml_rq_is_type(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        ours    = ours    || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
-        for_cpu = for_cpu || (op->src[i] && ggml_vk_rq_is_for_cpu(op->src[i]->type));
+        ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }
+
+    const bool for_cpu = ggml_rq_op_is_for_cpu(op);
 
     // the encoder has one way to choose the scale (ggml-rq.c has more of them, to be compared with)
     const bool encodes = ggml_rq_scale_kind() == GGML_RQ_SCALE_INNER;
@@ -78,9 +73,9 @@ static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) 
             return false;
         case GGML_OP_FLASH_ATTN_EXT:
             // with more sources than upstream's it is another operation, whatever its types
-            return for_cpu || ggml_rq_has_recent(op);
+            return op->src[GGML_RQ_RECENT_K] != nullptr || for_cpu;
         case GGML_OP_SET_ROWS:
-            supported = !for_cpu && op->src[0]->type == GGML_TYPE_F32 &&
+            supported = ours && !for_cpu && op->src[0]->type == GGML_TYPE_F32 &&
                 (op->src[1]->type == GGML_TYPE_I64 || op->src[1]->type == GGML_TYPE_I32) && encodes;
             return ours;
         case GGML_OP_GET_ROWS:
