@@ -119,9 +119,9 @@ CASES = [
     ("FLASH_ATTN_EXT", "hsk=128,.*kv=1025,nb=1,.*type_K=planar2,type_V=planar2", 1),
 ]
 MORE = [
-    ("SET_ROWS", f"type_dst={SOME}", 60),
-    ("CPY", f"type_(src|dst)={SOME}", 12),
-    ("GET_ROWS", f"type={SOME}", 12),
+    ("SET_ROWS", f"type_dst={SOME}", 36),
+    ("CPY", f"type_(src|dst)={SOME}", 6),
+    ("GET_ROWS", f"type={SOME}", 6),
     ("MUL_MAT_RQ", "mode=3", 9),
     ("FLASH_ATTN_EXT", "hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=3,", 121),
     ("FLASH_ATTN_EXT", "hsk=256,.*kv=(113|512),.*type_K=(iso3|planar2|rotor4),", 24),
