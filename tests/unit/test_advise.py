@@ -339,6 +339,7 @@ BIASED = "keys of this model have a bias, which {} without a profile may turn to
         ("qwen2", {"biased": True}, "q8_0", False, None),
         ("qwen2", {"biased": True}, "f16/q4_0", False, None),
         ("qwen2", {"biased": True}, "iso3", False, BIASED.format("iso3")),
+        ("qwen2", {"biased": True}, "iso5", False, BIASED.format("iso5")),
         ("qwen2", {"biased": True}, "q4_0", False, f"{BIASED.format('q4_0')}: better --kv iso3 with its"),
         ("qwen2", {"biased": True, "sinks": True}, "iso3", True, f"{BIASED.format('iso3')}: better --kv q8"),
         ("qwen2", {"biased": True, "attn_logit_softcapping": 30.0}, "iso3", True, "better --kv q8_0"),
