@@ -77,6 +77,7 @@ OPS = {
     ),
     "get_rows": ("GET_ROWS", "iso"),
     "cpy": ("CPY,CONT,DUP", "iso"),
+    "heads of 64": ("FLASH_ATTN_EXT,GET_ROWS,CPY", "rq[234]_64"),
     "attention, other families": ("FLASH_ATTN_EXT", "type_[KV]=(planar|rotor)"),
     "the rest of other families": ("MUL_MAT_RQ,SET_ROWS,GET_ROWS,CPY,CONT,DUP", "family=[02]|planar|rotor"),
 }

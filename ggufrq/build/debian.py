@@ -37,6 +37,14 @@ class Unreachable(BuildError):
     """This is no Debian, or its mirror does not have the packages."""
 
 
+def own_release() -> str:
+    """The code name of this machine's release; empty where it has none."""
+    try:
+        return platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    except OSError:
+        return ""
+
+
 def unpack(
     target: Path, own: Sequence[str] = (), *, release: str, alone: Sequence[str], arch: str | None = None
 ) -> dict[str, str]:
@@ -48,7 +56,7 @@ def unpack(
     """
     if shutil.which("apt-get") is None or platform.system() != "Linux":
         raise Unreachable("there is no apt-get", remedy="run it on Debian, or in a container of it")
-    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    codename = own_release()
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
     there = ARCHITECTURES.get(arch, arch) if arch else here
     work = target.with_name(target.name + ".apt")
@@ -72,7 +80,8 @@ def unpack(
 
         apt("update")
         if own:
-            names = [f"{name}/{codename}" for name in own]
+            # and what they depend on: a newer C library would not go with the loader of this machine
+            names = [f"--target-release={codename}", *(f"{name}/{codename}" for name in own)]
             apt("install", "--yes", "--download-only", "--reinstall", *names)
         apt("download", *(f"{name}:{there}/{release}" for name in alone))
         versions = {}

@@ -101,12 +101,9 @@ class Build:
 
     @property
     def holds_narrow(self) -> bool:
-        """Whether it keeps heads that 128 does not divide in types of ours: CUDA, HIP and Metal do not."""
-        return self._is_for_cpu or self.manifest.get("backend") == "vulkan"
-
-    @property
-    def _is_for_cpu(self) -> bool:
-        return bool(self.manifest.get("backend", "cpu") == "cpu")
+        """Whether it keeps heads that 128 does not divide in types of ours. GPUs not all of them, which
+        llama.cpp says at load."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""

@@ -20,7 +20,7 @@ import pytest
 from ggufrq.base import machine, parallel, paths, proc
 from ggufrq.base.errors import ToolError
 from ggufrq.build import hip_toolkit
-from ggufrq.build.debian import Unreachable, unpack
+from ggufrq.build.debian import Unreachable, own_release, unpack
 from ggufrq.build.project import Build
 
 pytestmark = [pytest.mark.build, pytest.mark.hip_compile, pytest.mark.slow]
@@ -59,7 +59,7 @@ def _of_rocm(found: hip_toolkit.Toolkit) -> Compiler:
 
 def _of_debian() -> Compiler:
     """clang of this Debian, the headers of a newer one. Raises Unreachable."""
-    names = " ".join([*CLANG, DEBIAN, *HEADERS, platform.machine()])
+    names = " ".join([*CLANG, own_release(), DEBIAN, *HEADERS, platform.machine()])
     root = paths.cache_dir() / f"hip-debian-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         with paths.atomic_path(root) as making:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
+from kv_drivers import DENSE, HYBRID, NARROW, ONE_THREAD, means, metric, run
 from loopback import changing, rpc_server, rpc_servers
 
 from ggufrq.base import paths, proc
@@ -227,6 +227,17 @@ def test_what_a_device_lacks_is_refused(
         want = figure(perplexity(*given))
         assert figure(perplexity(*given, *local, "--no-kv-offload", env=lacking)) == want
         assert figure(perplexity(*given, "--rpc", address, "--no-kv-offload")) == want
+
+
+def test_heads_of_64_on_a_device(llama_build: Build, twins: Path, f16_models: dict[str, Path]) -> None:
+    """They are stored in types of other names, which nobody typed and nobody is told."""
+    given = (llama_build, f16_models[NARROW], *types("iso3", "planar4"), "--device", "Twin0,Twin1")
+    here = {"GGML_BACKEND_PATH": str(twins)}
+    assert figure(perplexity(*given, env=here)) == figure(perplexity(*given[:-2]))
+    done = perplexity(*given, env={**here, "GGUFRQ_TWINS_LACK": "siblings"})
+    assert done.rc == 1
+    said = explain(done.stderr, "nothing")
+    assert "which layer 0 is on, cannot store rows of iso3 at head_dim 64: take other cache types" in said
 
 
 def test_an_rpc_client_keeps_room_for_the_layers_that_take_most(

@@ -201,6 +201,8 @@ def test_heads_that_a_gpu_does_not_take(tmp_path: Path, measured: list[str], bui
     plan = parse_plan("q4_0")
     assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
     build.manifest["backend"] = "cuda"
+    assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
+    build.manifest["backend"] = "another"  # without kernels for blocks of 64
     assert "better --kv q8_0" in str(choice.warning(narrow, plan, build, "m"))
     rungs = data(narrow, "--kv", "q8_0,iso4,q4_0")["rungs"]
     assert measured == ["q8_0", "q4_0"] and "blocks of 128 values on a GPU" in rungs[2]["why_not"]

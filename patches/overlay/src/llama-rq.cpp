@@ -288,6 +288,7 @@ static ggml_tensor * llama_rq_map(ggml_context * ctx, ggml_tensor * cur, ggml_te
     cur = ggml_permute(ctx, ggml_reshape_4d(ctx, cur, n, n_head/n_head_kv, n_head_kv, n_tokens), 0, 2, 3, 1);
     cur = ggml_mul_mat(ctx, map, cur); // [n, n_tokens, group, n_head_kv]
     ggml_prec_set_acc(cur, GGML_PREC_F32);
+    cur->op_params[1] = GGML_RQ_HINT_MAP;
     return ggml_permute(ctx, ggml_reshape_3d(ctx, cur, n, n_tokens, n_head), 0, 2, 1, 3);
 }
 

@@ -69,6 +69,10 @@ static inline bool ggml_rq_hint_is_rotation(int32_t hint) {
     return (hint & 0x7fff0000) == GGML_RQ_HINT;
 }
 
+// op_params[1] of a MUL_MAT of heads with the matrices of a profile, one per KV head: src0 is [n, n, 1, n_head_kv], src1
+// [n, n_tokens, group, n_head_kv]
+#define GGML_RQ_HINT_MAP 0x52520000
+
 static inline enum ggml_rq_family ggml_rq_hint_family(int32_t hint) {
     return (enum ggml_rq_family) ((hint >> 8) & 0xff);
 }

@@ -2,6 +2,7 @@
 #include "rq-fattn.cuh"
 #include "rq-fattn-vec.cuh"
 #include "rq-kernels.cuh"
+#include "rq-recent.cuh"
 #include "rq-fuse.h"
 
 // Eight columns at a time, up to so many times; above, K and V are unpacked once, to f16, for upstream's kernels. An estimate,
@@ -12,21 +13,27 @@
 
 // the one of these that is for K of this type, or nullptr
 template <typename F>
-static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * rq2, F * rq3, F * rq4) {
-    F * const ours[] = { rq2, rq3, rq4 };
-    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : ggml_rq_is_type(type_k) && !ggml_rq_is_for_cpu(type_k) ? ours[ggml_rq_type_bits(type_k) - 2] : nullptr;
+static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * const (&ours)[6]) {
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : !ggml_rq_is_type(type_k) || ggml_rq_is_for_cpu(type_k) ? nullptr :
+        ours[ggml_rq_type_bits(type_k) - 2 + (ggml_rq_is_sibling(type_k) ? 3 : 0)];
 }
 
-static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    const auto find = type_k == GGML_TYPE_Q4_0 ? ggml_cuda_rq_fa_find_q4_0 : ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0,
-        ggml_cuda_rq_fa_find_rq2, ggml_cuda_rq_fa_find_rq3, ggml_cuda_rq_fa_find_rq4);
-    return find ? find(head_dim, type_v) : ggml_cuda_rq_fa_kernel{};
+static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const ggml_tensor * K, const ggml_tensor * V) {
+    static ggml_cuda_rq_fa_find_t * const ours[] = {
+        ggml_cuda_rq_fa_find_rq2,    ggml_cuda_rq_fa_find_rq3,    ggml_cuda_rq_fa_find_rq4,
+        ggml_cuda_rq_fa_find_rq2_64, ggml_cuda_rq_fa_find_rq3_64, ggml_cuda_rq_fa_find_rq4_64,
+    };
+    const auto find = K->type == GGML_TYPE_Q4_0 ? ggml_cuda_rq_fa_find_q4_0 : ggml_cuda_rq_fa_of(K->type, ggml_cuda_rq_fa_find_f16, ggml_cuda_rq_fa_find_q8_0, ours);
+    return find ? find(K->ne[0], V->ne[0], V->type) : ggml_cuda_rq_fa_kernel{};
 }
 
-static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find(const int64_t head_dim, const ggml_type type_k, const ggml_type type_v) {
-    const auto find = ggml_cuda_rq_fa_of(type_k, ggml_cuda_rq_fa_vec_find_f16, ggml_cuda_rq_fa_vec_find_q8_0,
-        ggml_cuda_rq_fa_vec_find_rq2, ggml_cuda_rq_fa_vec_find_rq3, ggml_cuda_rq_fa_vec_find_rq4);
-    return find ? find(head_dim, type_v) : nullptr;
+static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find(const ggml_tensor * K, const ggml_tensor * V) {
+    static ggml_cuda_rq_fa_vec_find_t * const ours[] = {
+        ggml_cuda_rq_fa_vec_find_rq2,    ggml_cuda_rq_fa_vec_find_rq3,    ggml_cuda_rq_fa_vec_find_rq4,
+        ggml_cuda_rq_fa_vec_find_rq2_64, ggml_cuda_rq_fa_vec_find_rq3_64, ggml_cuda_rq_fa_vec_find_rq4_64,
+    };
+    const auto find = ggml_cuda_rq_fa_of(K->type, ggml_cuda_rq_fa_vec_find_f16, ggml_cuda_rq_fa_vec_find_q8_0, ours);
+    return find && K->ne[0] == V->ne[0] ? find(K->ne[0], V->type) : nullptr;
 }
 
 static int ggml_cuda_rq_fa_heads_of(const ggml_tensor * dst) {
@@ -47,14 +54,13 @@ static bool ggml_cuda_rq_fa_is_for_us(const ggml_tensor * dst) {
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_for(const int device, const ggml_tensor * dst) {
     const ggml_tensor * Q = dst->src[0];
     const ggml_tensor * K = dst->src[1];
-    if (!ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
+    if (!ggml_cuda_rq_fa_has_ours(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
         return nullptr;
     }
-    return ggml_cuda_rq_fa_vec_find(Q->ne[0], K->type, dst->src[2]->type);
+    return ggml_cuda_rq_fa_vec_find(K, dst->src[2]);
 }
 
 bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
-    const ggml_tensor * Q    = dst->src[0];
     const ggml_tensor * K    = dst->src[1];
     const ggml_tensor * V    = dst->src[2];
     const ggml_tensor * mask = dst->src[3];
@@ -66,12 +72,12 @@ bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
             return false;
         }
     }
-    if (Q->ne[0] != V->ne[0] || (mask && mask->ne[2] != 1)) {
+    if (mask && mask->ne[2] != 1) {
         return false;
     }
     return ggml_cuda_rq_fa_vec_for(device, dst) != nullptr ||
         (ggml_cuda_rq_fa_is_for_us(dst) && turing_mma_available(ggml_cuda_info().devices[device].cc) &&
-            ggml_cuda_rq_fa_find(Q->ne[0], K->type, V->type).kernel != nullptr);
+            ggml_cuda_rq_fa_find(K, V).kernel != nullptr);
 }
 
 size_t ggml_cuda_rq_flash_attn_size(const int device, const ggml_tensor * dst) {
@@ -87,40 +93,7 @@ void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
     }
 }
 
-// rows of a CUDA block in one pass
-#define GGML_CUDA_RQ_FA_RECENT_PASS (GGML_CUDA_RQ_FA_RECENT_ROWS*GGML_CUDA_RQ_FA_WARPS)
-
-static ggml_cuda_rq_recent ggml_cuda_rq_fa_make_recent(const ggml_tensor * dst) {
-    ggml_cuda_rq_recent res = {};
-    if (!ggml_rq_has_recent(dst)) {
-        return res;
-    }
-    const ggml_tensor * k     = dst->src[GGML_RQ_RECENT_K];
-    const ggml_tensor * v     = dst->src[GGML_RQ_RECENT_V];
-    const ggml_tensor * k_new = dst->src[GGML_RQ_RECENT_K_NEW];
-    const ggml_tensor * v_new = dst->src[GGML_RQ_RECENT_V_NEW];
-    const ggml_tensor * mask  = dst->src[GGML_RQ_RECENT_MASK];
-    res.k        = (const char *) k->data;
-    res.v        = (const char *) v->data;
-    res.k_new    = (const char *) k_new->data;
-    res.v_new    = (const char *) v_new->data;
-    res.mask     = (const char *) mask->data;
-    res.n_held   = k->ne[1];
-    res.n        = k->ne[1] + k_new->ne[1];
-    res.parts    = (res.n + GGML_CUDA_RQ_FA_RECENT_PASS - 1)/GGML_CUDA_RQ_FA_RECENT_PASS;
-    res.nb_mask  = mask->nb[1];
-    res.nb_mask3 = mask->ne[3] == 1 ? 0 : mask->nb[3];
-    for (int i = 0; i < 3; ++i) {
-        res.nb_k[i]     = k->nb[i + 1];
-        res.nb_v[i]     = v->nb[i + 1];
-        res.nb_k_new[i] = k_new->nb[i + 1];
-        res.nb_v_new[i] = v_new->nb[i + 1];
-    }
-    return res;
-}
-
 // rot: the rotation of the output, to be written in place of it, or nullptr
-template <int D>
 static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot, const ggml_cuda_rq_fa_kernel & k) {
     const ggml_tensor * Q     = dst->src[0];
     const ggml_tensor * K     = dst->src[1];
@@ -135,7 +108,9 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
     const int64_t tiles_z = (group + heads - 1)/heads*K->ne[2]*Q->ne[3];
 
     k.prepare();
-    const ggml_cuda_rq_recent recent = ggml_cuda_rq_fa_make_recent(dst);
+    ggml_cuda_rq_recent recent = ggml_cuda_rq_make_recent(dst);
+    constexpr int recent_rows = GGML_CUDA_RQ_FA_RECENT_ROWS*GGML_CUDA_RQ_FA_WARPS; // of a CUDA block in one pass
+    recent.parts = (recent.n + recent_rows - 1)/recent_rows;
     const int nb_shared = recent.parts > 0 ? k.nb_recent : k.nb_shared;
     int per_sm = 0;
     CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k.kernel, WARP_SIZE*GGML_CUDA_RQ_FA_WARPS, nb_shared));
@@ -149,7 +124,7 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
     ggml_cuda_pool_alloc<float2> meta(ctx.pool());
     const bool combine = parts > 1 || rot;
     if (combine) {
-        part.alloc(rows*parts*D);
+        part.alloc(rows*parts*V->ne[0]);
         meta.alloc(rows*parts);
     }
 
@@ -177,23 +152,21 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
         mask ? mask->ne[1] : 0, mask ? mask->ne[2] : 0, mask ? mask->ne[3] : 0, mask ? mask->nb[1] : 0, mask ? mask->nb[2] : 0, mask ? mask->nb[3] : 0,
         recent);
     if (combine) {
-        const int32_t hint = rot ? ggml_get_op_params_i32(rot, 1) : 0;
-        ggml_cuda_kernel_launch(ggml_cuda_rq_combine_kernel<D>, ggml_cuda_rq_launch_params(rows, ctx.stream()),
-            (const float *) part.ptr, (const float2 *) meta.ptr, (float *) (rot ? rot : dst)->data, rows, parts,
+        const int32_t hint  = rot ? ggml_get_op_params_i32(rot, 1) : 0;
+        const int64_t n     = rot ? rot->ne[0] : V->ne[0] % 256 == 0 ? 256 : V->ne[0] % 128 == 0 ? 128 : 64; // values that a warp, or half of one, takes
+        const int64_t units = V->ne[0]/n;
+        const auto   kernel = n == 256 ? ggml_cuda_rq_combine_kernel<256> : n == 128 ? ggml_cuda_rq_combine_kernel<128> : ggml_cuda_rq_combine_kernel<64>;
+        ggml_cuda_kernel_launch(kernel, ggml_cuda_rq_launch_params((rows*units*ggml_cuda_rq_lanes(n) + WARP_SIZE - 1)/WARP_SIZE, ctx.stream()),
+            (const float *) part.ptr, (const float2 *) meta.ptr, (float *) (rot ? rot : dst)->data, rows, init_fastdiv_values(units), parts,
             rot ? (int) ggml_rq_hint_family(hint) : -1, (int) ggml_rq_hint_mode(hint));
     }
 }
 
 static void ggml_cuda_rq_fa_run(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot) {
     ggml_cuda_set_device(ctx.device);
-    const int64_t head_dim = dst->src[0]->ne[0];
-    const ggml_cuda_rq_fa_kernel kernel = ggml_cuda_rq_fa_find(head_dim, dst->src[1]->type, dst->src[2]->type);
+    const ggml_cuda_rq_fa_kernel kernel = ggml_cuda_rq_fa_find(dst->src[1], dst->src[2]);
     GGML_ASSERT(kernel.kernel != nullptr);
-    if (head_dim == 128) {
-        ggml_cuda_rq_fa_launch<128>(ctx, dst, rot, kernel);
-    } else {
-        ggml_cuda_rq_fa_launch<256>(ctx, dst, rot, kernel);
-    }
+    ggml_cuda_rq_fa_launch(ctx, dst, rot, kernel);
 }
 
 void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
