@@ -26,7 +26,7 @@ STEP = 256
 class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
     """K and V of one layer; ``make_cache`` makes a list of them for a model.
 
-    ``bits`` (2, 3 or 4) is the code of K, and of V unless ``v_bits`` is another one; the newest ``recent``
+    ``bits`` (2 to 5) is the code of K, and of V unless ``v_bits`` is another one; the newest ``recent``
     tokens of each query and the ``first`` of a sequence are seen as they were. With a ``window`` a query sees
     so many tokens, itself among them, and the ``keep`` first ones. K is kept in the metric of the layer's
     ``profile``. With ``metal`` one query at a time goes through a Metal kernel that no Mac has run yet.
@@ -54,7 +54,7 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
         self.bits, self.v_bits = bits, bits if v_bits is None else v_bits
         for which, given in (("bits", self.bits), ("v_bits", self.v_bits)):
             if str(given) not in load()["codes"]:
-                raise UsageError(f"{which} is {given!r}, and there are codes of 2, 3 and 4 bits")
+                raise UsageError(f"{which} is {given!r}, and there are codes of 2 to 5 bits")
         if recent < 0 or first < 0 or keep < 0 or (window is not None and window < 1):
             raise UsageError("recent, first and keep must be 0 or more, window 1 or more")
         self.recent, self.first, self.window, self.keep = recent, max(first, keep), window, keep
@@ -424,19 +424,19 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
 
 
 class PlanarQuantCache(QuantizedCache):
-    """With the rotations of planar2, planar3 and planar4."""
+    """With the rotations of planar2 to planar5."""
 
     family = "planar"
 
 
 class IsoQuantCache(QuantizedCache):
-    """With the rotations of iso2, iso3 and iso4."""
+    """With the rotations of iso2 to iso5."""
 
     family = "iso"
 
 
 class RotorQuantCache(QuantizedCache):
-    """With the rotations of rotor2, rotor3 and rotor4."""
+    """With the rotations of rotor2 to rotor5."""
 
     family = "rotor"
 

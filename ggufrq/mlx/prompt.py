@@ -37,7 +37,7 @@ def make_cache(
 ) -> list[Any]:
     """A prompt cache for ``model``, one of mlx-lm: as the model makes it, with ours for K and V.
 
-    ``bits`` (2, 3 or 4) is the code of K, and of V unless ``v_bits`` is another one; the newest ``recent``
+    ``bits`` (2 to 5) is the code of K, and of V unless ``v_bits`` is another one; the newest ``recent``
     tokens of each query and the ``first`` of the sequence are seen as they were. ``max_kv_size`` is for
     models that do not say what caches they have, as in mlx-lm: so many tokens are seen, the first four of a
     sequence always. ``profile`` is the file that lies beside the model's GGUF (``NAME-kv.gguf``), or

@@ -33,7 +33,7 @@ NAME = "cache" if transformers.__version__ >= "5.24" else "past_key_values"
 
 @pytest.fixture
 def native(llama_build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_codec, "find_build", lambda: llama_build)
+    monkeypatch.setattr(hf_codec, "usable_build", lambda: llama_build)
     hf_codec._libraries.cache_clear()
     hf_codec.codec.cache_clear()
 

@@ -33,7 +33,7 @@ def values(shape: Sequence[int], seed: int = 0) -> F32:
 
 
 @pytest.mark.parametrize("block", [128, 64])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_blocks_are_those_of_numpy(bits: int, block: int) -> None:
     rng = np.random.default_rng(bits)
     x = np.concatenate(
@@ -316,7 +316,7 @@ def test_mlx_lm_generates_for_a_batch(dense: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": 5}, {"bits": 3, "v_bits": 1}, {"recent": -1}, {"family": "plain"}], ids=str
+    "wrong", [{"bits": 6}, {"bits": 3, "v_bits": 1}, {"recent": -1}, {"family": "plain"}], ids=str
 )
 def test_arguments_without_sense(dense: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
