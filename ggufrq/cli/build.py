@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import PatchError, SourceError, UsageError
 from ggufrq.base.progress import clock
 from ggufrq.base.trees import tree_hash
-from ggufrq.build import backends, builds, cmake_files
+from ggufrq.build import backends, builds, prebuilt
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.patchset import compat
 from ggufrq.patchset.patches import require_applies
@@ -113,6 +114,7 @@ def build(
       ggufrq build --python --portable -o dist
     """
     if check:
+        _require_alone()
         _check(where, as_json)
         return
     wheel_wanted = python or install is not None
@@ -129,13 +131,13 @@ def build(
             raise UsageError(
                 f"a portable build is for processors, and this one for {chosen}", remedy="--backend cpu"
             )
-        native = False
-        cmake_args = (
-            *(f"-D{name}={on}" for name, on in cmake_files.options("portable").items()),
-            *cmake_args,
-        )
-    options = BuildOptions(chosen, native, tests, jobs, cmake_args)
+        options = BuildOptions.portable(chosen, tests=tests, jobs=jobs, cmake_args=cmake_args)
+    else:
+        options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)
+    other = builds.usable_build() if before is None else None
+    if other is not None and prebuilt.is_one(other):
+        log.say(f"{prebuilt.named(other)} is used so far; {prebuilt.gain(other)}")
     made = builds.ensure_build(options, source=where, targets=targets)
     if prune:
         for gone in builds.prune(made):
@@ -164,6 +166,18 @@ def _render(made: Build, wheel: str | None, *, new: bool) -> None:
         f"{manifest['backend']} backend: {state}"
     )
     click.echo(wheel or made.bin)
+
+
+def _require_alone() -> None:
+    """Raise UsageError when an option of builds is beside ``--check``."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name not in ("check", "where", "as_json"):
+            raise UsageError(
+                f"--check builds nothing, and {option.opts[-1]} is for a build",
+                remedy="one without the other",
+            )
 
 
 def _check(where: str, as_json: bool) -> None:

@@ -45,7 +45,7 @@ static bool llama_rq_check_head(ggml_type type, const char * what, uint32_t n_em
     const char * usual = blocks ? "q4_0" : "f16";
     std::string others = format("%s (%.2f)", usual, most);
     for (int n = ggml_rq_type_bits(type) - 1; n >= 2; --n) {
-        const ggml_type other = (ggml_type) (type - ggml_rq_type_bits(type) + n);
+        const ggml_type other = (ggml_type) ((int) GGML_TYPE_PLANAR2 + 3*(int) ggml_rq_type_family(type) + n - 2);
         if (llama_rq_bits(other, n_embd_head) < most) {
             others += format(" or %s (%.2f)", ggml_type_name(other), llama_rq_bits(other, n_embd_head));
             break;
@@ -105,7 +105,8 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
             if (!ggml_rq_is_type(asked_k) && !ggml_rq_is_type(asked_v)) {
                 continue;
             }
-            llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
+            llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
+                hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
             if (ggml_rq_is_type(asked_k)) {
                 shape.n_embd_head_k = llama_rq_padded(shape.n_embd_head_k);
             }
@@ -117,19 +118,17 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
                 LLAMA_LOG_ERROR("llama_rq: --split-mode tensor does not divide heads that are filled up to a multiple of 64: use --split-mode layer\n");
                 return false;
             }
-            const ggml_type type_k = ggml_rq_type_for_head(asked_k, llama_rq_head(hparams, il, false));
-            const ggml_type type_v = ggml_rq_type_for_head(asked_v, llama_rq_head(hparams, il, true));
-            for (const ggml_type type : { type_k, type_v }) {
-                if (!llama_rq_device_knows(dev, type)) {
+            for (const auto & [asked, n_embd_head] : { std::make_pair(asked_k, shape.n_embd_head_k), std::make_pair(asked_v, shape.n_embd_head_v) }) {
+                if (!llama_rq_device_knows(dev, ggml_rq_type_for_head(asked, n_embd_head))) {
                     LLAMA_LOG_ERROR("llama_rq: %s (%s), which layer %d is on, does not know %s: run ggml-rpc-server of this build there, or take another cache type\n",
-                            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(type));
+                            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(asked));
                     return false;
                 }
             }
             if (!params.offload_kqv) {
                 continue;
             }
-            const std::string lack = llama_rq_device_lacks(dev, type_k, type_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            const std::string lack = llama_rq_device_lacks(dev, asked_k, asked_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
             if (!lack.empty()) {
                 LLAMA_LOG_ERROR("llama_rq: %s, which layer %d is on, %s: take other cache types (the same for K and V), or keep the cache on the CPU (--no-kv-offload)\n",
                         ggml_backend_dev_name(dev), (int) il, lack.c_str());
