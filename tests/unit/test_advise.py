@@ -165,7 +165,9 @@ def test_the_text(tmp_path: Path, measured: list[str]) -> None:
     # heads that our types do not take
     narrow = tmp_path / "narrow.gguf"
     write(narrow, "qwen3", numbers(attention__value_length=8), [{**SPLIT, **QK_NORM}] * 2)
-    assert "iso3 takes blocks of 64 or 128 values" in " ".join(invoke(narrow, "--kv", "iso3").stdout.split())
+    assert "iso3 takes 26.00 bits a value in heads of K with 8" in " ".join(
+        invoke(narrow, "--kv", "iso3").stdout.split()
+    )
     windows = {"attention.sliding_window": 128, "attention.sliding_window_pattern": [True, False]}
     swa = data(model(tmp_path / "m", "swa.gguf", "gemma3", **windows), "--ctx", "32K", "--kv", "iso3")
     assert swa["rungs"][0]["cache"] == 2 * 2 * 128 * (32768 + 768) and swa["recommended"] == "iso3"
