@@ -133,11 +133,20 @@ def data_dir(name: str) -> Path:
     Found inside the package when installed from a wheel, else beside it in the checkout.
     Raises GgufrqError when it is in neither place.
     """
+    return _data(name)
+
+
+def licence() -> Path:
+    """The licence of ggufrq itself. Raises GgufrqError when it is missing."""
+    return _data("LICENSE")
+
+
+def _data(name: str) -> Path:
     for candidate in (_PACKAGE / "data" / name, _PACKAGE.parent / name):
-        if candidate.is_dir():
+        if candidate.exists():
             return candidate
     raise GgufrqError(
-        f"the folder '{name}' that comes with ggufrq is missing from {_PACKAGE}",
+        f"'{name}', which comes with ggufrq, is missing from {_PACKAGE}",
         remedy="reinstall: python -m pip install --force-reinstall ggufrq",
     )
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ggufrq.base import machine, paths, proc
 from ggufrq.base.errors import GgufrqError, ToolError
-from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, prebuilt, toolchain
+from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, prebuilt, toolchain, vulkan_toolkit
 from ggufrq.patchset.series import load, problems
 from ggufrq.source import obtain
 from ggufrq.source.pin import load_pin
@@ -51,6 +51,7 @@ def examine() -> list[Check]:
         _processor(),
         _gpu(),
         _amd_gpu(),
+        _vulkan(),
         _memory(),
         _disk(),
         _patches(),
@@ -110,6 +111,17 @@ def _amd_gpu() -> Check:
         return Check("AMD GPU", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
     assert hip is not None
     return Check("AMD GPU", "ok", f"{found}, HIP {hip.version} ({hip.root}), for: ggufrq build --backend hip")
+
+
+def _vulkan() -> Check:
+    devices = vulkan_toolkit.devices()
+    found = ", ".join(devices) or "no GPU that vulkaninfo shows"
+    lacks = vulkan_toolkit.missing()
+    if lacks:
+        return Check("Vulkan", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
+    kit = vulkan_toolkit.find()
+    told = f"{found}, headers {kit.headers}, glslc {kit.version} ({kit.glslc})"
+    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan")
 
 
 def _memory() -> Check:

@@ -103,7 +103,7 @@ class Build:
     def holds_narrow(self) -> bool:
         """Whether it keeps heads that 128 does not divide in types of ours. GPUs not all of them, which
         llama.cpp says at load."""
-        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal")
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""

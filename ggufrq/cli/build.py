@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import PatchError, SourceError, UsageError
@@ -113,6 +114,7 @@ def build(
       ggufrq build --python --portable -o dist
     """
     if check:
+        _require_alone()
         _check(where, as_json)
         return
     wheel_wanted = python or install is not None
@@ -164,6 +166,18 @@ def _render(made: Build, wheel: str | None, *, new: bool) -> None:
         f"{manifest['backend']} backend: {state}"
     )
     click.echo(wheel or made.bin)
+
+
+def _require_alone() -> None:
+    """Raise UsageError when an option of builds is beside ``--check``."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if given and option.name not in ("check", "where", "as_json"):
+            raise UsageError(
+                f"--check builds nothing, and {option.opts[-1]} is for a build",
+                remedy="one without the other",
+            )
 
 
 def _check(where: str, as_json: bool) -> None:

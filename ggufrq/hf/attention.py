@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from ggufrq.hf.kept import TILE, Kept, Stored
+from ggufrq.hf.fixed import FixedStored
+from ggufrq.hf.kept import TILE, Held, Kept
+from ggufrq.hf.softmax import QUERIES, Softmax, split_mask
 
 #: The name of this attention for ``model.set_attn_implementation``.
 NAME = "ggufrq"
-#: Queries that are worked on at a time.
-QUERIES = 256
 
 
 def register() -> None:
@@ -37,7 +36,7 @@ def register() -> None:
         s_aux: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        blocks = isinstance(key, Stored) and isinstance(value, Stored)
+        blocks = isinstance(key, Held) and isinstance(value, Held)
         if not blocks or dropout or kwargs.get("position_bias") is not None:
             named = {"softcap": softcap, "s_aux": s_aux}
             kwargs |= {name: value for name, value in named.items() if value is not None}
@@ -55,7 +54,11 @@ def register() -> None:
             return found
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attend(query, key.kept, attention_mask, scale, causal=causal, softcap=softcap, sinks=s_aux)
+        options: dict[str, Any] = {"causal": causal, "softcap": softcap, "sinks": s_aux}
+        if isinstance(key, FixedStored):
+            out = key.moment.attend(query, attention_mask, scale, **options)
+        else:
+            out = attend(query, key.kept, attention_mask, scale, **options)
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("sdpa", forward)
@@ -81,9 +84,7 @@ def attend(
     scores, ``sinks`` [heads] are scores that take part in the softmax without a value.
     """
     queries, blocks = query.shape[2], kept.k.blocks
-    bias = None
-    if mask is not None and mask.dtype != torch.bool:
-        bias, mask = mask.float(), mask > torch.finfo(mask.dtype).min / 2
+    mask, bias = split_mask(mask)
     kept.learn(None if mask is None else mask.any(dim=1))
     out = []
     for i in range(0, queries, QUERIES):
@@ -103,9 +104,8 @@ def attend(
     return torch.cat(out, dim=2).to(query.dtype)
 
 
-class _Queries:
-    """Some queries, of the cells from ``first`` on, and their softmax as far as it is: the largest score, the
-    sum, and the sum of values, each [batch, heads of K, heads that share one, queries, …]."""
+class _Queries(Softmax):
+    """Some queries, of the cells from ``first`` on, and their softmax."""
 
     def __init__(
         self,
@@ -120,23 +120,12 @@ class _Queries:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> None:
+        k, v = kept.k, kept.v
+        options: dict[str, Any] = {"scale": scale, "softcap": softcap, "sinks": sinks}
+        super().__init__(query, k.side.basis, v.side.basis, k.new.shape[1], v.new.shape[3], **options)
         self.kept, self.mask, self.bias, self.causal = kept, mask, bias, causal
-        self.scale, self.softcap = scale, softcap
-        batch, self.heads, self.n, dim = query.shape
-        self.kv_heads = kept.k.new.shape[1]
         self.first, self.end = first, first + self.n
         self.cells = torch.arange(first, self.end, device=query.device)[:, None]
-        basis, rows = kept.k.side.basis, query.reshape(batch, self.kv_heads, -1, dim)
-        self.query = basis.queries(rows)
-        # what all scores of a query share cancels in a softmax, but not under a cap or beside sinks
-        self.shared = None if softcap is None and sinks is None else basis.shared(rows)
-        each = (batch, self.kv_heads, self.heads // self.kv_heads, self.n)
-        self.largest = torch.full((*each, 1), -math.inf, device=query.device)
-        self.sum = torch.zeros(*each, 1, device=query.device)
-        self.values = torch.zeros(*each, kept.v.new.shape[3], device=query.device)
-        if sinks is not None:
-            self.largest = sinks.float().view(1, self.kv_heads, -1, 1, 1).expand_as(self.largest)
-            self.sum = torch.ones_like(self.sum)
 
     def attend(self) -> torch.Tensor:
         """[batch, heads, queries, dim of V]."""
@@ -150,13 +139,12 @@ class _Queries:
             if exact is not None:
                 seen = ~exact if seen is None else seen & ~exact
             if seen is None or self.n == 1 or bool(seen.any()):
-                self._take(
+                self.take(
                     k.side.codec.decode(k_tile), v.side.codec.decode(v_tile), seen, self._bias(first, end)
                 )
         self._newest()
         self._first()
-        mean = self.values / self.sum.where(self.sum > 0, 1)
-        return v.side.basis.restore(mean.flatten(2, 3)).view(len(mean), self.heads, self.n, -1)
+        return self.mean()
 
     def _newest(self) -> None:
         """The newest tokens of each query, as they were."""
@@ -166,7 +154,7 @@ class _Queries:
             seen, newest = self._seen(first, self.end), self._is_newest(first, self.end)
             seen = newest if seen is None else seen & newest
             rows = k.exact(first, self.end).float(), v.exact(first, self.end).float()
-            self._take(*rows, seen, self._bias(first, self.end))
+            self.take(*rows, seen, self._bias(first, self.end))
 
     def _first(self) -> None:
         """The first tokens, as they were, where they are not among the newest."""
@@ -185,7 +173,7 @@ class _Queries:
             bias = None if self.bias is None else self.bias.expand(len(cells), -1, -1, -1).gather(3, at)
         elif self.causal:
             seen = seen & (cells <= self.cells)
-        self._take(kept.k.side.first.float(), kept.v.side.first.float(), seen, bias)
+        self.take(kept.k.side.first.float(), kept.v.side.first.float(), seen, bias)
 
     def _seen(self, first: int, end: int) -> torch.Tensor | None:
         """Whether cells are seen, [batch or 1, heads or 1, queries, cells]; None where all are."""
@@ -218,29 +206,3 @@ class _Queries:
         [batch or 1, 1, queries, n]."""
         behind = self.cells - cells
         return (behind >= 0) & (behind < self.kept.recent) & (cells >= self.kept.k.first_exact)
-
-    def _take(
-        self, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor | None, bias: torch.Tensor | None
-    ) -> None:
-        """Let K and V [batch, heads, cells, dim] in the bases of the sides take part."""
-        scores = self.query @ k.mT
-        scores = scores if self.shared is None else scores + self.shared
-        scores = (scores * self.scale).view(*self.sum.shape[:-1], k.shape[2])
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        if bias is not None:
-            scores = scores + self._by_head(bias)
-        if seen is not None:
-            scores = scores.masked_fill(~self._by_head(seen), -math.inf)
-        largest = torch.maximum(self.largest, scores.amax(-1, keepdim=True))
-        against = largest.masked_fill(largest == -math.inf, 0)
-        weights = torch.exp(scores - against)
-        before = torch.exp(self.largest - against)
-        self.sum = self.sum * before + weights.sum(-1, keepdim=True)
-        self.values = self.values * before + (weights.flatten(2, 3) @ v).view_as(self.values)
-        self.largest = largest
-
-    def _by_head(self, x: torch.Tensor) -> torch.Tensor:
-        """x [batch or 1, heads or 1, queries, cells] in the shape of scores."""
-        heads = (1, 1) if x.shape[1] == 1 else (self.kv_heads, -1)
-        return x.reshape(len(x), *heads, *x.shape[2:])

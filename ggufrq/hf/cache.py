@@ -20,6 +20,7 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.codec.rotate import Family
 from ggufrq.codec.tables import load
 from ggufrq.hf import attention, saved
+from ggufrq.hf.fixed import FixedAttentionLayer
 from ggufrq.hf.layer import QuantizedAttentionLayer
 from ggufrq.hf.profiles import layer_profiles
 from ggufrq.hf.side import Settings
@@ -32,11 +33,12 @@ _BLOCKS = ("full_attention", "sliding_attention", "chunked_attention")
 class QuantizedCache(Cache):
     """K and V in the types of ggufrq; what is not attention (linear layers of hybrid models) as it is.
 
-    ``bits`` of K, and of V where ``v_bits`` does not say otherwise: 2 to 5. ``recent`` of the newest and
-    ``first`` of the first tokens each query sees as they were. ``config`` is the model's: with it layers keep
-    no more than their windows, without it they come about as the model uses them. ``profile`` is a file
-    (``NAME-kv.gguf``), a ``Profile``, or ``"weights"`` to make it from the model's weights; it takes
-    ``config``.
+    ``bits`` of K, and of V where ``v_bits`` does not say otherwise: 2 to 5. ``recent`` of the newest
+    and ``first`` of the first tokens each query sees as they were. ``config`` is the model's: with it
+    layers keep no more than their windows, without it they come about as the model uses them. ``profile``
+    is a file (``NAME-kv.gguf``), a ``Profile``, or ``"weights"`` to make it from the model's weights; it
+    takes ``config``. With ``max_cache_len`` layers have a fixed size, room for so many tokens, for
+    ``torch.compile``; it takes ``config``, too.
 
     Raises UsageError for numbers that make no sense, and ModelError for models whose layers cannot be kept,
     and for a profile that is damaged or of another model.
@@ -53,6 +55,7 @@ class QuantizedCache(Cache):
         first: int = 1,
         profile: str | Path | Profile | Literal["weights"] | None = None,
         config: PreTrainedConfig | None = None,
+        max_cache_len: int | None = None,
     ) -> None:
         v_bits = bits if v_bits is None else v_bits
         for number in (bits, v_bits):
@@ -62,6 +65,14 @@ class QuantizedCache(Cache):
                 )
         if recent < 0 or first < 0:
             raise UsageError(f"recent={recent}, first={first}: how many tokens, at least 0")
+        if max_cache_len is not None and (config is None or max_cache_len < 1):
+            raise UsageError(
+                f"max_cache_len={max_cache_len}: for how many tokens, at least 1, and it takes the model's "
+                "configuration",
+                remedy="config=model.config",
+            )
+        self.size = max_cache_len
+        self.model = None if config is None else saved.facts_of(config)
         self.settings = Settings(self.family, bits, v_bits, recent, first)
         self.profiles: dict[int, LayerProfile] = {}
         if profile is not None:
@@ -87,8 +98,11 @@ class QuantizedCache(Cache):
                 )
         return layers
 
-    def _attention(self, index: int, window: int | None = None) -> QuantizedAttentionLayer:
-        return QuantizedAttentionLayer(self.settings, self.profiles.get(index), window)
+    def _attention(self, index: int, window: int | None = None) -> CacheLayerMixin:
+        profile = self.profiles.get(index)
+        if self.size is not None:
+            return FixedAttentionLayer(self.settings, profile, window, self.size)
+        return QuantizedAttentionLayer(self.settings, profile, window)
 
     def layer(self, kind: str, index: int, window: int | None = None) -> Any:
         """A new layer for ``index``: ``attention``, with its window if it has one, ``linear`` or ``none``."""
@@ -127,7 +141,7 @@ class QuantizedCache(Cache):
         """All tensors that are held for tokens, states of linear layers included."""
         found: list[torch.Tensor] = []
         for layer in self.layers:
-            if isinstance(layer, QuantizedAttentionLayer):
+            if isinstance(layer, saved.Attention):
                 found += layer.tensors()
             elif isinstance(layer, LinearAttentionCacheLayerMixin):
                 states = (*layer.conv_states.values(), *layer.recurrent_states.values())
@@ -136,16 +150,16 @@ class QuantizedCache(Cache):
 
     def save(self, path: str | Path) -> None:
         """Write all that is held into a file in the form of safetensors."""
-        saved.save(self.layers, saved.kind_of(self.settings, self.profiles), Path(path))
+        saved.save(self.layers, saved.kind_of(self.settings, self.profiles), self.model, Path(path))
 
     def load(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         """Take what another cache of the same settings, profile and model wrote, in place of what is held, to
         the device of the model.
 
-        Raises ModelError when the file is damaged or of a cache with others.
+        Raises ModelError when the file is damaged or of a cache with others; what is held is then as before.
         """
         kind = saved.kind_of(self.settings, self.profiles)
-        saved.load(self.layers, self.layer, kind, Path(path), device)
+        self.layers = saved.load(self.layers, self.layer, kind, self.model, Path(path), device)
 
 
 class PlanarQuantCache(QuantizedCache):

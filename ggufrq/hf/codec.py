@@ -27,6 +27,8 @@ _Row = Callable[[int, int, int], object]
 class Codec(Protocol):
     """Encodes and decodes contiguous rows of whole blocks."""
 
+    code: Code
+
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [..., values] to blocks, uint8 [..., bytes]."""
 

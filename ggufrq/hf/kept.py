@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,20 +65,58 @@ class Kept:
         if not bool(inside.any()):
             return
         for view in (self.k, self.v):
-            at = _rows_at(cells - view.before, view.new)
+            at = rows_at(cells - view.before, view.new)
             rows = view.side.exact(view.new.gather(2, at))
             view.side.first = torch.where(inside[:, None, :, None], rows, view.side.first)
 
 
-def _rows_at(cells: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def rows_at(cells: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Cells [batch, n] as an index of rows of x [batch, heads, cells, dim]; those outside are any."""
     return cells.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
 
 
-class Stored:
+class Held(ABC):
     """Stands for the tensor of K or V [batch, heads, cells, dim] that a layer holds. Whoever takes it for a
     tensor gets a dense one, made for the occasion: all from the blocks but the newest and first tokens that
     the last query sees as they were."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """As of the tensor."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """As of the tensor."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """As of the tensor."""
+
+    @abstractmethod
+    def dense(self) -> torch.Tensor:
+        """The tensor."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Functions of torch get the dense tensor."""
+        return func(*(_dense(x) for x in args), **{name: _dense(x) for name, x in (kwargs or {}).items()})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.dense(), name)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.dense()[index]
+
+
+class Stored(Held):
+    """That of a layer that grows."""
 
     def __init__(self, kept: Kept, view: View) -> None:
         self.kept = kept
@@ -116,29 +155,14 @@ class Stored:
         if self.kept.starts.count:
             cells = self.kept.starts.cells()
             inside = ((cells >= blocks.start) & (cells < newest))[:, None, :, None]
-            at = _rows_at(cells - blocks.start, out)
+            at = rows_at(cells - blocks.start, out)
             rows = side.basis.restore(side.first.float()).to(self.dtype)
             out.scatter_(2, at, torch.where(inside, rows, out.gather(2, at)))
         return out
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Functions of torch get the dense tensor."""
-        return func(*(_dense(x) for x in args), **{name: _dense(x) for name, x in (kwargs or {}).items()})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.dense(), name)
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.dense()[index]
 
 
 def _dense(x: Any) -> Any:
     """An argument of a function of torch, also a list of tensors, as ``torch.cat`` takes it."""
     if isinstance(x, (list, tuple)):
-        return type(x)(map(_dense, x)) if any(isinstance(one, Stored) for one in x) else x
-    return x.dense() if isinstance(x, Stored) else x
+        return type(x)(map(_dense, x)) if any(isinstance(one, Held) for one in x) else x
+    return x.dense() if isinstance(x, Held) else x

@@ -10,8 +10,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ggufrq.base.errors import UsageError
 from ggufrq.hf.basis import basis
-from ggufrq.hf.kept import Kept, Stored, View
-from ggufrq.hf.side import Settings, Side, Starts
+from ggufrq.hf.blocks import Blocks
+from ggufrq.hf.kept import TILE, Kept, Stored, View
+from ggufrq.hf.side import Settings, Side, Starts, State, require_alike, require_negative
 from ggufrq.profile.file import LayerProfile
 
 
@@ -66,6 +67,8 @@ class QuantizedAttentionLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.sides is not None and self.starts is not None
         new = key_states.detach(), value_states.detach()
+        for side, rows in zip(self.sides, new, strict=True):
+            require_alike(side.first, rows)
         views = []
         for side, rows in zip(self.sides, new, strict=True):
             side.blocks.append(rows, side.basis.store, side.codec)
@@ -105,12 +108,8 @@ class QuantizedAttentionLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the newest tokens, ``-tokens_to_remove`` of them. Raises UsageError for a positive
         number, and when that needs tokens which a window has left behind."""
-        if tokens_to_remove > 0:
-            raise UsageError(
-                f"crop({tokens_to_remove}) is the call of older versions",
-                remedy="crop(-N) takes N tokens back",
-            )
-        if self.sides is None:
+        require_negative(tokens_to_remove)
+        if self.sides is None or self.starts is None:
             return
         length = max(self.length + tokens_to_remove, 0)
         if length == 0:
@@ -126,6 +125,7 @@ class QuantizedAttentionLayer(CacheLayerMixin):
             side.blocks.crop(length)
             side.recent = side.recent[:, :, : max(side.recent.shape[2] - gone, 0)].clone()
         self.length = length
+        self.starts.crop(length)
         self._drop()
 
     def reset(self) -> None:
@@ -153,3 +153,24 @@ class QuantizedAttentionLayer(CacheLayerMixin):
     def tensors(self) -> list[torch.Tensor]:
         """All that is held for tokens."""
         return [] if self.sides is None else [x for side in self.sides for x in side.tensors()]
+
+    def state(self) -> State | None:
+        """What is held, None where that is nothing."""
+        if self.sides is None or self.starts is None:
+            return None
+        k, v = (
+            (torch.cat([tile for _, tile in side.blocks.tiles(TILE)], dim=2), side.recent, side.first)
+            for side in self.sides
+        )
+        return State(self.sides[0].blocks.start, self.length, self.starts.rows, k, v)
+
+    def take(self, state: State) -> None:
+        """Hold what another layer did. Raises ModelError when it does not fit."""
+        self.lazy_initialization(
+            *(x[2].new_empty(*x[2].shape[:2], 0, x[2].shape[3]) for x in (state.k, state.v))
+        )
+        assert self.sides is not None and self.starts is not None
+        for side, (blocks, recent, first) in zip(self.sides, (state.k, state.v), strict=True):
+            side.blocks, side.recent, side.first = Blocks.of(state.start, blocks), recent, first
+        self.length = state.length
+        self.starts.set(state.rows)

@@ -11,14 +11,13 @@ float rq_value(const device uchar * row, int at, const device float * centroids)
     const device uchar * p = row + at/BLOCK*bytes;
     const float step = (float) as_type<half>((ushort) (p[0] | p[1] << 8));
 
-    int index;
-    if (BITS == 4) {
-        index = p[2 + j % (BLOCK/2)] >> 4*(j/(BLOCK/2)) & 15;
-    } else {
-        index = p[2 + j % (BLOCK/4)] >> 2*(j/(BLOCK/4)) & 3;
-        if (BITS == 3) {
-            index |= (p[2 + BLOCK/4 + j % (BLOCK/8)] >> j/(BLOCK/8) & 1) << 2;
-        }
+    // bits in the low plane, and its bytes; an odd number of bits has one more in the high plane
+    const int low  = BITS < 4 ? 2 : 4;
+    const int size = BLOCK*low/8;
+
+    int index = p[2 + j % size] >> low*(j/size) & ((1 << low) - 1);
+    if (BITS > low) {
+        index |= (p[2 + size + j % (BLOCK/8)] >> j/(BLOCK/8) & 1) << low;
     }
 
     return step*centroids[index]*(1.0f/128.0f);

@@ -93,6 +93,6 @@ def _kernel() -> Any:
 
 
 def _centroids(codec: Codec) -> mx.array:
-    """The centroids, as many as four bits have."""
+    """The centroids, as many as five bits have."""
     found = list(codec.code.centroids)
-    return mx.array([*found, *[0] * (16 - len(found))], mx.float32)
+    return mx.array([*found, *[0] * (32 - len(found))], mx.float32)

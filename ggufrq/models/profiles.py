@@ -53,11 +53,16 @@ AS_THEY_ARE = frozenset(
 
 
 def layer_profiles(
-    wish: str | Path | Profile | Literal["weights"], kind: str, layers: int, model: str
+    wish: str | Path | Profile | Literal["weights"],
+    kind: str,
+    layers: int,
+    model: str,
+    *,
+    commit: str | None = None,
 ) -> dict[int, LayerProfile]:
     """The profile of each of the ``layers`` with K of its own, in the order of channels that transformers and
-    mlx-lm have: a file, a profile as it is in a file, or made from the weights of ``model``. ``kind`` is the
-    ``model_type`` in the configuration.
+    mlx-lm have: a file, a profile as it is in a file, or made from the weights of ``model``, on the Hub
+    those of ``commit``. ``kind`` is the ``model_type`` in the configuration.
 
     Raises ModelError when it is damaged, cannot be made, or lies in an order that is not known; UsageError
     when ``model`` is empty and the weights are needed.
@@ -71,7 +76,7 @@ def layer_profiles(
     if isinstance(wish, Profile):
         found = wish
     elif wish == "weights":
-        found = _from_weights(model)
+        found = _from_weights(model, commit)
     else:
         found = read_profile(paths.expanded(str(wish)))
     chosen = {il: layer for il, layer in found.layers.items() if il < layers}
@@ -86,7 +91,7 @@ def _halves(layer: LayerProfile) -> LayerProfile:
     return LayerProfile(k_map, q_map, None if layer.k_mean is None else layer.k_mean[:, order])
 
 
-def _from_weights(model: str) -> Profile:
+def _from_weights(model: str, commit: str | None) -> Profile:
     """The profile from the weights in a folder or on the Hub, made now unless it is kept. Raises ModelError,
     and BuildError without a build, whose tree has the converter."""
     if not model:
@@ -94,7 +99,9 @@ def _from_weights(model: str) -> Profile:
             "the configuration does not say where the model's weights are",
             remedy="that of a model that was loaded, or a file: ggufrq calibrate makes one from a GGUF",
         )
-    source = as_gguf.find(resolve.resolve(model), None, as_gguf.Options())
+    found = resolve.resolve(model)
+    # the weights of the very commit that the model was loaded at, whatever its branch is at now
+    source = as_gguf.find(found, commit if found.kind == "hub" else None, as_gguf.Options())
     if source.hf is None:
         raise UsageError(f"{model} is not a model of transformers")
     kept = paths.own_dir("profiles") / f"hf-{hashlib.sha256(source.key.encode()).hexdigest()[:16]}-1.gguf"

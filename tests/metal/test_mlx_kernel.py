@@ -22,6 +22,7 @@ CASES = {
     "k4v2": (256, 128, 2, 1, 1, 4, 2),
     "k2v4_64": (64, 192, 6, 3, 4, 2, 4),
     "k3v3_64": (64, 64, 2, 2, 2, 3, 3),
+    "k5v5_64": (128, 64, 2, 2, 2, 5, 5),
 }
 SIGNATURE = """
 template <{template}>
@@ -84,7 +85,7 @@ def test_one_query_over_blocks(program: Path, name: str, tmp_path: Path) -> None
     for dim, bits in ((dk, k_bits), (dv, v_bits)):
         x = rng.standard_normal((batch, heads // share, room, dim)).astype(np.float32)
         blocks = quantize(x, bits, block=block_of(dim))
-        table = np.zeros(16, np.float32)
+        table = np.zeros(32, np.float32)
         centroids = tables.code(bits, block_of(dim)).centroids
         table[: len(centroids)] = centroids
         sides.append(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+
+from ggufrq.base.errors import UsageError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -14,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import ggufrq.hf.attention as hf_attention  # noqa: E402
 import ggufrq.hf.blocks as hf_blocks  # noqa: E402
+import ggufrq.hf.fixed as hf_fixed  # noqa: E402
+from ggufrq.hf.fixed import FixedAttentionLayer  # noqa: E402
 from ggufrq.hf.layer import QuantizedAttentionLayer  # noqa: E402
 from ggufrq.hf.side import Settings  # noqa: E402
 from ggufrq.profile import LayerProfile  # noqa: E402
@@ -28,6 +33,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf_blocks, "CHUNK", 8)
     monkeypatch.setattr(hf_attention, "TILE", 16)
     monkeypatch.setattr(hf_attention, "QUERIES", 5)
+    monkeypatch.setattr(hf_fixed, "TILE", 16)
+    monkeypatch.setattr(hf_fixed, "QUERIES", 5)
     torch.manual_seed(1)
 
 
@@ -147,6 +154,122 @@ def test_capped_scores_sinks_and_a_mask_for_each_head(profile: bool) -> None:
     got = hf_attention.attend(q, key.kept, mask, SCALE, softcap=2.0, sinks=sinks)
     want = expected(made, q, k, v, seen, [0, 0], softcap=2.0, sinks=sinks)
     assert torch.allclose(got, want, atol=1e-3)
+
+
+def test_where_rows_begin_is_learnt_anew_behind_a_crop_below() -> None:
+    """What was behind the padding is taken back, and other tokens begin earlier."""
+    q, k, v = rows(24)
+    made, done = layer(first=2), 0
+    for n, begins in ((20, 13), (14, 10)):  # cells 0 to 19, then 10 to 23 instead
+        part = slice(done, done + n)
+        key, _ = made.update(k[:, :, part], v[:, :, part])
+        done += n
+        seen = causal(n, done) & (torch.arange(done) >= torch.tensor([0, begins])[:, None, None])
+        got = hf_attention.attend(q[:, :, part], key.kept, seen[:, None], SCALE)
+        want = expected(made, q[:, :, part], k[:, :, :done], v[:, :, :done], seen, [0, begins])
+        assert torch.allclose(got, want, atol=1e-3)
+        if begins == 13:
+            made.crop(-10)
+            done = 10
+
+
+SIZE = 40
+
+
+def fixed(recent: int = 0, first: int = 0, window: int | None = None) -> Any:
+    return FixedAttentionLayer(Settings("iso", 3, 3, recent, first), None, window, SIZE)
+
+
+def both(made: tuple[Any, Any], part: tuple[Any, Any, Any], seen: Any, additive: bool = False) -> Any:
+    """Attention of some new tokens over a layer that grows and over one of a fixed size."""
+    (q, k, v), out = part, []
+    for one in made:
+        cells, offset = one.get_mask_sizes(k.shape[2])
+        key, _ = one.update(k, v)
+        mask = None
+        if seen is not None:
+            wide = torch.nn.functional.pad(seen, (0, SIZE - seen.shape[2]))
+            mask = wide[:, None, :, offset : offset + cells]
+            mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min) if additive else mask
+        options = {"softcap": 2.0, "sinks": torch.linspace(-1, 1, HEADS)} if additive else {}
+        if one is made[0]:
+            out.append(hf_attention.attend(q, key.kept, mask, SCALE, **options))
+        else:
+            out.append(key.moment.attend(q, mask, SCALE, **options))
+    return out
+
+
+@pytest.mark.parametrize(("recent", "first"), [(0, 0), (4, 0), (0, 2), (6, 3), (100, 1)])
+@pytest.mark.parametrize("padded", [None, False, True])
+def test_a_layer_of_a_fixed_size_gives_the_same(recent: int, first: int, padded: bool | None) -> None:
+    """Over parts of a text, tokens taken back and others, and changes of the batch; ``padded`` None is
+    without mask."""
+    made, done = (layer(recent=recent, first=first), fixed(recent, first)), 0
+    for n, gone in ((9, 0), (1, 0), (12, 7), (1, 0), (6, 1), (1, 0)):
+        part = rows(n)
+        seen = None
+        if padded is not None:
+            starts = torch.tensor([0, 11 if padded else 0])[:, None, None]
+            seen = causal(n, done + n) & (torch.arange(done + n) >= starts)
+        one, other = both(made, part, seen, additive=bool(padded))
+        assert torch.allclose(one, other, atol=1e-3)
+        done += n
+        blocks = torch.cat([tile for _, tile in made[0].sides[0].blocks.tiles(8)], dim=2)
+        same = made[1].sides[0].blocks[:, :, :done] == blocks
+        assert same.float().mean() > 0.999  # a value on the edge falls to one side or the other
+        if gone:
+            for one in made:
+                one.crop(-gone)
+            done -= gone
+        for one in made:
+            one.batch_repeat_interleave(2)
+            one.reorder_cache(torch.tensor([3, 2, 1, 0]))
+            one.batch_select_indices(torch.tensor([0, 3]))
+        assert int(made[1].get_seq_length()) == made[0].get_seq_length() == done
+    key, other = (one.update(*part[1:])[0] for one in made)
+    assert key.shape[2] == done + 1 and other.shape[2] == SIZE
+    assert torch.allclose(other.dense()[:, :, : done + 1], key.dense(), atol=1e-3)
+
+
+def test_a_window_in_a_layer_of_a_fixed_size() -> None:
+    made, done = (layer(recent=3, first=1, window=12), fixed(3, 1, 12)), 0
+    for n in (20, 1, 1, 12):
+        seen = causal(n, done + n, 12)
+        one, other = both(made, rows(n), seen)
+        assert torch.allclose(one, other, atol=1e-3)
+        done += n
+
+
+def test_no_more_than_there_is_room_for() -> None:
+    made = fixed(4, 1)
+    _, k, v = rows(SIZE - 1)
+    made.update(k, v)
+    with pytest.raises(UsageError, match=f"room for {SIZE} tokens, and {SIZE - 1} [+] 2 come"):
+        made.update(k[:, :, :2], v[:, :, :2])
+
+
+@pytest.mark.thorough
+def test_compiled_and_not_the_blocks_are_the_same() -> None:
+    """The compiler fuses what stands around them, and leaves out roundings to 16 bits where it may."""
+
+    def step(made: Any, q: Any, k: Any, v: Any, mask: Any) -> Any:
+        key, _ = made.update(k * 1.5, v * 1.5)
+        return made, key.moment.attend(q, mask, SCALE)
+
+    compiled = torch.compile(step, fullgraph=True)
+    plain, other = fixed(5, 2), fixed(5, 2)
+    other.lazy_initialization(*(x[:, :, :0] for x in rows(1)[1:]))  # tables of ours are not for a compiler
+    for n in (9, 1, 1):
+        q, k, v = rows(n)
+        done = int(plain.get_seq_length()) + n
+        mask = torch.nn.functional.pad(causal(n, done), (0, SIZE - done))[:, None]
+        _, want = step(plain, q, k, v, mask)
+        with warnings.catch_warnings():  # torch's own compiler has some
+            warnings.simplefilter("ignore")
+            _, got = compiled(other, q, k, v, mask)
+        assert torch.allclose(got, want, atol=1e-5)
+    for one, two in zip((*plain.tensors(), plain.rows), (*other.tensors(), other.rows), strict=True):
+        assert torch.equal(one, two)
 
 
 class Largest(TorchDispatchMode):

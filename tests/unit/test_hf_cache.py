@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from ggufrq.profile import LayerProfile, Profile
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+import safetensors.torch  # noqa: E402
 
 import ggufrq.hf.blocks as hf_blocks  # noqa: E402
 from ggufrq.hf import IsoQuantCache, PlanarQuantCache, RotorQuantCache  # noqa: E402
@@ -270,11 +273,159 @@ def test_a_file_that_does_not_fit_is_refused(models: dict[str, Any], tmp_path: P
             other.load(path)
     with pytest.raises(ModelError, match="other layers"):
         IsoQuantCache(3, config=models["windows"].config).load(path)
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ModelError, match="damaged"):
-        IsoQuantCache(3).load(path)
     with pytest.raises(ModelError, match="no saved cache"):
         IsoQuantCache(3).load(tmp_path / "none")
+
+
+@pytest.fixture
+def saved_hybrid(models: dict[str, Any], tmp_path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A cache, and what it has written: head and tensors."""
+    cache, path = IsoQuantCache(3, config=models["hybrid"].config), tmp_path / "kept.safetensors"
+    with torch.no_grad():
+        models["hybrid"](**tokens(1, 20), **{NAME: cache})
+    cache.save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        head = json.loads(file.metadata()["ggufrq.cache"])
+        return cache, head, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "a tensor is missing": ("'1.k.blocks' is missing", lambda head, all_: all_.pop("1.k.blocks")),
+    "one too many": ("of no layer: 7.x", lambda head, all_: all_.update({"7.x": torch.zeros(1)})),
+    "fewer cells": (
+        "blocks of V of layer 1 are",
+        lambda head, all_: all_.update({"1.v.blocks": all_["1.v.blocks"][:, :, 1:].clone()}),
+    ),
+    "another type": (
+        "recent of K of layer 1 are",
+        lambda head, all_: all_.update({"1.k.recent": all_["1.k.recent"].float()}),
+    ),
+    "another shape": (
+        "damaged",
+        lambda head, all_: all_.update({"1.k.first": all_["1.k.first"][0].clone()}),
+    ),
+    "another length": ("blocks of K", lambda head, all_: head["layers"][1].update(length=21)),
+    "no length": ("holds tokens 0 to None", lambda head, all_: head["layers"][1].update(length=None)),
+    "rows that begin nowhere": (
+        "begin nowhere",
+        lambda head, all_: all_.update({"1.starts": torch.tensor([99])}),
+    ),
+    "layers of no kind": ("'kind' is missing", lambda head, all_: head["layers"][1].pop("kind")),
+    "no layers": ("'layers' is missing", lambda head, all_: head.pop("layers")),
+    "no settings": ("none that is known", lambda head, all_: head.update(settings=None)),
+    "another version": ("of version 1", lambda head, all_: head.update(version=7)),
+    "another model": (
+        "another model: hidden_size=65, and this one is hidden_size=64",
+        lambda head, all_: head["model"].update(hidden_size=65),
+    ),
+    "no states": ("damaged", lambda head, all_: head["layers"][0].update(states="two")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_and_nothing_is_loaded(
+    saved_hybrid: tuple[Any, dict[str, Any], dict[str, Any]],
+    models: dict[str, Any],
+    damage: str,
+    tmp_path: Path,
+) -> None:
+    cache, head, held = saved_hybrid
+    says, change = DAMAGES[damage]
+    change(head, held)
+    path = tmp_path / "damaged.safetensors"
+    safetensors.torch.save_file(held, path, {"ggufrq.cache": json.dumps(head)})
+    before = [x.clone() for x in cache.tensors()]
+    for other in (cache, IsoQuantCache(3, config=models["hybrid"].config)):
+        with pytest.raises(ModelError, match=re.escape(says)) as error:
+            other.load(path)
+        assert "\n" not in error.value.message
+    assert all(torch.equal(x, y) for x, y in zip(cache.tensors(), before, strict=True))
+    assert other.get_seq_length() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data[:-9], "damaged"),
+        (lambda data: data[:5], "damaged"),
+        (lambda data: b"", "damaged"),
+        (lambda data: data.replace(b"ggufrq.cache", b"ggufrq.other"), "no saved cache of version 1"),
+        (lambda data: data.replace(b'{\\"version\\"', b'[\\"version\\"'), "damaged"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(
+    models: dict[str, Any], change: Callable[[bytes], bytes], says: str, tmp_path: Path
+) -> None:
+    cache, path = IsoQuantCache(3), tmp_path / "kept.safetensors"
+    with torch.no_grad():
+        models["dense"](**tokens(1, 10), **{NAME: cache})
+    cache.save(path)
+    assert change(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ModelError, match=says):
+        cache.load(path)
+    assert cache.get_seq_length() == 10
+
+
+def test_a_cache_of_another_model_is_refused_at_its_first_token(models: dict[str, Any]) -> None:
+    cache = IsoQuantCache(3)
+    with torch.no_grad():
+        models["dense"](**tokens(1, 10), **{NAME: cache})
+    for rows in (torch.zeros(1, 3, 1, 64), torch.zeros(2, 2, 1, 64), torch.zeros(1, 2, 1, 128)):
+        with pytest.raises(ModelError, match="holds 1 × 2 heads of 64 values for each token, and"):
+            cache.update(rows, rows, 0)
+    assert cache.get_seq_length() == 10
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fixed_size_changes_nothing(models: dict[str, Any], name: str, tmp_path: Path) -> None:
+    """Of what is generated, with padding, by beams, and behind what was saved by either kind of cache."""
+    model, inputs = models[name], tokens(2, 21, padded=6)
+    for options in ({}, {"num_beams": 3}):
+        want = generate(model, inputs, transformers.DynamicCache(config=model.config), **options)
+        cache = IsoQuantCache(4, recent=ALL, config=model.config, max_cache_len=40)
+        assert cache.is_compileable
+        assert torch.equal(generate(model, inputs, cache, **options), want)
+        assert int(cache.get_seq_length()) == 28
+    made = {size: IsoQuantCache(3, recent=5, config=model.config, max_cache_len=size) for size in (None, 40)}
+    more, out = tokens(2, 3)["input_ids"], []
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
+    with torch.no_grad():
+        for size, cache in made.items():
+            model(**inputs, **{NAME: cache})
+            cache.save(tmp_path / f"{size}.safetensors")
+        for size, other in ((None, None), (40, 40), (None, 40), (40, None)):
+            cache = IsoQuantCache(3, recent=5, config=model.config, max_cache_len=size)
+            cache.load(tmp_path / f"{other}.safetensors")
+            out.append(model(more, attention_mask=mask, **{NAME: cache}).logits)
+    assert all(torch.allclose(x, out[0], atol=1e-3 * float(out[0].abs().mean())) for x in out)
+    small = IsoQuantCache(3, recent=5, config=model.config, max_cache_len=20)
+    with pytest.raises(ModelError, match="21 tokens were saved, and this cache has room for 20"):
+        small.load(tmp_path / "40.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_compiled_whole(models: dict[str, Any], name: str) -> None:
+    """In one graph, without a break, which the steps of generation then share."""
+    model, inputs = models[name], tokens(2, 12, padded=3)
+    cache = IsoQuantCache(3, recent=4, config=model.config, max_cache_len=24)
+    want = generate(model, inputs, cache, disable_compile=True)
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    cache.reset()
+    config = transformers.CompileConfig(fullgraph=True, backend=backend, mode=None)
+    config._compile_all_devices = True
+    try:
+        assert torch.equal(generate(model, inputs, cache, compile_config=config), want)
+    finally:
+        torch.compiler.reset()
+        model.__dict__.pop("_compiled_call", None)
+    assert len(graphs) == 1
 
 
 def some_profile(layers: int, heads: int, dim: int) -> Profile:
@@ -315,6 +466,8 @@ def test_a_profile_changes_only_what_is_lost(
         (lambda config: IsoQuantCache(6), "no code of 6 bits"),
         (lambda config: IsoQuantCache(3, 16), "no code of 16 bits"),
         (lambda config: IsoQuantCache(recent=-1), "at least 0"),
+        (lambda config: IsoQuantCache(max_cache_len=64), "takes the model's configuration"),
+        (lambda config: IsoQuantCache(config=config, max_cache_len=0), "at least 1"),
         (lambda config: IsoQuantCache(profile="weights"), "takes the model's configuration"),
         (lambda config: IsoQuantCache(profile="weights", config=config), "does not say where"),
         (lambda config: IsoQuantCache(profile="none.gguf", config=config), "none.gguf"),
@@ -325,6 +478,24 @@ def test_a_profile_changes_only_what_is_lost(
 def test_what_makes_no_sense_is_refused(make: Any, says: str) -> None:
     with pytest.raises((UsageError, ModelError), match=re.escape(says)):
         make(MODELS["dense"]())
+
+
+def test_a_profile_is_of_the_commit_that_the_model_was_loaded_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the branch is at by now."""
+    asked = []
+
+    def find(model: Any, revision: str | None, options: Any) -> Any:
+        asked.append((model.repo, revision))
+        raise ModelError("that is enough")
+
+    monkeypatch.setattr("ggufrq.models.as_gguf.find", find)
+    config = MODELS["dense"]()
+    config.name_or_path = "some/model"
+    for commit in (None, 40 * "c"):
+        config._commit_hash = commit
+        with pytest.raises(ModelError, match="that is enough"):
+            IsoQuantCache(profile="weights", config=config)
+    assert asked == [("some/model", None), ("some/model", 40 * "c")]
 
 
 def test_heads_that_no_block_fills_are_refused() -> None:

@@ -23,11 +23,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
 
 from ggufrq import cli
+from ggufrq.base import paths
 from ggufrq.base.errors import BuildError, SourceError, UsageError
 from ggufrq.build import builds
 from ggufrq.build.project import Build
@@ -107,7 +109,7 @@ def test_a_wheel_holds_what_belongs_in_it(build: Build, files: Path, tmp_path: P
     assert said["Version"] == str(version) and said["Requires-Dist"] == "numpy>=1"
     assert str(said.get_payload()).endswith("wörds\n")
     texts = [wheel.read(f"{info}/licenses/{one}").decode() for one in said.get_all("License-File", [])]
-    assert sorted(texts) == ["llama.cpp's\n", "theirs\n", "x's\n"]
+    assert sorted(texts) == [paths.licence().read_text(), "llama.cpp's\n", "theirs\n", "x's\n"]
     tag = wheel.read(f"{info}/WHEEL").decode().partition("Tag: ")[2].strip()
     assert path.name.endswith(f"-{tag}.whl")
 
@@ -224,6 +226,10 @@ def test_another_sdist_is_refused_and_not_kept(cache: Path, files: Path, tmp_pat
 def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["build", "-o", "dist"]) == UsageError.exit_code
     assert "try: ggufrq build --python -o dist" in capsys.readouterr().err
+    for option in ("--python", "--install", "--out=dist", "--prune", "--tests", "--jobs=1", "--backend=cpu"):
+        assert cli.invoke(["build", "--check", option]) == UsageError.exit_code
+        name = option.partition("=")[0]
+        assert f"--check builds nothing, and {name} is for a build" in capsys.readouterr().err
     assert cli.invoke(["build", "--portable", "--backend", "cuda"]) == UsageError.exit_code
     assert "try: --backend cpu" in capsys.readouterr().err
     with pytest.raises(UsageError, match="neither a Python nor the folder"):
@@ -341,10 +347,11 @@ def test_code_for_each_processor_is_loaded(
 
 
 def test_types_by_name_and_number(module: Any, model: str) -> None:
-    for kinds in (("iso3", "Planar4"), (116, 114), ("116", "114")):
+    for kinds in (("iso3", "Planar4"), (116, 114), ("116", "114"), (np.int32(116), np.uint8(114))):
         asked = params()
         cache = module.Cache(model, asked, *kinds, None, "none")
         assert (asked.type_k, asked.type_v) == (116, 114)
+        assert type(asked.type_k) is type(asked.type_v) is int  # a field of ctypes takes no other
         assert cache.environment == {
             "LLAMA_RQ_RECENT": "32",
             "LLAMA_RQ_FIRST": "1",
@@ -377,6 +384,7 @@ def test_variables_of_the_environment_are_the_default(
     ("arguments", "flash", "words"),
     [
         (("iso6", None), 1, 'no cache type "iso6" for type_k; there are f32, .*rotor5'),
+        (("iso3", 116.5), 1, 'no cache type "116.5" for type_v'),
         (("iso3", "iso3"), 0, r"V in iso3 takes flash attention: Llama\(…, flash_attn=True\)"),
         (("iso3", None, "0:f16/q8_0"), 0, "V in q8_0 takes flash attention"),
         (("bf16", "f16", None, None, 32), 1, "beside a quantized type, and K is in bf16"),

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import importlib.util
 import json
+import operator
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import llama_cpp._internals as internals
 import llama_cpp.llama_cpp as llama_cpp
@@ -81,8 +82,8 @@ class Cache:
         self,
         model: str,
         params: Any,
-        type_k: int | str | None,
-        type_v: int | str | None,
+        type_k: SupportsIndex | str | None,
+        type_v: SupportsIndex | str | None,
         layers: str | None = None,
         profile: str | None = None,
         recent: int | None = None,
@@ -174,11 +175,11 @@ def call(function: Callable[..., int], *arguments: Any) -> int:
     return result
 
 
-def _number(argument: str, kind: int | str) -> int:
-    """The number of a type by its name, or as it is."""
-    if isinstance(kind, int):
-        return kind
-    name = kind.strip().lower()
+def _number(argument: str, kind: SupportsIndex | str) -> int:
+    """The number of a type by its name, or as it is: an integer of Python or numpy."""
+    if isinstance(kind, SupportsIndex):
+        return operator.index(kind)
+    name = str(kind).strip().lower()
     if name.isdigit():
         return int(name)
     if name not in TYPES:

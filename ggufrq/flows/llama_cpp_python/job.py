@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggufrq import codec
-from ggufrq.base import log, proc
+from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import BuildError, ToolError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT, MAX_EXACT, kv_types
@@ -168,8 +168,9 @@ def _facts(build: Build) -> dict[str, object]:
 
 
 def _licences(files: Path, source: Path) -> Iterator[tuple[str, Path]]:
-    """Licences of what is in the wheel: llama-cpp-python's, llama.cpp's and those of what it carries."""
+    """Licences of what is in the wheel: llama-cpp-python's, ours, llama.cpp's, those of what it carries."""
     yield "LICENSE.md", files / "LICENSE.md"
+    yield "ggufrq/LICENSE", paths.licence()
     yield "llama.cpp/LICENSE", source / "LICENSE"
     for path in sorted((source / "licenses").glob("*")):
         yield f"llama.cpp/{path.name}", path

@@ -34,6 +34,15 @@ static inline bool ggml_rq_is_for_cpu(enum ggml_type type) {
     return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
 }
 
+// whether an operation reads or writes such a type
+static inline bool ggml_rq_op_is_for_cpu(const struct ggml_tensor * op) {
+    bool res = ggml_rq_is_for_cpu(op->type);
+    for (size_t i = 0; i < sizeof(op->src)/sizeof(op->src[0]); ++i) {
+        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
+    }
+    return res;
+}
+
 // values of a block
 static inline int ggml_rq_type_block(enum ggml_type type) {
     return ggml_rq_is_sibling(type) ? QK_RQ_64 : QK_RQ;

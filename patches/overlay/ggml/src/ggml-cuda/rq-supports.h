@@ -15,21 +15,12 @@ static inline bool ggml_cuda_rq_pairs_with(const ggml_type type) {
     return ggml_rq_is_type(type) || type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
 }
 
-// there are no kernels for 5 bits yet
-static inline bool ggml_cuda_rq_is_for_cpu(const ggml_tensor * op) {
-    bool res = ggml_rq_is_for_cpu(op->type);
-    for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
-    }
-    return res;
-}
-
 // whether we have a say in this node; supported then tells whether it runs on the device
 static inline bool ggml_cuda_rq_decides_node(const ggml_tensor * op, bool & supported) {
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
 
-    if (ggml_cuda_rq_is_for_cpu(op)) {
+    if (ggml_rq_op_is_for_cpu(op)) {
         supported = ggml_op_is_empty(op->op);
         return true;
     }

@@ -67,11 +67,9 @@ static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {
 // true if the operation is for us to decide: it then goes to *supported. An operation on our types that is not named
 // here is not supported.
 static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool has_simdgroup_reduction, bool has_simdgroup_mm, bool * supported) {
-    bool ours    = ggml_rq_is_type(op->type);
-    bool for_cpu = ggml_rq_is_for_cpu(op->type); // there are no kernels for 5 bits yet
+    bool ours = ggml_rq_is_type(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        ours    = ours    || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
-        for_cpu = for_cpu || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
+        ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }
 
     switch (op->op) {
@@ -84,7 +82,7 @@ static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool
         default:
             break;
     }
-    if (for_cpu) {
+    if (ggml_rq_op_is_for_cpu(op)) {
         *supported = false;
         return true;
     }
