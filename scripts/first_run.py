@@ -34,8 +34,10 @@ def main() -> int:
     args = parser.parse_args()
     (archive,) = args.dist.glob("ggufrq-bin-*-linux-x86_64.tar.xz")
     place = args.root / _PLACE
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    for old in place.glob("*"):
+        if old.name != "wheels":  # of others, fetched once
+            shutil.rmtree(old)
+    place.mkdir(exist_ok=True)
     with _proc(args.root):
         release = _in(args.root, "/", "cat", "/etc/debian_version").stdout.strip()
         libc = _in(args.root, "/", "/usr/bin/ldd", "--version").stdout.splitlines()[0]
@@ -80,7 +82,12 @@ def _wheels(root: Path, dist: Path) -> None:
     command += ["--python-version", version, "--find-links", dist]
     for glibc in range(17, 42):
         command += ["--platform", f"manylinux_2_{glibc}_x86_64"]
-    proc.run([*command, "--platform", "manylinux2014_x86_64", *wanted], timeout=1200)
+    if not house.is_dir():
+        proc.run([*command, "--platform", "manylinux2014_x86_64", *wanted], timeout=1200)
+    for old in house.glob("ggufrq*.whl"):
+        old.unlink()
+    for wheel in wanted:
+        shutil.copy(wheel, house)
     _in(root, "/", "python3", "-m", "venv", f"/{_PLACE}/env")
     pip = [f"/{_PLACE}/env/bin/pip", "install", "--quiet", "--no-index", "--find-links", f"/{_PLACE}/wheels"]
     _in(root, "/", *pip, "ggufrq[bin]")

@@ -9,7 +9,10 @@ from pathlib import Path
 import click
 
 from ggufrq.base import log
-from ggufrq.build import debian
+from ggufrq.build import backends, debian
+
+#: Metal is of another system.
+_BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
 
 
 @click.command()
@@ -35,8 +38,8 @@ from ggufrq.build import debian
     "--backend",
     default="cpu",
     show_default=True,
-    type=click.Choice(["cpu", "cuda", "hip"]),
-    help="With cuda and hip a further module, which is loaded where the driver is; takes --here.",
+    type=click.Choice(_BACKENDS),
+    help="With a GPU's a further module, which is loaded where the driver is; takes --here.",
 )
 @click.option("--cuda-arch", metavar="ARCH", help="With cuda: what to generate code for, as CMake names it.")
 @click.option(

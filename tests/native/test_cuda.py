@@ -574,15 +574,17 @@ class RecentRows:
     def of(cls, case: Case, rng: np.random.Generator) -> RecentRows:
         arrays: dict[str, npt.NDArray[Any]] = {}
         exact = []
-        sides = (("k", case.dim, case.spread, 0.0), ("v", case.dim_v or case.dim, 1.0, 0.5))
-        for name, dim, size, shift in sides:
+        for name, dim, size, shift in (
+            ("k", case.dim, case.spread, 0.0),
+            ("v", case.dim_v or case.dim, 1.0, 0.5),
+        ):
             # of each stream a row is of none of these tokens; heads side by side
-            held = (
-                size * rng.standard_normal((case.sequences, case.held + 1, case.heads_kv, dim)) + shift
-            ).astype(np.float16)
-            fresh = (
-                size * rng.standard_normal((case.sequences, case.fresh, case.heads_kv, dim)) + shift
-            ).astype(np.float32)
+            shape = (case.sequences, case.held + 1 + case.fresh, case.heads_kv, dim)
+            drawn = size * rng.standard_normal(shape) + shift
+            held, fresh = (
+                drawn[:, : case.held + 1].astype(np.float16),
+                drawn[:, case.held + 1 :].astype(np.float32),
+            )
             arrays |= {name: held, f"{name}_new": fresh}
             rows = [held[:, : case.held], fresh.astype(np.float16)]
             exact.append(np.concatenate(rows, axis=1).astype(np.float64))
@@ -750,7 +752,8 @@ def test_attention_shapes_and_flags(kernels: Kernels, case: Case) -> None:
     assert _error(kernels, case) < TOLERANCE
 
 
-ALIKE = [(kind, kind, dim, dim) for kind in (Q8_0, Q4_0) for dim in (128, 256)]
+#: kernels that there are for recent rows alone
+ALIKE = [(kind, kind, dim, dim) for kind in (Q8_0, Q4_0) for dim in (64, 128, 256)]
 
 
 @pytest.mark.parametrize(("type_k", "type_v", "dim", "dim_v"), [*PAIRS, *ALIKE])
@@ -765,6 +768,9 @@ def test_recent_rows_beside_every_pair(
     "case",
     [
         Case(held=33, fresh=1),
+        Case(RQ3_64, RQ3_64, 64, heads=4, heads_kv=2, queries=2, kv=90, held=33, fresh=2),
+        Case(RQ4_64, RQ3, 192, dim_v=128, heads=8, heads_kv=1, kv=90, held=40, fresh=1),
+        Case(Q4_0, Q4_0, 64, heads=4, heads_kv=2, kv=90, held=40, fresh=1),
         Case(held=1, fresh=1, kv=1),
         Case(held=0, fresh=5, queries=5, kv=200),
         Case(heads=2, heads_kv=2, queries=9, held=34, fresh=9),
@@ -789,6 +795,72 @@ def test_recent_rows_beside_every_pair(
 )
 def test_recent_rows_with_shapes_and_flags(kernels: Kernels, case: Case) -> None:
     assert _error(kernels, case) < TOLERANCE
+
+
+class _Queries(ctypes.Structure):
+    """ggml_cuda_rq_queries."""
+
+    _fields_ = [
+        ("q", ctypes.c_void_p),
+        ("nb", ctypes.c_int64 * 3),
+        *((name, ctypes.c_uint32 * 3) for name in ("heads", "n", "group")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap", "max_bias", "m0", "m1")),
+        ("n_head_log2", ctypes.c_uint32),
+    ]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(held=33, fresh=1),
+        Case(dim=256, heads=6, heads_kv=3, queries=2, held=9, fresh=2, sequences=2),
+        Case(dim=64, heads=3, heads_kv=3, queries=1, held=20, fresh=1),
+        Case(heads=12, heads_kv=3, max_bias=8.0, queries=2, held=70, fresh=2),
+        Case(softcap=5.0, spread=2.0, held=5, fresh=1),
+    ],
+    ids=str,
+)
+def test_recent_rows_where_parts_are_put_together(kernels: Kernels, case: Case) -> None:
+    """For upstream's vector kernel: parts of rows of the cache, each as if it were one row of its weight."""
+    rng = np.random.default_rng(12)
+    recent, parts = RecentRows.of(case, rng), 3
+    shape = (case.sequences, case.queries, case.heads)
+    q = (case.spread * rng.standard_normal((*shape, case.dim))).astype(np.float32)
+    values = rng.standard_normal((*shape, parts, case.dim)).astype(np.float32)
+    meta = np.stack([rng.standard_normal((*shape, parts)), np.ones((*shape, parts))], -1).astype(np.float32)
+    meta[0, 0, 0] = (-1e38, 0)  # no row of the cache is seen
+    values[0, 0, 0] = 0
+    out = np.full((*shape, case.dim), np.nan, np.float32)
+    n_log2 = 2 ** int(np.log2(case.heads))
+    m0, m1 = 2 ** (-case.max_bias / n_log2), 2 ** (-case.max_bias / 2 / n_log2)
+    scale = case.dim**-0.5
+    queries = _Queries(
+        _at(q), (ctypes.c_int64 * 3)(q.strides[1], q.strides[2], q.strides[0]),
+        *((ctypes.c_uint32 * 3)(0, 0, n) for n in (case.heads, case.queries, case.heads // case.heads_kv)),
+        scale / (case.softcap or 1), case.softcap, case.max_bias, m0, m1, n_log2,
+    )  # fmt: skip
+    kernels.lib.emu_combine_recent(
+        case.dim, _at(values), _at(meta), _at(out), ctypes.c_int64(int(np.prod(shape))), parts,
+        ctypes.byref(queries), ctypes.byref(recent.call(case)),
+    )  # fmt: skip
+
+    group = case.heads // case.heads_kv
+    k, v = np.repeat(recent.k, group, axis=2), np.repeat(recent.v, group, axis=2)
+    scores = np.einsum("sqhd,skhd->sqhk", q.astype(np.float64), k) * scale
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    h = np.arange(case.heads)
+    slopes = (
+        np.where(h < n_log2, m0 ** (h + 1.0), m1 ** (2.0 * (h - n_log2) + 1)) if case.max_bias else 1 + 0 * h
+    )
+    mask = recent.mask[:, :, None, : case.held + case.fresh].astype(np.float64)
+    scores = np.concatenate([meta[..., 0].astype(np.float64), scores + slopes[:, None] * mask], axis=-1)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights[..., :parts] *= meta[..., 1]
+    weights /= weights.sum(axis=-1, keepdims=True)
+    right = np.einsum("sqhk,skhd->sqhd", weights[..., parts:], v)
+    right += np.einsum("sqhp,sqhpd->sqhd", weights[..., :parts], values.astype(np.float64))
+    assert np.abs(out - right).max() < 1e-5 * np.abs(right).max()
 
 
 class _Gather(ctypes.Structure):

@@ -67,7 +67,8 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
         if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
             return where + "split by heads among devices, which cannot attend to them so";
         }
-        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
+        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
+            hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
         if (!llama_rq_device_holds_recent(dev, layer.k->type, layer.v->type, shape)) {
             return where + "which cannot attend to them with K in " + ggml_type_name(layer.k->type) + " and V in " + ggml_type_name(layer.v->type) +
                 " at head_dim " + std::to_string(shape.n_embd_head_k);

@@ -223,13 +223,13 @@ struct attention {
 
 static ggml_cuda_rq_fa_kernel find(int type_k, int dim_k, int dim_v, int type_v) {
     const ggml_type v = (ggml_type) type_v;
-    const bool narrow = dim_k % 128 != 0;
     if (type_k == type_v && type_k == GGML_TYPE_Q8_0) {
         return ggml_cuda_rq_fa_find_same<ggml_cuda_rq_kv_q8_0>(dim_k, dim_v);
     }
     if (type_k == type_v && type_k == GGML_TYPE_Q4_0) {
         return ggml_cuda_rq_fa_find_same<ggml_cuda_rq_kv_q4_0>(dim_k, dim_v);
     }
+    const bool narrow = dim_k % 128 != 0;
     switch (type_k) {
         case GGML_TYPE_F16:
             return narrow ? ggml_cuda_rq_fa_find_64<ggml_cuda_rq_kv_f16, false>(dim_k, dim_v, v) : ggml_cuda_rq_fa_find<ggml_cuda_rq_kv_f16, false>(dim_k, dim_v, v);
@@ -261,6 +261,19 @@ extern "C" int emu_parts(int64_t tiles, int64_t places, int64_t passes) {
 
 extern "C" void emu_combine(int D, int n, const float * parts, const float2 * meta, float * dst, int64_t rows, int n_parts, int family, int mode) {
     combine(D, n, parts, meta, dst, rows, n_parts, family, mode);
+}
+
+extern "C" void emu_combine_recent(int n, const float * parts, const float2 * meta, float * dst, int64_t rows, int n_parts,
+        const ggml_cuda_rq_queries * queries, const ggml_cuda_rq_recent * recent) {
+    run(rows, [&]() {
+        if (n == 64) {
+            ggml_cuda_rq_combine_recent_kernel<64>(parts, meta, dst, rows, n_parts, *queries, *recent);
+        } else if (n == 128) {
+            ggml_cuda_rq_combine_recent_kernel<128>(parts, meta, dst, rows, n_parts, *queries, *recent);
+        } else {
+            ggml_cuda_rq_combine_recent_kernel<256>(parts, meta, dst, rows, n_parts, *queries, *recent);
+        }
+    });
 }
 
 // dst: [dim_v, heads, queries, sequences]; recent: null without recent rows

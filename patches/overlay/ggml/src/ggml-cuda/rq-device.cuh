@@ -564,3 +564,25 @@ static __device__ __forceinline__ void ggml_cuda_rq_rotate(float (&v)[ggml_cuda_
         ggml_cuda_rq_blocks<n, family>(v, lane);
     }
 }
+
+// ---- recent rows ----
+
+// The newest and first tokens as they were before quantization (ggml-rq-types.h): those that were held in f16 and behind them
+// those of this batch in f32, which are rounded. In our attention kernel CUDA blocks of their own take
+// them, parts of the split as any others.
+struct ggml_cuda_rq_recent {
+    const char * k; // f16 [D, n_held, heads of K, sequences]
+    const char * v;
+    const char * k_new; // f32 [D, n - n_held, heads of K, sequences]
+    const char * v_new;
+    const char * mask; // f16 [n, queries, 1, sequences]
+    int32_t      n_held;
+    int32_t      n;
+    int32_t      parts; // 0: there are no such rows
+    int32_t      nb_mask;
+    int64_t      nb_mask3;
+    int64_t      nb_k[3]; // of a row, a head, a sequence
+    int64_t      nb_v[3];
+    int64_t      nb_k_new[3];
+    int64_t      nb_v_new[3];
+};

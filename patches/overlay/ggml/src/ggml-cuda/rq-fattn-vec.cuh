@@ -4,6 +4,7 @@
 // with our types as its K or V.
 
 #include "fattn-vec.cuh"
+#include "rq-recent.cuh"
 #include "rq-vec.cuh"
 
 typedef void (* ggml_cuda_rq_fa_vec_t)(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
@@ -67,21 +68,41 @@ static constexpr bool ggml_cuda_rq_fa_vec_needed = ggml_cuda_rq_has_arch_below(G
 static constexpr bool ggml_cuda_rq_fa_vec_needed = true;
 #endif // __CUDA_ARCH_LIST__
 
+template <int D, ggml_type type_k, ggml_type type_v, bool softcap>
+static void ggml_cuda_rq_fa_vec_recent(ggml_backend_cuda_context & ctx, const ggml_tensor * dst) {
+    if (dst->src[0]->ne[1] == 1) {
+        ggml_cuda_rq_fa_vec_recent(ctx, dst, flash_attn_ext_vec<D, 1, type_k, type_v, softcap>, 1);
+    } else {
+        ggml_cuda_rq_fa_vec_recent(ctx, dst, flash_attn_ext_vec<D, 2, type_k, type_v, softcap>, 2);
+    }
+}
+
+template <int D, ggml_type type_k, ggml_type type_v>
+static void ggml_cuda_rq_fa_vec_case(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    if (!ggml_rq_has_recent(dst)) {
+        ggml_cuda_flash_attn_ext_vec_case<D, type_k, type_v>(ctx, dst);
+    } else if (ggml_get_op_params_f32(dst, 2) == 0.0f) {
+        ggml_cuda_rq_fa_vec_recent<D, type_k, type_v, false>(ctx, dst);
+    } else {
+        ggml_cuda_rq_fa_vec_recent<D, type_k, type_v, true>(ctx, dst);
+    }
+}
+
 template <int D, ggml_type type_k>
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_v(const ggml_type type_v) {
     if constexpr (ggml_cuda_rq_fa_vec_needed) {
         constexpr bool wide = D % QK_RQ == 0;
         if (ggml_rq_is_type(type_v) && ggml_rq_is_sibling(type_v) != wide) {
             switch (ggml_rq_type_bits(type_v)) {
-                case 2:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR2 : GGML_TYPE_RQ2_64>;
-                case 3:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR3 : GGML_TYPE_RQ3_64>;
-                default: return ggml_cuda_flash_attn_ext_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR4 : GGML_TYPE_RQ4_64>;
+                case 2:  return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR2 : GGML_TYPE_RQ2_64>;
+                case 3:  return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR3 : GGML_TYPE_RQ3_64>;
+                default: return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR4 : GGML_TYPE_RQ4_64>;
             }
         }
         if constexpr (type_k != GGML_TYPE_F16 && type_k != GGML_TYPE_Q8_0) {
             switch (type_v) {
-                case GGML_TYPE_F16:  return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_F16>;
-                case GGML_TYPE_Q8_0: return ggml_cuda_flash_attn_ext_vec_case<D, type_k, GGML_TYPE_Q8_0>;
+                case GGML_TYPE_F16:  return ggml_cuda_rq_fa_vec_case<D, type_k, GGML_TYPE_F16>;
+                case GGML_TYPE_Q8_0: return ggml_cuda_rq_fa_vec_case<D, type_k, GGML_TYPE_Q8_0>;
                 default:             break;
             }
         }

@@ -2,6 +2,7 @@
 #include "rq-fattn.cuh"
 #include "rq-fattn-vec.cuh"
 #include "rq-kernels.cuh"
+#include "rq-recent.cuh"
 #include "rq-fuse.h"
 
 // Eight columns at a time, up to so many times; above, K and V are unpacked once, to f16, for upstream's kernels. An estimate,
@@ -53,14 +54,13 @@ static bool ggml_cuda_rq_fa_is_for_us(const ggml_tensor * dst) {
 static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_for(const int device, const ggml_tensor * dst) {
     const ggml_tensor * Q = dst->src[0];
     const ggml_tensor * K = dst->src[1];
-    if (!ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
+    if (!ggml_cuda_rq_fa_has_ours(dst) || turing_mma_available(ggml_cuda_info().devices[device].cc) || Q->ne[1] > 2 || K->ne[1] % FATTN_KQ_STRIDE != 0) {
         return nullptr;
     }
     return ggml_cuda_rq_fa_vec_find(K, dst->src[2]);
 }
 
 bool ggml_cuda_rq_use_flash_attn(const int device, const ggml_tensor * dst) {
-    const ggml_tensor * Q    = dst->src[0];
     const ggml_tensor * K    = dst->src[1];
     const ggml_tensor * V    = dst->src[2];
     const ggml_tensor * mask = dst->src[3];
@@ -93,38 +93,6 @@ void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
     }
 }
 
-// rows of a CUDA block in one pass
-#define GGML_CUDA_RQ_FA_RECENT_PASS (GGML_CUDA_RQ_FA_RECENT_ROWS*GGML_CUDA_RQ_FA_WARPS)
-
-static ggml_cuda_rq_recent ggml_cuda_rq_fa_make_recent(const ggml_tensor * dst) {
-    ggml_cuda_rq_recent res = {};
-    if (!ggml_rq_has_recent(dst)) {
-        return res;
-    }
-    const ggml_tensor * k     = dst->src[GGML_RQ_RECENT_K];
-    const ggml_tensor * v     = dst->src[GGML_RQ_RECENT_V];
-    const ggml_tensor * k_new = dst->src[GGML_RQ_RECENT_K_NEW];
-    const ggml_tensor * v_new = dst->src[GGML_RQ_RECENT_V_NEW];
-    const ggml_tensor * mask  = dst->src[GGML_RQ_RECENT_MASK];
-    res.k        = (const char *) k->data;
-    res.v        = (const char *) v->data;
-    res.k_new    = (const char *) k_new->data;
-    res.v_new    = (const char *) v_new->data;
-    res.mask     = (const char *) mask->data;
-    res.n_held   = k->ne[1];
-    res.n        = k->ne[1] + k_new->ne[1];
-    res.parts    = (res.n + GGML_CUDA_RQ_FA_RECENT_PASS - 1)/GGML_CUDA_RQ_FA_RECENT_PASS;
-    res.nb_mask  = mask->nb[1];
-    res.nb_mask3 = mask->ne[3] == 1 ? 0 : mask->nb[3];
-    for (int i = 0; i < 3; ++i) {
-        res.nb_k[i]     = k->nb[i + 1];
-        res.nb_v[i]     = v->nb[i + 1];
-        res.nb_k_new[i] = k_new->nb[i + 1];
-        res.nb_v_new[i] = v_new->nb[i + 1];
-    }
-    return res;
-}
-
 // rot: the rotation of the output, to be written in place of it, or nullptr
 static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, const ggml_tensor * rot, const ggml_cuda_rq_fa_kernel & k) {
     const ggml_tensor * Q     = dst->src[0];
@@ -140,7 +108,9 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
     const int64_t tiles_z = (group + heads - 1)/heads*K->ne[2]*Q->ne[3];
 
     k.prepare();
-    const ggml_cuda_rq_recent recent = ggml_cuda_rq_fa_make_recent(dst);
+    ggml_cuda_rq_recent recent = ggml_cuda_rq_make_recent(dst);
+    constexpr int recent_rows = GGML_CUDA_RQ_FA_RECENT_ROWS*GGML_CUDA_RQ_FA_WARPS; // of a CUDA block in one pass
+    recent.parts = (recent.n + recent_rows - 1)/recent_rows;
     const int nb_shared = recent.parts > 0 ? k.nb_recent : k.nb_shared;
     int per_sm = 0;
     CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k.kernel, WARP_SIZE*GGML_CUDA_RQ_FA_WARPS, nb_shared));

@@ -152,9 +152,9 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_hide(
 
 // makes weights of the products s of rows row0 + g and so on with the columns; maxima, sums and results so far are brought to the new
 // maxima. Returns what this lane's weights add up to.
-template <int D, int rows>
+template <int DV, int rows>
 static __device__ __forceinline__ float ggml_cuda_rq_fa_weights(
-        float (&s)[rows/16][4], float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[D/16], const ggml_cuda_rq_fa_column (&col)[2],
+        float (&s)[rows/16][4], float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[DV/16], const ggml_cuda_rq_fa_column (&col)[2],
         const float logit_softcap, const char * mask, const int row0, const int g, const int n_kv) {
     if (logit_softcap != 0.0f) {
 #pragma unroll
@@ -191,7 +191,7 @@ static __device__ __forceinline__ float ggml_cuda_rq_fa_weights(
             m[c]  = m_new[c];
             l[c] *= f;
 #pragma unroll
-            for (int i = 0; i < D/16; ++i) {
+            for (int i = 0; i < DV/16; ++i) {
                 o[i].x[c]     *= f;
                 o[i].x[c + 2] *= f;
             }
@@ -210,25 +210,6 @@ static __device__ __forceinline__ float ggml_cuda_rq_fa_weights(
 }
 
 // ---- recent rows ----
-
-// The newest and first tokens as they were before quantization (ggml-rq-types.h): those that were held in f16 and behind them
-// those of this batch in f32, which are rounded. CUDA blocks of their own take them, parts of the split as any others.
-struct ggml_cuda_rq_recent {
-    const char * k; // f16 [D, n_held, heads of K, sequences]
-    const char * v;
-    const char * k_new; // f32 [D, n - n_held, heads of K, sequences]
-    const char * v_new;
-    const char * mask; // f16 [n, queries, 1, sequences]
-    int32_t      n_held;
-    int32_t      n;
-    int32_t      parts; // 0: there are no such rows
-    int32_t      nb_mask;
-    int64_t      nb_mask3;
-    int64_t      nb_k[3]; // of a row, a head, a sequence
-    int64_t      nb_v[3];
-    int64_t      nb_k_new[3];
-    int64_t      nb_v_new[3];
-};
 
 // rows row0 and so on of a head to shared memory, zeros behind the last
 template <int D>
@@ -267,7 +248,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
         float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[DV/16], const ggml_cuda_rq_recent & recent, uint32_t * tile,
         const uint32_t * query, const ggml_cuda_rq_fa_column * columns, const float logit_softcap,
         const int head_kv, const int sequence, const int i, const int warp, const int lane) {
-    constexpr int rows     = GGML_CUDA_RQ_FA_RECENT_ROWS;
+    constexpr int rows   = GGML_CUDA_RQ_FA_RECENT_ROWS;
     constexpr int stride_k = ggml_cuda_rq_fa_copy<D,  ggml_cuda_rq_kv_f16>::stride;
     constexpr int stride_v = ggml_cuda_rq_fa_copy<DV, ggml_cuda_rq_kv_f16>::stride;
     const int g = lane/4;
@@ -602,10 +583,8 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, 
 // K and V alike, for types of upstream's with recent rows
 template <typename C>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_same(const int64_t head_dim_k, const int64_t head_dim_v) {
-    if (head_dim_k != head_dim_v) {
-        return {};
-    }
-    switch (head_dim_k) {
+    switch (head_dim_k == head_dim_v ? head_dim_k : 0) {
+        case  64: return ggml_cuda_rq_fa_make< 64, C, C>();
         case 128: return ggml_cuda_rq_fa_make<128, C, C>();
         case 256: return ggml_cuda_rq_fa_make<256, C, C>();
         default:  return {};

@@ -516,3 +516,127 @@ static __global__ void ggml_cuda_rq_combine_kernel(
         }
     }
 }
+
+// What belongs to the queries of an attention
+struct ggml_cuda_rq_queries {
+    const char * q;
+    int64_t  nb[3]; // from query to query, head, sequence
+    uint3    heads; // for fast_div_modulo
+    uint3    n;
+    uint3    group; // heads of a head of K and V
+    float    scale, softcap, max_bias, m0, m1;
+    uint32_t n_head_log2;
+};
+
+// two values of a row of f16 or f32
+static __device__ __forceinline__ float2 ggml_cuda_rq_read2(const char * x, const bool is_f16, const int i) {
+    if (is_f16) {
+        const half2 h = *(const half2 *) (x + i*sizeof(half));
+        return make_float2(__half2float(h.x), __half2float(h.y));
+    }
+    const float * f = (const float *) x + i; // rounded, as those that were held
+    return make_float2(__half2float(__float2half_rn(f[0])), __half2float(__float2half_rn(f[1])));
+}
+
+// The same for parts of the rows of the cache alone, without a rotation: a warp attends to the recent rows, too, four at a time, where there is
+// no kernel of ours with parts of them (cards without int8 tensor cores). Slower than parts where they are many. At least two parts.
+template <int n>
+static __global__ void ggml_cuda_rq_combine_recent_kernel(
+        const float * parts, const float2 * meta, float * dst, const int64_t rows, const int n_parts,
+        const ggml_cuda_rq_queries queries, const ggml_cuda_rq_recent recent) {
+    const int64_t row = ggml_cuda_rq_unit();
+    if (row >= rows) {
+        return;
+    }
+    const int   lane    = threadIdx.x;
+    const uint2 by_head = fast_div_modulo(row, queries.heads);
+    const uint2 at      = fast_div_modulo(by_head.x, queries.n); // sequence, query
+    const int   head    = by_head.y;
+    const int   head_kv = fast_div_modulo(head, queries.group).x;
+    parts += row*n_parts*n;
+    meta  += row*n_parts;
+
+    // values 64*j + 2*lane and the next
+    ggml_cuda_pdl_sync();
+    float2 v[n/64];
+    float2 q[n/64];
+    const float * x = (const float *) (queries.q + at.y*queries.nb[0] + head*queries.nb[1] + at.x*queries.nb[2]);
+#pragma unroll
+    for (int j = 0; j < n/64; ++j) {
+        v[j] = make_float2(0.0f, 0.0f);
+        q[j] = make_float2(queries.scale*x[64*j + 2*lane], queries.scale*x[64*j + 2*lane + 1]);
+    }
+    float max = -FLT_MAX;
+    for (int i = 0; i < n_parts; ++i) {
+        max = fmaxf(max, meta[i].x);
+    }
+    float sum = 0.0f;
+    for (int i = 0; i < n_parts; ++i) {
+        const float f = expf(meta[i].x - max);
+        sum += f*meta[i].y;
+#pragma unroll
+        for (int j = 0; j < n/64; ++j) {
+            v[j].x += f*parts[(int64_t) i*n + 64*j + 2*lane];
+            v[j].y += f*parts[(int64_t) i*n + 64*j + 2*lane + 1];
+        }
+    }
+
+    const float  slope = get_alibi_slope(queries.max_bias, head, queries.n_head_log2, queries.m0, queries.m1);
+    const half * mask  = (const half *) (recent.mask + (int64_t) at.y*recent.nb_mask + at.x*recent.nb_mask3);
+    const auto   place = [&](const char * held, const int64_t * nb_held, const char * fresh, const int64_t * nb_fresh, const int r) {
+        return r < recent.n_held ? held + r*nb_held[0] + head_kv*nb_held[1] + at.x*nb_held[2] :
+            fresh + (r - recent.n_held)*nb_fresh[0] + head_kv*nb_fresh[1] + at.x*nb_fresh[2];
+    };
+    for (int r0 = 0; r0 < recent.n; r0 += 4) {
+        float s[4];
+        float top = max;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int   r      = r0 + i;
+            const float hidden = r < recent.n ? __half2float(mask[r]) : -INFINITY;
+            s[i] = -INFINITY;
+            if (hidden > -FLT_MAX) { // for all lanes alike
+                const char * k = place(recent.k, recent.nb_k, recent.k_new, recent.nb_k_new, r);
+                s[i] = 0.0f;
+#pragma unroll
+                for (int j = 0; j < n/64; ++j) {
+                    const float2 y = ggml_cuda_rq_read2(k, r < recent.n_held, 64*j + 2*lane);
+                    s[i] += q[j].x*y.x + q[j].y*y.y;
+                }
+                s[i] = warp_reduce_sum(s[i]);
+                s[i] = (queries.softcap == 0.0f ? s[i] : queries.softcap*tanhf(s[i])) + slope*hidden;
+            }
+            top = fmaxf(top, s[i]);
+        }
+        const float f = expf(max - top);
+        max  = top;
+        sum *= f;
+#pragma unroll
+        for (int j = 0; j < n/64; ++j) {
+            v[j].x *= f;
+            v[j].y *= f;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int   r = r0 + i;
+            const float p = expf(s[i] - max);
+            sum += p;
+            if (p > 0.0f) {
+                const char * from = place(recent.v, recent.nb_v, recent.v_new, recent.nb_v_new, r);
+#pragma unroll
+                for (int j = 0; j < n/64; ++j) {
+                    const float2 y = ggml_cuda_rq_read2(from, r < recent.n_held, 64*j + 2*lane);
+                    v[j].x += p*y.x;
+                    v[j].y += p*y.y;
+                }
+            }
+        }
+    }
+    ggml_cuda_pdl_lc();
+    dst += row*n;
+#pragma unroll
+    for (int j = 0; j < n/64; ++j) {
+        dst[64*j + 2*lane]     = v[j].x/sum;
+        dst[64*j + 2*lane + 1] = v[j].y/sum;
+    }
+}

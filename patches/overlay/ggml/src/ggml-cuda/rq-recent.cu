@@ -1,6 +1,8 @@
 #include "rq.cuh"
 #include "rq-kernels.cuh"
 
+#include "rq-recent.cuh"
+
 #include "fattn.cuh"
 
 // Attention with recent rows (ggml-rq-types.h) by upstream's kernels: K and V in f16 with these rows behind them, in the memory behind
@@ -111,6 +113,9 @@ bool ggml_cuda_rq_supports_recent(const int device, const ggml_tensor * dst) {
             return false;
         }
     }
+    if (ggml_get_op_params_f32(dst, 2) != 0.0f && k->ne[0] != 128 && k->ne[0] != 256 && k->ne[0] != 512) {
+        return false; // upstream's kernels for other heads have no softcap, and do not say so
+    }
     const int64_t n = dst->src[GGML_RQ_RECENT_K]->ne[1] + dst->src[GGML_RQ_RECENT_K_NEW]->ne[1];
     if (dst->src[0]->type != GGML_TYPE_F32 || ggml_rq_recent_width(dst) < k->ne[1] + n) {
         return false;
@@ -129,4 +134,91 @@ void ggml_cuda_rq_flash_attn_recent(ggml_backend_cuda_context & ctx, const ggml_
     ggml_cuda_rq_gather_rows(ctx, dst->src[1], dst->src[GGML_RQ_RECENT_K], dst->src[GGML_RQ_RECENT_K_NEW], f16.k);
     ggml_cuda_rq_gather_rows(ctx, dst->src[2], dst->src[GGML_RQ_RECENT_V], dst->src[GGML_RQ_RECENT_V_NEW], f16.v);
     ggml_cuda_flash_attn_ext(ctx, &f16.node);
+}
+
+ggml_cuda_rq_recent ggml_cuda_rq_make_recent(const ggml_tensor * dst) {
+    ggml_cuda_rq_recent res = {};
+    if (!ggml_rq_has_recent(dst)) {
+        return res;
+    }
+    const ggml_tensor * k     = dst->src[GGML_RQ_RECENT_K];
+    const ggml_tensor * v     = dst->src[GGML_RQ_RECENT_V];
+    const ggml_tensor * k_new = dst->src[GGML_RQ_RECENT_K_NEW];
+    const ggml_tensor * v_new = dst->src[GGML_RQ_RECENT_V_NEW];
+    const ggml_tensor * mask  = dst->src[GGML_RQ_RECENT_MASK];
+    res.k        = (const char *) k->data;
+    res.v        = (const char *) v->data;
+    res.k_new    = (const char *) k_new->data;
+    res.v_new    = (const char *) v_new->data;
+    res.mask     = (const char *) mask->data;
+    res.n_held   = k->ne[1];
+    res.n        = k->ne[1] + k_new->ne[1];
+    res.nb_mask  = mask->nb[1];
+    res.nb_mask3 = mask->ne[3] == 1 ? 0 : mask->nb[3];
+    for (int i = 0; i < 3; ++i) {
+        res.nb_k[i]     = k->nb[i + 1];
+        res.nb_v[i]     = v->nb[i + 1];
+        res.nb_k_new[i] = k_new->nb[i + 1];
+        res.nb_v_new[i] = v_new->nb[i + 1];
+    }
+    return res;
+}
+
+template <int D>
+static void ggml_cuda_rq_fa_vec_launch(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, fattn_kernel_t kernel, const int cols) {
+    const ggml_tensor * Q     = dst->src[0];
+    const ggml_tensor * K     = dst->src[1];
+    const ggml_tensor * V     = dst->src[2];
+    const ggml_tensor * mask  = dst->src[3];
+    const ggml_tensor * sinks = dst->src[4];
+    constexpr int nthreads = 128; // as upstream's kernel is compiled
+
+    const int64_t tiles_x = (Q->ne[1] + cols - 1)/cols;
+    const int64_t tiles_z = Q->ne[2]*Q->ne[3];
+    int per_sm = 0;
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, nthreads, 0));
+    GGML_ASSERT(per_sm > 0);
+    // a single part would leave no sum and maximum
+    const int parts = std::max(2, ggml_cuda_rq_parts(tiles_x*tiles_z, (int64_t) per_sm*ggml_cuda_info().devices[ctx.device].nsm, (K->ne[1] + nthreads - 1)/nthreads));
+
+    const int64_t rows = ggml_nrows(dst);
+    ggml_cuda_pool_alloc<float>  part(ctx.pool(), rows*parts*D);
+    ggml_cuda_pool_alloc<float2> meta(ctx.pool(), rows*parts);
+
+    ggml_cuda_rq_queries queries = {};
+    queries.q     = (const char *) Q->data;
+    queries.nb[0] = Q->nb[1];
+    queries.nb[1] = Q->nb[2];
+    queries.nb[2] = Q->nb[3];
+    queries.heads = init_fastdiv_values(Q->ne[2]);
+    queries.n     = init_fastdiv_values(Q->ne[1]);
+    queries.group = init_fastdiv_values(Q->ne[2]/K->ne[2]);
+    memcpy(&queries.scale,    (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&queries.max_bias, (const float *) dst->op_params + 1, sizeof(float));
+    memcpy(&queries.softcap,  (const float *) dst->op_params + 2, sizeof(float));
+    if (queries.softcap != 0.0f) {
+        queries.scale /= queries.softcap;
+    }
+    queries.n_head_log2 = 1u << (uint32_t) floorf(log2f((float) Q->ne[2])); // ALiBi, as everywhere in ggml
+    queries.m0 = powf(2.0f, -queries.max_bias/queries.n_head_log2);
+    queries.m1 = powf(2.0f, -queries.max_bias/2.0f/queries.n_head_log2);
+
+    ggml_cuda_kernel_launch(kernel, ggml_cuda_kernel_launch_params(dim3(tiles_x, parts, tiles_z), dim3(WARP_SIZE, nthreads/WARP_SIZE, 1), 0, ctx.stream()),
+        (const char *) Q->data, (const char *) K->data, (const char *) V->data, (const char *) mask->data,
+        sinks ? (const char *) sinks->data : nullptr, (const int *) nullptr, part.ptr, meta.ptr,
+        queries.scale, queries.max_bias, queries.m0, queries.m1, queries.n_head_log2, queries.softcap,
+        Q->ne[0], init_fastdiv_values(Q->ne[1]), Q->ne[2], Q->ne[3], Q->nb[1], Q->nb[2], Q->nb[3],
+        K->ne[0], K->ne[1], K->ne[2], K->ne[3], K->nb[1], K->nb[2], K->nb[3],
+        V->nb[1], V->nb[2], V->nb[3],
+        mask->ne[1], mask->ne[2], mask->ne[3], mask->nb[1], mask->nb[2], mask->nb[3]);
+    ggml_cuda_kernel_launch(ggml_cuda_rq_combine_recent_kernel<D>, ggml_cuda_rq_launch_params(rows, ctx.stream()),
+        (const float *) part.ptr, (const float2 *) meta.ptr, (float *) dst->data, rows, parts, queries, ggml_cuda_rq_make_recent(dst));
+}
+
+void ggml_cuda_rq_fa_vec_recent(ggml_backend_cuda_context & ctx, const ggml_tensor * dst, fattn_kernel_t kernel, const int cols) {
+    switch (dst->src[0]->ne[0]) {
+        case  64: ggml_cuda_rq_fa_vec_launch< 64>(ctx, dst, kernel, cols); break;
+        case 128: ggml_cuda_rq_fa_vec_launch<128>(ctx, dst, kernel, cols); break;
+        default:  ggml_cuda_rq_fa_vec_launch<256>(ctx, dst, kernel, cols); break;
+    }
 }

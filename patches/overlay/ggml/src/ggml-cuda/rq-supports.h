@@ -15,7 +15,7 @@ static inline bool ggml_cuda_rq_pairs_with(const ggml_type type) {
     return ggml_rq_is_type(type) || type == GGML_TYPE_F16 || type == GGML_TYPE_Q8_0;
 }
 
-// whether we have a say in this node; supported then tells whether it runs on the device
+// whether we have a say in this node, but for recent rows (rq-recent.cu); supported then tells whether it runs on the device
 static inline bool ggml_cuda_rq_decides_node(const ggml_tensor * op, bool & supported) {
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
