@@ -6,7 +6,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest
+# Test files side by side: most tests keep one core busy. `make test JOBS=0` runs them one after the other.
+JOBS   ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-thorough test-fast test-native test-metal bench-metal lint types tables docs \
 	patches-check patches-refresh check wheel clean

@@ -76,10 +76,10 @@ def table(title: str, rows: dict[str, dict[str, float]], unit: str, columns: Ite
         print(f"| {case} | {speeds['f16']:.4g} | {ratios} |", flush=True)
 
 
-def ops(program: Path, rounds: int, types: list[str], sizes: list[int]) -> None:
+def ops(program: Path, rounds: int, types: list[str], sizes: list[int], heads: list[int]) -> None:
     """Attention alone: calls per second, median of the rounds."""
     rows: dict[str, dict[str, float]] = {}
-    for hs in (128, 256):
+    for hs in heads:
         for group in (4, 8):
             for kv in sizes:
                 for nb in (1, 512):
@@ -89,7 +89,8 @@ def ops(program: Path, rounds: int, types: list[str], sizes: list[int]) -> None:
                         for kind in types:
                             if kind in SLOW and nb > 1 and kv > SLOW_DEPTH:
                                 continue
-                            pattern = f"{shape}.*type_K={kind},type_V={kind},permute=.0,2,1,3"
+                            name = parse_kv(kind).k.for_heads(hs).name
+                            pattern = f"{shape}.*type_K={name},type_V={name},permute=.0,2,1,3"
                             which = ["-b", "CPU", "-o", "FLASH_ATTN_EXT", "-p", pattern]
                             text = run([str(program), "perf", *which])
                             found = OP.search(text)
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=TYPES)
     parser.add_argument("--depths", nargs="+", type=int, default=[0, 4096, 16384, 32768])
     parser.add_argument("--kv", nargs="+", type=int, default=[4096, 32768])
+    parser.add_argument("--heads", nargs="+", type=int, default=[64, 128, 256], help="of attention alone")
     parser.add_argument("--head-dim", type=int, default=HEAD_DIM, help="of the model for llama-bench")
     parser.add_argument("--only", choices=["ops", "bench", "pairs"])
     args = parser.parse_args()
@@ -191,7 +193,7 @@ def main() -> None:
         if args.only in (None, "pairs"):
             pairs(folder / "llama-bench", model, args.rounds, PAIRS_DEPTH, args.threads)
     if args.only in (None, "ops"):
-        ops(folder / "test-backend-ops", args.rounds, args.types, args.kv)
+        ops(folder / "test-backend-ops", args.rounds, args.types, args.kv, args.heads)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ from ggufrq.build.project import llama_project
 from ggufrq.patchset import patches
 from ggufrq.source import obtain
 
-CODES = {"rq2": "ggml_cuda_rq_kv<2>", "rq3": "ggml_cuda_rq_kv<3>", "rq4": "ggml_cuda_rq_kv<4>"}
-CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0"}
-BITS = {"rq2": 2.125, "rq3": 3.125, "rq4": 4.125, "f16": 16.0, "q8_0": 8.5}
+CODES = {"rq2": "ggml_cuda_rq_kv<2, N>", "rq3": "ggml_cuda_rq_kv<3, N>", "rq4": "ggml_cuda_rq_kv<4, N>"}
+CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0", "q4_0": "ggml_cuda_rq_kv_q4_0"}
+BITS = {"rq2": 2, "rq3": 3, "rq4": 4, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+#: head_dim of K and V
+HEADS = ((128, 128), (256, 256), (64, 64), (192, 128))
 
 #: Clocks for which an instruction keeps a unit of one of a multiprocessor's four schedulers busy, at compute
 #: capability 8.0 and 9.0: from the lanes per clock in the table of arithmetic throughput of NVIDIA's
@@ -160,10 +162,23 @@ def _usual(some: Iterator[Block]) -> Iterator[str]:
         yield from (name for name, seldom in zip(block.names, block.seldom, strict=True) if not seldom)
 
 
-def compile_kernel(tree: Path, work: Path, nvdisasm: Path, arch: str, dim: int, k: str, v: str) -> Kernel:
+def _block(dim: int) -> int:
+    """Values of a block of heads of ``dim``."""
+    return 128 if dim % 128 == 0 else 64
+
+
+def _bits(kind: str, dim: int) -> float:
+    """Bits of a value, with its share of a block's scale."""
+    return BITS[kind] + (16 / _block(dim) if kind.startswith("rq") else 0)
+
+
+def compile_kernel(
+    tree: Path, work: Path, nvdisasm: Path, arch: str, dims: tuple[int, int], k: str, v: str
+) -> Kernel:
     """Compile one kernel of a patched tree and count its loop."""
     toolkit = cuda_toolkit.find()
-    types = f"{dim}, {CODES[k]}, {CODES[v]}"
+    codes = [CODES[kind].replace("N", str(_block(dim))) for kind, dim in zip((k, v), dims, strict=True)]
+    types = f"{dims[0]}, {codes[0]}, {codes[1]}, {dims[1]}"
     (work / "kernel.cu").write_text(
         '#include "rq-fattn.cuh"\n'
         "template <int rows, int shared> __global__ void sizes() {}\n"
@@ -199,14 +214,17 @@ def compile_kernel(tree: Path, work: Path, nvdisasm: Path, arch: str, dim: int, 
     return Kernel(int(facts[2]), int(facts[1]), int(sizes[1]), int(sizes[2]), loop)
 
 
-def row(kernel: Kernel, dim: int, k: str, v: str, multiprocessors: int, clock: float) -> list[str]:
+def row(
+    kernel: Kernel, dims: tuple[int, int], k: str, v: str, multiprocessors: int, clock: float
+) -> list[str]:
     """A line of the table."""
-    values = 2 * dim * kernel.rows  # of K and V, in a pass of a warp
+    values = sum(dims) * kernel.rows  # of K and V, in a pass of a warp
     clocks = kernel.clocks()
     unit = max(clocks, key=lambda name: clocks[name])
-    speed = 4 * values / clocks[unit] * multiprocessors * clock * (BITS[k] + BITS[v]) / 16 / 1000
+    nbytes = (dims[0] * _bits(k, dims[0]) + dims[1] * _bits(v, dims[1])) / 8 * kernel.rows
+    speed = 4 * nbytes / clocks[unit] * multiprocessors * clock / 1000
     return [
-        f"{k}/{v} {dim}",
+        f"{k}/{v} {dims[0]}" + (f"/{dims[1]}" if dims[0] != dims[1] else ""),
         str(kernel.registers),
         str(kernel.spilled),
         f"{kernel.shared / 1024:.0f} KiB",
@@ -232,7 +250,8 @@ def _nvdisasm(toolkit: cuda_toolkit.Toolkit) -> Path:
 def _pairs(every: bool) -> Iterator[tuple[str, str]]:
     for k in CODES:
         for v in CODES:
-            if {"rq2", "rq3", "rq4"} & {k, v} if every else k == v == "rq3":
+            mixed = "q4_0" not in (k, v) and {"rq2", "rq3", "rq4"} & {k, v}
+            if mixed or k == v != "f16" if every else k == v == "rq3":
                 yield k, v
 
 
@@ -264,10 +283,10 @@ def main() -> int:
         )
         patches.apply(project.patch_set, tree, what="llama.cpp")
         nvdisasm = _nvdisasm(cuda_toolkit.find())
-        for dim in (128, 256):
+        for dims in HEADS:
             for k, v in _pairs(options.all):
-                kernel = compile_kernel(tree, Path(folder), nvdisasm, options.arch, dim, k, v)
-                lines.append(row(kernel, dim, k, v, options.multiprocessors, options.clock))
+                kernel = compile_kernel(tree, Path(folder), nvdisasm, options.arch, dims, k, v)
+                lines.append(row(kernel, dims, k, v, options.multiprocessors, options.clock))
     print(table(head, lines))
     return 0
 

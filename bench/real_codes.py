@@ -2,7 +2,7 @@
 
     python bench/real_models.py fetch DIR                # the models, 1.5 GB
     python bench/real_codes.py DIR kvarn [NAME ...]      # KVarN beside iso3 and iso4 with a profile
-    python bench/real_codes.py DIR ladder [NAME ...]     # five and six bits for K
+    python bench/real_codes.py DIR ladder [NAME ...]     # five and six bits, upstream's types beside them
     python bench/real_codes.py DIR klt [NAME ...]        # channels by variance with widths of their own
 
 A simulation in torch with weights as in the GGUF, in 32 bits: K and V of every layer are coded and decoded
@@ -52,8 +52,8 @@ class Side:
         """Per value, with scales."""
         if self.code == "f16":
             return 16
-        if self.code == "q8_0":
-            return 8.5
+        if self.code in metric.UPSTREAM:
+            return metric.UPSTREAM[self.code][0]
         if self.code.startswith("kvarn"):
             return tiles.bits_per_value(int(self.code[5:]), dim, "k" if side == "k" else "v")
         if self.code.startswith("klt"):
@@ -106,7 +106,9 @@ def _ladder() -> list[Row]:
     both = [Row(Side(f"iso{k}", "weights"), Side(f"iso{v}")) for k, v in pairs]
     upstream = [Row(Side("q8_0"), Side(v)) for v in ("f16", "iso4", "q8_0")]
     exact = [Row(Side(f"iso{k}", "weights"), Side(f"iso{v}"), 32, 1) for k, v in ((4, 4), (5, 4), (5, 5))]
-    return alone + upstream[:1] + both + upstream[1:] + exact
+    more = [Row(Side("iso6", "weights"), Side("iso6")), *(Row(Side(q), Side(q)) for q in ("q5_0", "q5_1"))]
+    more += [Row(Side("iso6", "weights"), Side(f"iso{v}"), 32, 1) for v in (5, 6)]
+    return alone + upstream[:1] + both + upstream[1:] + exact + more
 
 
 def _klt() -> list[Row]:
@@ -168,8 +170,8 @@ class Bench:
             kept = row.k if side == "k" else row.v
             if kept.code == "f16":
                 return x
-            if kept.code == "q8_0":
-                return metric.q8_0(x)
+            if kept.code in metric.UPSTREAM:
+                return metric.upstream(x, kept.code)
             if kept.code.startswith("kvarn"):
                 return tiles.kvarn(x, int(kept.code[5:]), "k" if side == "k" else "v")
             code: metric.Code

@@ -123,6 +123,13 @@ ROWS = (
     Row("iso3", profile=True, tokens=8192),
     Row("iso3", profile=True, recent=32, first=1, tokens=8192),
     Row("iso4", profile=True, tokens=8192),
+    Row("f16"),
+    Row("iso5/iso4", profile=True),
+    Row("iso5/iso4", profile=True, recent=32, first=1),
+    Row("iso5", profile=True),
+    Row("iso5", profile=True, recent=32, first=1),
+    Row("q5_0"),
+    Row("q5_1"),
 )
 
 

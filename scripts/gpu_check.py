@@ -71,9 +71,13 @@ KLD_TYPES = ("f16", "iso3", "q8_0", "iso4", "q4_0", "iso2", "iso3/iso4", "q8_0/i
 OPS = {
     "rotations": ("MUL_MAT_RQ", "family=1"),
     "set_rows": ("SET_ROWS", "iso"),
-    "attention": ("FLASH_ATTN_EXT", "type_K=(f16|q8_0|iso.),type_V=iso|type_K=iso.,type_V=(f16|q8_0)"),
+    "attention": (
+        "FLASH_ATTN_EXT",
+        "type_K=(f16|q8_0|iso.),type_V=iso|type_K=iso.,type_V=(f16|q8_0)|recent=.*type_K=q",
+    ),
     "get_rows": ("GET_ROWS", "iso"),
     "cpy": ("CPY,CONT,DUP", "iso"),
+    "heads of 64": ("FLASH_ATTN_EXT,GET_ROWS,CPY", "rq[234]_64"),
     "attention, other families": ("FLASH_ATTN_EXT", "type_[KV]=(planar|rotor)"),
     "the rest of other families": ("MUL_MAT_RQ,SET_ROWS,GET_ROWS,CPY,CONT,DUP", "family=[02]|planar|rotor"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,13 +37,44 @@ def iso(x: F32, bits: int) -> F32:
     return np.asarray(scalar((x @ r).reshape(-1, min(BLOCK, dim)), bits, "inner").reshape(x.shape) @ r)
 
 
-def q8_0(x: F32) -> F32:
-    """Upstream's q8_0 behind its Hadamard rotation, of x [..., dim]."""
+def _half(x: F32) -> F32:
+    return np.asarray(x.astype(np.float16), np.float32)
+
+
+def _over(x: F32, step: F32) -> F32:
+    return np.asarray(x / np.where(step == 0, np.float32(1), step))
+
+
+def _q8_0(x: F32) -> F32:
+    step = _half(np.abs(x).max(axis=1, keepdims=True) / 127)
+    return np.asarray(np.rint(_over(x, step)) * step)
+
+
+def _q5_0(x: F32) -> F32:
+    far = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], 1)
+    step = _half(np.asarray(far / -16, np.float32))
+    return np.asarray((np.minimum(np.floor(_over(x, step) + 16.5), 31) - 16) * step)
+
+
+def _q5_1(x: F32) -> F32:
+    least = x.min(axis=1, keepdims=True)
+    step, offset = _half((x.max(axis=1, keepdims=True) - least) / 31), _half(least)
+    return np.asarray(np.minimum(np.floor(_over(x - least, step) + 0.5), 31) * step + offset)
+
+
+#: Upstream's types: bits per value, and what they make of blocks [n, 32].
+UPSTREAM: dict[str, tuple[float, Callable[[F32], F32]]] = {
+    "q8_0": (8.5, _q8_0),
+    "q5_0": (5.5, _q5_0),
+    "q5_1": (6.0, _q5_1),
+}
+
+
+def upstream(x: F32, name: str) -> F32:
+    """A type of ``UPSTREAM`` behind upstream's Hadamard rotation, of x [..., dim]."""
     r = rotation_matrix("iso", "hadamard", x.shape[-1])
-    blocks = (x @ r).reshape(-1, 32)
-    step = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
-    decoded = np.rint(blocks / np.maximum(step, 1e-12)) * step
-    return np.asarray(decoded.reshape(x.shape) @ r, np.float32)
+    blocks = np.asarray((x @ r).reshape(-1, 32), np.float32)
+    return np.asarray(UPSTREAM[name][1](blocks).reshape(x.shape) @ r, np.float32)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The scalar code in float32: the frozen codebooks, with the several ways to choose the scale of a block.
 
 ``lsq`` is the codec's own search without its integers, about ten times as fast as the reference; a test holds
-it to that. The others exist to be compared with it. Codes of 1, 5 and 6 bits, which the codec does not have,
+it to that. The others exist to be compared with it. Codes of 1 and 6 bits, which the codec does not have,
 get their codebook as the others got theirs.
 """
 
@@ -19,7 +19,7 @@ from ggufrq.codec.tables import code, load
 F32 = npt.NDArray[np.float32]
 Scale = Literal["lsq", "norm", "inner", "search", "best"]
 #: Starts of widths that are not in the codec, as STARTS.
-OTHER_STARTS = {1: (43, 52, 64), 5: (120, 126, 132), 6: (126, 144, 150)}
+OTHER_STARTS = {1: (43, 52, 64), 6: (126, 144, 150)}
 
 
 @cache

@@ -29,7 +29,7 @@ from ggufrq.tools.logs import is_of_heads
 from ggufrq.tools.perplexity import NoNumbers
 
 #: The rungs unless others are asked for.
-DEFAULT_KV = "q8_0,q4_0,iso4,iso3,iso2"
+DEFAULT_KV = "q8_0,iso5,q4_0,iso4,iso3,iso2"
 #: Tokens of a text that is scored, of which the second half counts.
 TEXT_TOKENS = 1024
 #: Mean divergence (nats) that is accepted unless told otherwise.

@@ -19,9 +19,9 @@ from pathlib import Path, PurePath
 from filelock import FileLock, Timeout
 
 from ggufrq.base import log, machine, paths
-from ggufrq.base.errors import BuildError, UsageError
+from ggufrq.base.errors import BuildError, GgufrqError, UsageError
 from ggufrq.base.locks import locked
-from ggufrq.build import backends, manifest, stages, toolchain
+from ggufrq.build import backends, manifest, prebuilt, stages, toolchain
 from ggufrq.build.project import Build, BuildOptions, Project, build_key, llama_project, wanted_targets
 from ggufrq.source import obtain as pristine_source
 
@@ -61,15 +61,25 @@ def find_build(
     return Build(key, root, root / "obj" / "bin", root / "src", found)
 
 
-def require_build(options: BuildOptions | None = None) -> Build:
-    """The current build. Raises BuildError when there is none for this version of the patches."""
-    found = find_build(options)
+def require_build() -> Build:
+    """The build to use: that in the folder ``$GGUFRQ_BIN``, the one made here, or that of the wheel
+    ggufrq-bin. Raises BuildError when there is none, or only such as cannot be used here."""
+    found = (None if prebuilt.chosen() else find_build()) or prebuilt.find()
     if found is None:
+        wheel = f"{prebuilt.INSTALL}, which brings it ready to run"
         raise BuildError(
             "llama.cpp with the ggufrq cache types has not been built yet, or the patches have changed since",
-            remedy="ggufrq build",
+            remedy="ggufrq build" if toolchain.names_compiler() else wheel,
         )
     return found
+
+
+def usable_build() -> Build | None:
+    """As ``require_build``, None where that raises."""
+    try:
+        return require_build()
+    except GgufrqError:
+        return None
 
 
 def ensure_build(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ggufrq.base import machine, paths, proc
 from ggufrq.base.errors import GgufrqError, ToolError
-from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, toolchain
+from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, prebuilt, toolchain, vulkan_toolkit
 from ggufrq.patchset.series import load, problems
 from ggufrq.source import obtain
 from ggufrq.source.pin import load_pin
@@ -38,21 +38,25 @@ class Check:
 
 def examine() -> list[Check]:
     """Look at everything; runs a few ``--version`` commands and touches no network."""
+    programs = _build()
+    # who has programs that were built elsewhere needs nothing to build others
+    lack: State = "optional" if programs.state == "ok" else "missing"
     return [
         _python(),
-        _program("C++ compiler", toolchain.compiler(), toolchain.remedy("compiler")),
-        _program("git", toolchain.git(), toolchain.remedy("git")),
-        _program("cmake", toolchain.cmake(), f"{sys.executable} -m pip install cmake"),
-        _program("ninja", toolchain.ninja(), f"{sys.executable} -m pip install ninja"),
+        _program("C++ compiler", toolchain.compiler(), toolchain.remedy("compiler"), lack),
+        _program("git", toolchain.git(), toolchain.remedy("git"), lack),
+        _program("cmake", toolchain.cmake(), f"{sys.executable} -m pip install cmake", lack),
+        _program("ninja", toolchain.ninja(), f"{sys.executable} -m pip install ninja", lack),
         _program("ccache", toolchain.ccache(), toolchain.remedy("ccache"), otherwise="optional"),
         _processor(),
         _gpu(),
         _amd_gpu(),
+        _vulkan(),
         _memory(),
         _disk(),
         _patches(),
-        _source(),
-        _build(),
+        _source("optional" if programs.state == "ok" else "todo"),
+        programs,
         _conversion(),
         _models(),
     ]
@@ -109,6 +113,17 @@ def _amd_gpu() -> Check:
     return Check("AMD GPU", "ok", f"{found}, HIP {hip.version} ({hip.root}), for: ggufrq build --backend hip")
 
 
+def _vulkan() -> Check:
+    devices = vulkan_toolkit.devices()
+    found = ", ".join(devices) or "no GPU that vulkaninfo shows"
+    lacks = vulkan_toolkit.missing()
+    if lacks:
+        return Check("Vulkan", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
+    kit = vulkan_toolkit.find()
+    told = f"{found}, headers {kit.headers}, glslc {kit.version} ({kit.glslc})"
+    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan")
+
+
 def _memory() -> Check:
     found = machine.memory()
     if found is None:
@@ -150,19 +165,28 @@ def _patches() -> Check:
     )
 
 
-def _source() -> Check:
+def _source(otherwise: State) -> Check:
     pin = load_pin()
     tree = obtain.cached(pin)
     if tree is None:
-        return Check("llama.cpp source", "todo", f"{pin.short} is not cached", "ggufrq build")
+        remedy = "ggufrq build" if otherwise == "todo" else ""
+        return Check("llama.cpp source", otherwise, f"{pin.short} is not cached", remedy)
     return Check("llama.cpp source", "ok", f"{pin.short} of {pin.date} ({tree})")
 
 
 def _build() -> Check:
     try:
-        found = builds.find_build()
+        found = None if prebuilt.chosen() else builds.find_build()
+        other = None if found else prebuilt.find()
     except GgufrqError as error:
         return Check("build", "missing", error.message, error.remedy or "")
+    if other is not None:
+        try:
+            proc.run([other.tool("llama-cli"), "--version"], timeout=60)
+        except ToolError as error:
+            text = f"{prebuilt.named(other)} does not run: {error.message}"
+            return Check("build", "missing", text, "ggufrq build, which compiles for this machine")
+        return Check("build", "ok", f"{prebuilt.named(other)} is used ({other.key}); {prebuilt.gain(other)}")
     if found is None:
         cache = paths.find_cache()
         others = len(list(cache.glob(f"builds/*/{manifest.MANIFEST}"))) if cache is not None else 0

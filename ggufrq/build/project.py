@@ -12,6 +12,7 @@ from typing import Any
 
 from ggufrq.base.errors import ToolError
 from ggufrq.build import backends, cmake_files
+from ggufrq.build.base_system import BaseSystem
 from ggufrq.patchset.series import PatchSet, default_patch_set
 from ggufrq.source.pin import Pin, load_pin
 
@@ -52,6 +53,7 @@ class BuildOptions:
     """What a build is for. ``tests`` and ``jobs`` do not make another build, the rest does.
 
     ``native`` compiles for this very processor; ``cmake_args`` are added to CMake's command line as they are.
+    ``base`` is the system that the result is to be given away for, None where it stays here.
     """
 
     backend: str = field(default_factory=backends.default)
@@ -59,6 +61,14 @@ class BuildOptions:
     tests: bool = False
     jobs: int | None = None
     cmake_args: tuple[str, ...] = ()
+    base: BaseSystem | None = None
+
+    @classmethod
+    def portable(cls, backend: str = "cpu", **others: Any) -> BuildOptions:
+        """For all processors of the architecture: code for each kind is a module, of which the best is
+        loaded."""
+        every = tuple(f"-D{name}={on}" for name, on in cmake_files.options("portable").items())
+        return cls(backend, False, cmake_args=every + others.pop("cmake_args", ()), **others)
 
 
 @dataclass(frozen=True)
@@ -86,17 +96,14 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside types of ours: the CPU alone attends to them."""
-        return self._is_for_cpu
+        """Whether it keeps tokens in f16 beside quantized types: CPU, CUDA and HIP attend to them."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip")
 
     @property
     def holds_narrow(self) -> bool:
-        """Whether it keeps heads that 128 does not divide in types of ours: the CPU alone does."""
-        return self._is_for_cpu
-
-    @property
-    def _is_for_cpu(self) -> bool:
-        return bool(self.manifest.get("backend", "cpu") == "cpu")
+        """Whether it keeps heads that 128 does not divide in types of ours. GPUs not all of them, which
+        llama.cpp says at load."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""
@@ -123,6 +130,8 @@ def build_key(project: Project, options: BuildOptions) -> str:
         "cmake_args": list(options.cmake_args),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if os.environ.get(name)},
     }
+    if options.base is not None:
+        facts["base"] = options.base.identity()
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{project.pin.short}-{options.backend}-{digest[:12]}"
 

@@ -57,6 +57,8 @@ def configure_stage(root: Path, project: Project, options: BuildOptions, busy: i
     cmake, ninja = toolchain.cmake(), toolchain.ninja()
     assert cmake is not None and ninja is not None  # _require_programs
     defined = {**definitions(project, options), "CMAKE_MAKE_PROGRAM": os.fspath(ninja.path)}
+    if options.base is not None:
+        defined |= options.base.definitions(root)
     ccache = toolchain.ccache()
     if ccache is not None:
         own = [language for language in ("CUDA", "HIP") if f"CMAKE_{language}_COMPILER" in defined]

@@ -34,28 +34,46 @@ _PACKAGES = {
     "apt-get": {
         "compiler": "apt-get install g++",
         "git": "apt-get install git",
+        "vulkan": "apt-get install libvulkan-dev glslc spirv-headers",
         "ccache": "apt-get install ccache",
     },
-    "dnf": {"compiler": "dnf install gcc-c++", "git": "dnf install git", "ccache": "dnf install ccache"},
-    "pacman": {"compiler": "pacman -S gcc", "git": "pacman -S git", "ccache": "pacman -S ccache"},
+    "dnf": {
+        "compiler": "dnf install gcc-c++",
+        "git": "dnf install git",
+        "vulkan": "dnf install vulkan-loader-devel glslc spirv-headers-devel",
+        "ccache": "dnf install ccache",
+    },
+    "pacman": {
+        "compiler": "pacman -S gcc",
+        "git": "pacman -S git",
+        "vulkan": "pacman -S vulkan-headers vulkan-icd-loader shaderc spirv-headers",
+        "ccache": "pacman -S ccache",
+    },
     "zypper": {
         "compiler": "zypper install gcc-c++",
         "git": "zypper install git",
+        "vulkan": "zypper install vulkan-devel shaderc spirv-headers",
         "ccache": "zypper install ccache",
     },
-    "apk": {"compiler": "apk add g++", "git": "apk add git", "ccache": "apk add ccache"},
+    "apk": {
+        "compiler": "apk add g++",
+        "git": "apk add git",
+        "vulkan": "apk add vulkan-loader-dev vulkan-headers shaderc spirv-headers",
+        "ccache": "apk add ccache",
+    },
 }
 
 
 def remedy(what: str) -> str:
-    """The command that installs ``compiler``, ``git`` or ``ccache`` on this system."""
+    """The command that installs ``compiler``, ``git``, ``ccache`` or what ``vulkan`` takes on this system."""
     system = platform.system()
-    if system == "Darwin":
+    if system == "Darwin" and what != "vulkan":
         return "brew install ccache" if what == "ccache" else "xcode-select --install"
     if system == "Windows":
         names = {
             "compiler": "Microsoft.VisualStudio.2022.BuildTools",
             "git": "Git.Git",
+            "vulkan": "KhronosGroup.VulkanSDK",
             "ccache": "Ccache.Ccache",
         }
         return f"winget install {names[what]}"
@@ -66,6 +84,7 @@ def remedy(what: str) -> str:
     return {
         "compiler": "install GCC or Clang with its C++ part",
         "git": "install git",
+        "vulkan": "install LunarG's Vulkan SDK (vulkan.lunarg.com) and set VULKAN_SDK",
         "ccache": "install ccache",
     }[what]
 
@@ -74,8 +93,7 @@ def compiler() -> Program | None:
     """The C++ compiler that CMake will take: ``$CXX``, else the system's. None when there is none that
     runs.
     """
-    chosen = os.environ.get("CXX")
-    for candidate in [chosen] if chosen else ["c++", "g++", "clang++", "cl"]:
+    for candidate in _compilers():
         words = shlex.split(candidate)
         path = shutil.which(words[0]) if words else None
         if path is None:
@@ -86,6 +104,16 @@ def compiler() -> Program | None:
         if completed is not None:
             return Program(Path(path), completed)
     return None
+
+
+def names_compiler() -> bool:
+    """Whether there is a program by the name of a C++ compiler. None is run."""
+    return any(shutil.which(word) for candidate in _compilers() for word in shlex.split(candidate)[:1])
+
+
+def _compilers() -> list[str]:
+    chosen = os.environ.get("CXX")
+    return [chosen] if chosen else ["c++", "g++", "clang++", "cl"]
 
 
 def git() -> Program | None:

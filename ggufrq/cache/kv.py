@@ -1,6 +1,6 @@
 """Types of the KV cache: their names as people write them, and what a cache of them takes.
 
-The nine types of ours come from ``ggufrq.codec``; those of upstream are listed here. Under the name of one of
+The types of ours come from ``ggufrq.codec``; those of upstream are listed here. Under the name of one of
 ours llama.cpp keeps heads that are no multiple of 128 values in a sibling with blocks of 64
 (``KvType.for_heads``).
 
@@ -86,6 +86,11 @@ class KvPair:
     def ours(self) -> bool:
         """Whether it takes the patched llama.cpp."""
         return self.k.ours or self.v.ours
+
+    @property
+    def quantized(self) -> bool:
+        """Whether K or V is in a type that loses something against f16 and has blocks."""
+        return self.k.block > 1 or self.v.block > 1
 
     def bytes_for(self, k_values: int, v_values: int) -> int:
         """Bytes of a cache that holds that many values of K and of V."""
@@ -220,7 +225,8 @@ class KvPlan:
     many of the newest and of the first tokens of its sequence a query sees in f16, which are ``optional``
     when nobody asked for them: then the cache is kept without them where llama.cpp cannot hold them.
 
-    Raises UsageError for a profile where K has no type of ours, and tokens in f16 beside no type of ours."""
+    Raises UsageError for a profile where K has no type of ours, and for tokens in f16 where nothing is
+    quantized."""
 
     base: KvPair
     overrides: tuple[tuple[tuple[LayerRange, ...], KvPair], ...] = ()
@@ -236,9 +242,9 @@ class KvPlan:
                 remedy="without --kv-profile, or --kv iso3",
             )
         for option, which, tokens in (("recent", "newest", self.recent), ("first", "first", self.first)):
-            if tokens and not self.rotated:
+            if tokens and not self.quantized:
                 raise UsageError(
-                    f"the {which} tokens are kept in f16 beside a type of ours, "
+                    f"the {which} tokens are kept in f16 beside a quantized type, "
                     f"and K and V are in {self.name}",
                     remedy=f"without --kv-{option}, or --kv iso3",
                 )
@@ -314,13 +320,18 @@ class KvPlan:
 
     @property
     def ours(self) -> bool:
-        """Whether it takes the patched llama.cpp: for a type of ours, or layers named apart."""
-        return self.layered or self.base.ours
+        """Whether it takes the patched llama.cpp: for a type of ours, layers apart, or tokens in f16."""
+        return self.layered or self.base.ours or self.recent + self.first > 0
 
     @property
     def rotated(self) -> bool:
-        """Whether K or V is in a type of ours in some layer: only then tokens are kept in f16 beside it."""
+        """Whether K or V is in a type of ours in some layer: then tokens are kept in f16 by default."""
         return any(pair.ours for pair in self.pairs)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether K or V is quantized in some layer: only then tokens can be kept in f16 beside it."""
+        return any(pair.quantized for pair in self.pairs)
 
     @property
     def k_ours(self) -> bool:

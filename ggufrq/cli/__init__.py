@@ -21,7 +21,7 @@ from ggufrq.base.errors import GgufrqError
 
 #: Commands by what they are for, in the order of the help.
 GROUPS = {
-    "Build": ("build", "doctor", "where", "completion"),
+    "Build": ("build", "bundle", "doctor", "where", "completion"),
     "Make": ("quantize", "imatrix", "sensitivity"),
     "Run": ("advise", "run", "serve", "memory", "fallback"),
     "Measure": ("demo", "validate", "claims", "calibrate", "tune"),

@@ -12,7 +12,7 @@ from ggufrq.base import log, paths
 from ggufrq.base.errors import PatchError, SourceError, UsageError
 from ggufrq.base.progress import clock
 from ggufrq.base.trees import tree_hash
-from ggufrq.build import backends, builds, cmake_files
+from ggufrq.build import backends, builds, prebuilt
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.patchset import compat
 from ggufrq.patchset.patches import require_applies
@@ -131,13 +131,13 @@ def build(
             raise UsageError(
                 f"a portable build is for processors, and this one for {chosen}", remedy="--backend cpu"
             )
-        native = False
-        cmake_args = (
-            *(f"-D{name}={on}" for name, on in cmake_files.options("portable").items()),
-            *cmake_args,
-        )
-    options = BuildOptions(chosen, native, tests, jobs, cmake_args)
+        options = BuildOptions.portable(chosen, tests=tests, jobs=jobs, cmake_args=cmake_args)
+    else:
+        options = BuildOptions(chosen, native, tests, jobs, cmake_args)
     before = builds.find_build(options, targets=targets)
+    other = builds.usable_build() if before is None else None
+    if other is not None and prebuilt.is_one(other):
+        log.say(f"{prebuilt.named(other)} is used so far; {prebuilt.gain(other)}")
     made = builds.ensure_build(options, source=where, targets=targets)
     if prune:
         for gone in builds.prune(made):

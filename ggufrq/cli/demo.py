@@ -27,7 +27,7 @@ from ggufrq.flows import demo as core
     "--kv",
     metavar="LIST",
     help="Cache types to measure, with commas; K/V apart: iso3/planar4; with a rotation mode: iso3:block.  "
-    "[default: f16, q8_0, q4_0, the nine types, iso3:block]",
+    "[default: f16, q8_0, q4_0, ours of 2 to 4 bits, iso3:block]",
 )
 @click.option(
     "--quick", is_flag=True, help="A short text and short runs: rough figures in well under a minute."

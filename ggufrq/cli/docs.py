@@ -21,7 +21,7 @@ from ggufrq.flows import upstream
 
 COMMAND = "python -m ggufrq.cli.docs"
 _NOTE = f"<!-- written by {COMMAND} from the help of the command; change that -->"
-_TITLES = {"cuda": "CUDA", "metal": "Metal"}
+_TITLES = {"cuda": "CUDA", "metal": "Metal", "vulkan": "Vulkan"}
 _BEGIN, _END = f"<!-- the table is written by {COMMAND} -->", "<!-- end of the table -->"
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import click
 
 from ggufrq.base import sizes
-from ggufrq.build.builds import find_build
+from ggufrq.build.builds import usable_build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import Sought
 from ggufrq.drive.cache_check import held_cases
@@ -24,7 +24,7 @@ from ggufrq.drive.cache_check import held_cases
 )
 @click.option(
     "--kv",
-    default="f16,q8_0,q4_0,iso4,iso3,iso2",
+    default="f16,q8_0,iso5,q4_0,iso4,iso3,iso2",
     show_default=True,
     metavar="LIST",
     help='Cache types, K/V apart or by layer: "f16,iso3/planar4,iso3; 0,-1:q8_0"; with what takes room '
@@ -75,7 +75,7 @@ def memory(
     cases = parse_cases(kv, Sought.AUTO, None, None)
     contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
     budget = sizes.parse_memory(fits) if fits else None
-    build = find_build()
+    build = usable_build()
     plans = [case.plan for case in held_cases(cases, build)]
     found = metadata.read(resolve(model), build, revision)
     shape = memory_shape(found.headers)

@@ -1,5 +1,5 @@
-"""The codes: blocks of 128 values to 34, 50 or 66 bytes and back, of 64 values to 18, 26 or 34. This is the
-specification.
+"""The codes: blocks of 128 values to 34, 50, 66 or 82 bytes and back, of 64 values to 18, 26, 34 or 42. This
+is the specification.
 
 Decoding: value = d * centroid / 128 with the block's fp16 scale d; exact in float32.
 

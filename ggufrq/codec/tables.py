@@ -70,7 +70,7 @@ def load() -> dict[str, Any]:
 
 @cache
 def code(bits: int, block: int = 128) -> Code:
-    """The code with 2, 3 or 4 bits per index and blocks of 128 or 64 values. ValueError for others."""
+    """The code with 2 to 5 bits per index and blocks of 128 or 64 values. ValueError for others."""
     tables = load()
     entry = tables["codes"].get(str(bits))
     if entry is None:

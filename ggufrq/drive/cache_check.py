@@ -53,7 +53,7 @@ def held_cases(cases: Iterable[Case], build: Build | None) -> list[Case]:
     kept = list(cases)
     if build is None or build.holds_exact or not any(case.plan.optional for case in kept):
         return kept
-    log.say("no tokens are kept in f16, which the CPU alone can attend to")
+    log.say("no tokens are kept in f16, which this build's devices cannot attend to")
     plain = (
         replace(case, plan=case.plan.with_exact(0) if case.plan.optional else case.plan) for case in kept
     )
@@ -70,15 +70,15 @@ def found(context: Context) -> str:
     said += [] if context.profile is None else [f"by the profile {context.profile.file}"]
     exact = exact_words(context.recent, context.first)
     said += [f"{exact} in f16"] if exact else []
-    if context.not_held is not None and _ours(context):
+    if context.not_held is not None and _quantized(context):
         said += [f"no tokens in f16: {context.not_held}"]
     return ", ".join(said)
 
 
-def _ours(context: Context) -> bool:
-    """Whether any layer has a type of ours, by which alone tokens in f16 make a difference."""
+def _quantized(context: Context) -> bool:
+    """Whether any layer is quantized, beside which alone tokens in f16 make a difference."""
     names = context.k_types.union(context.v_types, *context.layers.values())
-    return any(name in names for name, kind in kv_types().items() if kind.ours)
+    return any(name in names for name, kind in kv_types().items() if kind.block > 1)
 
 
 def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:

@@ -96,7 +96,7 @@ def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) ->
     )
     if not profile and usable.k_ours:
         usable = usable.with_profile(plan.profile)
-    if usable.rotated:
+    if usable.rotated or not plan.rotated:  # beside a type that is not there they go with it
         usable = usable.with_exact(0 if recent else plan.recent, 0 if first else plan.first)
         usable = replace(usable, optional=plan.optional)
     instead = (

@@ -34,7 +34,7 @@ _BLOCKS = ("full_attention", "sliding_attention", "chunked_attention")
 class QuantizedCache(Cache):
     """K and V in the types of ggufrq; what is not attention (linear layers of hybrid models) as it is.
 
-    ``bits`` of K, and of V where ``v_bits`` does not say otherwise: 2, 3 or 4. ``recent`` of the newest
+    ``bits`` of K, and of V where ``v_bits`` does not say otherwise: 2 to 5. ``recent`` of the newest
     and ``first`` of the first tokens each query sees as they were. ``config`` is the model's: with it
     layers keep no more than their windows, without it they come about as the model uses them. ``profile``
     is a file (``NAME-kv.gguf``), a ``Profile``, or ``"weights"`` to make it from the model's weights; it
@@ -171,18 +171,18 @@ class QuantizedCache(Cache):
 
 
 class PlanarQuantCache(QuantizedCache):
-    """K and V in ``planar2``, ``planar3`` or ``planar4``; see ``QuantizedCache``."""
+    """K and V in ``planar2`` to ``planar5``; see ``QuantizedCache``."""
 
     family = "planar"
 
 
 class IsoQuantCache(QuantizedCache):
-    """K and V in ``iso2``, ``iso3`` or ``iso4``; see ``QuantizedCache``."""
+    """K and V in ``iso2`` to ``iso5``; see ``QuantizedCache``."""
 
     family = "iso"
 
 
 class RotorQuantCache(QuantizedCache):
-    """K and V in ``rotor2``, ``rotor3`` or ``rotor4``; see ``QuantizedCache``."""
+    """K and V in ``rotor2`` to ``rotor5``; see ``QuantizedCache``."""
 
     family = "rotor"

@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 
 from ggufrq.base.errors import GgufrqError
-from ggufrq.build.builds import find_build
+from ggufrq.build.builds import usable_build
 from ggufrq.build.ggml_library import CpuTraits, Traits, library
+from ggufrq.codec.pack import low_plane
 from ggufrq.codec.quant import BITS_INF, BITS_MAX, BITS_MIN, LARGEST_FP16
 from ggufrq.codec.tables import Code, cache_types, code, head_block, siblings
 
@@ -123,27 +124,28 @@ class TorchCodec:
     def _pack(self, index: torch.Tensor) -> torch.Tensor:
         """Indices [n, block] as planes of bits, see ``ggufrq.codec.pack``."""
         n, block = index.shape
-        if self.code.bits == 4:
-            return index[:, : block // 2] | index[:, block // 2 :] << 4
-        low = (index & 3).view(n, 4, block // 4)
-        planes = low[:, 0] | low[:, 1] << 2 | low[:, 2] << 4 | low[:, 3] << 6
-        if self.code.bits == 2:
-            return planes
-        shift = torch.arange(8, dtype=torch.uint8, device=index.device)[:, None]
-        high = ((index >> 2).view(n, 8, block // 8) << shift).sum(1, dtype=torch.uint8)
-        return torch.cat([planes, high], dim=1)
+        low = low_plane(self.code.bits)
+
+        def plane(part: torch.Tensor, width: int) -> torch.Tensor:
+            shift = torch.arange(0, 8, width, dtype=torch.uint8, device=index.device)[:, None]
+            return (part.view(n, 8 // width, block * width // 8) << shift).sum(1, dtype=torch.uint8)
+
+        planes = [plane(index & (2**low - 1), low)]
+        planes += [plane(index >> low, 1)] if self.code.bits > low else []
+        return torch.cat(planes, dim=1)
 
     def _unpack(self, planes: torch.Tensor) -> torch.Tensor:
         """The indices [n, block] in planes [n, bytes]."""
-        n, block = len(planes), self.code.block
-        if self.code.bits == 4:
-            return torch.cat([planes & 15, planes >> 4], dim=1)
-        shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=planes.device)[:, None]
-        index = (planes[:, None, : block // 4] >> shift & 3).view(n, block)
-        if self.code.bits == 3:
-            bit = torch.arange(8, dtype=torch.uint8, device=planes.device)[:, None]
-            index = index | (planes[:, None, block // 4 :] >> bit & 1).view(n, block) << 2
-        return index
+        low = low_plane(self.code.bits)
+        end = self.code.block * low // 8
+
+        def indices(part: torch.Tensor, width: int) -> torch.Tensor:
+            shift = torch.arange(0, 8, width, dtype=torch.uint8, device=planes.device)[:, None]
+            index: torch.Tensor = part[:, None] >> shift & (2**width - 1)
+            return index.view(len(planes), self.code.block)
+
+        index = indices(planes[:, :end], low)
+        return index | indices(planes[:, end:], 1) << low if self.code.bits > low else index
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -211,7 +213,7 @@ def _native(made: Code) -> NativeCodec | None:
 def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL] | None:
     """ggml's libraries of the current build, if there is one: types, and the CPU's functions for them."""
     try:
-        found = find_build()
+        found = usable_build()
         if found is None:
             return None
         base, cpu = library(found.bin, "ggml-base"), library(found.bin, "ggml-cpu")

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ggufrq.base.errors import UsageError
+from ggufrq.codec.pack import low_plane
 from ggufrq.codec.quant import BITS_INF, BITS_MAX, BITS_MIN, LARGEST_FP16
 from ggufrq.codec.tables import Code
 
@@ -43,7 +44,13 @@ def encode(x: torch.Tensor, c: Code) -> torch.Tensor:
 def encode_constants(c: Code) -> dict[str, Any]:
     """What is constant in the kernel that encodes."""
     return {
-        **{"BITS": c.bits, "BLOCK": c.block, "BYTES": c.bytes, "LEVELS": len(c.magnitudes)},
+        **{
+            "BITS": c.bits,
+            "LOW": low_plane(c.bits),
+            "BLOCK": c.block,
+            "BYTES": c.bytes,
+            "LEVELS": len(c.magnitudes),
+        },
         **{"STARTS": len(c.starts), "N": BLOCKS, "INF": int(BITS_INF), "MOST": int(BITS_MAX)},
         **{"LEAST": int(BITS_MIN), "LARGEST": float(LARGEST_FP16)},
     }
@@ -119,8 +126,18 @@ def attend_constants(
         **{"GROUP": group, "ROWS": max(16, triton.next_power_of_2(group)), "STEP": min(STEP, chunk)},
         **{"DIM": dim, "WIDE": triton.next_power_of_2(dim), "V_DIM": v_dim},
         **{"V_WIDE": triton.next_power_of_2(v_dim), "K_BYTES": k_bytes, "V_BYTES": v_bytes},
-        **{"K_BITS": k_code.bits, "K_BLOCK": k_code.block, "K_SIZE": k_code.bytes},
-        **{"V_BITS": v_code.bits, "V_BLOCK": v_code.block, "V_SIZE": v_code.bytes},
+        **{
+            "K_BITS": k_code.bits,
+            "K_LOW": low_plane(k_code.bits),
+            "K_BLOCK": k_code.block,
+            "K_SIZE": k_code.bytes,
+        },
+        **{
+            "V_BITS": v_code.bits,
+            "V_LOW": low_plane(v_code.bits),
+            "V_BLOCK": v_code.block,
+            "V_SIZE": v_code.bytes,
+        },
         **{"CHUNK": chunk, "CHUNKS": CHUNKS},
     }
 
@@ -162,6 +179,7 @@ def encode_kernel(
     table,
     blocks,
     BITS: tl.constexpr,
+    LOW: tl.constexpr,
     BLOCK: tl.constexpr,
     BYTES: tl.constexpr,
     LEVELS: tl.constexpr,
@@ -215,24 +233,27 @@ def encode_kernel(
     at = out + row[:, None].to(tl.int64) * BYTES
     two = tl.arange(0, 2)[None, :]
     tl.store(at + two, ((scale >> (8 * two)) & 255).to(tl.uint8), mask=there)
-    if BITS == 4:
-        shift = 4 * tl.arange(0, 2)[None, :, None]
-        planes = tl.sum(tl.reshape(index, [N, 2, BLOCK // 2]) << shift, 1)
-        tl.store(at + 2 + tl.arange(0, BLOCK // 2)[None, :], planes.to(tl.uint8), mask=there)
-    else:
-        shift = 2 * tl.arange(0, 4)[None, :, None]
-        planes = tl.sum(tl.reshape(index & 3, [N, 4, BLOCK // 4]) << shift, 1)
-        tl.store(at + 2 + tl.arange(0, BLOCK // 4)[None, :], planes.to(tl.uint8), mask=there)
-        if BITS == 3:
-            shift = tl.arange(0, 8)[None, :, None]
-            planes = tl.sum(tl.reshape(index >> 2, [N, 8, BLOCK // 8]) << shift, 1)
-            at += 2 + BLOCK // 4
-            tl.store(at + tl.arange(0, BLOCK // 8)[None, :], planes.to(tl.uint8), mask=there)
+    shift = LOW * tl.arange(0, 8 // LOW)[None, :, None]
+    planes = tl.sum(tl.reshape(index & ((1 << LOW) - 1), [N, 8 // LOW, BLOCK * LOW // 8]) << shift, 1)
+    tl.store(at + 2 + tl.arange(0, BLOCK * LOW // 8)[None, :], planes.to(tl.uint8), mask=there)
+    if BITS > LOW:
+        shift = tl.arange(0, 8)[None, :, None]
+        planes = tl.sum(tl.reshape(index >> LOW, [N, 8, BLOCK // 8]) << shift, 1)
+        at += 2 + BLOCK * LOW // 8
+        tl.store(at + tl.arange(0, BLOCK // 8)[None, :], planes.to(tl.uint8), mask=there)
 
 
 @triton.jit
 def _decode(
-    row, d, there, table, BITS: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, DIM: tl.constexpr
+    row,
+    d,
+    there,
+    table,
+    BITS: tl.constexpr,
+    LOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SIZE: tl.constexpr,
+    DIM: tl.constexpr,
 ):
     """Values [cells, dim] of rows of blocks at the addresses ``row`` [cells]."""
     j = (d % BLOCK)[None, :]
@@ -240,15 +261,12 @@ def _decode(
     inside = there[:, None] & (d < DIM)[None, :]
     scale = tl.load(at.to(tl.pointer_type(tl.float16)), mask=inside, other=0.0)
     at += 2
-    if BITS == 4:
-        byte = tl.load(at + j % (BLOCK // 2), mask=inside, other=0).to(tl.int32)
-        index = (byte >> (j // (BLOCK // 2) * 4)) & 15
-    else:
-        byte = tl.load(at + j % (BLOCK // 4), mask=inside, other=0).to(tl.int32)
-        index = (byte >> (j // (BLOCK // 4) * 2)) & 3
-        if BITS == 3:
-            byte = tl.load(at + BLOCK // 4 + j % (BLOCK // 8), mask=inside, other=0).to(tl.int32)
-            index = index | (((byte >> (j // (BLOCK // 8))) & 1) << 2)
+    width = BLOCK * LOW // 8
+    byte = tl.load(at + j % width, mask=inside, other=0).to(tl.int32)
+    index = (byte >> (j // width * LOW)) & ((1 << LOW) - 1)
+    if BITS > LOW:
+        byte = tl.load(at + width + j % (BLOCK // 8), mask=inside, other=0).to(tl.int32)
+        index = index | (((byte >> (j // (BLOCK // 8))) & 1) << LOW)
     return tl.load(table + index) * (scale.to(tl.float32) * 0.0078125)
 
 
@@ -279,9 +297,11 @@ def attend_kernel(
     K_BYTES: tl.constexpr,
     V_BYTES: tl.constexpr,
     K_BITS: tl.constexpr,
+    K_LOW: tl.constexpr,
     K_BLOCK: tl.constexpr,
     K_SIZE: tl.constexpr,
     V_BITS: tl.constexpr,
+    V_LOW: tl.constexpr,
     V_BLOCK: tl.constexpr,
     V_SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -308,7 +328,7 @@ def attend_kernel(
             n = first + tl.arange(0, STEP)
             there = chunk * CHUNK + n < cells
             shown = tl.load(seen + (head // heads) * cells + chunk * CHUNK + n, mask=there, other=0) != 0
-            k = _decode(k_row + n * K_BYTES, d, there, k_table, K_BITS, K_BLOCK, K_SIZE, DIM)
+            k = _decode(k_row + n * K_BYTES, d, there, k_table, K_BITS, K_LOW, K_BLOCK, K_SIZE, DIM)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
             if CAPPED:
                 scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
@@ -317,7 +337,7 @@ def attend_kernel(
             against = tl.where(above == float("-inf"), 0.0, above)
             before = tl.exp(top - against)
             weights = tl.exp(scores - against[:, None])
-            v = _decode(v_row + n * V_BYTES, e, there, v_table, V_BITS, V_BLOCK, V_SIZE, V_DIM)
+            v = _decode(v_row + n * V_BYTES, e, there, v_table, V_BITS, V_LOW, V_BLOCK, V_SIZE, V_DIM)
             weight = weight * before + tl.sum(weights, 1)
             mean = mean * before[:, None] + tl.dot(weights, v, input_precision="ieee")
             top = above

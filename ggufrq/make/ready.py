@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufrq.base.errors import ModelError
-from ggufrq.build.builds import find_build, require_build
+from ggufrq.build.builds import require_build
 from ggufrq.make.family import make_family
 from ggufrq.make.plan import Request, Want
 from ggufrq.models import hub
@@ -33,7 +33,11 @@ def model_file(model: str, *, revision: str | None = None) -> Path:
         raise ModelError(
             f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
         )
-    return make_family(Request(model, (Want(WEIGHTS),)), find_build() or require_build()).file(WEIGHTS)
+    build = require_build()
+    ready = build.root / "models" / f"{chosen.name}-{WEIGHTS}.gguf"  # where the build was made elsewhere
+    if ready.is_file():
+        return ready
+    return make_family(Request(model, (Want(WEIGHTS),)), build).file(WEIGHTS)
 
 
 def weights_of(name: str) -> str:

@@ -45,8 +45,8 @@ class CostSettings:
 
 
 def default_cases() -> list[Case]:
-    """f16, q8_0, q4_0, our nine types, and iso3 with the rotation as it was published."""
-    names = ["f16", "q8_0", "q4_0", *(t.name for t in kv_types().values() if t.ours)]
+    """f16, q8_0, q4_0, our types of 2 to 4 bits, and iso3 with the rotation as it was published."""
+    names = ["f16", "q8_0", "q4_0", *(t.name for t in kv_types().values() if t.ours and t.bits < 5)]
     return [*(Case(parse_plan(name)) for name in names), Case(parse_plan("iso3"), "block")]
 
 

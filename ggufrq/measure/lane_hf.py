@@ -35,7 +35,7 @@ PIECE = 64
 
 _OURS = {"iso": IsoQuantCache, "planar": PlanarQuantCache, "rotor": RotorQuantCache}
 _PACKAGES = {"hqq": "hqq", "quanto": "optimum-quanto", "fp8": ""}
-_TYPE = re.compile(r"(iso|planar|rotor)([234])(?:/\1([234]))?|(hqq)([12348])|(quanto)([24])|(fp8)")
+_TYPE = re.compile(r"(iso|planar|rotor)([2-5])(?:/\1([2-5]))?|(hqq)([12348])|(quanto)([24])|(fp8)")
 _SUFFIX = re.compile(r"recent(\d+)|first(\d+)|(profile)|(plain)")
 
 

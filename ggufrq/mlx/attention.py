@@ -8,6 +8,8 @@ from typing import Any
 import mlx.core as mx
 import mlx_lm.models.base as base
 
+from ggufrq.mlx import kernel
+from ggufrq.mlx.basis import Basis
 from ggufrq.mlx.codec import Codec
 
 #: Cells that are decoded at a time, and queries that are worked on at a time.
@@ -22,7 +24,7 @@ class Side:
     """K or V of a layer at one moment."""
 
     codec: Codec
-    rotation: mx.array
+    basis: Basis
     blocks: mx.array  # [batch, heads, cells, bytes], from ``start`` on
     rows: mx.array  # the newest and these tokens, as the model made them, from ``first_row`` on
     first: mx.array  # the first tokens of each sequence likewise [batch, heads, n, dim]
@@ -42,6 +44,7 @@ class Held:
     recent: int
     keep: int  # so many of the first tokens are seen from outside of the window, too
     window: int | None
+    metal: bool  # whether one query alone goes through the Metal kernel
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,14 @@ class _Queries:
     def attend(self) -> mx.array:
         """[batch, heads, queries, dim of V], float32."""
         held = self.held
-        rotated = self.queries @ held.k.rotation
+        rotated = self.queries @ held.k.basis.query
         start, end = held.start, held.end
         if self.causal:
             end = min(end, self.end)
             if held.window is not None:
                 start = max(start, self.first - held.window + 1)
+        if held.metal and self._by_kernel(rotated, start, end):
+            end = start
         for at in range(start, end, TILE):
             tile = slice(at - held.start, min(at + TILE, end) - held.start)
             # One tile after the other, so that not all of them are decoded at once.
@@ -112,11 +117,27 @@ class _Queries:
             k, v = mx.depends(blocks, [self.values])
             seen, bias = self._of_tile(at, min(at + TILE, end))
             self._take(rotated, held.k.codec.decode(k), held.v.codec.decode(v), seen, bias)
-        self.values = self.values @ held.v.rotation
+        self.values = held.v.basis.restore(self.values)
         self._newest()
         self._first()
         mean = self.values / mx.where(self.sum > 0, self.sum, 1)
         return mean.reshape(self.shape[0], self.heads, self.shape[3], -1)
+
+    def _by_kernel(self, rotated: mx.array, start: int, end: int) -> bool:
+        """Whether the Metal kernel has taken the blocks: those of one query, of sequences without padding."""
+        held = self.held
+        if self.shape[3] > 1 or self.mask is not None or held.left is not None:
+            return False
+        if held.recent:
+            end = max(start, min(end, max(self.first - held.recent + 1, held.first_row)))
+        start = max(start, held.k.first.shape[2])
+        if start < end:
+            queries = rotated.reshape(*self.shape[:3], self.dim)
+            codecs, dim = (held.k.codec, held.v.codec), self.values.shape[4]
+            cells = start - held.start, end - held.start
+            found = kernel.decode(queries, held.k.blocks, held.v.blocks, *codecs, dim, *cells)
+            self.largest, self.sum, self.values = found
+        return True
 
     def _of_tile(self, at: int, end: int) -> tuple[mx.array | None, mx.array | None]:
         """Which of the cells ``at`` … ``end`` - 1 are seen as blocks, and what is added to their scores."""
@@ -162,7 +183,8 @@ class _Queries:
         seen, bias = self._visible(cells, at, self.end)
         newest = self._among_newest(cells)
         seen = newest if seen is None else seen & newest
-        self._take(self.queries, held.k.rows[:, :, rows], held.v.rows[:, :, rows], seen, bias)
+        k = held.k.basis.centred(held.k.rows[:, :, rows])
+        self._take(self.queries, k, held.v.rows[:, :, rows], seen, bias)
 
     def _first(self) -> None:
         """The first tokens, as they were, where they are not among the newest."""
@@ -193,7 +215,7 @@ class _Queries:
             seen = seen & (cells <= self.cells)
             if held.window is not None:
                 seen = seen & (kept | (cells > self.cells - held.window))
-        self._take(self.queries, held.k.first, held.v.first, seen, bias)
+        self._take(self.queries, held.k.basis.centred(held.k.first), held.v.first, seen, bias)
 
     def _take(
         self, queries: mx.array, k: mx.array, v: mx.array, seen: mx.array | None, bias: mx.array | None

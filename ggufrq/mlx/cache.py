@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx_lm.models.cache as lm
 
-from ggufrq.base.errors import UsageError
+from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.codec.quant import LARGEST_FP16
 from ggufrq.codec.rotate import Family
 from ggufrq.codec.tables import head_block, load
+from ggufrq.mlx import kernel
 from ggufrq.mlx.attention import Held, Side, Stored
+from ggufrq.mlx.basis import Basis, of_profile, of_rotation
 from ggufrq.mlx.codec import Codec
-from ggufrq.mlx.rotation import rotation
+from ggufrq.profile import LayerProfile
 
 #: Cells by which blocks grow, and in which those outside of a window go.
 STEP = 256
@@ -24,10 +26,13 @@ STEP = 256
 class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
     """K and V of one layer; ``make_cache`` makes a list of them for a model.
 
-    ``bits`` (2, 3 or 4) is the code of K, and of V unless ``v_bits`` is another one; the newest ``recent``
+    ``bits`` (2 to 5) is the code of K, and of V unless ``v_bits`` is another one; the newest ``recent``
     tokens of each query and the ``first`` of a sequence are seen as they were. With a ``window`` a query sees
-    so many tokens, itself among them, and the ``keep`` first ones. Raises UsageError when a number makes no
-    sense; ModelError, as soon as K and V come, when 64 does not divide their heads.
+    so many tokens, itself among them, and the ``keep`` first ones. K is kept in the metric of the layer's
+    ``profile``. With ``metal`` one query at a time goes through a Metal kernel that no Mac has run yet.
+
+    Raises UsageError when a number makes no sense; ModelError, as soon as K and V come, when 64 does not
+    divide their heads, or the profile is for others.
 
     The same object is the cache of a batch, once ``merge`` has made it one.
     """
@@ -43,14 +48,20 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
         first: int = 1,
         window: int | None = None,
         keep: int = 0,
+        profile: LayerProfile | None = None,
+        metal: bool = False,
     ) -> None:
         self.bits, self.v_bits = bits, bits if v_bits is None else v_bits
         for which, given in (("bits", self.bits), ("v_bits", self.v_bits)):
             if str(given) not in load()["codes"]:
-                raise UsageError(f"{which} is {given!r}, and there are codes of 2, 3 and 4 bits")
+                raise UsageError(f"{which} is {given!r}, and there are codes of 2 to 5 bits")
         if recent < 0 or first < 0 or keep < 0 or (window is not None and window < 1):
             raise UsageError("recent, first and keep must be 0 or more, window 1 or more")
         self.recent, self.first, self.window, self.keep = recent, max(first, keep), window, keep
+        if metal:
+            kernel.require()
+        self.metal = metal
+        self._metric = None if profile is None else of_profile(self.family, profile)
         self._blocks: list[
             mx.array
         ] = []  # of K and V, [batch, heads, cells, bytes], from _start on, and room
@@ -79,6 +90,7 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
         new = [keys, values]
         count = keys.shape[2]
         codecs = self._codecs([keys.shape[3], values.shape[3]])
+        bases = self._bases([keys.shape[3], values.shape[3]], keys.shape[1])
         if not self._blocks:
             shapes = [(*x.shape[:2], 0) for x in new]
             self._blocks = [
@@ -91,12 +103,11 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
             self._firsts = [mx.zeros((*x.shape[:2], self.first, x.shape[3]), _exact(x).dtype) for x in new]
         self._drop()
         used, room = self._end - self._start, self._blocks[0].shape[2]
-        for i, (codec, x) in enumerate(zip(codecs, new, strict=True)):
-            turned = x.astype(mx.float32) @ rotation(self.family, x.shape[3])
+        for i, (codec, basis, x) in enumerate(zip(codecs, bases, new, strict=True)):
             if used + count > room:
                 more = -(-(used + count - room) // STEP) * STEP
                 self._blocks[i] = mx.pad(self._blocks[i], [(0, 0), (0, 0), (0, more), (0, 0)])
-            self._blocks[i][:, :, used : used + count] = codec.encode(turned)
+            self._blocks[i][:, :, used : used + count] = codec.encode(basis.store(x))
             exact = _exact(x)
             self._firsts[i] = self._with_first(self._firsts[i], exact)
             self._rows[i] = mx.concatenate([self._rows[i], exact], axis=2)
@@ -110,13 +121,27 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
         newest are held as they were by then."""
         dims = [x.shape[3] for x in self._rows]
         k, v = (
-            Side(codec, rotation(self.family, dim), blocks[:, :, : self._end - self._start], rows, first)
-            for codec, dim, blocks, rows, first in zip(
-                self._codecs(dims), dims, self._blocks, self._rows, self._firsts, strict=True
+            Side(codec, basis, blocks[:, :, : self._end - self._start], rows, first)
+            for codec, basis, blocks, rows, first in zip(
+                self._codecs(dims),
+                self._bases(dims, self._rows[0].shape[1]),
+                self._blocks,
+                self._rows,
+                self._firsts,
+                strict=True,
             )
         )
         held = Held(
-            k, v, self._start, self._end, self._first_row, self._left, self.recent, self.keep, self.window
+            k,
+            v,
+            self._start,
+            self._end,
+            self._first_row,
+            self._left,
+            self.recent,
+            self.keep,
+            self.window,
+            self.metal,
         )
         return Stored(held), Stored(held)
 
@@ -149,7 +174,7 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held, room for the next tokens among them."""
+        """Bytes that are held for tokens, room for the next ones among them."""
         return sum(x.nbytes for x in (*self._blocks, *self._rows, *self._firsts))
 
     @property
@@ -160,13 +185,17 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
             blocks = [x[:, :, : self._end - self._start] for x in self._blocks]
             arrays = [*blocks, *self._rows, *self._firsts]
         numbers = (self.bits, self.v_bits, self.recent, self.first, self.keep, self.window)
-        return (*arrays, self._left, *numbers, self._start, self._end, self._first_row)
+        metric = self._metric or Basis(*[None] * 3)
+        places = (self._start, self._end, self._first_row)
+        return (*arrays, self._left, *numbers, *places, metric.into, metric.query, metric.mean, self.metal)
 
     @state.setter
     def state(self, state: Sequence[Any]) -> None:
         arrays, self._left, numbers = state[:6], state[6], state[7:13]
         self.bits, self.v_bits, self.recent, self.first, self.keep, self.window = numbers
-        self._start, self._end, self._first_row = state[13:]
+        self._start, self._end, self._first_row = state[13:16]
+        self._metric = Basis(*state[16:19]) if state[16:] and state[16] is not None else None
+        self.metal = bool(state[19:] and state[19])
         pairs = [] if arrays[0] is None else [list(arrays[i : i + 2]) for i in (0, 2, 4)]
         self._blocks, self._rows, self._firsts = pairs or ([], [], [])
         self._padding = None
@@ -254,9 +283,11 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
 
     def extend(self, other: QuantizedCache) -> None:
         """Take the sequences of another batch as well. Raises UsageError when it is of another kind."""
-        if self._kind() != other._kind():
+        mine, its = self._metric, other._metric
+        if self._kind() != other._kind() or (its is not None if mine is None else not mine.like(its)):
             raise UsageError(
-                f"caches of different kinds cannot be one batch: {self._kind()} and {other._kind()}"
+                "caches of different kinds cannot be one batch: "
+                f"{self._kind()} and {other._kind()}, or their profiles"
             )
         assert self._left is not None and other._left is not None
         parts = [self, other._copy()]
@@ -301,6 +332,20 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
         """Of K and V with heads of so many values."""
         pairs = zip((self.bits, self.v_bits), dims, strict=True)
         return [Codec(bits, head_block(dim)) for bits, dim in pairs]
+
+    def _bases(self, dims: Sequence[int], heads: int) -> list[Basis]:
+        """Of K and V with heads of so many values, K with so many heads."""
+        k, v = (of_rotation(self.family, dim) for dim in dims)
+        if self._metric is None:
+            return [k, v]
+        shape = tuple(self._metric.into.shape[:2])
+        if shape != (heads, dims[0]):
+            raise ModelError(
+                f"the profile is for {shape[0]} heads of {shape[1]} values, and the model has {heads} of "
+                f"{dims[0]}",
+                remedy="the profile of this very model",
+            )
+        return [self._metric, v]
 
     def _kind(self) -> tuple[Any, ...]:
         return (
@@ -379,19 +424,19 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
 
 
 class PlanarQuantCache(QuantizedCache):
-    """With the rotations of planar2, planar3 and planar4."""
+    """With the rotations of planar2 to planar5."""
 
     family = "planar"
 
 
 class IsoQuantCache(QuantizedCache):
-    """With the rotations of iso2, iso3 and iso4."""
+    """With the rotations of iso2 to iso5."""
 
     family = "iso"
 
 
 class RotorQuantCache(QuantizedCache):
-    """With the rotations of rotor2, rotor3 and rotor4."""
+    """With the rotations of rotor2 to rotor5."""
 
     family = "rotor"
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import mlx.core as mx
 
+from ggufrq.codec.pack import low_plane
 from ggufrq.codec.quant import BITS_INF, BITS_MAX, BITS_MIN, LARGEST_FP16
 from ggufrq.codec.tables import Code, code
 
@@ -18,7 +19,7 @@ def _power(exponent: mx.array) -> mx.array:
 
 @dataclass(frozen=True)
 class Codec:
-    """The code of 2, 3 or 4 ``bits`` with blocks of 128 or 64 values."""
+    """The code of 2 to 5 ``bits`` with blocks of 128 or 64 values."""
 
     bits: int
     block: int
@@ -108,12 +109,10 @@ class Codec:
             parts = bits.reshape(*bits.shape[:-1], count, self.block // count)
             return (parts << shifts).sum(axis=-2).astype(mx.uint8)
 
-        head = mx.view(scale, mx.uint8)
-        if self.bits == 4:
-            return mx.concatenate([head, plane(index, 2, 4)], axis=-1)
-        planes = [head, plane(index & 3, 4, 2)]
-        if self.bits == 3:
-            planes.append(plane(index >> 2, 8, 1))
+        low = low_plane(self.bits)
+        planes = [mx.view(scale, mx.uint8), plane(index & (2**low - 1), 8 // low, low)]
+        if self.bits > low:
+            planes.append(plane(index >> low, 8, 1))
         return mx.concatenate(planes, axis=-1)
 
     def _unpack(self, blocks: mx.array) -> mx.array:
@@ -125,9 +124,8 @@ class Codec:
             parts = (blocks[..., None, first : first + size] >> shifts) & (2**width - 1)
             return parts.reshape(*blocks.shape[:-1], self.block)
 
-        if self.bits == 4:
-            return plane(2, 2, 4)
-        index = plane(2, 4, 2)
-        if self.bits == 3:
-            index = index | (plane(2 + self.block // 4, 8, 1) << 2)
+        low = low_plane(self.bits)
+        index = plane(2, 8 // low, low)
+        if self.bits > low:
+            index = index | (plane(2 + self.block * low // 8, 8, 1) << low)
         return index

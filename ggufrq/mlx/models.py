@@ -11,6 +11,9 @@ import mlx_lm
 from ggufrq.base.errors import ModelError
 from ggufrq.models.resolve import resolve
 
+#: By this attribute a model says what it was loaded from.
+SOURCE = "ggufrq_source"
+
 
 def config_of(folder: Path) -> dict[str, Any]:
     """The configuration in a folder as mlx-lm takes it: Qwen3.5's text model alone, ``qwen3_5_text``, is to
@@ -32,4 +35,5 @@ def load(model: str) -> tuple[Any, Any]:
         loaded = mlx_lm.load(model)
     else:
         loaded = mlx_lm.load(str(found.path), model_config=config_of(found.path))
+    setattr(loaded[0], SOURCE, model)
     return loaded[0], loaded[1]

@@ -16,7 +16,7 @@ OVERLAY = "overlay"
 #: Patches that fit the series to other upstreams than the pinned one, see ``compat``.
 COMPAT = "compat"
 #: Folders of patches that are for one backend alone; what other folders hold is for all.
-BACKENDS = ("cpu", "cuda", "metal")
+BACKENDS = ("cpu", "cuda", "metal", "vulkan")
 _JUNK = {".DS_Store", "__pycache__", "Thumbs.db"}
 _JUNK_SUFFIXES = (".orig", ".rej", ".pyc", "~", ".swp")
 

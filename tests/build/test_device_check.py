@@ -36,6 +36,15 @@ def program(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (["nothing", "iso3", "planar4"], ""),
         (["nothing", "iso3", "f16", "no-flash-attn"], ""),
         (["set_rows", "iso3", "q8_0"], "cannot store rows of iso3"),
+        # what is stored has another name, which nobody typed
+        (["nothing", "iso3", "iso3", "64/64"], ""),
+        (["siblings", "iso3", "iso3", "64/64"], "cannot store rows of iso3 at head_dim 64"),
+        (["siblings", "q8_0", "planar4", "128/192"], "cannot store rows of planar4 at head_dim 192"),
+        (["siblings", "iso3", "iso3", "128/128"], ""),
+        (
+            ["mixed", "iso3", "iso3", "192/128"],
+            "no attention kernel for K in iso3 and V in iso3 at head_dim 192/128 and 4 heads to a KV head",
+        ),
         (["mixed", "iso3", "iso3"], ""),
         (
             ["mixed", "iso3", "q4_0"],

@@ -32,7 +32,7 @@ def test_a_pattern_finds_cases(llama_build: Build, name: str) -> None:
     op, params = gpu_check.OPS[name]
     program = llama_build.tool("test-backend-ops")
     listed = proc.run([program, "support", "-b", "CPU", "-o", op, "-p", params]).stdout
-    assert len(re.findall(r"\(.*(?:iso|planar|rotor|family)", listed)) >= 10
+    assert len(re.findall(r"\(.*(?:iso|planar|rotor|family|rq._64)", listed)) >= 10
 
 
 def test_the_bundle_is_complete_and_one_that_is_not_is_refused(llama_build: Build, tmp_path: Path) -> None:

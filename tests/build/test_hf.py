@@ -22,7 +22,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import ggufrq.hf.codec as hf_codec  # noqa: E402
-from ggufrq.hf import IsoQuantCache, profiles  # noqa: E402
+from ggufrq.hf import IsoQuantCache  # noqa: E402
+from ggufrq.models import profiles  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.build
@@ -32,7 +33,7 @@ NAME = "cache" if transformers.__version__ >= "5.24" else "past_key_values"
 
 @pytest.fixture
 def native(llama_build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_codec, "find_build", lambda: llama_build)
+    monkeypatch.setattr(hf_codec, "usable_build", lambda: llama_build)
     hf_codec._libraries.cache_clear()
     hf_codec.codec.cache_clear()
 

@@ -16,11 +16,11 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from debian import Unreachable, unpack
 
 from ggufrq.base import machine, parallel, paths, proc
 from ggufrq.base.errors import ToolError
 from ggufrq.build import hip_toolkit
+from ggufrq.build.debian import Unreachable, own_release, unpack
 from ggufrq.build.project import Build
 
 pytestmark = [pytest.mark.build, pytest.mark.hip_compile, pytest.mark.slow]
@@ -59,11 +59,11 @@ def _of_rocm(found: hip_toolkit.Toolkit) -> Compiler:
 
 def _of_debian() -> Compiler:
     """clang of this Debian, the headers of a newer one. Raises Unreachable."""
-    names = " ".join([*CLANG, DEBIAN, *HEADERS, platform.machine()])
+    names = " ".join([*CLANG, own_release(), DEBIAN, *HEADERS, platform.machine()])
     root = paths.cache_dir() / f"hip-debian-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         with paths.atomic_path(root) as making:
-            unpack(making, CLANG, release=DEBIAN, headers=HEADERS)
+            unpack(making, CLANG, release=DEBIAN, alone=HEADERS)
     text = (root / "usr/include/hip/hip_version.h").read_text(encoding="utf-8")
     version = ".".join(re.findall(r"#define HIP_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", text))
     bin_folder = root / "usr/lib" / CLANG[0].replace("clang", "llvm") / "bin"

@@ -1,8 +1,8 @@
 // What the CUDA backend would run as one launch (ggml-cuda/rq-fuse.h) in the graph of a model:
 // fusion MODEL TEXT TYPE_K TYPE_V TOKENS
 //
-// Prints for each launch of a rotation [rotations, stores, rotations that are written out, nodes that it stands for], and for
-// an attention that its output's rotation goes along with [0, 0, 0, nodes].
+// Prints for each launch of a rotation or a product with the matrices of a profile [these, stores, results that are written out,
+// nodes that it stands for], for a mean that is taken off by itself the same as for a rotation alone, and for an attention that its output's rotation goes along with [0, 0, 0, nodes].
 
 #include "ggml-cuda/rq-fuse.h"
 
@@ -57,12 +57,22 @@ int main(int argc, char ** argv) {
             sep = ", ";
             i += after;
         }
-        if (!ggml_cuda_rq_is_rotation(graph->nodes[i]) || after > 0) {
+        if (after > 0) {
             continue;
         }
-        ggml_cuda_rq_fusion f = ggml_cuda_rq_fuse(graph, i);
+        ggml_cuda_rq_fusion f = {};
+        if (ggml_cuda_rq_begins(graph, i)) {
+            f = ggml_cuda_rq_fuse(graph, i);
+        }
         if (f.n_nodes == 0) {
-            f = { { { graph->nodes[i], nullptr, true } }, 1, 1 };
+            // what is left of turning K, Q and V: a launch of its own
+            const ggml_tensor * t = graph->nodes[i];
+            const bool is_map  = t->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(t, 1) == GGML_RQ_HINT_MAP;
+            const bool is_mean = ggml_cuda_rq_is_mean(t);
+            if (!is_map && !is_mean && !ggml_cuda_rq_is_rotation(t)) {
+                continue;
+            }
+            f = { { { graph->nodes[i], nullptr, true, is_map, nullptr, nullptr } }, 1, 1 };
         }
         int stores = 0;
         int kept   = 0;

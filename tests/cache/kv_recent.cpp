@@ -79,6 +79,9 @@ struct oracle {
             append(attn->src[GGML_RQ_RECENT_V], attn->src[GGML_RQ_RECENT_V_NEW], e, s, r);
             return r;
         };
+        const auto seen_by = [&](const ggml_tensor * m, int64_t i, int64_t c) {
+            return *(const ggml_fp16_t *) ((const char *) m->data + c*m->nb[0] + i % n_tps*m->nb[1] + i/n_tps*m->nb[3]) != 0xfc00;
+        };
         for (size_t i = 0; i < ubatch.size(); ++i) {
             auto & rows = known[ubatch[i].seq][ubatch[i].pos];
             rows.resize(std::max<size_t>(rows.size(), layer + 1));
@@ -90,11 +93,11 @@ struct oracle {
 
             int n_cache = 0;
             for (int64_t c = 0; c < mask->ne[0]; ++c) {
-                n_cache += ((const ggml_fp16_t *) mask->data)[i*mask->ne[0] + c] != 0xfc00;
+                n_cache += seen_by(mask, i, c);
             }
             std::set<int> seen;
             for (int64_t e = 0; e < recent->ne[0]; ++e) {
-                if (((const ggml_fp16_t *) recent->data)[i*recent->ne[0] + e] == 0xfc00) {
+                if (!seen_by(recent, i, e)) {
                     continue;
                 }
                 const row_t r = row(e, i/n_tps);

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kv_drivers import DENSE, HYBRID, ONE_THREAD, means, metric, run
+from kv_drivers import DENSE, HYBRID, NARROW, ONE_THREAD, means, metric, run
 from loopback import changing, rpc_server, rpc_servers
 
 from ggufrq.base import paths, proc
@@ -86,6 +86,42 @@ def test_a_profile_on_two_devices(
         assert 0.5 * want[step] < got[step] < 2 * want[step], (step, got, want)
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "newest"), [(DENSE, "iso3", 32), (HYBRID, "iso3", 32), (DENSE, "q4_0", 100)]
+)
+def test_newest_tokens_on_two_devices(
+    driver: Path, twins: Path, f16_models: dict[str, Path], tmp_path: Path, model: str, kind: str, newest: int
+) -> None:
+    """The rows are where the layer is, and so is the attention to them."""
+    arguments = (f16_models[model], TEXT, kind, kind, "1", tmp_path / "state.bin", "write")
+    want = run(driver, *arguments, recent=newest, first=1)
+    assert want["plain"] < run(driver, *arguments)["plain"]
+    assert run(driver, *arguments, recent=newest, first=1, devices=on_twins(twins, "layer")) == want
+
+
+def test_where_newest_tokens_cannot_be_held_the_device_is_named(
+    llama_build: Build, twins: Path, f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A device without such an attention, one behind RPC, and a split by heads; also with q8_0, which any
+    device knows."""
+    local: proc.Environment = {"GGML_BACKEND_PATH": str(twins)}
+    sentence = "layer 0 is on Twin0, which cannot attend to them with K in {0} and V in {0} at head_dim 128"
+    newest, here = ("--kv-recent", "32"), ("--device", "Twin0,Twin1")
+    for kind in ("iso3", "q8_0"):
+        given = (llama_build, f16_models[DENSE], *types(kind, kind), *newest)
+        done = perplexity(*given, *here, env={**local, "GGUFRQ_TWINS_LACK": "recent"})
+        assert f"the newest 32 and first 0 tokens are not held in f16: {sentence.format(kind)}" in done.stderr
+        assert figure(done) == figure(perplexity(*given[:-2]))
+        assert "newest 32 and first 0 tokens in f16: " in perplexity(*given, *here, env=local).stderr
+    split = perplexity(*given, *here, "-sm", "tensor", env=local)
+    assert "split by heads among devices, which cannot attend to them so" in split.stderr
+    figure(split)
+    with rpc_server(llama_build, tmp_path / "rpc.log") as (address, _):
+        done = perplexity(*given, "--rpc", address)
+        assert "is on RPC0, which cannot attend to them with K in q8_0" in done.stderr
+        figure(done)
+
+
 def perplexity(
     build: Build, model: Path, *options: str, env: proc.Environment | None = None
 ) -> proc.Completed:
@@ -141,7 +177,7 @@ def test_an_rpc_server_of_another_build_is_refused(
 ) -> None:
     """Such a server does not answer that it knows our types: here the answer is taken out on its way. With
     types of upstream's it does its work."""
-    known = struct.pack("<Q", 0x5251000200000001)  # GGML_RPC_RQ_YES in ggml-rpc-rq.h
+    known = struct.pack("<Q", 0x5251000300000001)  # GGML_RPC_RQ_YES in ggml-rpc-rq.h
     model = f16_models[DENSE]
     with (
         rpc_server(llama_build, tmp_path / "rpc.log") as (address, _),
@@ -191,6 +227,17 @@ def test_what_a_device_lacks_is_refused(
         want = figure(perplexity(*given))
         assert figure(perplexity(*given, *local, "--no-kv-offload", env=lacking)) == want
         assert figure(perplexity(*given, "--rpc", address, "--no-kv-offload")) == want
+
+
+def test_heads_of_64_on_a_device(llama_build: Build, twins: Path, f16_models: dict[str, Path]) -> None:
+    """They are stored in types of other names, which nobody typed and nobody is told."""
+    given = (llama_build, f16_models[NARROW], *types("iso3", "planar4"), "--device", "Twin0,Twin1")
+    here = {"GGML_BACKEND_PATH": str(twins)}
+    assert figure(perplexity(*given, env=here)) == figure(perplexity(*given[:-2]))
+    done = perplexity(*given, env={**here, "GGUFRQ_TWINS_LACK": "siblings"})
+    assert done.rc == 1
+    said = explain(done.stderr, "nothing")
+    assert "which layer 0 is on, cannot store rows of iso3 at head_dim 64: take other cache types" in said
 
 
 def test_an_rpc_client_keeps_room_for_the_layers_that_take_most(

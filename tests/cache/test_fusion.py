@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kv_drivers import DENSE, HYBRID, means, run
+from kv_drivers import DENSE, HYBRID, NARROW, means, metric, run
 
 from ggufrq.base import paths
 
@@ -22,7 +22,7 @@ KV, Q = (2, 2, 0, 9), (1, 0, 1, 1)  # K and V on their way into the cache, and t
 ALL = (3, 2, 1, 11)  # both, where the queries are not written to where K or V of this ubatch were
 K_OR_V = (1, 1, 0, 4)
 OUT = (0, 0, 0, 3)  # the rotation of the output with attention
-LAYERS = {DENSE: 8, HYBRID: 2}  # with attention
+LAYERS = {DENSE: 8, HYBRID: 2, NARROW: 8}  # with attention
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def launches(compiled: Callable[[str], Path]) -> Callable[..., Counter[tuple[int
     return see
 
 
-@pytest.mark.parametrize("name", [DENSE, HYBRID])
+@pytest.mark.parametrize("name", [DENSE, HYBRID, NARROW])
 @pytest.mark.parametrize("tokens", [1, 9])
 @pytest.mark.parametrize(("k", "v"), [("iso3", "iso3"), ("planar4", "rotor2")])
 def test_a_layer_takes_three_at_most(
@@ -71,3 +71,37 @@ def test_caches_that_are_rotated_in_part(
     found = launches(model, "iso3", "iso3", recent=32)
     assert sum(rotations * count for (rotations, *_), count in found.items()) == 32
     assert all(rotations == kept for rotations, _, kept, _ in found)
+
+
+@pytest.mark.parametrize(("name", "layers"), [(DENSE, 8), (HYBRID, 2)])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_profile_takes_no_launch_more(
+    launches: Callable[..., Counter[tuple[int, ...]]],
+    f16_models: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    layers: int,
+    tokens: int,
+) -> None:
+    """Means, products, the order of heads and stores: two launches a layer, as without, where f16 has two
+    for its stores (one, where RoPE stores K)."""
+    model = f16_models[name]
+    profile = metric(model, tmp_path / "kv.gguf", spread=1.3)
+    found = Counter[tuple[int, ...]]()
+    for launch, count in launches(model, "iso3", "iso3", tokens, profile=profile).items():
+        found[launch[:3]] += count
+    plain = Counter[tuple[int, ...]]()
+    for launch, count in launches(model, "iso3", "iso3", tokens).items():
+        plain[launch[:3]] += count
+    assert found.keys() <= {(2, 2, 0), (1, 0, 1), (3, 2, 1), (0, 0, 0)}
+    assert found[2, 2, 0] + found[3, 2, 1] == found[0, 0, 0] == layers
+    assert found[1, 0, 1] == found[2, 2, 0]
+    assert sum(found.values()) <= sum(plain.values()) + layers
+
+
+def test_products_of_many_tokens_are_left_to_tensor_cores(
+    launches: Callable[..., Counter[tuple[int, ...]]], f16_models: dict[str, Path], tmp_path: Path
+) -> None:
+    profile = metric(f16_models[DENSE], tmp_path / "kv.gguf", spread=1.3)
+    found = launches(f16_models[DENSE], "iso3", "iso3", 40, profile=profile)
+    assert found[K_OR_V] == found[OUT] == 8  # V, and the output

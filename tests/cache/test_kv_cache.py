@@ -30,6 +30,7 @@ PAIRS = [
     ("iso3", "f16", False, 0.02),
     ("planar4", "q8_0", True, 0.005),
     ("f16", "iso3", True, 0.02),
+    ("iso5", "rotor5", True, 0.0015),
 ]
 
 
@@ -64,6 +65,7 @@ NARROWED = [
     ("planar3", "f16", False, None, 0.02),
     ("f16", "iso3", True, None, 0.02),
     ("iso3", "planar4", True, "0,-1:q8_0;1:iso4/f16", 0.02),
+    ("planar5", "iso5", True, None, 0.0015),
 ]
 
 
@@ -250,7 +252,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"--kv-layers": "8:iso3"}, "there is no layer 8, the model has 8 with a KV cache, 0 to 7"),
     ({"--kv-layers": "-9:iso3"}, "there is no layer -9"),
     ({"--kv-layers": "3-1:iso3"}, "the range 3-1 runs backwards"),
-    ({"--kv-layers": "0:iso5"}, "there is no cache type 'iso5'"),
+    ({"--kv-layers": "0:iso6"}, "there is no cache type 'iso6'"),
     ({"--kv-layers": "0:q4_K"}, "there is no cache type 'q4_K'"),
     ({"--kv-layers": "a:iso3"}, "'a' is no layer and no range of layers"),
     ({"--kv-layers": "0:iso3;"}, "'' is not LAYERS:TYPE"),
@@ -507,7 +509,9 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ["FLASH_ATTN_EXT", "MUL_MAT", "GET_ROWS", "SET_ROWS", "CPY"])
 def test_upstreams_test_of_operations_passes_for_our_types(llama_build: Build, op: str) -> None:
-    command = [llama_build.tool("test-backend-ops"), "test", "-b", "CPU", "-o", op, "-p", "planar|iso|rotor"]
+    command = [llama_build.tool("test-backend-ops"), "test", "-b", "CPU", "-o", op]
+    command += ["-p", "planar|iso|rotor|recent="]
     done = proc.run(command, env=ONE_THREAD, timeout=900)
     assert "1/1 backends passed" in done.stdout.replace("\x1b[1;32m", "").replace("\x1b[0m", "")
     assert done.stdout.count("iso3") > 2
+    assert op != "FLASH_ATTN_EXT" or done.stdout.count("recent=33,") > 30

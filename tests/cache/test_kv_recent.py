@@ -1,4 +1,4 @@
-"""The newest tokens in f16, beside a cache of rotated types: which query sees which, and what it changes."""
+"""The newest tokens in f16, beside a quantized cache: which query sees which, and what it changes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def looking(compiled: Callable[[str], Path]) -> Path:
         (DENSE, "iso3", "iso3", 32, 0, None),
         (DENSE, "planar4", "f16", 5, 3, None),
         (DENSE, "q8_0", "rotor2", 1, 1, None),
+        (DENSE, "q4_0", "q4_0", 32, 1, None),  # upstream's types, rotated by upstream
+        (HYBRID, "q8_0", "f16", 16, 2, None),
         (DENSE, "iso3", "iso3", 64, 4, "0:q8_0;-1:f16"),
         (HYBRID, "iso3", "rotor4", 32, 1, None),
     ],
@@ -48,14 +50,16 @@ def test_a_query_sees_just_its_newest_and_first_tokens_as_they_were_computed(
     assert run(looking, *arguments, layers=layers)["checked"] > 3000
 
 
-@pytest.mark.parametrize("model", [DENSE, HYBRID])
+@pytest.mark.parametrize(
+    ("model", "kind", "loses"), [(DENSE, "iso2", 1e-3), (HYBRID, "iso2", 1e-3), (DENSE, "q4_0", 3e-4)]
+)
 def test_if_all_tokens_are_newest_the_cache_is_as_good_as_f16(
-    driver: Path, f16_models: dict[str, Path], tmp_path: Path, model: str
+    driver: Path, f16_models: dict[str, Path], tmp_path: Path, model: str, kind: str, loses: float
 ) -> None:
-    arguments = (f16_models[model], TEXT, "iso2", "iso2", "1", tmp_path / "state.bin", "write")
+    arguments = (f16_models[model], TEXT, kind, kind, "1", tmp_path / "state.bin", "write")
     got = run(driver, *arguments, recent=1024)
     assert got["plain"] < 1e-4 and got["next"] < 1e-4, got
-    assert run(driver, *arguments)["plain"] > 1e-3
+    assert run(driver, *arguments)["plain"] > loses
     assert max(got["sequences_unified"], got["sequences_streams"], got["copied"]) < 1e-4, got
 
 
@@ -127,7 +131,7 @@ def test_what_they_take_is_in_the_log(llama_build: Build, f16_models: dict[str, 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["-ctk", "q8_0", "-ctv", "q8_0"], "neither K nor V has one of the rotated types"),
+        (["-ctk", "f16", "-ctv", "bf16"], "neither K nor V is quantized"),
         (["-ctk", "iso3", "-fa", "off"], "that takes flash attention, use -fa on"),
     ],
 )

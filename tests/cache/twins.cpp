@@ -1,5 +1,6 @@
 // Two devices that count as GPUs and compute on the CPU: each has memory of its own, which no other device reads. What
-// GGUFRQ_TWINS_LACK names is not supported: "pairs" (attention over two types of K and V), "set_rows".
+// GGUFRQ_TWINS_LACK names is not supported: "pairs" (attention over two types of K and V), "recent" (attention to tokens that
+// were kept in f16), "set_rows", "siblings" (blocks of 64).
 //
 // llama.cpp loads the library where GGML_BACKEND_PATH says.
 
@@ -62,6 +63,8 @@ static ggml_backend_buffer_type_t get_buffer_type(ggml_backend_dev_t dev) {
 static bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     const char * env = getenv("GGUFRQ_TWINS_LACK");
     const bool lacks = env && ((strcmp(env, "set_rows") == 0 && op->op == GGML_OP_SET_ROWS) ||
+                               (strcmp(env, "recent")   == 0 && op->op == GGML_OP_FLASH_ATTN_EXT && op->src[5] != nullptr) ||
+                               (strcmp(env, "siblings") == 0 && op->op == GGML_OP_SET_ROWS && op->type >= GGML_TYPE_RQ2_64) ||
                                (strcmp(env, "pairs")    == 0 && op->op == GGML_OP_FLASH_ATTN_EXT && op->src[1]->type != op->src[2]->type));
     return !lacks && ggml_backend_dev_supports_op(cpu(), op);
 }

@@ -25,7 +25,7 @@ OURS = ("device", "driver", "questions", "shim/lanes", "shim/kernels")
 UPSTREAM: dict[str, Callable[[str], bool]] = {
     "quantize": lambda name: name.endswith(("q8_0", "q4_0", "q8_0_f32", "q4_0_f32", "q8_0_f16", "q4_0_f16")),
     "fa_aux": lambda name: name.startswith("kernel_flash_attn_ext"),
-    "fa_f16": lambda name: "bf16" not in name and ("dk128_dv128" in name or "dk256_dv256" in name),
+    "fa_f16": lambda name: "bf16" not in name and any(f"dk{n}_dv{n}" in name for n in (64, 128, 256)),
     "fa_q8_0": lambda name: "dk128_dv128" in name,
     "fa_q4_0": lambda name: "dk128_dv128" in name,
     "fa_vec_q8_0": lambda name: name.endswith("dk128_dv128"),

@@ -1,8 +1,8 @@
 // Random operations through the fake Metal device, against ggml's CPU code.
 //
 //   driver set_rows|get_rows|cpy TYPE SEED COUNT          our types: bytes must be those of the C code
-//   driver flash_attn TYPE_K TYPE_V HEAD SEED COUNT [NE]  against doubles, from what the C code decodes; NE rows at
-//                                                         once in the vector kernel, else what upstream's host chooses
+//   driver flash_attn TYPE_K TYPE_V HEAD SEED COUNT [NE]  against doubles, from what the C code decodes; HEAD may be DK/DV; NE rows
+//                                                         at once in the vector kernel, else what upstream's host chooses
 //   driver names                                          kernel names that the host side can ask for with our types
 //   driver supports                                       what ggml_metal_rq_supports_op says
 //
@@ -111,12 +111,12 @@ static void random_bytes(ggml_tensor * t) {
     }
 }
 
-// 128 values that an encoder may get wrong
-static void hard_values(float * x, bool hard) {
+// n values that an encoder may get wrong
+static void hard_values(float * x, int n, bool hard) {
     const int   kind  = hard ? pick(0, 9) : 0;
     const float scale = hard ? std::ldexp(1.0f, pick(-30, 18)) : 1.0f;
     const float one   = gauss();
-    for (int i = 0; i < 128; i++) {
+    for (int i = 0; i < n; i++) {
         switch (kind) {
             case 0: x[i] = gauss(); break;
             case 1: x[i] = gauss()*scale; break;
@@ -138,9 +138,10 @@ static void hard_values(float * x, bool hard) {
     }
 }
 
-static void random_floats(ggml_tensor * t, bool hard) {
-    for (int64_t i = 0; i < ggml_nelements(t)/128; i++) {
-        hard_values((float *) t->data + 128*i, hard);
+// in blocks of n values
+static void random_floats(ggml_tensor * t, int n, bool hard) {
+    for (int64_t i = 0; i < ggml_nelements(t)/n; i++) {
+        hard_values((float *) t->data + n*i, n, hard);
     }
 }
 
@@ -180,7 +181,12 @@ static std::vector<float> decoded(const ggml_tensor * t) {
 }
 
 static bool is_ours(ggml_type type) {
-    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_ROTOR4;
+    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_RQ4_64;
+}
+
+// values of a block, or as many as make a row of a type of upstream's
+static int block_of(ggml_type type) {
+    return is_ours(type) ? (int) ggml_blck_size(type) : 128;
 }
 
 // fill `result` by `expect` and on Metal, and all of the tensor that it lies in: the error of the values that differ.
@@ -211,14 +217,14 @@ static double compare(graph & g, ggml_tensor * result, ggml_type type, const std
 
 static double set_rows(ggml_type type) {
     graph g;
-    const int n = 128*pick(1, 9), rows = pick(1, 5), ne2 = pick(1, 3), ne3 = pick(1, 2), kept = rows + pick(0, 6);
+    const int block = block_of(type), n = block*pick(1, 9), rows = pick(1, 5), ne2 = pick(1, 3), ne3 = pick(1, 2), kept = rows + pick(0, 6);
     const bool strided = maybe();
 
     ggml_tensor * dst = g.tensor(type, n, kept, ne2, ne3);
-    ggml_tensor * src = g.tensor(GGML_TYPE_F32, strided ? n + 128 : n, rows, ne2, ne3);
-    random_floats(src, is_ours(type));
+    ggml_tensor * src = g.tensor(GGML_TYPE_F32, strided ? n + block : n, rows, ne2, ne3);
+    random_floats(src, block, is_ours(type));
     if (strided) {
-        src = g.view(ggml_view_4d(g.ctx, src, n, rows, ne2, ne3, src->nb[1], src->nb[2], src->nb[3], 128*sizeof(float)));
+        src = g.view(ggml_view_4d(g.ctx, src, n, rows, ne2, ne3, src->nb[1], src->nb[2], src->nb[3], block*sizeof(float)));
     }
     ggml_tensor * idx = g.tensor(maybe() ? GGML_TYPE_I64 : GGML_TYPE_I32, rows, maybe() ? ne2 : 1, maybe() ? ne3 : 1);
     for (int64_t i3 = 0; i3 < idx->ne[1]*idx->ne[2]; i3++) {
@@ -238,7 +244,7 @@ static double set_rows(ggml_type type) {
 
 static double get_rows(ggml_type type) {
     graph g;
-    const int n = 128*pick(1, 17), rows = pick(1, 6), ne2 = pick(1, 3), ne3 = pick(1, 2), m = pick(1, 7);
+    const int n = block_of(type)*pick(1, 17), rows = pick(1, 6), ne2 = pick(1, 3), ne3 = pick(1, 2), m = pick(1, 7);
 
     ggml_tensor * src = g.tensor(type, n, rows, ne2, ne3);
     random_cache(src, 1.0f);
@@ -269,7 +275,7 @@ static void convert_row(ggml_type from, const void * x, ggml_type to, void * y, 
 // not through the CPU's own cpy, which takes fewer layouts
 static double cpy(ggml_type type) {
     graph g;
-    const int n = 128*pick(1, 6), ne1 = pick(1, 5), ne2 = pick(1, 3), ne3 = pick(1, 2);
+    const int n = block_of(type)*pick(1, 6), ne1 = pick(1, 5), ne2 = pick(1, 3), ne3 = pick(1, 2);
 
     const bool encode = maybe();
     const ggml_type from = encode ? GGML_TYPE_F32 : type;
@@ -278,7 +284,7 @@ static double cpy(ggml_type type) {
     const bool permuted = maybe();
     ggml_tensor * src = permuted ? g.tensor(from, n, ne2, ne1, ne3) : g.tensor(from, n, ne1, ne2, ne3);
     if (encode) {
-        random_floats(src, is_ours(type));
+        random_floats(src, block_of(type), is_ours(type));
     } else {
         random_cache(src, 1.0f);
     }
@@ -306,7 +312,7 @@ static double cpy(ggml_type type) {
     });
 }
 
-static double flash_attn(ggml_type type_k, ggml_type type_v, int head, double & cpu_error) {
+static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_v, double & cpu_error) {
     graph g;
     static const int queries[] = { 1, 1, 1, 2, 3, 5, 7, 20, 23, 32, 33, 40 };
     const int nq = queries[pick(0, 11)], heads_kv = pick(1, 2), group = pick(1, 3), ne3 = pick(1, 4) == 1 ? 2 : 1;
@@ -320,13 +326,13 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, double & 
 
     // as llama.cpp keeps them, all heads of a token in a row, or head by head
     const bool by_token = maybe();
-    auto cache = [&](ggml_type type, float scale) {
-        ggml_tensor * t = by_token ? g.tensor(type, head, heads_kv, nkv, ne3) : g.tensor(type, head, nkv, heads_kv, ne3);
+    auto cache = [&](ggml_type type, int size, float scale) {
+        ggml_tensor * t = by_token ? g.tensor(type, size, heads_kv, nkv, ne3) : g.tensor(type, size, nkv, heads_kv, ne3);
         random_cache(t, scale);
         return t;
     };
-    ggml_tensor * k0 = cache(type_k, 1.0f);
-    ggml_tensor * v0 = cache(type_v, 1.0f);
+    ggml_tensor * k0 = cache(type_k, head,   1.0f);
+    ggml_tensor * v0 = cache(type_v, head_v, 1.0f);
     const std::vector<float> kf = decoded(k0);
     const std::vector<float> vf = decoded(v0);
     auto view = [&](ggml_tensor * t) {
@@ -371,8 +377,8 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, double & 
         const int hk = h/group;
         const double slope = bias == 0.0f ? 1.0 : h < log2_heads ?
             std::pow(std::exp2(-bias/log2_heads), h + 1) : std::pow(std::exp2(-bias/2.0f/log2_heads), 2*(h - log2_heads) + 1);
-        auto at = [&](int j) {
-            return (size_t) head*(by_token ? ((size_t) i3*nkv + j)*heads_kv + hk : ((size_t) i3*heads_kv + hk)*nkv + j);
+        auto at = [&](int size, int j) {
+            return (size_t) size*(by_token ? ((size_t) i3*nkv + j)*heads_kv + hk : ((size_t) i3*heads_kv + hk)*nkv + j);
         };
         const float * qr = (const float *) q->data + (((int64_t) i3*heads + h)*nq + r)*head;
         std::vector<double> s(nkv);
@@ -380,7 +386,7 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, double & 
         for (int j = 0; j < nkv; j++) {
             double dot = 0;
             for (int d = 0; d < head; d++) {
-                dot += (double) qr[d]*kf[at(j) + d];
+                dot += (double) qr[d]*kf[at(head, j) + d];
             }
             dot *= scale;
             dot  = cap != 0.0f ? cap*std::tanh(dot/cap) : dot;
@@ -389,15 +395,15 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, double & 
             top  = std::max(top, dot);
         }
         double sum = sinks ? std::exp(sink[h] - top) : 0.0;
-        double * o = expected.data() + (((int64_t) i3*nq + r)*heads + h)*head;
+        double * o = expected.data() + (((int64_t) i3*nq + r)*heads + h)*head_v;
         for (int j = 0; j < nkv; j++) {
             const double p = top == -INFINITY ? 0.0 : std::exp(s[j] - top);
             sum += p;
-            for (int d = 0; d < head; d++) {
-                o[d] += p*vf[at(j) + d];
+            for (int d = 0; d < head_v; d++) {
+                o[d] += p*vf[at(head_v, j) + d];
             }
         }
-        for (int d = 0; d < head; d++) {
+        for (int d = 0; d < head_v; d++) {
             o[d] = sum == 0.0 ? 0.0 : o[d]/sum;
         }
     }
@@ -444,11 +450,14 @@ int main(int argc, char ** argv) {
         if (argc > 7) {
             ggml_metal_tuning::fa_vec_set_override({ 1, (int8_t) atoi(argv[7]) });
         }
-        const int count = atoi(argv[6]);
+        const int    count  = atoi(argv[6]);
+        const char * dv     = strchr(argv[4], '/');
+        const int    head   = atoi(argv[4]);
+        const int    head_v = dv ? atoi(dv + 1) : head;
         double worst = 0;
         double worst_cpu = 0;
         for (int i = 0; i < count; i++) {
-            worst = std::max(worst, flash_attn(type_of(argv[2]), type_of(argv[3]), atoi(argv[4]), worst_cpu));
+            worst = std::max(worst, flash_attn(type_of(argv[2]), type_of(argv[3]), head, head_v, worst_cpu));
         }
         print(count, worst, worst_cpu);
         return 0;

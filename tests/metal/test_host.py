@@ -96,6 +96,13 @@ def test_what_is_not_there_is_refused(driver: Driver) -> None:
     }
     assert answers["yes"] == {
         "flash_attn head 256",
+        "flash_attn rq3_64/rq3_64 64",
+        "flash_attn rq3_64/iso3 192/128",
+        "flash_attn rq4_64/iso4 320/256",
+        "set_rows rq3_64",
+        "get_rows rq3_64",
+        "cpy f32 -> rq3_64",
+        "cpy rq3_64 -> f16",
         "set_rows",
         "get_rows",
         "cpy f32 -> ours",

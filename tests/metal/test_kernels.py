@@ -8,6 +8,7 @@ from fake_metal import Driver
 pytestmark = [pytest.mark.build, pytest.mark.slow]
 
 TYPES = [f"{family}{bits}" for family in ("planar", "iso", "rotor") for bits in (2, 3, 4)]
+TYPES += [f"rq{bits}_64" for bits in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -24,6 +25,17 @@ def test_flash_attention(driver: Driver, k: str, v: str, head: int) -> None:
     found = driver("flash_attn", k, v, head, 7, 60)
     assert found["error"] < 1e-5
     assert found["cpu_error"] < 1e-3
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_flash_attention_of_heads_that_128_does_not_divide(driver: Driver, bits: int) -> None:
+    """K and V in blocks of 64, and K alone."""
+    narrow = f"rq{bits}_64"
+    cases = [(narrow, "64", 40), (f"rotor{bits}", "192/128", 24), (f"iso{bits}", "320/256", 12)]
+    for v, heads, count in cases:
+        found = driver("flash_attn", narrow, v, heads, 7, count)
+        assert found["error"] < 1e-5, heads
+        assert found["cpu_error"] < 1e-3, heads
 
 
 @pytest.mark.parametrize("kind", ["planar2", "iso3", "rotor4"])

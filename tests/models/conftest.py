@@ -39,7 +39,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, llama_build: Build) -> I
         commands = [target.partition(":")[0] for target in COMMANDS.values()]
         for name in ("ggufrq.build.builds", "ggufrq.make.ready", *commands):
             module = importlib.import_module(name)
-            for function in ("require_build", "find_build", "ensure_build"):
+            for function in ("require_build", "usable_build", "find_build", "ensure_build"):
                 if hasattr(module, function):
                     patch.setattr(module, function, lambda *_, **__: llama_build)
         yield
@@ -72,7 +72,7 @@ def command_line() -> Callable[..., list[str]]:
             "import pathlib, ggufrq.build.builds as b\n"
             f"folders = map(pathlib.Path, {[str(build.root), str(build.bin), str(build.source)]!r})\n"
             f"build = b.Build({build.key!r}, *folders, {{}})\n"
-            "b.require_build = b.find_build = b.ensure_build = lambda *_, **__: build\n"
+            "b.require_build = b.usable_build = b.find_build = b.ensure_build = lambda *_, **__: build\n"
             "from ggufrq.cli import main\n"
             "main()\n"
         )

@@ -153,7 +153,7 @@ def test_what_cannot_be_is_said(python: Python, dense: Path, tmp_path: Path) -> 
     damaged.write_bytes(profile.read_bytes()[:100_000])
     held = "iso3 stores blocks of 64 or 128 values and cannot hold this model's K head_dim of 32: use q8_0"
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (dense, {"type_k": "iso5"}, 'no cache type "iso5" for type_k; there are f32, .*, rotor4'),
+        (dense, {"type_k": "iso6"}, 'no cache type "iso6" for type_k; there are f32, .*, rotor5'),
         (
             dense,
             {"type_v": "iso3", "flash_attn": False},

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def hard_data() -> dict[str, F32]:
     exponent = rng.integers(1, 255, (n, 1)) - rng.integers(0, 12, (n, 128))
     words = (np.maximum(exponent, 0) << 23 | rng.integers(0, 2**23, (n, 128))).astype(np.uint32)
     found["any exponent"] = (words | rng.integers(0, 2, (n, 128), dtype=np.uint32) << 31).view(np.float32)
-    for bits in (2, 3, 4):
+    for bits in (2, 3, 4, 5):
         found[f"thresholds at {bits} bits"] = _thresholds(bits, rng)
     # every float32 that may decide whether a block is zero
     edge = (np.arange(-512, 512, dtype=np.int32) + np.int32(0x33800000)).view(np.float32)
@@ -172,12 +173,12 @@ def hard_data() -> dict[str, F32]:
 @pytest.fixture(scope="session")
 def expected(hard_data: dict[str, F32]) -> dict[tuple[str, int, int], tuple[U8, F32]]:
     """Blocks and decoded values of the numpy reference, by kind of data, bits and values of a block (of those
-    of 64 for the first thousand rows)."""
+    of 64 and of 5 bits for the first thousand rows)."""
     found = {}
     for name, x in hard_data.items():
-        for block, part in ((128, x), (64, x[:1024])):
-            for bits in (2, 3, 4):
-                with np.errstate(invalid="raise", divide="raise", over="raise"):
-                    blocks = quantize(part, bits, block=block)
-                    found[name, bits, block] = blocks, dequantize(blocks, bits, block=block)
+        for block, bits in product((128, 64), (2, 3, 4, 5)):
+            part = x if block == 128 and bits < 5 else x[:1024]
+            with np.errstate(invalid="raise", divide="raise", over="raise"):
+                blocks = quantize(part, bits, block=block)
+                found[name, bits, block] = blocks, dequantize(blocks, bits, block=block)
     return found

@@ -63,9 +63,11 @@ static void rotate(const float * x, int64_t n) {
 ROUND(2, 128)
 ROUND(3, 128)
 ROUND(4, 128)
+ROUND(5, 128)
 ROUND(2_64, 64)
 ROUND(3_64, 64)
 ROUND(4_64, 64)
+ROUND(5_64, 64)
 
 int main(int argc, char ** argv) {
     const int rounds = argc > 1 ? atoi(argv[1]) : 1000;
@@ -84,10 +86,12 @@ int main(int argc, char ** argv) {
             h = round2(h, x, n);
             h = round3(h, x, n);
             h = round4(h, x, n);
+            h = round5(h, x, n);
         }
         h = round2_64(h, x, n);
         h = round3_64(h, x, n);
         h = round4_64(h, x, n);
+        h = round5_64(h, x, n);
         if (r % 65 == 0) { // which meets every size
             rotate(x, n);
         }

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.native
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "patches" / "overlay" / "ggml" / "src"
 COMPILERS = [c for c in ("gcc", "clang") if shutil.which(c)]
-BITS = pytest.mark.parametrize("bits", [2, 3, 4])
+BITS = pytest.mark.parametrize("bits", [2, 3, 4, 5])
 BLOCK = pytest.mark.parametrize("block", [128, 64])
 F32 = npt.NDArray[np.float32]
 Expected = dict[tuple[str, int, int], tuple[npt.NDArray[np.uint8], F32]]
@@ -126,7 +126,7 @@ def test_other_scales(
     library = build_rq(COMPILERS[0], *flags.split())
     for name, x in hard_data.items():
         part = x[:300]
-        for bits, block in product((2, 3, 4), (128, 64)):
+        for bits, block in product((2, 3, 4, 5), (128, 64)):
             wanted = quantize(part, bits, scale=scale, block=block)
             assert np.array_equal(library.quantize(part, bits, block), wanted), name
 
@@ -205,9 +205,11 @@ MUTATIONS = [
     ("ggml-rq-tables.h", "58, 75, 96, 127", "58, 75, 95, 127"),
     ("ggml-rq-tables.h", "59, 124, 206", "59, 125, 206"),
     ("ggml-rq-tables.h", "84, 96, 114", "84, 96, 115"),
-    ("ggml-rq.c", "(idx[j + b*(n/8)] >> 2) << b", "(idx[j + b*(n/8)] >> 2) << (7 - b)"),
-    ("ggml-rq.c", "idx[j] | idx[j + n/2] << 4", "idx[j + n/2] | idx[j] << 4"),
+    ("ggml-rq.c", "(idx[j + b*(n/8)] >> low) << b", "(idx[j + b*(n/8)] >> low) << (7 - b)"),
+    ("ggml-rq.c", "(idx[j] & 15) | idx[j + n/2] << 4", "(idx[j + n/2] & 15) | idx[j] << 4"),
     ("ggml-rq.c", "q[j] >> 4) & 3", "q[j] >> 6) & 3"),
+    ("ggml-rq-tables.h", "90, 105, 127", "90, 104, 127"),
+    ("ggml-rq.c", "#define RQ_LOW(bits) ((bits) < 4 ? 2 : 4)", "#define RQ_LOW(bits) ((bits) != 4 ? 2 : 4)"),
     ("ggml-rq.c", "best = gain > best ? gain : best", "best = gain"),
     ("ggml-rq.c", "#define RQ_BITS_MIN 0x33800000", "#define RQ_BITS_MIN 0x33800001"),
     ("ggml-rq.c", "#define RQ_BITS_MAX 0x477de040", "#define RQ_BITS_MAX 0x477fe000"),

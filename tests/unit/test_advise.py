@@ -29,6 +29,7 @@ from ggufrq.tools.programs import Programs
 KLD = {
     "q8_0": 0.0006,
     "q4_0": 0.115,
+    "iso5": 0.0009,
     "iso4": 0.005,
     "iso3": 0.021,
     "iso2": 0.6,
@@ -110,7 +111,8 @@ def test_the_smallest_cache_under_a_loss(tmp_path: Path, measured: list[str]) ->
     path = model(tmp_path / "m")
     found = data(path, "--ctx", "32K")
     usual = " +profile +first1 +recent32"
-    titles = ["f16", "q8_0", "q4_0", *(f"{name}{usual}" for name in ("iso4", "iso3", "iso2"))]
+    ours = [f"{name}{usual}" for name in ("iso5", "iso4", "iso3", "iso2")]
+    titles = ["f16", "q8_0", ours[0], "q4_0", *ours[1:]]
     assert [rung["title"] for rung in found["rungs"]] == titles and measured == titles[1:]
     assert found["recommended"] == "iso3"
     rungs = {rung["kv"]: rung for rung in found["rungs"]}
@@ -119,15 +121,16 @@ def test_the_smallest_cache_under_a_loss(tmp_path: Path, measured: list[str]) ->
     assert rungs["iso3"]["cache"] == 2 * 32768 * 2 * 50 + 34 * 2 * 2 * 128 * 2 + 2 * 128 * (2 * 2 * 128 + 4)
     words = {name: rung["words"] for name, rung in rungs.items()}
     assert words == {
-        "f16": "", "q8_0": "next to none", "q4_0": "large", "iso4": "small", "iso3": "moderate",
-        "iso2": "ruinous",
+        "f16": "", "q8_0": "next to none", "iso5": "next to none", "q4_0": "large", "iso4": "small",
+        "iso3": "moderate", "iso2": "ruinous",
     }  # fmt: skip
     # a smaller loss, and what is known is not measured again
     assert data(path, "--ctx", "32K", "--loss", "0.01")["recommended"] == "iso4"
+    assert data(path, "--ctx", "32K", "--loss", "0.002")["recommended"] == "iso5"
     assert data(path, "--ctx", "32K", "--loss", "0.0001")["recommended"] == "f16"
-    assert len(measured) == 5
+    assert len(measured) == 6
     assert data(path, "--kv", "planar3,iso3", "--fresh")["recommended"] == "iso3"
-    assert measured[5:] == [f"planar3{usual}", f"iso3{usual}"]
+    assert measured[6:] == [f"planar3{usual}", f"iso3{usual}"]
 
 
 def test_what_loses_least_in_a_memory(tmp_path: Path, measured: list[str]) -> None:
@@ -139,7 +142,8 @@ def test_what_loses_least_in_a_memory(tmp_path: Path, measured: list[str]) -> No
 
     assert fits(whole["f16"] + 1000)["recommended"] == "f16"
     assert fits(whole["f16"] - 1000)["recommended"] == "q8_0"
-    assert fits(whole["q8_0"] - 1000)["recommended"] == "iso4", "q4_0 is larger and loses more"
+    assert fits(whole["q8_0"] - 1000)["recommended"] == "iso5"
+    assert fits(whole["iso5"] - 1000)["recommended"] == "iso4", "q4_0 is larger and loses more"
     assert fits(whole["iso4"] - 1000)["recommended"] == "iso3"
     small = fits(whole["iso2"] - 1000)
     assert small["recommended"] is None
@@ -197,6 +201,8 @@ def test_heads_that_a_gpu_does_not_take(tmp_path: Path, measured: list[str], bui
     plan = parse_plan("q4_0")
     assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
     build.manifest["backend"] = "cuda"
+    assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
+    build.manifest["backend"] = "another"  # without kernels for blocks of 64
     assert "better --kv q8_0" in str(choice.warning(narrow, plan, build, "m"))
     rungs = data(narrow, "--kv", "q8_0,iso4,q4_0")["rungs"]
     assert measured == ["q8_0", "q4_0"] and "blocks of 128 values on a GPU" in rungs[2]["why_not"]

@@ -61,6 +61,10 @@ def test_units(tmp_path: Path) -> None:
     kernel = cuda_instructions.Kernel(128, 0, 64, 43184, _loop(tmp_path))
     assert kernel.warps == 16
     assert kernel.clocks() == {"issue": 10, "integer": 0, "multiply": 2, "exp": 0, "memory": 12, "tensor": 8}
-    line = cuda_instructions.row(kernel, 128, "rq3", "q8_0", 100, 1.0)
+    line = cuda_instructions.row(kernel, (128, 128), "rq3", "q8_0", 100, 1.0)
     assert line[0] == "rq3/q8_0 128"
     assert line[5:7] == [f"{32 * 10 / (256 * 64):.2f}", "12 (memory)"]
+    # K in blocks of 64 with 3.25 bits, V in blocks of 128 with 4.125
+    line = cuda_instructions.row(kernel, (192, 128), "rq3", "rq4", 100, 1.0)
+    nbytes = 64 * (192 * 3.25 + 128 * 4.125) / 8
+    assert line[0] == "rq3/rq4 192/128" and line[7] == f"{4 * nbytes / 12 * 100 / 1000:.1f} TB/s"

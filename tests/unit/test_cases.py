@@ -47,7 +47,7 @@ def test_environment_unsets_what_the_user_has_set() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "iso5", "iso3:block:full", ":block", "iso3/iso4/q8_0", "iso3+", "iso3+calib2", "iso3+plain+recent1"],
+    ["", "iso6", "iso3:block:full", ":block", "iso3/iso4/q8_0", "iso3+", "iso3+calib2", "iso3+plain+recent1"],
 )
 def test_no_case(text: str) -> None:
     with pytest.raises(UsageError):
@@ -121,6 +121,8 @@ def test_exact_tokens_are_for_our_types_or_for_those_that_ask() -> None:
     assert names == ["iso3 +recent16", "f16", "q8_0/iso4 +recent16"]
     assert [case.plan.recent for case in parse_cases("iso3,iso3+recent8", recent=16)] == [0, 8]
     assert [case.plan.recent for case in parse_cases("iso3+recent0,iso3")] == [0]
+    names = [case.name for case in parse_cases("q4_0+recent1024,q8_0,iso3", recent=16)]
+    assert names == ["q4_0 +recent1024", "q8_0", "iso3"]
     (first,) = parse_cases("iso3+recent8+first1")
     assert first.spec == "iso3+first1+recent8" and parse_case(first.spec) == first
     assert first.facts() != parse_case("iso3+recent8").facts()
@@ -146,7 +148,7 @@ def test_exact_tokens_are_usual_where_none_are_written() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["iso3+recent", "iso3+recent4097", "q8_0+recent32", "iso3+recent32:block", "q8_0+first1", "iso3+first"],
+    ["iso3+recent", "iso3+recent4097", "f16+recent32", "iso3+recent32:block", "f16+first1", "iso3+first"],
 )
 def test_exact_tokens_that_cannot_be(text: str) -> None:
     with pytest.raises(UsageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,24 @@ def test_a_workflow_runs_what_is_there(path: Path) -> None:
                     assert set(words[1:]) <= set(targets), line
                 else:
                     options_of(words[1:])
+
+
+def test_what_programs_are_made_and_served_by_is_there() -> None:
+    """Calls by the path of an environment, in the workflow for releases and in the Containerfile."""
+    found = []
+    for name in (".github/workflows/release.yml", "Containerfile"):
+        text = (REPOSITORY / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            line = re.sub(r"\$\{\{.*?\}\}", "X", line.strip().removeprefix("- run: ").removeprefix("RUN "))
+            line = re.sub(r"\S*bin/ggufrq ", "ggufrq ", re.sub(r"\$\{.*?\}|\$(?=[A-Z])", "", line))
+            if not line.startswith("#"):
+                found += [words for words in commands(line) if words[0] == "ggufrq"]
+    for words in found:
+        options_of(words[1:])
+    assert [words[1] for words in found] == ["bundle", "doctor", "run", "bundle"]
+    entry = re.search(r"^ENTRYPOINT (\[.*\])$", (REPOSITORY / "Containerfile").read_text(), re.MULTILINE)
+    assert entry is not None
+    assert options_of([*json.loads(entry[1])[1:], "model.gguf"])["host"] == "0.0.0.0"
 
 
 def test_all_three_systems_are_there() -> None:

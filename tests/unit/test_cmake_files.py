@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ggufrq.base import paths, proc
-from ggufrq.build import backends, cmake_files, cuda_toolkit, hip_toolkit, toolchain
+from ggufrq.build import backends, cmake_files, cuda_toolkit, hip_toolkit, toolchain, vulkan_toolkit
 from ggufrq.build.project import BuildOptions, definitions, llama_project
 
 #: What depends on the machine or the patch set, and so is in no file.
@@ -23,6 +23,10 @@ _OWN = {
     "CUDAToolkit_ROOT",
     "GGML_NATIVE",
     "LLAMA_BUILD_COMMIT",
+    "SPIRV-Headers_DIR",
+    "Vulkan_GLSLC_EXECUTABLE",
+    "Vulkan_INCLUDE_DIR",
+    "Vulkan_LIBRARY",
 }
 
 
@@ -49,6 +53,8 @@ def test_cmake_reads_what_a_build_is_made_with(
     monkeypatch.setattr(cuda_toolkit, "cards", lambda: ())
     monkeypatch.setattr(hip_toolkit, "find", lambda: hip_toolkit.Toolkit(root, root / "bin" / "clang", "6.4"))
     monkeypatch.setattr(hip_toolkit, "cards", lambda: ())
+    vulkan = vulkan_toolkit.Toolkit(root / "bin" / "glslc", "2023.2", root, "1.4.309", root, root)
+    monkeypatch.setattr(vulkan_toolkit, "find", lambda: vulkan)
     file = paths.data_dir("cmake") / f"{name}.cmake"
     with_file, without = cached(tmp_path / "with", "-C", str(file)), cached(tmp_path / "without")
     read = {key: value for key, value in with_file.items() if value != without.get(key) and "DIR" not in key}

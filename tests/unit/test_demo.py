@@ -133,7 +133,7 @@ def test_case() -> None:
     assert parse_case("iso3:block") == Case(parse_plan("iso3"), "block")
     assert parse_case("iso3") == Case(parse_plan("iso3"))
     with pytest.raises(UsageError):
-        parse_case("iso5:block")
+        parse_case("iso6:block")
 
 
 def test_json_is_one_list(tmp_path: Path) -> None:

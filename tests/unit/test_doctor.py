@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq.base import machine, paths
-from ggufrq.build import doctor, hip_toolkit, manifest, toolchain
+from ggufrq.build import doctor, hip_toolkit, manifest, toolchain, vulkan_toolkit
 from ggufrq.build.toolchain import Program
 from ggufrq.cli.doctor import doctor as command
 
@@ -23,6 +23,10 @@ def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         )
     monkeypatch.setattr(hip_toolkit, "cards", lambda: ())
     monkeypatch.setattr(hip_toolkit, "toolkit", lambda: None)
+    vulkan = vulkan_toolkit.Toolkit(Path("glslc"), "2023.2", Path(), "1.4.309", Path(), Path())
+    monkeypatch.setattr(vulkan_toolkit, "find", lambda: vulkan)
+    monkeypatch.setattr(vulkan_toolkit, "missing", lambda: [])
+    monkeypatch.setattr(vulkan_toolkit, "devices", lambda: ())
     monkeypatch.setattr(machine, "memory", lambda: (16 << 30, 8 << 30))
     monkeypatch.setattr(machine, "free_disk", lambda _: 50 << 30)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -120,4 +124,4 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_real_machine_can_be_examined() -> None:
-    assert len(report()) == 16
+    assert len(report()) == 17

@@ -21,7 +21,7 @@ CLASSES: dict[str, type[QuantizedCache]] = {
 }
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
 @pytest.mark.parametrize("block", [128, 64])
 def test_byte_for_byte(bits: int, block: int) -> None:
     x = hard(block)

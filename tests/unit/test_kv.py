@@ -46,7 +46,7 @@ def test_parse(text: str, k: str, v: str, bits: float) -> None:
     ("text", "says", "remedy"),
     [
         ("isso3", "no cache type 'isso3'", "--kv iso3"),
-        ("planar5", "no cache type 'planar5'", "--kv planar"),
+        ("planar6", "no cache type 'planar6'", "--kv planar"),
         ("q8", "no cache type 'q8'", "--kv q8_0"),
         ("iso3/rotr4", "no cache type 'rotr4'", "--kv rotor4"),
         ("xyzzy", "no cache type 'xyzzy'", "--kv iso3"),
@@ -109,7 +109,7 @@ def test_partial_blocks_are_refused() -> None:
 
 def test_heads_of_64_have_blocks_of_their_own() -> None:
     """Under the same name; upstream's types, and heads that neither 128 nor 64 divides, are as they are."""
-    for bits, size in ((2, 18), (3, 26), (4, 34)):
+    for bits, size in ((2, 18), (3, 26), (4, 34), (5, 42)):
         kind = kv_type(f"rotor{bits}")
         for head in (64, 192, 320, 576):
             narrow = kind.for_heads(head)
@@ -279,8 +279,11 @@ def test_what_is_usual() -> None:
     assert [(p.recent, p.first) for p in found] == [(32, 1), (0, 1), (32, 0), (0, 0), (8, 1), (32, 2)]
     assert [p.optional for p in found] == [True, True, True, False, False, False]
     assert not found[0].with_exact(32, 1).optional
-    with pytest.raises(UsageError, match="the newest tokens are kept in f16 beside a type of ours"):
-        parse_plan("q8_0").with_wished(8, None)
+    with pytest.raises(UsageError, match="the newest tokens are kept in f16 beside a quantized type"):
+        parse_plan("f16").with_wished(8, None)
+    beside = parse_plan("q4_0").with_wished(1024, None)
+    assert beside.title == "q4_0 +recent1024" and not beside.optional
+    assert beside.ours and not parse_plan("q4_0").ours, "it takes the patched llama.cpp"
 
 
 def test_the_newest_tokens_are_arguments_bytes_and_no_part_of_the_name() -> None:
@@ -330,8 +333,8 @@ def test_a_profile_that_was_not_looked_for_is_no_argument() -> None:
 @pytest.mark.parametrize(
     ("text", "tokens", "says"),
     [
-        ("q8_0", 8, "beside a type of ours, and K and V are in q8_0"),
-        ("f16; 0:q8_0", 8, "beside a type of ours, and K and V are in f16; 0:q8_0"),
+        ("bf16", 8, "beside a quantized type, and K and V are in bf16"),
+        ("f16; 0:bf16", 8, "beside a quantized type, and K and V are in f16; 0:bf16"),
         ("iso3", 4097, "4097 newest tokens cannot be kept, 4,096 at most"),
         ("iso3", -1, "-1 newest tokens cannot be kept"),
     ],

@@ -40,7 +40,7 @@ def test_cases_have_names_for_all_that_tells_them_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["q8_0", "iso5", "iso3/planar3", "hqq5", "quanto3", "iso3+newest4", "fp8/iso3", ""]
+    "word", ["q8_0", "iso6", "iso3/planar3", "hqq5", "quanto3", "iso3+newest4", "fp8/iso3", ""]
 )
 def test_a_case_that_is_none(word: str) -> None:
     with pytest.raises(UsageError, match="no cache"):

@@ -33,7 +33,8 @@ from ggufrq.base import paths
 from ggufrq.base.errors import BuildError, SourceError, UsageError
 from ggufrq.build import builds
 from ggufrq.build.project import Build
-from ggufrq.flows.llama_cpp_python import archive, edits, job
+from ggufrq.flows import wheels
+from ggufrq.flows.llama_cpp_python import edits, job
 from ggufrq.models import names
 from ggufrq.source.bindings import python_files
 from ggufrq.source.pin import Pin, load_pin
@@ -102,7 +103,7 @@ def test_a_wheel_holds_what_belongs_in_it(build: Build, files: Path, tmp_path: P
     assert wheel.read("llama_cpp/_ggufrq_names.py") == Path(names.__file__).read_bytes()
     assert f'__version__ = "{version}"' in wheel.read("llama_cpp/__init__.py").decode()
     facts = json.loads(wheel.read("llama_cpp/_ggufrq.json"))
-    assert facts["types"]["iso3"] == 116 and facts["types"]["iq4_nl"] == 20 and len(facts["ours"]) == 9
+    assert facts["types"]["iso3"] == 116 and facts["types"]["iq4_nl"] == 20 and len(facts["ours"]) == 12
     info = f"llama_cpp_python-{version}.dist-info"
     said = Parser().parsestr(wheel.read(f"{info}/METADATA").decode())
     assert said["Version"] == str(version) and said["Requires-Dist"] == "numpy>=1"
@@ -180,11 +181,11 @@ def test_a_release_of_another_form_is_refused(build: Build, files: Path, text: s
 
 
 def test_platform_tags(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert archive.platform_tag() in {tag.platform for tag in sys_tags()}
+    assert wheels.platform_tag() in {tag.platform for tag in sys_tags()}
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("14.6.1", ("", "", ""), "arm64"))
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    assert archive.platform_tag() == "macosx_14_0_arm64"
+    assert wheels.platform_tag() == "macosx_14_0_arm64"
 
 
 def sdist_of(folder: Path, files: Path) -> tuple[Path, Pin]:
@@ -358,6 +359,8 @@ def test_types_by_name_and_number(module: Any, model: str) -> None:
             "LLAMA_RQ_CALIB": None,
         }
     assert module.Cache(model, params(), None, "q8_0").environment == {}
+    beside = module.Cache(model, params(), "q4_0", "q4_0", None, None, 1024).environment
+    assert beside == {"LLAMA_RQ_RECENT": "1024", "LLAMA_RQ_FIRST": "0"}
     layered = module.Cache(model, params(), None, None, "0:iso3/f16", "none", 0, 2)
     assert layered.environment["LLAMA_RQ_LAYERS"] == "0:iso3/f16"
     assert layered.environment["LLAMA_RQ_RECENT"] == "0" and layered.environment["LLAMA_RQ_FIRST"] == "2"
@@ -380,11 +383,11 @@ def test_variables_of_the_environment_are_the_default(
 @pytest.mark.parametrize(
     ("arguments", "flash", "words"),
     [
-        (("iso5", None), 1, 'no cache type "iso5" for type_k; there are f32, .*rotor4'),
+        (("iso6", None), 1, 'no cache type "iso6" for type_k; there are f32, .*rotor5'),
         (("iso3", 116.5), 1, 'no cache type "116.5" for type_v'),
         (("iso3", "iso3"), 0, r"V in iso3 takes flash attention: Llama\(…, flash_attn=True\)"),
         (("iso3", None, "0:f16/q8_0"), 0, "V in q8_0 takes flash attention"),
-        (("q8_0", "f16", None, None, 32), 1, "beside a type of ours, and K is in q8_0"),
+        (("bf16", "f16", None, None, 32), 1, "beside a quantized type, and K is in bf16"),
         (("q8_0", "iso3", None, "weights"), 1, "a profile is for K in a type of ours"),
         (("iso3", "iso3", None, "none", 4097), 1, "kv_recent=4097: 0 to 4096 tokens"),
         (("iso3", "iso3", None, "nowhere.gguf"), 1, "the profile nowhere.gguf is missing"),

@@ -369,7 +369,7 @@ def test_the_plan_and_the_estimate_count_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_build(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(command, "find_build", lambda: None)
+    monkeypatch.setattr(command, "usable_build", lambda: None)
 
 
 def run(*arguments: str) -> str:

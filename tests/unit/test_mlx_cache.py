@@ -13,6 +13,7 @@ import pytest
 
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.codec import dequantize, quantize, rotation_matrix
+from ggufrq.profile import LayerProfile, Profile
 
 mx = pytest.importorskip("mlx.core", reason="needs mlx: pip install 'ggufrq[mlx]'")
 pytest.importorskip("mlx_lm", reason="needs mlx-lm: pip install 'ggufrq[mlx]'")
@@ -32,7 +33,7 @@ def values(shape: Sequence[int], seed: int = 0) -> F32:
 
 
 @pytest.mark.parametrize("block", [128, 64])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
 def test_blocks_are_those_of_numpy(bits: int, block: int) -> None:
     rng = np.random.default_rng(bits)
     x = np.concatenate(
@@ -163,6 +164,52 @@ def test_tokens_that_were_taken_back_leave_no_trace() -> None:
         np.testing.assert_allclose(found[:, i], expected(cache, q[:, 50 + i], k, v, 50 + i), atol=1e-5)
 
 
+def some_profile(heads: int, dim: int) -> LayerProfile:
+    """Maps of K that stretch some directions, and a mean."""
+    rng = np.random.default_rng(5)
+    turned = np.linalg.qr(rng.standard_normal((heads, dim, dim)))[0]
+    sizes = np.exp(rng.uniform(-1, 1, (heads, dim)))
+    maps = [(turned * s[:, None]) @ turned.swapaxes(1, 2) for s in (sizes, 1 / sizes)]
+    k_map, q_map = (m.astype(np.float32) for m in maps)
+    return LayerProfile(k_map, q_map, 2 * values((heads, dim), 7))
+
+
+def test_k_is_kept_in_the_metric_of_a_profile(tmp_path: Path) -> None:
+    """As a batch of one, saved and read, too."""
+    q, k, v = values((4, 90, 64)), values((2, 90, 64), 1), values((2, 90, 64), 2)
+    profile = some_profile(2, 64)
+    k = k + profile.k_mean[:, None]
+    into = [m @ rotation_matrix("iso", "full", 64) for m in profile.k_map]
+    back = [rotation_matrix("iso", "full", 64) @ m for m in profile.q_map]
+    turned = np.stack([(x - u) @ m for x, u, m in zip(k, profile.k_mean, into, strict=True)])
+    blocks = dequantize(quantize(turned, 3, block=64), 3, block=64)
+    like = np.stack([x @ m + u for x, m, u in zip(blocks, back, profile.k_mean, strict=True)])
+    rows = np.where(np.arange(90)[:, None] > 89 - 4, k.astype(np.float16), like).repeat(2, axis=0)
+    rows[:, 0] = k[:, 0].astype(np.float16).repeat(2, axis=0)
+    exact = np.arange(90)[:, None] > 89 - 4
+    v_rows = np.where(exact, v.astype(np.float16), decoded(v, "iso", 3)).repeat(2, axis=0)
+    v_rows[:, 0] = v[:, 0].astype(np.float16).repeat(2, axis=0)
+    scores = np.einsum("hd,hcd->hc", q[:, 89], rows) * 64**-0.5
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    wanted = np.einsum("hc,hcd->hd", weights / weights.sum(axis=1, keepdims=True), v_rows)
+
+    def filled() -> ours.QuantizedCache:
+        cache = ours.IsoQuantCache(bits=3, recent=4, profile=profile)
+        attended(cache, q[:, :89], k[:, :89], v[:, :89], [60, 29])
+        return cache
+
+    path = str(tmp_path / "prompt.safetensors")
+    lm.save_prompt_cache(path, [filled()])
+    for cache in (filled(), lm.load_prompt_cache(path)[0], ours.IsoQuantCache.merge([filled()]).extract(0)):
+        found = attended(cache, q[:, 89:], k[:, 89:], v[:, 89:], [1])[:, 0]
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+    with pytest.raises(UsageError, match="or their profiles"):
+        ours.IsoQuantCache.merge([filled(), ours.IsoQuantCache(bits=3, recent=4)])
+    with pytest.raises(ModelError, match="for 2 heads of 64 values, and the model has 3 of 64"):
+        x = mx.zeros((1, 3, 4, 64))
+        ours.IsoQuantCache(profile=profile).update_and_fetch(x, x)
+
+
 @pytest.fixture(scope="module")
 def dense() -> Any:
     return ours.load("docs-qwen3-8m")
@@ -269,11 +316,39 @@ def test_mlx_lm_generates_for_a_batch(dense: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": 5}, {"bits": 3, "v_bits": 1}, {"recent": -1}, {"family": "plain"}], ids=str
+    "wrong", [{"bits": 6}, {"bits": 3, "v_bits": 1}, {"recent": -1}, {"family": "plain"}], ids=str
 )
 def test_arguments_without_sense(dense: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         ours.make_cache(dense[0], **wrong)
+
+
+def test_a_profile_is_that_of_the_file(dense: Any, tmp_path: Path) -> None:
+    model, tokenizer = dense
+    heads, dim = model.args.num_key_value_heads, model.args.head_dim
+    layers = {il: some_profile(heads, dim) for il in (0, 5)}
+    Profile("0" * 16, "weights", 64, layers).write(tmp_path / "some-kv.gguf")
+    cache = ours.make_cache(model, bits=4, profile=tmp_path / "some-kv.gguf")
+    assert [one.state[16] is not None for one in cache] == [il in (0, 5) for il in range(8)]
+    usual = mlx_lm.generate(model, tokenizer, TEXT, max_tokens=4)
+    assert mlx_lm.generate(model, tokenizer, TEXT, max_tokens=4, prompt_cache=cache) == usual
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"profile": "weights"}, "not known where the model's weights are"),
+        ({"profile": "none-kv.gguf"}, "none-kv.gguf"),
+        ({"metal": True}, "GPU of a Mac"),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_have(options: dict[str, Any], said: str) -> None:
+    if "metal" in options and mx.metal.is_available():
+        pytest.skip("this is a Mac")
+    args = gemma3_text.ModelArgs("gemma3_text", 64, 2, 64, 2, 64, vocab_size=50, num_key_value_heads=1)
+    with pytest.raises((ModelError, UsageError), match=said):
+        ours.make_cache(gemma3_text.Model(args), **options)
 
 
 def test_heads_that_64_does_not_divide() -> None:
@@ -362,6 +437,51 @@ def test_a_batch_with_windows_is_served_like_its_sequences_alone(recent: int) ->
         wanted = np.stack([one[i] for one in alone])
         assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
     assert batch[0].size() < 300
+
+
+def test_one_query_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of it, and what becomes of its parts; tests/metal runs its body, here codes in mx do."""
+    from ggufrq.mlx import kernel
+
+    asked = []
+
+    def play() -> Any:
+        def run(*, inputs: Any, template: Any, output_shapes: Any, **_: Any) -> Any:
+            of = dict(template)
+            q, k, v, places, *_ = (x.tolist() if i == 3 else x for i, x in enumerate(inputs))
+            asked.append((places, of["PARTS"]))
+            heads, share = of["HEADS"], of["SHARE"]
+            k, v = (
+                Codec(of[f"{side}_BITS"], of[f"{side}_BLOCK"]).decode(x) for side, x in (("K", k), ("V", v))
+            )
+            k, v = (
+                x.reshape(-1, *x.shape[2:])
+                for x in (mx.repeat(k, share, axis=1), mx.repeat(v, share, axis=1))
+            )
+            values, sums = [], []
+            count = -(-(places[1] - places[0]) // of["PARTS"])
+            for part in range(of["PARTS"]):
+                cells = slice(places[0] + part * count, min(places[0] + (part + 1) * count, places[1]))
+                scores = (k[:, cells] @ q[:, :, None])[..., 0]
+                largest = scores.max(axis=1, keepdims=True)
+                weights = mx.exp(scores - largest)
+                values.append((weights[:, None] @ v[:, cells])[:, 0])
+                sums.append(mx.concatenate([largest, weights.sum(axis=1, keepdims=True)], axis=1))
+            assert heads * 1 == q.shape[0]
+            return mx.stack(values, axis=1), mx.stack(sums, axis=1)
+
+        return run
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(kernel, "_kernel", play)
+    q, k, v = values((4, 300, 128)), values((2, 300, 128), 1), values((2, 300, 128), 2)
+    for options in ({}, {"recent": 0, "first": 0}, {"window": 100, "recent": 8}):
+        asked.clear()
+        cache = ours.IsoQuantCache(bits=3, v_bits=4, metal=True, **options)
+        like = ours.IsoQuantCache(bits=3, v_bits=4, **options)
+        steps = [298, 1, 1]
+        np.testing.assert_allclose(attended(cache, q, k, v, steps), attended(like, q, k, v, steps), atol=1e-5)
+        assert len(asked) == 2 and asked[-1][1] > (0 if options.get("window") else 1)
 
 
 def test_drafts_are_taken_back(dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,9 @@ def test_our_own_patch_set_is_in_order() -> None:
     assert default_patch_set().hash == load(root).hash
 
 
-@pytest.mark.parametrize(("topics", "most"), [(("core", "cpu"), 20), (("cuda",), 7), (("metal",), 8)])
+@pytest.mark.parametrize(
+    ("topics", "most"), [(("core", "cpu"), 20), (("cuda",), 7), (("metal",), 8), (("vulkan",), 9)]
+)
 def test_hooks_are_few(topics: tuple[str, ...], most: int) -> None:
     """Hunks cost work at every version of upstream: what a new hook does belongs into the overlay."""
     found = {p.name: p.hunks for p in default_patch_set().patches if p.name.split("/")[0] in topics}

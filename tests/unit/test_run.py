@@ -252,6 +252,11 @@ def test_fallback_of_the_newest_tokens(programs: MakePrograms, capsys: pytest.Ca
     # a type that is not there takes them with it
     found = run.settle(plan, programs(UPSTREAM, options=OPTIONS), fallback=True, command="ggufrq run m")
     assert found == parse_plan("q8_0")
+    plan = parse_plan("q4_0").with_exact(1024, 2)
+    found = run.settle(
+        plan, programs(PATCHED, options="--kv-recent N  ..."), fallback=True, command="ggufrq run m"
+    )
+    assert found.title == "q4_0 +recent1024"
     capsys.readouterr()
 
 
@@ -565,14 +570,14 @@ def test_example_can_be_pasted() -> None:
             "for K in a type of ours, and K is in q8_0",
         ),
         (
-            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "q8_0", "--kv-first", "1"],
+            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "f16", "--kv-first", "1"],
             UsageError,
-            "the first tokens are kept in f16 beside a type of ours, and K and V are in q8_0",
+            "the first tokens are kept in f16 beside a quantized type, and K and V are in f16",
         ),
         (
-            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "q8_0", "--kv-recent", "8"],
+            ["run", "docs-qwen3-8m", "-p", "x", "--kv", "f16", "--kv-recent", "8"],
             UsageError,
-            "beside a type of ours, and K and V are in q8_0",
+            "beside a quantized type, and K and V are in f16",
         ),
         (["quantize", "docs-qwen3-8m"], GgufrqError, "has not been built yet"),
         (["demo", "--models", "nothing"], GgufrqError, "there is no model 'nothing'"),

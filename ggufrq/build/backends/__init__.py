@@ -6,7 +6,7 @@ import os
 from typing import Protocol
 
 from ggufrq.base.errors import UsageError
-from ggufrq.build.backends import cpu, cuda, hip, metal
+from ggufrq.build.backends import cpu, cuda, hip, metal, vulkan
 from ggufrq.build.toolchain import Missing
 
 
@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Compilers and devices of the backend, for the manifest."""
 
 
-BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "hip": hip, "metal": metal}
+BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "hip": hip, "metal": metal, "vulkan": vulkan}
 
 #: Backends that are compiled from the sources of another, and so have its patch.
 _SOURCES = {"hip": "cuda"}

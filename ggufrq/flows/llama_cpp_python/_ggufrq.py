@@ -107,19 +107,21 @@ class Cache:
         #: What llama.cpp reads while it makes a context; None removes a variable.
         self.environment: dict[str, str | None] = {} if layers is None else {_LAYERS: layers or None}
         self._wanted = bool(recent or first)  # else they are left out where a device cannot hold them
-        if not rotated and self._wanted:
+        quantized = any(name not in _PLAIN for name in (*k_types, *v_types))
+        if not quantized and self._wanted:
             raise CacheError(
-                f"kv_recent and kv_first keep tokens in f16 beside a type of ours, and K is in {k_types[0]}, "
-                f'V in {v_types[0]}: without them, or type_k="iso3"'
+                "kv_recent and kv_first keep tokens in f16 beside a quantized type, and K is in "
+                f'{k_types[0]}, V in {v_types[0]}: without them, or type_k="iso3"'
             )
         if profile not in (None, "none") and not k_ours:
             raise CacheError(
                 f"a profile is for K in a type of ours, and K is in {k_types[0]}: without kv_profile, or "
                 'type_k="iso3"'
             )
-        if rotated:
-            self.environment[_RECENT] = _tokens("kv_recent", recent, _RECENT, FACTS["recent"])
-            self.environment[_FIRST] = _tokens("kv_first", first, _FIRST, FACTS["first"])
+        if rotated or (quantized and self._wanted):
+            usual = (FACTS["recent"], FACTS["first"]) if rotated else (0, 0)
+            self.environment[_RECENT] = _tokens("kv_recent", recent, _RECENT, usual[0])
+            self.environment[_FIRST] = _tokens("kv_first", first, _FIRST, usual[1])
         if k_ours and Path(model).exists():
             self._take_profile(model, profile, params.n_ctx)
 

@@ -14,7 +14,7 @@ from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import BuildError, ToolError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import DEFAULT_FIRST, DEFAULT_RECENT, MAX_EXACT, kv_types
-from ggufrq.flows.llama_cpp_python import archive
+from ggufrq.flows import wheels
 from ggufrq.flows.llama_cpp_python.edits import edited
 from ggufrq.models import names
 from ggufrq.source.bindings import python_files
@@ -45,9 +45,9 @@ def make_from(build: Build, files: Path, pin: Pin, folder: Path | None = None) -
     """As ``make``, from the Python files in a folder."""
     assert pin.sdist is not None
     release, version = pin.sdist.version, f"{pin.sdist.version}+{label(build)}"
-    tag = f"py3-none-{archive.platform_tag()}"
-    path = (folder or build.root / "python") / archive.file_name(pin.sdist.name, version, tag)
-    info = archive.dist_info(pin.sdist.name, version)
+    tag = f"py3-none-{wheels.platform_tag()}"
+    path = (folder or build.root / "python") / wheels.file_name(pin.sdist.name, version, tag)
+    info = wheels.dist_info(pin.sdist.name, version)
     package = files / PACKAGE
     content: dict[str, bytes | Path] = {
         f"{PACKAGE}/{file.relative_to(package).as_posix()}": file
@@ -66,7 +66,7 @@ def make_from(build: Build, files: Path, pin: Pin, folder: Path | None = None) -
     content[f"{info}/METADATA"] = metadata(
         (files / "PKG-INFO").read_text(encoding="utf-8"), version, sorted(licences)
     ).encode()
-    archive.write(path, pin.sdist.name, version, tag, content)
+    wheels.write(path, pin.sdist.name, version, tag, content)
     return path
 
 

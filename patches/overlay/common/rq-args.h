@@ -65,7 +65,7 @@ static common_arg rq_arg_kv_profile() {
 static common_arg rq_arg_kv_first() {
     return common_arg(
         {"--kv-first"}, "N",
-        "each query sees the first N tokens of its sequence in f16, beside a cache of rotated types (default: 0)",
+        "each query sees the first N tokens of its sequence in f16, beside a quantized cache (default: 0)",
         [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_FIRST", value); }
     ).set_env("LLAMA_RQ_FIRST");
 }
@@ -73,7 +73,7 @@ static common_arg rq_arg_kv_first() {
 static common_arg rq_arg_kv_recent() {
     return common_arg(
         {"--kv-recent"}, "N",
-        "each query sees the newest N tokens of its sequence in f16, beside a cache of rotated types (default: 0)",
+        "each query sees the newest N tokens of its sequence in f16, beside a quantized cache (default: 0)",
         [](common_params &, const std::string & value) { rq_set_env("LLAMA_RQ_RECENT", value); }
     ).set_env("LLAMA_RQ_RECENT");
 }

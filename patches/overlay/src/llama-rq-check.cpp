@@ -64,24 +64,23 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
         if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || hparams.n_head_kv(il) == 0 || hparams.is_recr(il) || !hparams.has_kv(il)) {
             continue;
         }
-        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il) };
+        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
+            hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
         for (const auto & [asked_k, asked_v] : pairs) {
             if (!ggml_rq_is_type(asked_k) && !ggml_rq_is_type(asked_v)) {
                 continue;
             }
-            const ggml_type type_k = ggml_rq_type_for_head(asked_k, shape.n_embd_head_k);
-            const ggml_type type_v = ggml_rq_type_for_head(asked_v, shape.n_embd_head_v);
-            for (const ggml_type type : { type_k, type_v }) {
-                if (!llama_rq_device_knows(dev, type)) {
+            for (const auto & [asked, n_embd_head] : { std::make_pair(asked_k, shape.n_embd_head_k), std::make_pair(asked_v, shape.n_embd_head_v) }) {
+                if (!llama_rq_device_knows(dev, ggml_rq_type_for_head(asked, n_embd_head))) {
                     LLAMA_LOG_ERROR("llama_rq: %s (%s), which layer %d is on, does not know %s: run ggml-rpc-server of this build there, or take another cache type\n",
-                            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(type));
+                            ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(asked));
                     return false;
                 }
             }
             if (!params.offload_kqv) {
                 continue;
             }
-            const std::string lack = llama_rq_device_lacks(dev, type_k, type_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            const std::string lack = llama_rq_device_lacks(dev, asked_k, asked_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
             if (!lack.empty()) {
                 LLAMA_LOG_ERROR("llama_rq: %s, which layer %d is on, %s: take other cache types (the same for K and V), or keep the cache on the CPU (--no-kv-offload)\n",
                         ggml_backend_dev_name(dev), (int) il, lack.c_str());

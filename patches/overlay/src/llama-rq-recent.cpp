@@ -1,4 +1,5 @@
 #include "llama-rq-recent.h"
+#include "llama-rq-device.h"
 
 #include "llama-graph.h"
 #include "llama-impl.h"
@@ -31,11 +32,24 @@ static uint32_t llama_rq_n_tokens(const char * name) {
     return atoi(env);
 }
 
+std::pair<uint32_t, uint32_t> llama_rq_wished_recent() {
+    return { llama_rq_n_tokens("LLAMA_RQ_RECENT"), llama_rq_n_tokens("LLAMA_RQ_FIRST") };
+}
+
+// whether attention over this layer is computed by the CPU, wherever its weights are
+static bool llama_rq_attends_on_cpu(const llama_model & model, int32_t il, bool offload) {
+    return !offload || ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 // why the newest tokens cannot be held; empty when they can
 static std::string llama_rq_recent_refused(const llama_model & model, const llama_hparams & hparams,
-        const std::map<int32_t, llama_rq_layer> & layers, bool has_type, bool flash_attn, bool offload) {
-    if (!has_type) {
-        return "neither K nor V has one of the rotated types";
+        const std::map<int32_t, llama_rq_layer> & layers, bool flash_attn, bool offload) {
+    const auto loses = [](const auto & entry) {
+        const llama_rq_layer & layer = entry.second;
+        return ggml_is_quantized(layer.k->type) || (layer.v && ggml_is_quantized(layer.v->type));
+    };
+    if (std::none_of(layers.begin(), layers.end(), loses)) {
+        return "neither K nor V is quantized";
     }
     if (!flash_attn) {
         return "that takes flash attention, use -fa on";
@@ -44,29 +58,41 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
     if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0 || model.arch == LLM_ARCH_DFLASH) {
         return "this model's attention is of another kind";
     }
-    for (const auto & [il, _] : layers) {
+    for (const auto & [il, layer] : layers) {
+        if (llama_rq_attends_on_cpu(model, il, offload)) {
+            continue;
+        }
         auto * dev = model.dev_layer(il);
-        if (offload && ggml_backend_dev_type(dev) != GGML_BACKEND_DEVICE_TYPE_CPU) {
-            return "layer " + std::to_string(il) + " is on " + ggml_backend_dev_name(dev) + ", only the CPU can attend to them";
+        const std::string where = "layer " + std::to_string(il) + " is on " + ggml_backend_dev_name(dev) + ", ";
+        if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+            return where + "split by heads among devices, which cannot attend to them so";
+        }
+        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
+            hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
+        if (!llama_rq_device_holds_recent(dev, layer.k->type, layer.v->type, shape)) {
+            return where + "which cannot attend to them with K in " + ggml_type_name(layer.k->type) + " and V in " + ggml_type_name(layer.v->type) +
+                " at head_dim " + std::to_string(shape.n_embd_head_k);
         }
     }
     return "";
 }
 
 std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model, const llama_hparams & hparams,
-        std::map<int32_t, llama_rq_layer> & layers, bool has_type, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max) {
-    const uint32_t n_newest = llama_rq_n_tokens("LLAMA_RQ_RECENT");
-    const uint32_t n_first  = llama_rq_n_tokens("LLAMA_RQ_FIRST");
+        std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max) {
+    const auto [n_newest, n_first] = llama_rq_wished_recent();
     if (n_newest + n_first == 0) {
         return nullptr;
     }
 
-    const std::string why = llama_rq_recent_refused(model, hparams, layers, has_type, flash_attn, offload);
+    const std::string why = llama_rq_recent_refused(model, hparams, layers, flash_attn, offload);
     if (!why.empty()) {
         LLAMA_LOG_WARN("llama_rq: the newest %u and first %u tokens are not held in f16: %s\n", n_newest, n_first, why.c_str());
         return nullptr;
     }
 
+    for (auto & [il, layer] : layers) {
+        layer.on_cpu = llama_rq_attends_on_cpu(model, il, offload);
+    }
     return std::make_shared<llama_rq_recent>(layers, cells, n_newest, n_first, n_seq_max, hparams.no_alloc);
 }
 
@@ -178,14 +204,19 @@ void llama_rq_recent::hold(uint32_t strm, const std::vector<uint32_t> & idxs, in
 }
 
 // The mask of the recent rows and where those of this ubatch go. It is set after the mask of the cache, from which it
-// takes what it lets be seen: so it follows all that decides there, causality, windows, sequences and ALiBi.
+// takes what it lets be seen: so it follows all that decides there, causality, windows, sequences and ALiBi. The graph puts both
+// behind each other, once for all layers, for backends that do so with K and V, whose kernels want whole rows of 256.
 class llm_graph_input_rq_recent : public llm_graph_input_i {
 public:
     llm_graph_input_rq_recent(llama_rq_recent & recent, ggml_context * ctx, ggml_tensor * kq_mask, const ggml_tensor * k_idxs) :
             recent(recent), kq_mask(kq_mask), k_idxs(k_idxs) {
-        mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, recent.n_rows + kq_mask->ne[1], kq_mask->ne[1], 1, kq_mask->ne[3]);
+        const int64_t n_kv = kq_mask->ne[0];
+        mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, GGML_PAD(n_kv + recent.n_rows + kq_mask->ne[1], 256) - n_kv, kq_mask->ne[1], 1, kq_mask->ne[3]);
         ggml_set_input(mask);
         ggml_set_name(mask, "attn_inp_recent_mask");
+
+        masks = ggml_concat(ctx, kq_mask, mask, 0);
+        ggml_set_name(masks, "attn_recent_masks");
 
         idxs = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, kq_mask->ne[1]*kq_mask->ne[3]);
         ggml_set_input(idxs);
@@ -197,7 +228,7 @@ public:
     // the shapes follow from that of the mask of the cache, which upstream compares
     bool can_reuse(const llm_graph_params &) override { return true; }
 
-    void attend(const llm_graph_context & graph, ggml_tensor * attn, const llama_rq_layer & layer);
+    void attend(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * out, const llama_rq_layer & layer);
 
     llama_rq_recent & recent;
 
@@ -206,8 +237,9 @@ public:
 private:
     const ggml_tensor * k_idxs; // I64 [n_tokens], cells of all streams that this ubatch is stored in
 
-    ggml_tensor * mask; // F16 [n_rows + n_tokens/n_stream, n_tokens/n_stream, 1, n_stream]
-    ggml_tensor * idxs; // I64 [n_tokens]
+    ggml_tensor * mask;  // F16 [n_rows + n_tokens/n_stream or more, n_tokens/n_stream, 1, n_stream]
+    ggml_tensor * masks; // F16 [n_kv + that, ...]
+    ggml_tensor * idxs;  // I64 [n_tokens]
 
     std::unordered_set<const llama_rq_layer *> stored; // layers whose rows this graph writes
 };
@@ -268,7 +300,7 @@ void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
     }
 }
 
-void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_tensor * attn, const llama_rq_layer & layer) {
+void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * out, const llama_rq_layer & layer) {
     const auto & held = recent.rows.at(&layer);
 
     ggml_context * ctx = graph.ctx0;
@@ -290,10 +322,18 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
         t = ggml_view_4d(ctx, t, t->ne[0], t->ne[1], n_tps, n_stream, t->nb[1], t->nb[2], t->nb[2]*n_tps, 0);
         return ggml_permute(ctx, t, 0, 2, 1, 3);
     };
+    // columns of both masks
+    const auto view_mask = [&](int64_t n, int64_t first) {
+        return ggml_view_4d(ctx, masks, n, masks->ne[1], 1, masks->ne[3], masks->nb[1], masks->nb[2], masks->nb[3], first*masks->nb[0]);
+    };
     const auto & cur = layer.fresh;
-    ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), mask, view_cur(cur.k), view_cur(cur.v));
-    ggml_backend_sched_set_tensor_backend(graph.sched, attn, graph.backend_cpu); // whatever others say of it
-    ggml_build_forward_expand(graph.gf, attn);
+    const int64_t n_kv = kq_mask->ne[0];
+    attn->src[3] = view_mask(n_kv, 0);
+    ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), view_mask(mask->ne[0], n_kv), view_cur(cur.k), view_cur(cur.v));
+    if (layer.on_cpu) {
+        ggml_backend_sched_set_tensor_backend(graph.sched, attn, graph.backend_cpu); // whatever others say of it
+    }
+    ggml_build_forward_expand(graph.gf, out);
 
     // after the attention, which reads the rows that are overwritten
     const auto store = [&](ggml_tensor * rows, ggml_tensor * t) {
@@ -308,15 +348,15 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
     }
 }
 
-void llama_rq_attend_recent(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask, llama_rq_layer & layer) {
+void llama_rq_attend_recent(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * out, ggml_tensor * kq_mask, llama_rq_layer & layer) {
     for (const auto & input : graph.res->inputs) {
         auto * found = dynamic_cast<llm_graph_input_rq_recent *>(input.get());
         if (found && found->kq_mask == kq_mask && &found->recent == layer.recent) {
-            found->attend(graph, attn, layer);
+            found->attend(graph, attn, out, layer);
             return;
         }
     }
     auto * made = new llm_graph_input_rq_recent(*layer.recent, graph.ctx0, kq_mask, layer.fresh.k_idxs);
     graph.res->add_input(llm_graph_input_ptr(made));
-    made->attend(graph, attn, layer);
+    made->attend(graph, attn, out, layer);
 }

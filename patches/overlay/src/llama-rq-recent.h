@@ -7,10 +7,10 @@
 #include <map>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
-// The newest tokens of each sequence in f16, and the first ones, beside a cache of rotated types (LLAMA_RQ_RECENT=N,
-// LLAMA_RQ_FIRST=S).
+// The newest tokens of each sequence in f16, and the first ones, beside a quantized cache (LLAMA_RQ_RECENT=N, LLAMA_RQ_FIRST=S).
 //
 // A query at position p sees the key and the value at position q as they were before quantization, iff 0 <= p - q < N or
 // q < S, and they are held; all others it sees as the cache stores them, which is every token from the first on. What is
@@ -69,9 +69,12 @@ private:
     void hold(uint32_t strm, const std::vector<uint32_t> & idxs, int64_t * dst);
 };
 
+// the N and the S of the above, 0 without; throws std::runtime_error with a sentence
+std::pair<uint32_t, uint32_t> llama_rq_wished_recent();
+
 // null when LLAMA_RQ_RECENT and LLAMA_RQ_FIRST are 0 or not set, or with the reason in the log when the cache or its attention cannot do it
 std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model, const llama_hparams & hparams,
-        std::map<int32_t, llama_rq_layer> & layers, bool has_type, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max);
+        std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, bool flash_attn, bool offload, uint32_t n_seq_max);
 
-// attn, a FLASH_ATTN_EXT over this layer, attends to its newest tokens, too, and joins the graph
-void llama_rq_attend_recent(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * kq_mask, llama_rq_layer & layer);
+// attn, a FLASH_ATTN_EXT over this layer, attends to its newest tokens, too, and joins the graph with out, what is made of its result
+void llama_rq_attend_recent(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * out, ggml_tensor * kq_mask, llama_rq_layer & layer);

@@ -71,6 +71,7 @@ llama_rq_cache::llama_rq_cache(const llama_model & model, const llama_hparams & 
     types_by_layer = llama_rq_types_by_layer(hparams, entries, counted);
 
     active = ggml_rq_is_type(k.type) || ggml_rq_is_type(v.type) || !types_by_layer.empty();
+    exact  = !counted.empty() && llama_rq_wished_recent() != std::make_pair(0u, 0u);
 }
 
 llama_rq_cache::~llama_rq_cache() {
@@ -93,7 +94,7 @@ std::pair<ggml_type, ggml_type> llama_rq_cache::types(int32_t il) const {
 }
 
 void llama_rq_cache::add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggml_backend_buffer_type_t buft) {
-    if (!active) {
+    if (!active && !exact) {
         return;
     }
     llama_rq_layer & layer = layers[il];
@@ -126,8 +127,8 @@ void llama_rq_cache::complete(const llama_kv_cells_vec & cells, bool flash_attn,
         weights->allocate(GGML_BACKEND_BUFFER_USAGE_WEIGHTS, hparams.no_alloc);
     }
 
-    if (!counted.empty()) {
-        recent = llama_rq_make_recent(model, hparams, layers, has_type, cells, flash_attn, offload, n_seq_max);
+    if (exact) {
+        recent = llama_rq_make_recent(model, hparams, layers, cells, flash_attn, offload, n_seq_max);
     }
 }
 
@@ -287,6 +288,7 @@ static ggml_tensor * llama_rq_map(ggml_context * ctx, ggml_tensor * cur, ggml_te
     cur = ggml_permute(ctx, ggml_reshape_4d(ctx, cur, n, n_head/n_head_kv, n_head_kv, n_tokens), 0, 2, 3, 1);
     cur = ggml_mul_mat(ctx, map, cur); // [n, n_tokens, group, n_head_kv]
     ggml_prec_set_acc(cur, GGML_PREC_F32);
+    cur->op_params[1] = GGML_RQ_HINT_MAP;
     return ggml_permute(ctx, ggml_reshape_3d(ctx, cur, n, n_tokens, n_head), 0, 2, 1, 3);
 }
 
@@ -445,8 +447,9 @@ ggml_tensor * llama_rq_output(const llm_graph_context & graph, ggml_tensor * att
     if (!layer) {
         return attn;
     }
+    ggml_tensor * out = llama_rq_rotate(graph.ctx0, attn, layer->v_rot);
     if (layer->recent && layer->fresh.ctx == graph.ctx0 && layer->fresh.v && !graph.cparams.training) {
-        llama_rq_attend_recent(graph, attn, kq_mask, *layer);
+        llama_rq_attend_recent(graph, attn, out, kq_mask, *layer);
     }
-    return llama_rq_rotate(graph.ctx0, attn, layer->v_rot);
+    return out;
 }

@@ -45,6 +45,7 @@ struct llama_rq_layer {
 
     // the newest tokens in f16 (llama-rq-recent.h), null without
     llama_rq_recent * recent = nullptr;
+    bool              on_cpu = false; // attention to them
 
     // what goes into the cache, in the graph of this context
     struct {
@@ -63,7 +64,7 @@ struct llama_rq_rotation {
     int64_t   n;    // values that are rotated together
 };
 
-// What a KV cache with rotated types, or with types by layer, has beside K and V. Without either it does nothing.
+// What a KV cache with rotated types, with types by layer or with tokens in f16 has beside K and V. Without these it does nothing.
 class llama_rq_cache {
 public:
     // filter and name_tag as in the constructor of llama_kv_cache; shared: the cache is one with the layers of another
@@ -103,7 +104,8 @@ private:
 
     const bool offload;
 
-    bool active = false;
+    bool active = false; // anything is turned, or layers differ
+    bool exact  = false; // the newest or the first tokens are asked for in f16
 
     std::pair<ggml_type, ggml_type> base; // types of K and V
 

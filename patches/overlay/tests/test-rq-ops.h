@@ -43,10 +43,68 @@ struct test_rq_rotation : public test_mul_mat {
     }
 };
 
+// FLASH_ATTN_EXT with recent rows (ggml-rq-types.h), the two masks behind each other
+struct test_rq_recent : public test_flash_attn_ext {
+    const int64_t held; // rows in f16; each query has one in f32
+
+    test_rq_recent(int64_t hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
+            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f) :
+        test_flash_attn_ext(hs, hs, nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}), held(held) {}
+
+    ggml_tensor * build_graph(ggml_context * ctx) override {
+        ggml_tensor * out   = test_flash_attn_ext::build_graph(ctx);
+        ggml_tensor * masks = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, GGML_PAD(kv + held + nb, 256), nb, 1, nr23[1]);
+        ggml_set_name(masks, "m");
+
+        const auto mask = [&](int64_t n, int64_t first) {
+            return ggml_view_4d(ctx, masks, n, nb, 1, nr23[1], masks->nb[1], masks->nb[2], masks->nb[3], first*masks->nb[0]);
+        };
+        const auto rows = [&](ggml_type type, int64_t n) {
+            return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, hsk, nh, n, nr23[1]), 0, 2, 1, 3);
+        };
+        out->src[3] = mask(kv, 0);
+        ggml_rq_flash_attn_ext_add_recent(out, rows(GGML_TYPE_F16, held), rows(GGML_TYPE_F16, held), mask(masks->ne[0] - kv, kv),
+            rows(GGML_TYPE_F32, nb), rows(GGML_TYPE_F32, nb));
+        return out;
+    }
+
+    void initialize_tensors(ggml_context * ctx) override {
+        test_flash_attn_ext::initialize_tensors(ctx);
+        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
+            if (strcmp(t->name, "m") != 0 || t->ne[0] == kv) {
+                continue;
+            }
+            std::vector<ggml_fp16_t> hidden(t->ne[0] - (kv + held + nb), ggml_fp32_to_fp16(-INFINITY));
+            for (int64_t row = 0; row < ggml_nrows(t); ++row) {
+                ggml_backend_tensor_set(t, hidden.data(), row*t->nb[1] + (t->ne[0] - hidden.size())*sizeof(ggml_fp16_t), hidden.size()*sizeof(ggml_fp16_t));
+            }
+        }
+    }
+
+    std::string vars() override {
+        return "recent=" + std::to_string(held) + "," + test_flash_attn_ext::vars();
+    }
+};
+
+static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        for (int hs : { 128, 256 }) {
+            for (int nb : { 1, 3, 75 }) {
+                test_cases.emplace_back(new test_rq_recent(hs, 2, { 4, 1}, 512, nb, 33,   type, type));
+                test_cases.emplace_back(new test_rq_recent(hs, 3, { 1, 2}, 113, nb, 1030, type, type, true, 8.0f, 30.0f));
+            }
+        }
+    }
+    test_cases.emplace_back(new test_rq_recent(128, 2, { 8, 1}, 256, 1, 33, GGML_TYPE_ISO3, GGML_TYPE_F16));
+    test_cases.emplace_back(new test_rq_recent(128, 2, { 8, 1}, 256, 1, 33, GGML_TYPE_Q8_0, GGML_TYPE_ISO4));
+    test_cases.emplace_back(new test_rq_recent(128, 2, { 8, 1}, 256, 64, 33, GGML_TYPE_F16, GGML_TYPE_ISO3));
+}
+
 static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_cases);
 
 static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
     add_rq_sibling_tests(test_cases);
+    add_rq_recent_tests(test_cases);
 
     for (ggml_rq_family family : { GGML_RQ_PLANAR, GGML_RQ_ISO, GGML_RQ_ROTOR }) {
         for (ggml_rq_mode mode : { GGML_RQ_BLOCK, GGML_RQ_FULL }) {
@@ -64,7 +122,7 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
             test_cases.emplace_back(new test_flash_attn_ext(128, 128, 2, {4, 1}, 113, 3, true, false, 0, 0, GGML_PREC_F32, type_K, type_V));
         }
     }
-    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+    for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4, GGML_TYPE_ISO5 }) {
         for (int hs : { 128, 256 }) {
             for (int nb : { 1, 3, 32, 75 }) {
                 test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 8, 1},  512, nb, true,  false, 0,    0,  GGML_PREC_F32, type, type));
@@ -96,12 +154,14 @@ static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_
 
 // beside f16, q8_0 and q4_0
 static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
-    for (int hs : { 128, 256 }) {
+    const std::vector<ggml_type> wide   = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 };
+    const std::vector<ggml_type> narrow = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 };
+    for (int hs : { 64, 128, 256 }) {
         for (int group : { 4, 8 }) {
             for (int kv : { 4096, 32768, 131072 }) {
                 for (int nb : { 1, 512 }) {
                     if (kv > 32768 && nb > 1) { continue; }
-                    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 }) {
+                    for (ggml_type type : hs % 128 == 0 ? wide : narrow) {
                         test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 32/group, {group, 1}, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 2, 1, 3}));
                     }
                 }

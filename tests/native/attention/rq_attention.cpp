@@ -40,11 +40,11 @@ static std::vector<float> normal(size_t n, float sigma) {
 }
 
 static ggml_type any_rq() {
-    return (ggml_type) (maybe(60) ? any(GGML_TYPE_PLANAR2, GGML_TYPE_ROTOR4) : any(GGML_TYPE_RQ2_64, GGML_TYPE_RQ4_64));
+    return maybe(60) ? one_of({ GGML_RQ_TYPE_LIST }) : one_of({ GGML_RQ_SIBLING_LIST });
 }
 
 static bool is_rq(ggml_type type) {
-    return type >= GGML_TYPE_PLANAR2 && type <= GGML_TYPE_RQ4_64;
+    return ggml_rq_is_type(type);
 }
 
 // a head that whole blocks of the type fill
@@ -66,8 +66,7 @@ static double nmse(const std::vector<float> & a, const std::vector<float> & b) {
 
 static int test_codes() {
     int failed = 0;
-    for (int t = GGML_TYPE_PLANAR2; t <= GGML_TYPE_RQ4_64; ++t) {
-        const ggml_type type = (ggml_type) t;
+    for (const ggml_type type : { GGML_RQ_TYPE_LIST, GGML_RQ_SIBLING_LIST }) {
         const auto * base = ggml_get_type_traits(type);
         const auto * cpu  = ggml_get_type_traits_cpu(type);
         for (int i = 0; i < 50; ++i) {

@@ -175,11 +175,12 @@ static inline void __syncthreads() {
     emulator::meet_block();
 }
 
+// lane: of the lanes that lie together, width of them
 template <typename T>
-static inline T __shfl_sync(uint32_t, T v, int lane, int) {
+static inline T __shfl_sync(uint32_t, T v, int lane, int width) {
     T all[32];
     emulator::meet_warp(v, all);
-    return all[lane];
+    return all[emulator::current % 32/width*width + lane % width];
 }
 
 template <typename T>

@@ -26,6 +26,13 @@ typedef struct {
 static_assert(sizeof(block_rq4) == sizeof(ggml_half) + QK_RQ / 2, "wrong rq4 block size/padding");
 
 typedef struct {
+    ggml_half d;           // scale
+    uint8_t qs[QK_RQ / 2]; // index, low 4 bits
+    uint8_t qh[QK_RQ / 8]; // index, high bit
+} block_rq5;
+static_assert(sizeof(block_rq5) == sizeof(ggml_half) + QK_RQ / 2 + QK_RQ / 8, "wrong rq5 block size/padding");
+
+typedef struct {
     ggml_half d;
     uint8_t qs[QK_RQ_64 / 4];
 } block_rq2_64;
@@ -43,3 +50,10 @@ typedef struct {
     uint8_t qs[QK_RQ_64 / 2];
 } block_rq4_64;
 static_assert(sizeof(block_rq4_64) == sizeof(ggml_half) + QK_RQ_64 / 2, "wrong rq4_64 block size/padding");
+
+typedef struct {
+    ggml_half d;
+    uint8_t qs[QK_RQ_64 / 2];
+    uint8_t qh[QK_RQ_64 / 8];
+} block_rq5_64;
+static_assert(sizeof(block_rq5_64) == sizeof(ggml_half) + QK_RQ_64 / 2 + QK_RQ_64 / 8, "wrong rq5_64 block size/padding");

@@ -26,6 +26,11 @@ GGML_TABLE_BEGIN(int8_t, ggml_rq4_centroids, 16)
     -127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127
 GGML_TABLE_END()
 
+GGML_TABLE_BEGIN(int8_t, ggml_rq5_centroids, 32)
+    -127, -105, -90, -79, -70, -61, -54, -47, -41, -35, -29, -24, -18, -13, -8, -3,
+    3, 8, 13, 18, 24, 29, 35, 41, 47, 54, 61, 70, 79, 90, 105, 127
+GGML_TABLE_END()
+
 #endif // GGML_RQ_TABLES_CODEBOOKS_DONE
 
 #if defined(GGML_RQ_TABLES_ENCODER) && !defined(GGML_RQ_TABLES_ENCODER_DONE)
@@ -76,6 +81,32 @@ GGML_TABLE_END()
 
 GGML_TABLE_BEGIN(uint8_t, ggml_rq4_starts, 3)
     115, 125, 135
+GGML_TABLE_END()
+
+#define GGML_RQ5_NORM 4.647682127247715
+#define GGML_RQ5_64_NORM 6.572815097952756
+#define GGML_RQ5_MAG0 3
+#define GGML_RQ5_STEP0 5
+#define GGML_RQ5_STEP1 5
+#define GGML_RQ5_STEP2 5
+#define GGML_RQ5_STEP3 6
+#define GGML_RQ5_STEP4 5
+#define GGML_RQ5_STEP5 6
+#define GGML_RQ5_STEP6 6
+#define GGML_RQ5_STEP7 6
+#define GGML_RQ5_STEP8 7
+#define GGML_RQ5_STEP9 7
+#define GGML_RQ5_STEP10 9
+#define GGML_RQ5_STEP11 9
+#define GGML_RQ5_STEP12 11
+#define GGML_RQ5_STEP13 15
+#define GGML_RQ5_STEP14 22
+GGML_TABLE_BEGIN(uint8_t, ggml_rq5_mid2, 15)
+    11, 21, 31, 42, 53, 64, 76, 88, 101, 115, 131, 149, 169, 195, 232
+GGML_TABLE_END()
+
+GGML_TABLE_BEGIN(uint8_t, ggml_rq5_starts, 3)
+    120, 126, 132
 GGML_TABLE_END()
 
 #endif // GGML_RQ_TABLES_ENCODER_DONE

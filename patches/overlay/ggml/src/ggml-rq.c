@@ -31,7 +31,7 @@ static_assert(GGML_RQ_BLOCK_SIZE == QK_RQ, "tables and block structs differ");
 #define RQ_INLINE static inline
 #endif
 
-#define RQ_MAX_MID 7 // thresholds of the 4-bit code
+#define RQ_MAX_MID 15 // thresholds of the 5-bit code
 
 #define RQ_BITS_INF 0x7f800000 // magnitudes above this are NaN
 #define RQ_BITS_MAX 0x477de040 // 64992.25 = 65504*127/128, the largest magnitude that a block holds
@@ -131,6 +131,19 @@ static inline void rq_choose4(const int16_t * GGML_RESTRICT a, const int16_t * t
     }
 }
 
+static inline void rq_choose5(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT c, int n) {
+    for (int j = 0; j < n; j++) {
+        c[j] = (int16_t) (GGML_RQ5_MAG0 + RQ_OVER(a[j], 0, GGML_RQ5_STEP0) + RQ_OVER(a[j], 1, GGML_RQ5_STEP1) +
+                           RQ_OVER(a[j], 2, GGML_RQ5_STEP2) + RQ_OVER(a[j], 3, GGML_RQ5_STEP3) +
+                           RQ_OVER(a[j], 4, GGML_RQ5_STEP4) + RQ_OVER(a[j], 5, GGML_RQ5_STEP5) +
+                           RQ_OVER(a[j], 6, GGML_RQ5_STEP6) + RQ_OVER(a[j], 7, GGML_RQ5_STEP7) +
+                           RQ_OVER(a[j], 8, GGML_RQ5_STEP8) + RQ_OVER(a[j], 9, GGML_RQ5_STEP9) +
+                           RQ_OVER(a[j], 10, GGML_RQ5_STEP10) + RQ_OVER(a[j], 11, GGML_RQ5_STEP11) +
+                           RQ_OVER(a[j], 12, GGML_RQ5_STEP12) + RQ_OVER(a[j], 13, GGML_RQ5_STEP13) +
+                           RQ_OVER(a[j], 14, GGML_RQ5_STEP14));
+    }
+}
+
 static inline void rq_level2(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l, int n) {
     for (int j = 0; j < n; j++) {
         l[j] = (int16_t) (2 + RQ_OVER(a[j], 0, 1));
@@ -147,6 +160,15 @@ static inline void rq_level4(const int16_t * GGML_RESTRICT a, const int16_t * t,
     for (int j = 0; j < n; j++) {
         l[j] = (int16_t) (8 + RQ_OVER(a[j], 0, 1) + RQ_OVER(a[j], 1, 1) + RQ_OVER(a[j], 2, 1) + RQ_OVER(a[j], 3, 1) +
                           RQ_OVER(a[j], 4, 1) + RQ_OVER(a[j], 5, 1) + RQ_OVER(a[j], 6, 1));
+    }
+}
+
+static inline void rq_level5(const int16_t * GGML_RESTRICT a, const int16_t * t, int16_t * GGML_RESTRICT l, int n) {
+    for (int j = 0; j < n; j++) {
+        l[j] = (int16_t) (16 + RQ_OVER(a[j], 0, 1) + RQ_OVER(a[j], 1, 1) + RQ_OVER(a[j], 2, 1) + RQ_OVER(a[j], 3, 1) +
+                           RQ_OVER(a[j], 4, 1) + RQ_OVER(a[j], 5, 1) + RQ_OVER(a[j], 6, 1) + RQ_OVER(a[j], 7, 1) +
+                           RQ_OVER(a[j], 8, 1) + RQ_OVER(a[j], 9, 1) + RQ_OVER(a[j], 10, 1) + RQ_OVER(a[j], 11, 1) +
+                           RQ_OVER(a[j], 12, 1) + RQ_OVER(a[j], 13, 1) + RQ_OVER(a[j], 14, 1));
     }
 }
 
@@ -250,22 +272,23 @@ RQ_INLINE bool rq_encode(const float * GGML_RESTRICT x, ggml_half * d, uint8_t *
     return true;
 }
 
+// bits of an index in qs; an odd number of bits has one more in qh
+#define RQ_LOW(bits) ((bits) < 4 ? 2 : 4)
+
 RQ_INLINE void rq_pack(const uint8_t * GGML_RESTRICT idx, uint8_t * GGML_RESTRICT q, int n, int bits) {
-    if (bits == 4) {
-        for (int j = 0; j < n/2; j++) {
-            q[j] = (uint8_t) (idx[j] | idx[j + n/2] << 4);
-        }
-        return;
+    const int low = RQ_LOW(bits);
+    for (int j = 0; low == 4 && j < n/2; j++) {
+        q[j] = (uint8_t) ((idx[j] & 15) | idx[j + n/2] << 4);
     }
-    for (int j = 0; j < n/4; j++) {
+    for (int j = 0; low == 2 && j < n/4; j++) {
         q[j] = (uint8_t) ((idx[j] & 3) | (idx[j + n/4] & 3) << 2 | (idx[j + n/2] & 3) << 4 | (idx[j + 3*n/4] & 3) << 6);
     }
-    for (int j = 0; bits == 3 && j < n/8; j++) {
+    for (int j = 0; bits > low && j < n/8; j++) {
         uint8_t v = 0;
         for (int b = 0; b < 8; b++) {
-            v |= (uint8_t) ((idx[j + b*(n/8)] >> 2) << b);
+            v |= (uint8_t) ((idx[j + b*(n/8)] >> low) << b);
         }
-        q[n/4 + j] = v;
+        q[n*low/8 + j] = v;
     }
 }
 
@@ -295,10 +318,12 @@ RQ_INLINE void rq_quantize_row(const float * GGML_RESTRICT x, void * GGML_RESTRI
 RQ_QUANTIZE_ROW(2, QK_RQ, 2)
 RQ_QUANTIZE_ROW(3, QK_RQ, 3)
 RQ_QUANTIZE_ROW(4, QK_RQ, 4)
+RQ_QUANTIZE_ROW(5, QK_RQ, 5)
 
 RQ_QUANTIZE_ROW(2_64, QK_RQ_64, 2)
 RQ_QUANTIZE_ROW(3_64, QK_RQ_64, 3)
 RQ_QUANTIZE_ROW(4_64, QK_RQ_64, 4)
+RQ_QUANTIZE_ROW(5_64, QK_RQ_64, 5)
 
 #ifndef GGML_RQ_NATIVE // see ggml-cpu/rq-native.c
 
@@ -329,22 +354,26 @@ enum ggml_rq_scale ggml_rq_scale_kind(void) {
     return (enum ggml_rq_scale) found;
 }
 
-// indices below 8
 RQ_INLINE void rq_unpack(const uint8_t * GGML_RESTRICT q, int8_t * GGML_RESTRICT idx, int n, int bits) {
-    for (int j = 0; j < n/4; j++) {
+    const int low = RQ_LOW(bits);
+    for (int j = 0; low == 4 && j < n/2; j++) {
+        idx[j]       = (int8_t) (q[j] & 15);
+        idx[j + n/2] = (int8_t) (q[j] >> 4);
+    }
+    for (int j = 0; low == 2 && j < n/4; j++) {
         idx[j]         = (int8_t) ( q[j]       & 3);
         idx[j + n/4]   = (int8_t) ((q[j] >> 2) & 3);
         idx[j + n/2]   = (int8_t) ((q[j] >> 4) & 3);
         idx[j + 3*n/4] = (int8_t) ((q[j] >> 6) & 3);
     }
-    for (int b = 0; bits == 3 && b < 8; b++) {
+    for (int b = 0; bits > low && b < 8; b++) {
         for (int j = 0; j < n/8; j++) {
-            idx[j + b*(n/8)] = (int8_t) (idx[j + b*(n/8)] | ((q[n/4 + j] >> b) & 1) << 2);
+            idx[j + b*(n/8)] = (int8_t) (idx[j + b*(n/8)] | ((q[n*low/8 + j] >> b) & 1) << low);
         }
     }
 }
 
-// centroids by comparison instead of a table: the vectorizer has no byte shuffle
+// centroids by comparison instead of a table where there are few: the vectorizer has no byte shuffle
 #define RQ_BEYOND(i, k, step) (-((i) > (k)) & (step))
 
 RQ_INLINE void rq_centroids(const uint8_t * GGML_RESTRICT q, int8_t * GGML_RESTRICT c, int n, int bits) {
@@ -356,6 +385,9 @@ RQ_INLINE void rq_centroids(const uint8_t * GGML_RESTRICT q, int8_t * GGML_RESTR
         return;
     }
     rq_unpack(q, c, n, bits);
+    for (int j = 0; bits == 5 && j < n; j++) {
+        c[j] = ggml_rq5_centroids[c[j]];
+    }
     for (int j = 0; bits == 2 && j < n; j++) {
         const int8_t s = (int8_t) -(c[j] < 2);
         const int8_t m = (int8_t) ((c[j] ^ s) & 3);
@@ -393,10 +425,12 @@ RQ_INLINE void rq_dequantize_row(const void * GGML_RESTRICT vx, float * GGML_RES
 RQ_DEQUANTIZE_ROW(2, QK_RQ, 2)
 RQ_DEQUANTIZE_ROW(3, QK_RQ, 3)
 RQ_DEQUANTIZE_ROW(4, QK_RQ, 4)
+RQ_DEQUANTIZE_ROW(5, QK_RQ, 5)
 
 RQ_DEQUANTIZE_ROW(2_64, QK_RQ_64, 2)
 RQ_DEQUANTIZE_ROW(3_64, QK_RQ_64, 3)
 RQ_DEQUANTIZE_ROW(4_64, QK_RQ_64, 4)
+RQ_DEQUANTIZE_ROW(5_64, QK_RQ_64, 5)
 
 #endif // GGML_RQ_NATIVE
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// Codes and rotations of the rq cache types: planar2/3/4, iso2/3/4, rotor2/3/4.
+// Codes and rotations of the rq cache types: planar2 to planar5, iso2 to iso5, rotor2 to rotor5.
 //
 // A block holds n = 128 values: a little-endian fp16 scale d and an index per value into a table of int8 centroids.
 // value = d * centroid / 128. The family (planar, iso, rotor) names the rotation that the graph applies to Q, K and
@@ -8,8 +8,8 @@
 // with blocks of n = 64 values, for heads that 128 does not divide.
 //
 // qs at 2 and 3 bits: bits 2*s and 2*s + 1 of byte j are the low bits of the index of element j + n/4*s, s = 0..3
-// qh at 3 bits:       bit b of byte j is bit 2 of the index of element j + n/8*b, b = 0..7
-// qs at 4 bits:       the low nibble of byte j is the index of element j, the high one of element j + n/2
+// qs at 4 and 5 bits: the low nibble of byte j has the low bits of the index of element j, the high one of element j + n/2
+// qh at 3 and 5 bits: bit b of byte j is the highest bit of the index of element j + n/8*b, b = 0..7
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -56,18 +56,22 @@ GGML_API bool ggml_rq_scale_from_name(const char * name, enum ggml_rq_scale * sc
 GGML_API void quantize_row_rq2_ref(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq3_ref(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq4_ref(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_rq5_ref(const float * GGML_RESTRICT x, block_rq5 * GGML_RESTRICT y, int64_t k);
 
 GGML_API void quantize_row_rq2_64_ref(const float * GGML_RESTRICT x, block_rq2_64 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq3_64_ref(const float * GGML_RESTRICT x, block_rq3_64 * GGML_RESTRICT y, int64_t k);
 GGML_API void quantize_row_rq4_64_ref(const float * GGML_RESTRICT x, block_rq4_64 * GGML_RESTRICT y, int64_t k);
+GGML_API void quantize_row_rq5_64_ref(const float * GGML_RESTRICT x, block_rq5_64 * GGML_RESTRICT y, int64_t k);
 
 GGML_API void dequantize_row_rq2(const block_rq2 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq3(const block_rq3 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq4(const block_rq4 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_rq5(const block_rq5 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 
 GGML_API void dequantize_row_rq2_64(const block_rq2_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq3_64(const block_rq3_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 GGML_API void dequantize_row_rq4_64(const block_rq4_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+GGML_API void dequantize_row_rq5_64(const block_rq5_64 * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 
 // fill dst with the n x n row-major rotation of n values; every rotation is symmetric and its own inverse; false if
 // family, mode or n (none of 64, 128, 256) is not valid

@@ -66,3 +66,8 @@ static inline void ggml_cuda_memcpy_1(void * dst, const void * src) {
     }
     memcpy(dst, src, n);
 }
+
+// of ALiBi, as in ggml_compute_forward_flash_attn_ext
+static inline float get_alibi_slope(float max_bias, uint32_t h, uint32_t n_head_log2, float m0, float m1) {
+    return max_bias <= 0.0f ? 1.0f : h < n_head_log2 ? powf(m0, (float) (h + 1)) : powf(m1, (float) (2*(h - n_head_log2) + 1));
+}

@@ -52,40 +52,51 @@ static constexpr float RQ_TINY = 1e-30f; // taken for zero: its reciprocal has t
 // unpacking
 
 static inline const int8_t * rq_centroids(int bits) {
-    return bits == 2 ? ggml_rq2_centroids : bits == 3 ? ggml_rq3_centroids : ggml_rq4_centroids;
+    return bits == 2 ? ggml_rq2_centroids : bits == 3 ? ggml_rq3_centroids : bits == 4 ? ggml_rq4_centroids : ggml_rq5_centroids;
 }
 
-static inline rq_vec rq_make_table(int bits, int bias) {
-    int8_t t[16] = { 0 };
-    for (int i = 0; i < 1 << bits; ++i) {
-        t[i] = (int8_t) (uint8_t) (rq_centroids(bits)[i] + bias);
+// the centroids of a code plus a bias, to be looked up
+template <int BITS>
+static inline auto rq_make_table(int bias) {
+    int8_t t[32] = { 0 };
+    for (int i = 0; i < 1 << BITS; ++i) {
+        t[i] = (int8_t) (uint8_t) (rq_centroids(BITS)[i] + bias);
     }
-    return rq_table(t);
+    if constexpr (BITS == 5) {
+        return rq_table32(t);
+    } else {
+        return rq_table(t);
+    }
 }
 
-// low bits and high bit of the indices, at 2 and 3 bits: vector i + s*N/4 has its low bits at 2*s of q[i], and
-// its high bit is bit j/(N/8) of h[j % (N/8)], j = i + s*N/4; where N is 4, it is bit 2*s of h[0] (rq_upper_bytes)
-template <int BITS, int N, int s>
-static inline void rq_expand_step(const rq_vec * q, const rq_vec * h, rq_vec table, uint8_t * out, size_t stride) {
+// bit `from` of every byte at `to`, beside others
+template <int from, int to>
+static inline rq_vec rq_move(rq_vec v) {
+    if constexpr (from < to) {
+        return rq_shl<to - from>(v);
+    } else {
+        return rq_shr<from - to>(v);
+    }
+}
+
+// low bits and high bit of the indices, at 2, 3 and 5 bits: vector j = i + s*N/4 has its low bits at 2*s of q[i], at 5 bits
+// at 4*(s/2) of q[j % (N/2)], and its high bit is bit j/(N/8) of h[j % (N/8)]; where N is 4, it is bit 2*s of h[0] (rq_upper_bytes)
+template <int BITS, int N, int s, typename table_t>
+static inline void rq_expand_step(const rq_vec * q, const rq_vec * h, const table_t & table, uint8_t * out, size_t stride) {
     for (int i = 0; i < N/4; ++i) {
-        rq_vec idx = rq_and(rq_shr<2*s>(q[i]), rq_set8(3));
-        if (BITS == 3) {
-            rq_vec b;
-            if (N < 8 || i < N/8) {
-                b = s == 0 ? rq_shl<2>(h[i]) : rq_shr<s == 0 ? 0 : 2*s - 2>(h[i]);
-            } else {
-                b = s == 0 ? rq_shl<1>(h[i - N/8]) : rq_shr<s == 0 ? 0 : 2*s - 1>(h[i - N/8]);
-            }
-            idx = rq_or(idx, rq_and(b, rq_set8(4)));
+        rq_vec idx = BITS == 5 ? rq_and(rq_shr<4*(s/2)>(q[i + s % 2*(N/4)]), rq_set8(15)) : rq_and(rq_shr<2*s>(q[i]), rq_set8(3));
+        if (BITS % 2 == 1) {
+            const rq_vec b = N < 8 || i < N/8 ? rq_move<2*s, BITS - 1>(h[i]) : rq_move<2*s + 1, BITS - 1>(h[i - N/8]);
+            idx = rq_or(idx, rq_and(b, rq_set8(1 << (BITS - 1))));
         }
         rq_store(out + (i + s*(N/4))*stride, rq_lookup(table, idx));
     }
 }
 
 // N vectors of centroids from packed vectors, which the caller has arranged by rows (K) or elements (V)
-template <int BITS, int N>
-static inline void rq_expand(const rq_vec * q, const rq_vec * h, rq_vec table, uint8_t * out, size_t stride) {
-    if (BITS == 4) {
+template <int BITS, int N, typename table_t>
+static inline void rq_expand(const rq_vec * q, const rq_vec * h, const table_t & table, uint8_t * out, size_t stride) {
+    if constexpr (BITS == 4) {
         for (int i = 0; i < N/2; ++i) {
             rq_store(out + i*stride,         rq_lookup(table, rq_and(q[i], rq_set8(15))));
             rq_store(out + (i + N/2)*stride, rq_lookup(table, rq_and(rq_shr<4>(q[i]), rq_set8(15))));
@@ -101,13 +112,15 @@ static inline void rq_expand(const rq_vec * q, const rq_vec * h, rq_vec table, u
 // a code with blocks of QK values
 template <int BITS, int QK> struct rq_code {
     static constexpr int size = 2 + QK*BITS/8;
-    static constexpr int qs   = 2;        // offset of qs in a block
-    static constexpr int qh   = 2 + QK/4; // offset of qh at 3 bits
-    static constexpr int n_qs = (BITS == 4 ? QK/2 : QK/4)/16; // pieces of 16 bytes
+    static constexpr int n    = BITS < 4 ? QK/4 : QK/2; // bytes of qs
+    static constexpr int qs   = 2;     // offset of qs in a block
+    static constexpr int qh   = 2 + n; // offset of qh at 3 and 5 bits
+    static constexpr int n_qs = n/16;  // pieces of 16 bytes
     // qh is 16 bytes, in a sibling the last 8 of those that are read from there on: none behind the block
     static constexpr int h16  = QK == QK_RQ ? qh : qh - 8;
 };
 static_assert(rq_code<3, QK_RQ>::size == sizeof(block_rq3) && rq_code<3, QK_RQ_64>::size == sizeof(block_rq3_64), "blocks have no padding");
+static_assert(rq_code<5, QK_RQ>::size == sizeof(block_rq5) && rq_code<5, QK_RQ_64>::size == sizeof(block_rq5_64), "blocks have no padding");
 
 static inline float rq_step(const uint8_t * block) {
     ggml_half d;
@@ -119,7 +132,7 @@ static inline float rq_step(const uint8_t * block) {
 template <int BITS, int QK>
 static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step) {
     typedef rq_code<BITS, QK> code;
-    const rq_vec table = rq_make_table(BITS, RQ_K_BIAS);
+    const auto table = rq_make_table<BITS>(RQ_K_BIAS);
 
     for (int r = 0; r < n; ++r) {
         step[r] = rq_step(k + r*nb);
@@ -146,7 +159,7 @@ static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, floa
             rq_rows(p + code::qs + 16*c, stride, q + 4*c);
             rq_transpose(q + 4*c);
         }
-        if (BITS == 3) {
+        if (BITS % 2 == 1) {
             rq_rows(p + code::h16, stride, h);
             rq_transpose(h);
         }
@@ -158,13 +171,13 @@ static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, floa
 template <int BITS, int QK>
 static void rq_unpack_v(const uint8_t * const rows[4], uint8_t * out) {
     typedef rq_code<BITS, QK> code;
-    const rq_vec table = rq_make_table(BITS, 0);
+    const auto table = rq_make_table<BITS>(0);
     rq_vec q[code::n_qs*16/RQ_W];
     rq_vec h[16/RQ_W];
     for (int c = 0; c < code::n_qs; ++c) {
         rq_interleave(rows, code::qs + 16*c, q + c*16/RQ_W);
     }
-    if (BITS == 3) {
+    if (BITS % 2 == 1) {
         rq_interleave(rows, code::h16, h);
         if (QK == QK_RQ_64) {
             rq_upper_bytes(h);
@@ -758,7 +771,7 @@ static void rq_attend_recent(const rq_fattn & f, const rq_buffers & t, char * st
 // rows row0.. of head groups grp0.. against those recent rows that any of their queries sees
 static void rq_attend_all_recent(const rq_fattn & f, const rq_buffers & t, char * states, int64_t i3, int grp0, int n_grp,
         int64_t row0, int rows) {
-    const int64_t n_recent = f.recent_mask->ne[0];
+    const int64_t n_recent = f.recent_k[0]->ne[1] + f.recent_k[1]->ne[1];
 
     int32_t cols[RQ_KV];
     int n_cols = 0;
@@ -872,13 +885,13 @@ static rq_fattn rq_make_fattn(const ggml_tensor * dst) {
 
     typedef decltype(f.unpack_k) unpack_k_t;
     typedef decltype(f.unpack_v) unpack_v_t;
-    const unpack_k_t unpack_k[][3] = {
-        { rq_unpack_k<2, QK_RQ>,    rq_unpack_k<3, QK_RQ>,    rq_unpack_k<4, QK_RQ>    },
-        { rq_unpack_k<2, QK_RQ_64>, rq_unpack_k<3, QK_RQ_64>, rq_unpack_k<4, QK_RQ_64> },
+    const unpack_k_t unpack_k[][4] = {
+        { rq_unpack_k<2, QK_RQ>,    rq_unpack_k<3, QK_RQ>,    rq_unpack_k<4, QK_RQ>,    rq_unpack_k<5, QK_RQ>    },
+        { rq_unpack_k<2, QK_RQ_64>, rq_unpack_k<3, QK_RQ_64>, rq_unpack_k<4, QK_RQ_64>, rq_unpack_k<5, QK_RQ_64> },
     };
-    const unpack_v_t unpack_v[][3] = {
-        { rq_unpack_v<2, QK_RQ>,    rq_unpack_v<3, QK_RQ>,    rq_unpack_v<4, QK_RQ>    },
-        { rq_unpack_v<2, QK_RQ_64>, rq_unpack_v<3, QK_RQ_64>, rq_unpack_v<4, QK_RQ_64> },
+    const unpack_v_t unpack_v[][4] = {
+        { rq_unpack_v<2, QK_RQ>,    rq_unpack_v<3, QK_RQ>,    rq_unpack_v<4, QK_RQ>,    rq_unpack_v<5, QK_RQ>    },
+        { rq_unpack_v<2, QK_RQ_64>, rq_unpack_v<3, QK_RQ_64>, rq_unpack_v<4, QK_RQ_64>, rq_unpack_v<5, QK_RQ_64> },
     };
     const bool k_sibling = ggml_rq_is_sibling(f.k->type);
     const bool v_sibling = ggml_rq_is_sibling(f.v->type);

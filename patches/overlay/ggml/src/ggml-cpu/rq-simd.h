@@ -19,6 +19,7 @@ static inline int32_t rq_load32(const void * p) {
 //   rq_dot_w(acc, w, c)   acc[l] += sum of four w*c, 0 <= w <= 127, |c| <= 127
 //   rq_dot_k(acc, k, q)   the same with k = c + RQ_K_BIAS and |q| <= 127
 //   rq_rows(p, stride)    four dwords of each of RQ_W rows; 128-bit lane L of the i-th result: row 4*L + i
+//   rq_lookup(t, i)       bytes of a table of 16, or of 32: rq_table(p), rq_table32(p)
 //   rq_transpose(v)       in each 128-bit lane: rows of dwords to columns
 //   rq_interleave(r, out) 16 bytes of four rows: out bytes 4*j + i = byte j of row i
 //   rq_upper_bytes(out)   of these, bytes 8 to 15 of the rows come first; where a vector has 16 bytes of a row, it gets them
@@ -46,6 +47,25 @@ template <int n> static inline rq_vec rq_shr(rq_vec a) { return _mm512_srli_epi1
 template <int n> static inline rq_vec rq_shl(rq_vec a) { return _mm512_slli_epi16(a, n); }
 static inline rq_vec rq_table(const int8_t * t) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) t)); }
 static inline rq_vec rq_lookup(rq_vec table, rq_vec i) { return _mm512_shuffle_epi8(table, i); }
+
+#if defined(__AVX512VBMI__)
+struct rq_table32 {
+    rq_vec t;
+    explicit rq_table32(const int8_t * p) { t = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) p)); }
+};
+static inline rq_vec rq_lookup(const rq_table32 & table, rq_vec i) { return _mm512_permutexvar_epi8(i, table.t); }
+#else
+struct rq_table32 {
+    rq_vec low;
+    rq_vec high;
+    explicit rq_table32(const int8_t * p) { low = rq_table(p); high = rq_table(p + 16); }
+};
+static inline rq_vec rq_lookup(const rq_table32 & table, rq_vec i) {
+    const __mmask64 high = _mm512_test_epi8_mask(i, rq_set8(16));
+    return _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(table.low, i), high, table.high, i);
+}
+#endif
+
 static inline rq_vec rq_dot_w(rq_vec acc, rq_vec w, rq_vec c) { return _mm512_dpbusd_epi32(acc, w, c); }
 static inline rq_vec rq_dot_k(rq_vec acc, rq_vec k, rq_vec q) { return _mm512_dpbusd_epi32(acc, k, q); }
 
@@ -116,6 +136,15 @@ template <int n> static inline rq_vec rq_shr(rq_vec a) { return _mm256_srli_epi1
 template <int n> static inline rq_vec rq_shl(rq_vec a) { return _mm256_slli_epi16(a, n); }
 static inline rq_vec rq_table(const int8_t * t) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) t)); }
 static inline rq_vec rq_lookup(rq_vec table, rq_vec i) { return _mm256_shuffle_epi8(table, i); }
+
+struct rq_table32 {
+    rq_vec low;
+    rq_vec high;
+    explicit rq_table32(const int8_t * p) { low = rq_table(p); high = rq_table(p + 16); }
+};
+static inline rq_vec rq_lookup(const rq_table32 & table, rq_vec i) { // the highest bit of a byte chooses: 16 << 3
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(table.low, i), _mm256_shuffle_epi8(table.high, i), _mm256_slli_epi16(i, 3));
+}
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 #define RQ_K_BIAS 128
@@ -203,6 +232,12 @@ template <int n> static inline rq_vec rq_shr(rq_vec a) { return n == 0 ? a : vsh
 template <int n> static inline rq_vec rq_shl(rq_vec a) { return vshlq_n_u8(a, n); }
 static inline rq_vec rq_table(const int8_t * t) { return vld1q_u8((const uint8_t *) t); }
 static inline rq_vec rq_lookup(rq_vec table, rq_vec i) { return vqtbl1q_u8(table, i); }
+
+struct rq_table32 {
+    uint8x16x2_t t;
+    explicit rq_table32(const int8_t * p) { t.val[0] = rq_table(p); t.val[1] = rq_table(p + 16); }
+};
+static inline rq_vec rq_lookup(const rq_table32 & table, rq_vec i) { return vqtbl2q_u8(table.t, i); }
 
 static inline rq_vec rq_dot_w(rq_vec acc, rq_vec w, rq_vec c) {
     const int8x16_t a = vreinterpretq_s8_u8(w);
@@ -295,6 +330,12 @@ template <int n> static inline rq_vec rq_shr(rq_vec x) { return rq_bytes([=](int
 template <int n> static inline rq_vec rq_shl(rq_vec x) { return rq_bytes([=](int i) { return x.b[i] << n; }); }
 static inline rq_vec rq_table(const int8_t * t) { return rq_load(t); }
 static inline rq_vec rq_lookup(rq_vec t, rq_vec x) { return rq_bytes([=](int i) { return t.b[x.b[i]]; }); }
+
+struct rq_table32 {
+    uint8_t b[32];
+    explicit rq_table32(const int8_t * p) { memcpy(b, p, sizeof(b)); }
+};
+static inline rq_vec rq_lookup(const rq_table32 & t, rq_vec x) { return rq_bytes([&](int i) { return t.b[x.b[i]]; }); }
 
 static inline rq_vec rq_set32(int32_t x) {
     rq_vec v;

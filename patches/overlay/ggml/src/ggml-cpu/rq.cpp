@@ -7,6 +7,7 @@
 #include "simd-mappings.h"
 
 #include <cassert>
+#include <cstring>
 
 void quantize_row_rq2(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
     ggml_rq_native_quantize_row_rq2(x, (block_rq2 *) y, k);
@@ -18,6 +19,10 @@ void quantize_row_rq3(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int
 
 void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
     ggml_rq_native_quantize_row_rq4(x, (block_rq4 *) y, k);
+}
+
+void quantize_row_rq5(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    ggml_rq_native_quantize_row_rq5(x, (block_rq5 *) y, k);
 }
 
 void quantize_row_rq2_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
@@ -32,6 +37,10 @@ void quantize_row_rq4_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, 
     ggml_rq_native_quantize_row_rq4_64(x, (block_rq4_64 *) y, k);
 }
 
+void quantize_row_rq5_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    ggml_rq_native_quantize_row_rq5_64(x, (block_rq5_64 *) y, k);
+}
+
 // A block is four groups of 32 values (two in a sibling), each of which meets one q8_0 block. ggml_rq_dot() adds up the
 // integer dot products of the groups with their 32 int8 activations.
 
@@ -40,16 +49,22 @@ template <typename block_t> static constexpr int ggml_rq_groups = QK_RQ/32;
 template <> constexpr int ggml_rq_groups<block_rq2_64> = QK_RQ_64/32;
 template <> constexpr int ggml_rq_groups<block_rq3_64> = QK_RQ_64/32;
 template <> constexpr int ggml_rq_groups<block_rq4_64> = QK_RQ_64/32;
+template <> constexpr int ggml_rq_groups<block_rq5_64> = QK_RQ_64/32;
 
 #if defined(__AVX2__)
 
-static inline __m256i ggml_rq_table_avx2(const int8_t * centroids, int n) {
-    int8_t t[16] = { 0 };
-    for (int i = 0; i < n; ++i) {
-        t[i] = centroids[i];
+// up to 32 centroids, 16 of them in each lane of a vector
+struct ggml_rq_table_avx2 {
+    __m256i low;
+    __m256i high;
+
+    ggml_rq_table_avx2(const int8_t * centroids, int n) {
+        int8_t t[32] = { 0 };
+        memcpy(t, centroids, n);
+        low  = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) t));
+        high = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) (t + 16)));
     }
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) t));
-}
+};
 
 // sum of c[i]*y[i] in eight int32 lanes
 static inline __m256i ggml_rq_mul_sum_avx2(__m256i c, const int8_t * y) {
@@ -72,24 +87,46 @@ static inline float ggml_rq_hsum_avx2(__m256 v) {
     return _mm_cvtss_f32(s);
 }
 
-// centroids of group g, one function per code
-static inline __m256i ggml_rq_unpack_avx2(const block_rq2 & x, __m256i table, int g) {
-    const __m256i qs = _mm256_loadu_si256((const __m256i *) x.qs);
-    return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 2*g), _mm256_set1_epi8(3)));
-}
-
-static inline __m256i ggml_rq_unpack_avx2(const block_rq3 & x, __m256i table, int g) {
-    const __m256i qs   = _mm256_loadu_si256((const __m256i *) x.qs);
-    const __m256i qh   = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) x.qh));
+// all ones where the high bit of a value of group g is set, at 3 and 5 bits
+static inline __m256i ggml_rq_high_avx2(const uint8_t (& qh)[QK_RQ/8], int g) {
+    const __m256i bits = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) qh));
     const __m256i bit  = _mm256_set_m128i(_mm_set1_epi8((char) (2 << 2*g)), _mm_set1_epi8((char) (1 << 2*g)));
-    const __m256i high = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(qh, bit), bit), _mm256_set1_epi8(4));
-    const __m256i low  = _mm256_and_si256(_mm256_srli_epi16(qs, 2*g), _mm256_set1_epi8(3));
-    return _mm256_shuffle_epi8(table, _mm256_or_si256(low, high));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit), bit);
 }
 
-static inline __m256i ggml_rq_unpack_avx2(const block_rq4 & x, __m256i table, int g) {
+static inline __m256i ggml_rq_high_avx2(const uint8_t (& qh)[QK_RQ_64/8], int g) {
+    const __m256i bits = _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i *) qh));
+    const __m256i low  = _mm256_set_epi64x(0x0808080808080808, 0x0404040404040404, 0x0202020202020202, 0x0101010101010101);
+    const __m256i bit  = g == 0 ? low : _mm256_slli_epi16(low, 4);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit), bit);
+}
+
+// one of 32 centroids: idx has the low bits, high the mask of the highest
+static inline __m256i ggml_rq_lookup_avx2(const ggml_rq_table_avx2 & table, __m256i idx, __m256i high) {
+    return _mm256_blendv_epi8(_mm256_shuffle_epi8(table.low, idx), _mm256_shuffle_epi8(table.high, idx), high);
+}
+
+// centroids of group g, one function per code
+static inline __m256i ggml_rq_unpack_avx2(const block_rq2 & x, const ggml_rq_table_avx2 & table, int g) {
+    const __m256i qs = _mm256_loadu_si256((const __m256i *) x.qs);
+    return _mm256_shuffle_epi8(table.low, _mm256_and_si256(_mm256_srli_epi16(qs, 2*g), _mm256_set1_epi8(3)));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq3 & x, const ggml_rq_table_avx2 & table, int g) {
+    const __m256i qs   = _mm256_loadu_si256((const __m256i *) x.qs);
+    const __m256i high = _mm256_and_si256(ggml_rq_high_avx2(x.qh, g), _mm256_set1_epi8(4));
+    const __m256i low  = _mm256_and_si256(_mm256_srli_epi16(qs, 2*g), _mm256_set1_epi8(3));
+    return _mm256_shuffle_epi8(table.low, _mm256_or_si256(low, high));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq4 & x, const ggml_rq_table_avx2 & table, int g) {
     const __m256i qs = _mm256_loadu_si256((const __m256i *) (x.qs + 32*(g & 1)));
-    return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*(g >> 1)), _mm256_set1_epi8(15)));
+    return _mm256_shuffle_epi8(table.low, _mm256_and_si256(_mm256_srli_epi16(qs, 4*(g >> 1)), _mm256_set1_epi8(15)));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq5 & x, const ggml_rq_table_avx2 & table, int g) {
+    const __m256i qs = _mm256_loadu_si256((const __m256i *) (x.qs + 32*(g & 1)));
+    return ggml_rq_lookup_avx2(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*(g >> 1)), _mm256_set1_epi8(15)), ggml_rq_high_avx2(x.qh, g));
 }
 
 // siblings: low bits of 32 values, 16 of them side by side
@@ -98,26 +135,28 @@ static inline __m256i ggml_rq_low_avx2(const uint8_t * p, int g) {
     return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(qs, 4*g + 2), _mm_srli_epi16(qs, 4*g)), _mm256_set1_epi8(3));
 }
 
-static inline __m256i ggml_rq_unpack_avx2(const block_rq2_64 & x, __m256i table, int g) {
-    return _mm256_shuffle_epi8(table, ggml_rq_low_avx2(x.qs, g));
+static inline __m256i ggml_rq_unpack_avx2(const block_rq2_64 & x, const ggml_rq_table_avx2 & table, int g) {
+    return _mm256_shuffle_epi8(table.low, ggml_rq_low_avx2(x.qs, g));
 }
 
-static inline __m256i ggml_rq_unpack_avx2(const block_rq3_64 & x, __m256i table, int g) {
-    const __m256i qh   = _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i *) x.qh));
-    const __m256i bits = _mm256_set_epi64x(0x0808080808080808, 0x0404040404040404, 0x0202020202020202, 0x0101010101010101);
-    const __m256i bit  = g == 0 ? bits : _mm256_slli_epi16(bits, 4);
-    const __m256i high = _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(qh, bit), bit), _mm256_set1_epi8(4));
-    return _mm256_shuffle_epi8(table, _mm256_or_si256(ggml_rq_low_avx2(x.qs, g), high));
+static inline __m256i ggml_rq_unpack_avx2(const block_rq3_64 & x, const ggml_rq_table_avx2 & table, int g) {
+    const __m256i high = _mm256_and_si256(ggml_rq_high_avx2(x.qh, g), _mm256_set1_epi8(4));
+    return _mm256_shuffle_epi8(table.low, _mm256_or_si256(ggml_rq_low_avx2(x.qs, g), high));
 }
 
-static inline __m256i ggml_rq_unpack_avx2(const block_rq4_64 & x, __m256i table, int g) {
+static inline __m256i ggml_rq_unpack_avx2(const block_rq4_64 & x, const ggml_rq_table_avx2 & table, int g) {
     const __m256i qs = _mm256_loadu_si256((const __m256i *) x.qs);
-    return _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*g), _mm256_set1_epi8(15)));
+    return _mm256_shuffle_epi8(table.low, _mm256_and_si256(_mm256_srli_epi16(qs, 4*g), _mm256_set1_epi8(15)));
+}
+
+static inline __m256i ggml_rq_unpack_avx2(const block_rq5_64 & x, const ggml_rq_table_avx2 & table, int g) {
+    const __m256i qs = _mm256_loadu_si256((const __m256i *) x.qs);
+    return ggml_rq_lookup_avx2(table, _mm256_and_si256(_mm256_srli_epi16(qs, 4*g), _mm256_set1_epi8(15)), ggml_rq_high_avx2(x.qh, g));
 }
 
 template <typename block_t>
 static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
-    const __m256i table = ggml_rq_table_avx2(centroids, n_centroids);
+    const ggml_rq_table_avx2 table(centroids, n_centroids);
 
     __m256 sum = _mm256_setzero_ps();
     for (int i = 0; i < nb; ++i, y += ggml_rq_groups<block_t>) {
@@ -133,12 +172,11 @@ static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y,
 
 #elif defined(__ARM_NEON) && (defined(__aarch64__) || defined(_M_ARM64))
 
-static inline int8x16_t ggml_rq_table_neon(const int8_t * centroids, int n) {
-    int8_t t[16] = { 0 };
-    for (int i = 0; i < n; ++i) {
-        t[i] = centroids[i];
-    }
-    return vld1q_s8(t);
+// up to 32 centroids
+static inline int8x16x2_t ggml_rq_table_neon(const int8_t * centroids, int n) {
+    int8_t t[32] = { 0 };
+    memcpy(t, centroids, n);
+    return { { vld1q_s8(t), vld1q_s8(t + 16) } };
 }
 
 // v >> n in every byte
@@ -146,40 +184,58 @@ static inline uint8x16_t ggml_rq_shift_neon(const uint8_t * v, int n) {
     return vshlq_u8(vld1q_u8(v), vdupq_n_s8((int8_t) -n));
 }
 
-// centroids of half h of group g, one function per code
-static inline int8x16_t ggml_rq_unpack_neon(const block_rq2 & x, int8x16_t table, int g, int h) {
-    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 2*g), vdupq_n_u8(3)));
+// high bits of half h of group g, at 3 and 5 bits
+static inline uint8x16_t ggml_rq_high_neon(const uint8_t (& qh)[QK_RQ/8], int g, int h) {
+    return vandq_u8(ggml_rq_shift_neon(qh, 2*g + h), vdupq_n_u8(1));
 }
 
-static inline int8x16_t ggml_rq_unpack_neon(const block_rq3 & x, int8x16_t table, int g, int h) {
-    const uint8x16_t low  = vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 2*g), vdupq_n_u8(3));
-    const uint8x16_t high = vandq_u8(ggml_rq_shift_neon(x.qh, 2*g + h), vdupq_n_u8(1));
-    return vqtbl1q_s8(table, vorrq_u8(low, vshlq_n_u8(high, 2)));
-}
-
-static inline int8x16_t ggml_rq_unpack_neon(const block_rq4 & x, int8x16_t table, int g, int h) {
-    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 32*(g & 1) + 16*h, 4*(g >> 1)), vdupq_n_u8(15)));
-}
-
-static inline int8x16_t ggml_rq_unpack_neon(const block_rq2_64 & x, int8x16_t table, int g, int h) {
-    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs, 4*g + 2*h), vdupq_n_u8(3)));
-}
-
-static inline int8x16_t ggml_rq_unpack_neon(const block_rq3_64 & x, int8x16_t table, int g, int h) {
+static inline uint8x16_t ggml_rq_high_neon(const uint8_t (& qh)[QK_RQ_64/8], int g, int h) {
     const int s = 4*g + 2*h;
-    const uint8x16_t low  = vandq_u8(ggml_rq_shift_neon(x.qs, s), vdupq_n_u8(3));
-    const uint8x8_t  qh   = vld1_u8(x.qh);
-    const uint8x16_t both = vcombine_u8(vshl_u8(qh, vdup_n_s8((int8_t) -s)), vshl_u8(qh, vdup_n_s8((int8_t) -(s + 1))));
-    return vqtbl1q_s8(table, vorrq_u8(low, vshlq_n_u8(vandq_u8(both, vdupq_n_u8(1)), 2)));
+    const uint8x8_t bits = vld1_u8(qh);
+    const uint8x16_t both = vcombine_u8(vshl_u8(bits, vdup_n_s8((int8_t) -s)), vshl_u8(bits, vdup_n_s8((int8_t) -(s + 1))));
+    return vandq_u8(both, vdupq_n_u8(1));
 }
 
-static inline int8x16_t ggml_rq_unpack_neon(const block_rq4_64 & x, int8x16_t table, int g, int h) {
-    return vqtbl1q_s8(table, vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 4*g), vdupq_n_u8(15)));
+// centroids of half h of group g, one function per code
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq2 & x, const int8x16x2_t & table, int g, int h) {
+    return vqtbl1q_s8(table.val[0], vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 2*g), vdupq_n_u8(3)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq3 & x, const int8x16x2_t & table, int g, int h) {
+    const uint8x16_t low = vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 2*g), vdupq_n_u8(3));
+    return vqtbl1q_s8(table.val[0], vorrq_u8(low, vshlq_n_u8(ggml_rq_high_neon(x.qh, g, h), 2)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq4 & x, const int8x16x2_t & table, int g, int h) {
+    return vqtbl1q_s8(table.val[0], vandq_u8(ggml_rq_shift_neon(x.qs + 32*(g & 1) + 16*h, 4*(g >> 1)), vdupq_n_u8(15)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq5 & x, const int8x16x2_t & table, int g, int h) {
+    const uint8x16_t low = vandq_u8(ggml_rq_shift_neon(x.qs + 32*(g & 1) + 16*h, 4*(g >> 1)), vdupq_n_u8(15));
+    return vqtbl2q_s8(table, vorrq_u8(low, vshlq_n_u8(ggml_rq_high_neon(x.qh, g, h), 4)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq2_64 & x, const int8x16x2_t & table, int g, int h) {
+    return vqtbl1q_s8(table.val[0], vandq_u8(ggml_rq_shift_neon(x.qs, 4*g + 2*h), vdupq_n_u8(3)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq3_64 & x, const int8x16x2_t & table, int g, int h) {
+    const uint8x16_t low = vandq_u8(ggml_rq_shift_neon(x.qs, 4*g + 2*h), vdupq_n_u8(3));
+    return vqtbl1q_s8(table.val[0], vorrq_u8(low, vshlq_n_u8(ggml_rq_high_neon(x.qh, g, h), 2)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq4_64 & x, const int8x16x2_t & table, int g, int h) {
+    return vqtbl1q_s8(table.val[0], vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 4*g), vdupq_n_u8(15)));
+}
+
+static inline int8x16_t ggml_rq_unpack_neon(const block_rq5_64 & x, const int8x16x2_t & table, int g, int h) {
+    const uint8x16_t low = vandq_u8(ggml_rq_shift_neon(x.qs + 16*h, 4*g), vdupq_n_u8(15));
+    return vqtbl2q_s8(table, vorrq_u8(low, vshlq_n_u8(ggml_rq_high_neon(x.qh, g, h), 4)));
 }
 
 template <typename block_t>
 static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y, const int8_t * centroids, int n_centroids) {
-    const int8x16_t table = ggml_rq_table_neon(centroids, n_centroids);
+    const int8x16x2_t table = ggml_rq_table_neon(centroids, n_centroids);
 
     float32x4_t sum = vdupq_n_f32(0.0f);
     for (int i = 0; i < nb; ++i, y += ggml_rq_groups<block_t>) {
@@ -207,6 +263,10 @@ static inline int ggml_rq_index(const block_rq4 & x, int j) {
     return (x.qs[j % 64] >> 4*(j / 64)) & 15;
 }
 
+static inline int ggml_rq_index(const block_rq5 & x, int j) {
+    return ((x.qs[j % 64] >> 4*(j / 64)) & 15) | ((x.qh[j % 16] >> (j / 16)) & 1) << 4;
+}
+
 static inline int ggml_rq_index(const block_rq2_64 & x, int j) {
     return (x.qs[j % 16] >> 2*(j / 16)) & 3;
 }
@@ -217,6 +277,10 @@ static inline int ggml_rq_index(const block_rq3_64 & x, int j) {
 
 static inline int ggml_rq_index(const block_rq4_64 & x, int j) {
     return (x.qs[j % 32] >> 4*(j / 32)) & 15;
+}
+
+static inline int ggml_rq_index(const block_rq5_64 & x, int j) {
+    return ((x.qs[j % 32] >> 4*(j / 32)) & 15) | ((x.qh[j % 8] >> (j / 8)) & 1) << 4;
 }
 
 template <typename block_t>
@@ -251,10 +315,12 @@ static inline float ggml_rq_dot(int nb, const block_t * x, const block_q8_0 * y,
 GGML_RQ_VEC_DOT(2, QK_RQ, 2)
 GGML_RQ_VEC_DOT(3, QK_RQ, 3)
 GGML_RQ_VEC_DOT(4, QK_RQ, 4)
+GGML_RQ_VEC_DOT(5, QK_RQ, 5)
 
 GGML_RQ_VEC_DOT(2_64, QK_RQ_64, 2)
 GGML_RQ_VEC_DOT(3_64, QK_RQ_64, 3)
 GGML_RQ_VEC_DOT(4_64, QK_RQ_64, 4)
+GGML_RQ_VEC_DOT(5_64, QK_RQ_64, 5)
 
 // rows r0 up to r1 of nr are this thread's
 static void ggml_rq_rows_of_thread(const ggml_compute_params * params, int64_t nr, int64_t & r0, int64_t & r1) {

@@ -13,28 +13,34 @@ extern "C" {
 void quantize_row_rq2(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 void quantize_row_rq3(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 void quantize_row_rq4(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void quantize_row_rq5(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 
 void quantize_row_rq2_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 void quantize_row_rq3_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 void quantize_row_rq4_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void quantize_row_rq5_64(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 
 // ggml-rq.c compiled for this CPU, see rq-native.c
 void ggml_rq_native_quantize_row_rq2(const float * GGML_RESTRICT x, block_rq2 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq3(const float * GGML_RESTRICT x, block_rq3 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq4(const float * GGML_RESTRICT x, block_rq4 * GGML_RESTRICT y, int64_t k);
+void ggml_rq_native_quantize_row_rq5(const float * GGML_RESTRICT x, block_rq5 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq2_64(const float * GGML_RESTRICT x, block_rq2_64 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq3_64(const float * GGML_RESTRICT x, block_rq3_64 * GGML_RESTRICT y, int64_t k);
 void ggml_rq_native_quantize_row_rq4_64(const float * GGML_RESTRICT x, block_rq4_64 * GGML_RESTRICT y, int64_t k);
+void ggml_rq_native_quantize_row_rq5_64(const float * GGML_RESTRICT x, block_rq5_64 * GGML_RESTRICT y, int64_t k);
 bool ggml_rq_native_rotate_row(int family, int mode, const float * x, float * y, int64_t n);
 
 // s = sum of x[i]*y[i] over n values (whole blocks); vx: block_rqN, vy: block_q8_0; nrc is 1
 void ggml_vec_dot_rq2_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 void ggml_vec_dot_rq3_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 void ggml_vec_dot_rq4_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+void ggml_vec_dot_rq5_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 
 void ggml_vec_dot_rq2_64_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 void ggml_vec_dot_rq3_64_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 void ggml_vec_dot_rq4_64_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+void ggml_vec_dot_rq5_64_q8_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 
 // GET_ROWS from a tensor of ours
 void ggml_compute_forward_rq_get_rows(const struct ggml_compute_params * params, struct ggml_tensor * dst);

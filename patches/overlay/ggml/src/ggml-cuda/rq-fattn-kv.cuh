@@ -112,40 +112,41 @@ static __device__ __forceinline__ ggml_cuda_rq_tile_a8 ggml_cuda_rq_product(cons
 //   unpack_k    the registers of a row for products with a query
 //   unpack_v    words_v words of rows of V side by side: rows 2*t, 2*t + 1, 2*t + 8, 2*t + 9 of sixteen
 //   bytes_v     the first (k = 0) or second dim of tile i of what unpack_v made, of the four rows
-//   tile        tile i of block b, of all D/16
+//   tile        tile i of block b, of all D/16 of a head of D values
 
-// first of the two dims of tile i, for a lane of group g
-static constexpr __host__ __device__ int ggml_cuda_rq_fa_dim(const int i, const int g) {
-    return i/8*128 + 4*(g + 8*(i/4%2)) + 64*(i/2%2) + 2*(i%2);
+// Tiles have the dims of a block of 128 as its words do, or of one of 64 where 128 does not divide the head: first of the two dims
+// of tile i, for a lane of group g
+static constexpr __host__ __device__ int ggml_cuda_rq_fa_dim(const int D, const int i, const int g) {
+    return D % 128 == 0 ? i/8*128 + 4*(g + 8*(i/4%2)) + 64*(i/2%2) + 2*(i%2) : i/4*64 + 4*g + 32*(i/2%2) + 2*(i%2);
 }
 
-template <int bits>
+template <int bits, int N = QK_RQ>
 struct ggml_cuda_rq_kv {
-    typedef ggml_cuda_rq_code<bits> code;
+    typedef ggml_cuda_rq_code<bits, N> code;
     static constexpr bool is_f16    = false;
     static constexpr int  shift_max = 14;
-    static constexpr int  values    = QK_RQ;
+    static constexpr int  values    = N;
     static constexpr int  bytes     = sizeof(typename code::block);
     static constexpr int  d_at      = offsetof(typename code::block, d);
     static constexpr int  unit      = 128;
-    static constexpr int  words_v   = 8;
+    static constexpr int  words_v   = N/16;
 
     static constexpr __host__ __device__ int row_bytes(const int D) { return D/values*bytes; }
 
     static __device__ __forceinline__ int q_at(const int D, const int i) {
-        const int w = i % 64/4; // word of a block
-        return w % 4*(D/4) + i/128*32 + w/4*8 + i % 4/2*4 + i % 2*2 + i/64 % 2;
+        const int w = i % (N/2)/4; // word of a block
+        return w % 4*(D/4) + i/N*(N/4) + w/4*8 + i % 4/2*4 + i % 2*2 + i/(N/2) % 2;
     }
 
     static __device__ __forceinline__ void unpack_k(
             const ggml_cuda_rq_load_shared & row, const int t, const uint32_t zero, uint32_t (&k)[values/16]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < N/64; ++i) {
             uint32_t n[2];
             code::words(row, t + 4*i, n);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                k[2*i + j/2*4 + j%2] = code::lookup(n[j/2], j%2, zero);
+                k[2*i + j/2*(N/32) + j%2] = code::lookup(n[j/2], j%2, zero);
             }
         }
     }
@@ -154,10 +155,14 @@ struct ggml_cuda_rq_kv {
         uint32_t n[4][2];
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-            code::words(row[r], g, n[r]);
+            if constexpr (N == 128) {
+                code::words(row[r], g, n[r]);
+            } else { // has one word per group
+                n[r][0] = code::word(row[r], g);
+            }
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < N/32; ++i) {
             // nibbles of two rows side by side, of the lower 64 values and of the upper ones, then those of four rows
             uint32_t m[2];
 #pragma unroll
@@ -175,7 +180,7 @@ struct ggml_cuda_rq_kv {
         return code::lookup(x[i], k, zero);
     }
 
-    static constexpr __device__ int tile(const int b, const int i) { return 8*b + i; }
+    static constexpr __device__ int tile(const int, const int b, const int i) { return N/16*b + i; }
 };
 
 struct ggml_cuda_rq_kv_q8_0 {
@@ -206,6 +211,11 @@ struct ggml_cuda_rq_kv_q8_0 {
         for (int r = 0; r < 4; ++r) {
             v[r] = row[r](offsetof(block_q8_0, qs) + 4*g);
         }
+        side_by_side(v, x);
+    }
+
+    // bytes of four rows
+    static __device__ __forceinline__ void side_by_side(const uint32_t (&v)[4], uint32_t (&x)[words_v]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const uint32_t pick = i == 0 ? 0x5140 : 0x7362;
@@ -218,7 +228,38 @@ struct ggml_cuda_rq_kv_q8_0 {
 
     static __device__ __forceinline__ uint32_t bytes_v(const uint32_t (&x)[words_v], const int i, const int k, const uint32_t) { return x[2*i + k]; }
 
-    static constexpr __device__ int tile(const int b, const int i) { return b/4*8 + b%2*4 + b/2%2*2 + i; }
+    static constexpr __device__ int tile(const int D, const int b, const int i) {
+        return D % 128 == 0 ? b/4*8 + b%2*4 + b/2%2*2 + i : b/2*4 + b%2*2 + i;
+    }
+};
+
+// a byte holds values i and i + 16, plus 8 each
+struct ggml_cuda_rq_kv_q4_0 : ggml_cuda_rq_kv_q8_0 {
+    static constexpr int bytes = sizeof(block_q4_0);
+    static constexpr int d_at  = offsetof(block_q4_0, d);
+
+    static constexpr __host__ __device__ int row_bytes(const int D) { return D/values*bytes; }
+
+    // the low nibbles less 8, as int8
+    static __device__ __forceinline__ uint32_t signed_bytes(const uint32_t n) {
+        return ((n & 0x0F0F0F0F) + 0x78787878) ^ 0x80808080;
+    }
+
+    static __device__ __forceinline__ void unpack_k(
+            const ggml_cuda_rq_load_shared & row, const int t, const uint32_t, uint32_t (&k)[values/16]) {
+        const uint32_t n = row(offsetof(block_q4_0, qs) + 4*t);
+        k[0] = signed_bytes(n);
+        k[1] = signed_bytes(n >> 4);
+    }
+
+    static __device__ __forceinline__ void unpack_v(const ggml_cuda_rq_load_shared (&row)[4], const int g, uint32_t (&x)[words_v]) {
+        uint32_t v[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            v[r] = signed_bytes(row[r](offsetof(block_q4_0, qs) + 4*(g%4), 4*(g/4)));
+        }
+        side_by_side(v, x);
+    }
 };
 
 struct ggml_cuda_rq_kv_f16 {
@@ -335,7 +376,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_mad(
                 __align__(8) uint32_t v[4][2];
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
-                    ggml_cuda_rq_fa_read(v[k], tile + (16*r + 2*t + k%2 + k/2*8)*stride + ggml_cuda_rq_fa_dim(i, g)/2);
+                    ggml_cuda_rq_fa_read(v[k], tile + (16*r + 2*t + k%2 + k/2*8)*stride + ggml_cuda_rq_fa_dim(D, i, g)/2);
                 }
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
@@ -416,7 +457,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_mad(
                 const ggml_cuda_rq_tile_a8 sum = ggml_cuda_rq_product<n>(a, hi, lo);
 #pragma unroll
                 for (int l = 0; l < 4; ++l) {
-                    o[VC::tile(b, i)].x[l] += top[l%2]*(float) sum.x[l];
+                    o[VC::tile(D, b, i)].x[l] += top[l%2]*(float) sum.x[l];
                 }
             }
         }

@@ -66,14 +66,17 @@ struct ggml_cuda_rq_fa_copy {
 
 // ---- sizes ----
 
-template <int D, typename KC, typename VC>
+#define GGML_CUDA_RQ_FA_RECENT_ROWS 16 // recent ones of a warp in one pass
+
+template <int D, typename KC, typename VC, int DV = D>
 struct ggml_cuda_rq_fa {
-    typedef ggml_cuda_rq_fa_copy<D, KC> copy_k;
-    typedef ggml_cuda_rq_fa_copy<D, VC> copy_v;
+    typedef ggml_cuda_rq_fa_copy<D,  KC> copy_k;
+    typedef ggml_cuda_rq_fa_copy<DV, VC> copy_v;
 
     static constexpr int row_bytes = (copy_k::stride + copy_v::stride)*4*GGML_CUDA_RQ_FA_WARPS;
 
-    static constexpr int words_query = D/2 + 4; // of a column, with room against bank conflicts
+    static constexpr int words_lane  = KC::is_f16 ? D/8 : D/16;                 // of a query
+    static constexpr int words_query = D/2 + (words_lane % 8 == 0 ? 4 : 16);     // of a column, with room against bank conflicts
     static constexpr int nb_queries  = GGML_CUDA_RQ_FA_COLS*(words_query + 4)*4;
 
     // a load may look one word past the last row
@@ -82,9 +85,12 @@ struct ggml_cuda_rq_fa {
     // of a warp in one pass: 64 where four CUDA blocks then fit an A100 or H100, or what fits Turing
     static constexpr int rows = nb_loop(64) <= 48*1024 ? 64 : nb_loop(32) <= 64*1024 ? 32 : 16;
 
-    static constexpr int nb_result = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(D + 2)*4;
+    static constexpr int nb_result = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(DV + 2)*4;
     static constexpr int nb_shared = nb_loop(rows) > nb_result ? nb_loop(rows) : nb_result;
-    static_assert(nb_shared <= 64*1024, "too much shared memory");
+    static constexpr int words_recent = GGML_CUDA_RQ_FA_RECENT_ROWS*ggml_cuda_rq_fa_copy<(D > DV ? D : DV), ggml_cuda_rq_kv_f16>::stride; // of a warp
+    static constexpr int nb_rows      = nb_queries + GGML_CUDA_RQ_FA_WARPS*words_recent*4;
+    static constexpr int nb_recent    = nb_shared > nb_rows ? nb_shared : nb_rows;
+    static_assert(nb_recent <= 64*1024, "too much shared memory");
 };
 
 // a row of D values of Q times scale, as a column of the fragments; returns what products with K are to be multiplied by
@@ -144,10 +150,150 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_hide(
     }
 }
 
+// makes weights of the products s of rows row0 + g and so on with the columns; maxima, sums and results so far are brought to the new
+// maxima. Returns what this lane's weights add up to.
+template <int DV, int rows>
+static __device__ __forceinline__ float ggml_cuda_rq_fa_weights(
+        float (&s)[rows/16][4], float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[DV/16], const ggml_cuda_rq_fa_column (&col)[2],
+        const float logit_softcap, const char * mask, const int row0, const int g, const int n_kv) {
+    if (logit_softcap != 0.0f) {
+#pragma unroll
+        for (int i = 0; i < rows/4; ++i) {
+            s[i/4][i%4] = tanhf(col[i%2].scale*s[i/4][i%4]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < rows/4; ++i) {
+        s[i/4][i%4] *= col[i%2].factor;
+    }
+    if (row0 + rows > n_kv) {
+        ggml_cuda_rq_fa_hide<rows, false>(s, mask, col, row0 + g, n_kv);
+    } else if (mask) {
+        ggml_cuda_rq_fa_hide<rows, true >(s, mask, col, row0 + g, n_kv);
+    }
+
+    float m_new[2] = { m[0], m[1] };
+#pragma unroll
+    for (int i = 0; i < rows/4; ++i) {
+        m_new[i%2] = fmaxf(m_new[i%2], s[i/4][i%4]);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#pragma unroll
+        for (int offset = 4; offset < WARP_SIZE; offset *= 2) {
+            m_new[c] = fmaxf(m_new[c], __shfl_xor_sync(0xFFFFFFFF, m_new[c], offset, WARP_SIZE));
+        }
+    }
+    if (__any_sync(0xFFFFFFFF, m_new[0] > m[0] || m_new[1] > m[1])) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            const float f = exp2f(m[c] - m_new[c]);
+            m[c]  = m_new[c];
+            l[c] *= f;
+#pragma unroll
+            for (int i = 0; i < DV/16; ++i) {
+                o[i].x[c]     *= f;
+                o[i].x[c + 2] *= f;
+            }
+        }
+    }
+
+    float sum[2] = { 0.0f, 0.0f };
+#pragma unroll
+    for (int i = 0; i < rows/4; ++i) {
+        s[i/4][i%4] = exp2f(s[i/4][i%4] - m[i%2]);
+        sum[i%2] += s[i/4][i%4];
+    }
+    l[0] += sum[0];
+    l[1] += sum[1];
+    return sum[0] + sum[1];
+}
+
+// ---- recent rows ----
+
+// rows row0 and so on of a head to shared memory, zeros behind the last
+template <int D>
+static __device__ __forceinline__ void ggml_cuda_rq_fa_load_recent(
+        uint32_t * tile, const char * held, const int64_t nb_held, const char * fresh, const int64_t nb_fresh,
+        const int n_held, const int n, const int row0, const int lane) {
+    typedef ggml_cuda_rq_fa_copy<D, ggml_cuda_rq_kv_f16> copy;
+    const int piece = lane % copy::lanes; // of 8 values
+    if (piece >= copy::pieces) {
+        return;
+    }
+    for (int i = lane/copy::lanes; i < GGML_CUDA_RQ_FA_RECENT_ROWS; i += copy::step) {
+        const int row = row0 + i;
+        __align__(16) uint32_t x[4] = { 0, 0, 0, 0 };
+        if (row < n_held) {
+            ggml_cuda_memcpy_1<16>(x, held + row*nb_held + 16*piece);
+        } else if (row < n) {
+            __align__(16) float f[8];
+            const char * from = fresh + (row - n_held)*nb_fresh + 32*piece;
+            ggml_cuda_memcpy_1<16>(f,     from);
+            ggml_cuda_memcpy_1<16>(f + 4, from + 16);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const half2 h = make_half2(__float2half_rn(f[2*j]), __float2half_rn(f[2*j + 1]));
+                memcpy(&x[j], &h, sizeof(h));
+            }
+        }
+        ggml_cuda_memcpy_1<16>(tile + i*copy::stride + 4*piece, x);
+    }
+}
+
+// What a warp of part i of these has of the columns, as from rows of the cache; scaled: o is to be times GGML_CUDA_RQ_FA_P_SCALE. query
+// and columns as the kernel has them, query of f16 and masks within that of these rows.
+template <int D, int DV, bool scaled>
+static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
+        float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[DV/16], const ggml_cuda_rq_recent & recent, uint32_t * tile,
+        const uint32_t * query, const ggml_cuda_rq_fa_column * columns, const float logit_softcap,
+        const int head_kv, const int sequence, const int i, const int warp, const int lane) {
+    constexpr int rows   = GGML_CUDA_RQ_FA_RECENT_ROWS;
+    constexpr int stride_k = ggml_cuda_rq_fa_copy<D,  ggml_cuda_rq_kv_f16>::stride;
+    constexpr int stride_v = ggml_cuda_rq_fa_copy<DV, ggml_cuda_rq_kv_f16>::stride;
+    const int g = lane/4;
+    const int t = lane%4;
+
+    const char * k     = recent.k     + head_kv*recent.nb_k[1]     + sequence*recent.nb_k[2];
+    const char * v     = recent.v     + head_kv*recent.nb_v[1]     + sequence*recent.nb_v[2];
+    const char * k_new = recent.k_new + head_kv*recent.nb_k_new[1] + sequence*recent.nb_k_new[2];
+    const char * v_new = recent.v_new + head_kv*recent.nb_v_new[1] + sequence*recent.nb_v_new[2];
+    const char * mask  = recent.mask  + sequence*recent.nb_mask3;
+    const ggml_cuda_rq_fa_column col[2] = { columns[2*t], columns[2*t + 1] };
+
+    for (int row0 = (i*GGML_CUDA_RQ_FA_WARPS + warp)*rows; row0 < recent.n; row0 += recent.parts*GGML_CUDA_RQ_FA_WARPS*rows) {
+        bool live = false; // whether any column sees any of these rows
+        for (int c = lane/rows; c < GGML_CUDA_RQ_FA_COLS; c += WARP_SIZE/rows) {
+            const int row = row0 + lane%rows;
+            live = live || (row < recent.n && __half2float(((const half *) (mask + columns[c].mask))[row]) > -FLT_MAX);
+        }
+        if (!__any_sync(0xFFFFFFFF, live)) {
+            continue;
+        }
+        ggml_cuda_rq_fa_load_recent<D>(tile, k, recent.nb_k[0], k_new, recent.nb_k_new[0], recent.n_held, recent.n, row0, lane);
+        ggml_cuda_syncwarp();
+        float s[rows/16][4];
+        ggml_cuda_rq_fa_dots<D, rows, ggml_cuda_rq_kv_f16>(s, tile, stride_k, 0, query, g, t, 0);
+        ggml_cuda_rq_fa_weights<DV, rows>(s, m, l, o, col, logit_softcap, mask, row0, g, recent.n);
+        ggml_cuda_syncwarp();
+        ggml_cuda_rq_fa_load_recent<DV>(tile, v, recent.nb_v[0], v_new, recent.nb_v_new[0], recent.n_held, recent.n, row0, lane);
+        ggml_cuda_syncwarp();
+        ggml_cuda_rq_fa_mad<DV, rows, ggml_cuda_rq_kv_f16>(o, tile, stride_v, 0, 0, 0, s, g, t, 0);
+        ggml_cuda_syncwarp();
+    }
+    if constexpr (!scaled) {
+#pragma unroll
+        for (int j = 0; j < DV/4; ++j) {
+            o[j/4].x[j%4] *= 1.0f/GGML_CUDA_RQ_FA_P_SCALE;
+        }
+    }
+}
+
 // ---- the kernel ----
 
-template <int D, typename KC, typename VC>
-__launch_bounds__(GGML_CUDA_RQ_FA_WARPS*WARP_SIZE, D == 128 ? 4 : 3) // so that registers allow 16 and 12 warps at once
+// D: of K and the queries, DV: of V and the result
+template <int D, typename KC, typename VC, int DV>
+__launch_bounds__(GGML_CUDA_RQ_FA_WARPS*WARP_SIZE, DV <= 128 ? 4 : 3) // so that registers allow 16 and 12 warps at once
 static __global__ void ggml_cuda_rq_flash_attn_kernel(
         const char * Q, const char * K, const char * V, const char * mask, const char * sinks, const int * KV_max,
         float * dst, float2 * dst_meta,
@@ -158,10 +304,11 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
                             const int32_t nb11, const int32_t nb12, const int64_t nb13,
                             const int32_t nb21, const int32_t nb22, const int64_t nb23,
                             const int32_t ne31, const int32_t ne32, const int32_t ne33,
-                            const int32_t nb31, const int32_t nb32, const int64_t nb33) {
+                            const int32_t nb31, const int32_t nb32, const int64_t nb33,
+        const ggml_cuda_rq_recent recent) {
     ggml_cuda_pdl_lc();
 #if defined(FLASH_ATTN_AVAILABLE) && defined(TURING_MMA_AVAILABLE)
-    typedef ggml_cuda_rq_fa<D, KC, VC> fa;
+    typedef ggml_cuda_rq_fa<D, KC, VC, DV> fa;
 
     extern __shared__ uint4 ggml_cuda_rq_fa_shared[];
     uint32_t * shared = (uint32_t *) ggml_cuda_rq_fa_shared;
@@ -180,6 +327,8 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     const int head_g    = blockIdx.z%nz*heads; // first head within its group
     const int head0     = head_kv*gqa_ratio + head_g;
     const int query0    = blockIdx.x*(GGML_CUDA_RQ_FA_COLS/heads);
+    const int parts     = gridDim.y - recent.parts; // that share the rows of the cache
+    const bool is_recent = (int) blockIdx.y >= parts;
     const auto is_valid = [&](const int c) { return query0 + c/heads < (int) ne01.z && head_g + c%heads < gqa_ratio; };
 
     Q += (int64_t) nb03*sequence;
@@ -198,17 +347,18 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         const bool  valid   = is_valid(c);
         const int   head    = head0 + c%heads;
         const int   at      = query0 + c/heads;
-        const float q_scale = ggml_cuda_rq_fa_query<D, KC>((char *) (q_all + c*fa::words_query),
-            (const float *) (Q + (int64_t) nb02*head + (int64_t) nb01*at), valid, scale, lane);
+        const float * q     = (const float *) (Q + (int64_t) nb02*head + (int64_t) nb01*at);
+        const float q_scale = is_recent ? ggml_cuda_rq_fa_query<D, ggml_cuda_rq_kv_f16>((char *) (q_all + c*fa::words_query), q, valid, scale, lane) :
+            ggml_cuda_rq_fa_query<D, KC>((char *) (q_all + c*fa::words_query), q, valid, scale, lane);
         if (lane == 0) {
             columns[c].scale  = q_scale;
             columns[c].factor = log2e*(logit_softcap == 0.0f ? q_scale : logit_softcap);
             columns[c].slope  = valid ? log2e*get_alibi_slope(max_bias, head, n_head_log2, m0, m1) : log2e;
-            columns[c].mask   = nb31*(valid ? at : query0);
+            columns[c].mask   = (is_recent ? recent.nb_mask : nb31)*(valid ? at : query0);
         }
     }
     __syncthreads();
-    const uint32_t * query = q_all + g*fa::words_query + t*(KC::is_f16 ? D/8 : D/16);
+    const uint32_t * query = q_all + g*fa::words_query + t*fa::words_lane;
 
     const int n_kv    = KV_max ? KV_max[sequence*gridDim.x + blockIdx.x] : ne11;
     const int shift_k = (int) (uintptr_t) (K + (int64_t) g*nb11) & 15; // row g + 8 has the same: nb11 is even
@@ -223,7 +373,12 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         m[i] = is_valid(2*t + i) ? -FLT_MAX/2.0f : FLT_MAX/2.0f;
     }
     float l[2] = { 0.0f, 0.0f }; // sums, of this lane's rows alone
-    ggml_cuda_rq_tile_c o[D/16];
+    ggml_cuda_rq_tile_c o[DV/16];
+
+    if (is_recent) { // before the loop, which then has nothing to do, so that the loop keeps its registers
+        ggml_cuda_rq_fa_attend_recent<D, DV, VC::is_f16>(m, l, o, recent, shared + fa::nb_queries/4 + warp*fa::words_recent,
+            q_all + g*fa::words_query + t*(D/8), columns, logit_softcap, head_kv, sequence, (int) blockIdx.y - parts, warp, lane);
+    }
 
     // whether any query sees any row of a pass; what is masked for all is not read
     const int n_masks = mask ? min(GGML_CUDA_RQ_FA_COLS/heads, (int) ne01.z - query0) : 0;
@@ -240,7 +395,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         }
         return __any_sync(0xFFFFFFFF, live) != 0;
     };
-    const int step = gridDim.y*GGML_CUDA_RQ_FA_WARPS*fa::rows;
+    const int step = parts*GGML_CUDA_RQ_FA_WARPS*fa::rows;
     const auto next_live = [&](int row0) {
         while (row0 < n_kv && !is_live(row0)) {
             row0 += step;
@@ -254,7 +409,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     const char * src_k  = copy_k::first(K, nb11, lane);
     const char * src_v  = copy_v::first(V, nb21, lane);
 
-    int row0 = next_live((blockIdx.y*GGML_CUDA_RQ_FA_WARPS + warp)*fa::rows);
+    int row0 = is_recent ? n_kv : next_live((blockIdx.y*GGML_CUDA_RQ_FA_WARPS + warp)*fa::rows);
     copy_k::template start<fa::rows>(tile_k, src_k + (int64_t) row0*nb11, nb11, n_kv - row0, lane);
     copy_v::template start<fa::rows>(tile_v, src_v + (int64_t) row0*nb21, nb21, n_kv - row0, lane);
 
@@ -270,61 +425,12 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         copy_k::template start<fa::rows>(tile_k, src_k + (int64_t) row0_next*nb11, nb11, n_kv - row0_next, lane);
 
         const ggml_cuda_rq_fa_column col[2] = { columns[2*t], columns[2*t + 1] };
-        if (logit_softcap != 0.0f) {
-#pragma unroll
-            for (int i = 0; i < fa::rows/4; ++i) {
-                s[i/4][i%4] = tanhf(col[i%2].scale*s[i/4][i%4]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < fa::rows/4; ++i) {
-            s[i/4][i%4] *= col[i%2].factor;
-        }
-        if (row0 + fa::rows > n_kv) {
-            ggml_cuda_rq_fa_hide<fa::rows, false>(s, mask, col, row0 + g, n_kv);
-        } else if (mask) {
-            ggml_cuda_rq_fa_hide<fa::rows, true >(s, mask, col, row0 + g, n_kv);
-        }
-
-        float m_new[2] = { m[0], m[1] };
-#pragma unroll
-        for (int i = 0; i < fa::rows/4; ++i) {
-            m_new[i%2] = fmaxf(m_new[i%2], s[i/4][i%4]);
-        }
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-#pragma unroll
-            for (int offset = 4; offset < WARP_SIZE; offset *= 2) {
-                m_new[c] = fmaxf(m_new[c], __shfl_xor_sync(0xFFFFFFFF, m_new[c], offset, WARP_SIZE));
-            }
-        }
-        if (__any_sync(0xFFFFFFFF, m_new[0] > m[0] || m_new[1] > m[1])) {
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const float f = exp2f(m[c] - m_new[c]);
-                m[c]  = m_new[c];
-                l[c] *= f;
-#pragma unroll
-                for (int i = 0; i < D/16; ++i) {
-                    o[i].x[c]     *= f;
-                    o[i].x[c + 2] *= f;
-                }
-            }
-        }
-
-        float sum[2] = { 0.0f, 0.0f };
-#pragma unroll
-        for (int i = 0; i < fa::rows/4; ++i) {
-            s[i/4][i%4] = exp2f(s[i/4][i%4] - m[i%2]);
-            sum[i%2] += s[i/4][i%4];
-        }
-        l[0] += sum[0];
-        l[1] += sum[1];
+        const float sum = ggml_cuda_rq_fa_weights<DV, fa::rows>(s, m, l, o, col, logit_softcap, mask, row0, g, n_kv);
 
         ggml_cuda_rq_copy_wait<1>(); // V is there
         ggml_cuda_syncwarp();
-        if (__any_sync(0xFFFFFFFF, sum[0] + sum[1] > GGML_CUDA_RQ_FA_P_MIN)) {
-            ggml_cuda_rq_fa_mad<D, fa::rows, VC>(o, tile_v, copy_v::stride, shift_v, shift_0, shift_1, s, g, t, zero);
+        if (__any_sync(0xFFFFFFFF, sum > GGML_CUDA_RQ_FA_P_MIN)) {
+            ggml_cuda_rq_fa_mad<DV, fa::rows, VC>(o, tile_v, copy_v::stride, shift_v, shift_0, shift_1, s, g, t, zero);
         }
         ggml_cuda_syncwarp();
         row0 = row0_next;
@@ -347,9 +453,9 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
             meta[col] = make_float2(m[c]/log2e, l[c]);
         }
 #pragma unroll
-        for (int i = 0; i < D/16; ++i) {
-            const int dim = ggml_cuda_rq_fa_dim(i, g);
-            *(float2 *) (result + col*D + dim) = make_float2(o[i].x[c], o[i].x[c + 2]);
+        for (int i = 0; i < DV/16; ++i) {
+            const int dim = ggml_cuda_rq_fa_dim(DV, i, g);
+            *(float2 *) (result + col*DV + dim) = make_float2(o[i].x[c], o[i].x[c + 2]);
         }
     }
     __syncthreads();
@@ -377,14 +483,14 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         }
 
         const int64_t at = ((int64_t) (sequence*(int) ne01.z + query0 + c/heads)*ne02 + head)*gridDim.y + blockIdx.y;
-        for (int d = tid; d < D; d += GGML_CUDA_RQ_FA_WARPS*WARP_SIZE) {
+        for (int d = tid; d < DV; d += GGML_CUDA_RQ_FA_WARPS*WARP_SIZE) {
             float v = 0.0f;
 #pragma unroll
             for (int w = 0; w < GGML_CUDA_RQ_FA_WARPS; ++w) {
-                v += f[w]*result[(w*GGML_CUDA_RQ_FA_COLS + c)*D + d];
+                v += f[w]*result[(w*GGML_CUDA_RQ_FA_COLS + c)*DV + d];
             }
             v *= VC::is_f16 ? 1.0f/GGML_CUDA_RQ_FA_P_SCALE : 1.0f;
-            dst[at*D + d] = gridDim.y == 1 ? v/sum : v;
+            dst[at*DV + d] = gridDim.y == 1 ? v/sum : v;
         }
         if (gridDim.y != 1 && tid == 0) {
             dst_meta[at] = make_float2(max, sum);
@@ -392,7 +498,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     }
 #else
     GGML_UNUSED_VARS(Q, K, V, mask, sinks, KV_max, dst, dst_meta, scale, max_bias, m0, m1, n_head_log2, logit_softcap, nb01, nb02, nb03,
-        nb11, nb12, nb13, nb21, nb22, nb23, nb31, nb32, nb33);
+        nb11, nb12, nb13, nb21, nb22, nb23, nb31, nb32, nb33, recent);
     NO_DEVICE_CODE;
 #endif // defined(FLASH_ATTN_AVAILABLE) && defined(TURING_MMA_AVAILABLE)
     GGML_UNUSED_VARS(ne00, ne01, ne02, ne03, ne10, ne11, ne12, ne13, ne31, ne32, ne33, nb32);
@@ -400,57 +506,100 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
 
 // ---- which kernels there are ----
 
+// as upstream's fattn_kernel_t
+typedef void (* ggml_cuda_rq_fa_kernel_t)(
+        const char *, const char *, const char *, const char *, const char *, const int *, float *, float2 *,
+        float, float, float, float, uint32_t, float, int32_t, uint3, int32_t, int32_t, int32_t, int32_t, int32_t,
+        int32_t, int32_t, int32_t, int32_t, int32_t, int32_t, int64_t, int32_t, int32_t, int64_t,
+        int32_t, int32_t, int32_t, int32_t, int32_t, int64_t, ggml_cuda_rq_recent);
+
 struct ggml_cuda_rq_fa_kernel {
-    fattn_kernel_t kernel;     // nullptr where there is none
-    void        (* prepare)(); // to be called before a launch
-    int            nb_shared;  // bytes of shared memory
-    int            rows;       // of K and V that a CUDA block takes in one pass
+    ggml_cuda_rq_fa_kernel_t kernel; // nullptr where there is none
+    void (* prepare)(); // to be called before a launch
+    int     nb_shared;  // bytes of shared memory
+    int     nb_recent;  // the same with recent rows
+    int     rows;       // of K and V that a CUDA block takes in one pass
 };
 
-template <int D, typename KC, typename VC>
+template <int D, typename KC, typename VC, int DV = D>
 static void ggml_cuda_rq_fa_prepare() {
-    CUDA_SET_SHARED_MEMORY_LIMIT((ggml_cuda_rq_flash_attn_kernel<D, KC, VC>), (ggml_cuda_rq_fa<D, KC, VC>::nb_shared));
+    CUDA_SET_SHARED_MEMORY_LIMIT((ggml_cuda_rq_flash_attn_kernel<D, KC, VC, DV>), (ggml_cuda_rq_fa<D, KC, VC, DV>::nb_recent));
 }
 
-template <int D, typename KC, typename VC>
+template <int D, typename KC, typename VC, int DV = D>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_make() {
-    typedef ggml_cuda_rq_fa<D, KC, VC> fa;
-    return { ggml_cuda_rq_flash_attn_kernel<D, KC, VC>, ggml_cuda_rq_fa_prepare<D, KC, VC>, fa::nb_shared, GGML_CUDA_RQ_FA_WARPS*fa::rows };
+    typedef ggml_cuda_rq_fa<D, KC, VC, DV> fa;
+    return { ggml_cuda_rq_flash_attn_kernel<D, KC, VC, DV>, ggml_cuda_rq_fa_prepare<D, KC, VC, DV>, fa::nb_shared, fa::nb_recent,
+        GGML_CUDA_RQ_FA_WARPS*fa::rows };
 }
 
-// V of our types, and where K is of ours also f16 and q8_0
-template <int D, typename KC, bool k_is_ours>
+// V of our types, in blocks that its head_dim takes, and where K is of ours also f16 and q8_0
+template <int D, int DV, typename KC, bool k_is_ours>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_v(const ggml_type type_v) {
+    constexpr int N = DV % QK_RQ == 0 ? QK_RQ : QK_RQ_64;
+
     if constexpr (k_is_ours) {
         if (type_v == GGML_TYPE_F16) {
-            return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv_f16>();
+            return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv_f16, DV>();
         }
         if (type_v == GGML_TYPE_Q8_0) {
-            return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv_q8_0>();
+            return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv_q8_0, DV>();
         }
     }
-    if (!ggml_rq_is_type(type_v)) {
+    if (!ggml_rq_is_type(type_v) || ggml_rq_type_block(type_v) != N) {
         return {};
     }
     switch (ggml_rq_type_bits(type_v)) {
-        case 2:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<2>>();
-        case 3:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<3>>();
-        default: return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<4>>();
+        case 2:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<2, N>, DV>();
+        case 3:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<3, N>, DV>();
+        default: return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<4, N>, DV>();
     }
 }
 
+// heads of 128 and 256
 template <typename KC, bool k_is_ours>
-static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim, const ggml_type type_v) {
-    switch (head_dim) {
-        case 128: return ggml_cuda_rq_fa_find_v<128, KC, k_is_ours>(type_v);
-        case 256: return ggml_cuda_rq_fa_find_v<256, KC, k_is_ours>(type_v);
+static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim_k, const int64_t head_dim_v, const ggml_type type_v) {
+    if (head_dim_k == 128 && head_dim_v == 128) {
+        return ggml_cuda_rq_fa_find_v<128, 128, KC, k_is_ours>(type_v);
+    }
+    if (head_dim_k == 256 && head_dim_v == 256) {
+        return ggml_cuda_rq_fa_find_v<256, 256, KC, k_is_ours>(type_v);
+    }
+    return {};
+}
+
+// heads of 64, and of 192 for K beside 128 for V, as upstream has them
+template <typename KC, bool k_is_ours>
+static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, const int64_t head_dim_v, const ggml_type type_v) {
+    if (head_dim_k == 64 && head_dim_v == 64) {
+        return ggml_cuda_rq_fa_find_v<64, 64, KC, k_is_ours>(type_v);
+    }
+    if (head_dim_k == 192 && head_dim_v == 128) {
+        return ggml_cuda_rq_fa_find_v<192, 128, KC, k_is_ours>(type_v);
+    }
+    return {};
+}
+
+// K and V alike, for types of upstream's with recent rows
+template <typename C>
+static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_same(const int64_t head_dim_k, const int64_t head_dim_v) {
+    switch (head_dim_k == head_dim_v ? head_dim_k : 0) {
+        case  64: return ggml_cuda_rq_fa_make< 64, C, C>();
+        case 128: return ggml_cuda_rq_fa_make<128, C, C>();
+        case 256: return ggml_cuda_rq_fa_make<256, C, C>();
         default:  return {};
     }
 }
 
 // by the kind of K, each in a file of its own, for the compiler's sake
-ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq2 (int64_t head_dim, ggml_type type_v);
-ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq3 (int64_t head_dim, ggml_type type_v);
-ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_rq4 (int64_t head_dim, ggml_type type_v);
-ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_f16 (int64_t head_dim, ggml_type type_v);
-ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_q8_0(int64_t head_dim, ggml_type type_v);
+typedef ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_t(int64_t head_dim_k, int64_t head_dim_v, ggml_type type_v);
+
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_rq2;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_rq3;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_rq4;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_rq2_64;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_rq3_64;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_rq4_64;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_f16;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_q8_0;
+ggml_cuda_rq_fa_find_t ggml_cuda_rq_fa_find_q4_0;

@@ -6,25 +6,26 @@
 
 // This lane's share of the product of a row of K with a query in q8_1, of which lane t of nthreads holds the words (of four
 // values) t + nthreads*i as Q_q8[i] and their scales as Q_ds[i].x.
-template <int bits, int D, int nthreads>
+template <typename code, int D, int nthreads>
 static __device__ __forceinline__ float ggml_cuda_rq_vec_dot(const char * K, const int * Q_q8, const float2 * Q_ds, const int t) {
-    typedef typename ggml_cuda_rq_code<bits>::block block;
+    typedef typename code::block block;
+    constexpr int n = code::values/8; // words of a block, each with four values of its lower and four of its upper half
 
     float sum = 0.0f;
 #pragma unroll
-    for (int b = 0; b < D/QK_RQ; ++b) {
+    for (int b = 0; b < D/code::values; ++b) {
         const block * x = (const block *) K + b;
         float part = 0.0f;
 #pragma unroll
-        for (int i = 0; i < (nthreads < 16 ? 16/nthreads : 1); ++i) {
+        for (int i = 0; i < (nthreads < n ? n/nthreads : 1); ++i) {
             int c[2];
-            ggml_cuda_rq_centroids<bits>(x, (t + nthreads*i) % 16, c[0], c[1]);
-            if (nthreads == 32) { // the other half of a word is another lane's
-                part += (float) ggml_cuda_dp4a(t < 16 ? c[0] : c[1], Q_q8[b], 0)*Q_ds[b].x;
+            ggml_cuda_rq_centroids<code>(x, (t + nthreads*i) % n, c[0], c[1]);
+            if (nthreads == 2*n) { // the other half of a word is another lane's
+                part += (float) ggml_cuda_dp4a(t < n ? c[0] : c[1], Q_q8[b], 0)*Q_ds[b].x;
             } else {
 #pragma unroll
                 for (int h = 0; h < 2; ++h) {
-                    const int j = (32*b + 16*h)/nthreads + i;
+                    const int j = (2*n*b + n*h)/nthreads + i;
                     part += (float) ggml_cuda_dp4a(c[h], Q_q8[j], 0)*Q_ds[j].x;
                 }
             }
@@ -35,14 +36,14 @@ static __device__ __forceinline__ float ggml_cuda_rq_vec_dot(const char * K, con
 }
 
 // values i0 to i0 + 3 of a row of V; 4 divides i0
-template <int bits, typename T>
+template <typename code, typename T>
 static __device__ __forceinline__ void ggml_cuda_rq_vec_dequantize(const void * V, const int64_t i0, T * dst) {
-    const auto * x = (const typename ggml_cuda_rq_code<bits>::block *) V + i0/QK_RQ;
-    const int    i = i0 % QK_RQ;
+    const auto * x = (const typename code::block *) V + i0/code::values;
+    const int    i = i0 % code::values;
 
     int c[2];
-    ggml_cuda_rq_centroids<bits>(x, i/4 % 16, c[0], c[1]);
+    ggml_cuda_rq_centroids<code>(x, i/4 % (code::values/8), c[0], c[1]);
     float v[4];
-    ggml_cuda_rq_values(i < 64 ? c[0] : c[1], __half2float(x->d)*(1.0f/128.0f), v);
+    ggml_cuda_rq_values(i < code::values/2 ? c[0] : c[1], __half2float(x->d)*(1.0f/128.0f), v);
     ggml_cuda_rq_write4(dst, v);
 }

@@ -14,7 +14,7 @@ bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor *
 int ggml_cuda_rq_try_fuse(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 // whether we have a say in this node; supported then tells whether it runs on the device
-bool ggml_cuda_rq_decides(const ggml_tensor * op, bool & supported);
+bool ggml_cuda_rq_decides(int device, const ggml_tensor * op, bool & supported);
 
 bool ggml_cuda_rq_is_type(ggml_type type);
 
@@ -26,7 +26,15 @@ to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(ggml_type type);
 bool ggml_cuda_rq_use_flash_attn(int device, const ggml_tensor * dst);
 void ggml_cuda_rq_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst);
 
-// the same for node i together with the rotation of its output; returns how many nodes after i are done, 0 for none and nothing run
+// with recent rows (ggml-rq-types.h), by upstream's kernels
+bool ggml_cuda_rq_supports_recent(int device, const ggml_tensor * dst);
+void ggml_cuda_rq_flash_attn_recent(ggml_backend_cuda_context & ctx, const ggml_tensor * dst);
+size_t ggml_cuda_rq_recent_size(const ggml_tensor * dst);
+
+// the memory that this FLASH_ATTN_EXT takes, or 0 for what upstream says
+size_t ggml_cuda_rq_flash_attn_size(int device, const ggml_tensor * dst);
+
+// for node i of a kernel of ours together with the rotation of its output; returns how many nodes after i are done, 0 for none and nothing run
 int ggml_cuda_rq_flash_attn_rotated(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 // says once that a decode goes the slow way: a head_dim or a form of the cache that no kernel of ours takes

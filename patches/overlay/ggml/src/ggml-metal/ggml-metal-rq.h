@@ -10,17 +10,17 @@
 
 // Types of the same width share one code and its kernels: the name that stands in those of kernels
 static inline const char * ggml_metal_rq_type_name(enum ggml_type type) {
-    static const char * const codes[] = { "rq2", "rq3", "rq4" };
+    static const char * const codes[] = { "rq2", "rq3", "rq4", "rq5" };
 
-    return ggml_rq_is_type(type) ? codes[ggml_rq_type_bits(type) - 2] : ggml_type_name(type);
+    return ggml_rq_is_type(type) && !ggml_rq_is_sibling(type) ? codes[ggml_rq_type_bits(type) - 2] : ggml_type_name(type);
 }
 
 // in the names of kernels, the one place where upstream's host code asks for that of a type, other than in messages
 #define ggml_type_name ggml_metal_rq_type_name
 
-// can kernels read both as one type?
+// can kernels read K and V of these types together? Both are of one code; blocks are as the heads of each want them
 static inline bool ggml_metal_rq_same_code(enum ggml_type a, enum ggml_type b) {
-    return strcmp(ggml_metal_rq_type_name(a), ggml_metal_rq_type_name(b)) == 0;
+    return ggml_rq_is_type(a) && ggml_rq_is_type(b) ? ggml_rq_type_bits(a) == ggml_rq_type_bits(b) : a == b;
 }
 
 // set_rows encodes a block by a whole simdgroup
@@ -36,8 +36,12 @@ static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * 
     const struct ggml_tensor * k = op->src[1];
     const struct ggml_tensor * v = op->src[2];
 
+    const int64_t dk = k->ne[0];
+    const int64_t dv = v->ne[0];
+
     return q->type == GGML_TYPE_F32 && ggml_metal_rq_same_code(k->type, v->type) &&
-        k->ne[0] == v->ne[0] && (k->ne[0] == 128 || k->ne[0] == 256);
+        ggml_rq_is_sibling(k->type) == (dk % QK_RQ != 0) && ggml_rq_is_sibling(v->type) == (dv % QK_RQ != 0) &&
+        ((dk == 64 && dv == 64) || (dk == 128 && dv == 128) || (dk == 192 && dv == 128) || (dk == 256 && dv == 256) || (dk == 320 && dv == 256));
 }
 
 // the encoder has one way to choose the scale (ggml-rq.c has more of them, to be compared with)
@@ -47,9 +51,10 @@ static inline bool ggml_metal_rq_encodes(void) {
 
 static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {
     const struct ggml_tensor * src = op->src[0];
+    const int64_t              n   = ggml_blck_size(ggml_rq_is_type(src->type) ? src->type : op->type);
 
     // rows are read and written in one piece, and a row of src lies within one of dst, or both are contiguous
-    if (!ggml_is_contiguous_rows(src) || !ggml_is_contiguous_rows(op) || src->ne[0] % QK_RQ != 0 ||
+    if (!ggml_is_contiguous_rows(src) || !ggml_is_contiguous_rows(op) || src->ne[0] % n != 0 ||
         !(src->ne[0] == op->ne[0] || ggml_is_contiguous(op))) {
         return false;
     }
@@ -62,11 +67,9 @@ static inline bool ggml_metal_rq_supports_cpy(const struct ggml_tensor * op) {
 // true if the operation is for us to decide: it then goes to *supported. An operation on our types that is not named
 // here is not supported.
 static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool has_simdgroup_reduction, bool has_simdgroup_mm, bool * supported) {
-    bool ours    = ggml_rq_is_type(op->type);
-    bool sibling = ggml_rq_is_sibling(op->type); // there are no kernels for blocks of 64 values yet
+    bool ours = ggml_rq_is_type(op->type);
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
-        ours    = ours    || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
-        sibling = sibling || (op->src[i] && ggml_rq_is_sibling(op->src[i]->type));
+        ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }
 
     switch (op->op) {
@@ -79,7 +82,7 @@ static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool
         default:
             break;
     }
-    if (sibling) {
+    if (ggml_rq_op_is_for_cpu(op)) {
         *supported = false;
         return true;
     }

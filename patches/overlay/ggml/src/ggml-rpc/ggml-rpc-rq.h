@@ -14,11 +14,11 @@
 #include <mutex>
 #include <utility>
 
-static constexpr int32_t GGML_RPC_RQ_QUESTION = 0x52510002; // the last digit: the version of the blocks
+static constexpr int32_t GGML_RPC_RQ_QUESTION = 0x52510003; // the last digit: the version of the blocks and types
 
 // sizes that no tensor has
-static constexpr uint64_t GGML_RPC_RQ_YES = 0x5251000200000001;
-static constexpr uint64_t GGML_RPC_RQ_NO  = 0x5251000200000000;
+static constexpr uint64_t GGML_RPC_RQ_YES = 0x5251000300000001;
+static constexpr uint64_t GGML_RPC_RQ_NO  = 0x5251000300000000;
 
 // server: the answer when the tensor is a question, 0 when it is none. The operation in question is its first source, those
 // that follow are the operation's sources.
@@ -104,7 +104,7 @@ static bool ggml_rpc_rq_ask(ggml_backend_dev_t dev, const ggml_tensor * op) {
 
 // client: true when upstream's answer does not do for this operation, with the right one in `supported`
 static bool ggml_rpc_rq_decides(ggml_backend_dev_t dev, const ggml_tensor * op, bool & supported) {
-    bool ours = ggml_rq_is_type(op->type);
+    bool ours = ggml_rq_is_type(op->type) || ggml_rq_has_recent(op);
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }

@@ -9,7 +9,8 @@
 // types of Q, K and V in threadgroup memory, of Q*K, the softmax and the result
 #define FA_TYPES half4, half4, half4, float, float, float4, float4
 
-#define RQ_KV(block_q) block_q, QK_RQ/4, dequantize_rq_t4, block_q, QK_RQ/4, dequantize_rq_t4
+#define RQ_KV2(block_k, block_v) block_k, rq_code<block_k>::SIZE/4, dequantize_rq_t4, block_v, rq_code<block_v>::SIZE/4, dequantize_rq_t4
+#define RQ_KV(block_q) RQ_KV2(block_q, block_q)
 
 typedef decltype(kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2), 128, 128, 4>) flash_attn_ext_vec_rq_t;
 
@@ -22,3 +23,14 @@ template [[host_name("kernel_flash_attn_ext_vec_rq4_dk128_dv128")]] kernel flash
 template [[host_name("kernel_flash_attn_ext_vec_rq2_dk256_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2), 256, 256, 4>;
 template [[host_name("kernel_flash_attn_ext_vec_rq3_dk256_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq3), 256, 256, 4>;
 template [[host_name("kernel_flash_attn_ext_vec_rq4_dk256_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq4), 256, 256, 4>;
+
+// heads of 64, and of 192 and 320 for K beside 128 and 256 for V: a name tells the blocks of K
+template [[host_name("kernel_flash_attn_ext_vec_rq2_64_dk64_dv64")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2_64), 64, 64, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq3_64_dk64_dv64")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq3_64), 64, 64, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq4_64_dk64_dv64")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq4_64), 64, 64, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq2_64_dk192_dv128")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq2_64, block_rq2), 192, 128, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq3_64_dk192_dv128")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq3_64, block_rq3), 192, 128, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq4_64_dk192_dv128")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq4_64, block_rq4), 192, 128, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq2_64_dk320_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq2_64, block_rq2), 320, 256, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq3_64_dk320_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq3_64, block_rq3), 320, 256, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq4_64_dk320_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq4_64, block_rq4), 320, 256, 4>;

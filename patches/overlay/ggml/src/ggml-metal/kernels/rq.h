@@ -39,31 +39,64 @@ static inline float4 rq_centroids(uint idx, short bits, uint lo, uint hi) {
     return res;
 }
 
-// values 4*i ... 4*i + 3 of a block, in units of d/128
-static inline float4 rq_t4(device const block_rq2 * xb, short i) {
-    const uint idx = (rq_load4(xb->qs + 4*(i % 8)) >> (2*(i/8))) & 0x03030303;
+// What the codes are made of, by block: values of one, bits of an index, levels of a sign, thresholds between them
+template <typename block_q> struct rq_code;
 
-    return rq_centroids(idx, 2, RQ_BYTES(ggml_rq2_centroids[2], ggml_rq2_centroids[3], 0, 0), 0);
-}
+#define RQ_CODE(CODE, N, VALUES) \
+template <> struct rq_code<block_rq##CODE> { \
+    enum { SIZE = VALUES, BITS = N, HALF = 1 << (N - 1), MIDS = HALF - 1 }; \
+    static int  magnitude(short level) { return ggml_rq##N##_centroids[HALF + level]; } \
+    static uint mid2     (short k)     { return ggml_rq##N##_mid2[k]; } \
+    static uint start    (short i)     { return ggml_rq##N##_starts[i]; } \
+};
 
-static inline float4 rq_t4(device const block_rq3 * xb, short i) {
-    const uint low  = (rq_load4(xb->qs + 4*(i % 8)) >> (2*(i/8))) & 0x03030303;
-    const uint high = (rq_load4(xb->qh + 4*(i % 4)) >> (i/4))     & 0x01010101;
+RQ_CODE(2, 2, QK_RQ)
+RQ_CODE(3, 3, QK_RQ)
+RQ_CODE(4, 4, QK_RQ)
 
-    return rq_centroids(low | high << 2, 3,
-            RQ_BYTES(ggml_rq3_centroids[4], ggml_rq3_centroids[5], ggml_rq3_centroids[6], ggml_rq3_centroids[7]), 0);
-}
+RQ_CODE(2_64, 2, QK_RQ_64)
+RQ_CODE(3_64, 3, QK_RQ_64)
+RQ_CODE(4_64, 4, QK_RQ_64)
 
-static inline float4 rq_t4(device const block_rq4 * xb, short i) {
-    const uint idx = (rq_load4(xb->qs + 4*(i % 16)) >> (4*(i/16))) & 0x0f0f0f0f;
+// values 4*i ... 4*i + 3 of a block of N, in units of d/128, by bits of an index
+template <short BITS, short N> struct rq_decoder;
 
-    return rq_centroids(idx, 4,
-            RQ_BYTES(ggml_rq4_centroids[ 8], ggml_rq4_centroids[ 9], ggml_rq4_centroids[10], ggml_rq4_centroids[11]),
-            RQ_BYTES(ggml_rq4_centroids[12], ggml_rq4_centroids[13], ggml_rq4_centroids[14], ggml_rq4_centroids[15]));
+template <short N> struct rq_decoder<2, N> {
+    template <typename block_q> static float4 t4(device const block_q * xb, short i) {
+        const uint idx = (rq_load4(xb->qs + 4*(i % (N/16))) >> (2*(i/(N/16)))) & 0x03030303;
+
+        return rq_centroids(idx, 2, RQ_BYTES(ggml_rq2_centroids[2], ggml_rq2_centroids[3], 0, 0), 0);
+    }
+};
+
+template <short N> struct rq_decoder<3, N> {
+    template <typename block_q> static float4 t4(device const block_q * xb, short i) {
+        const uint low  = (rq_load4(xb->qs + 4*(i % (N/16))) >> (2*(i/(N/16)))) & 0x03030303;
+        const uint high = (rq_load4(xb->qh + 4*(i % (N/32))) >> (i/(N/32)))     & 0x01010101;
+
+        return rq_centroids(low | high << 2, 3,
+                RQ_BYTES(ggml_rq3_centroids[4], ggml_rq3_centroids[5], ggml_rq3_centroids[6], ggml_rq3_centroids[7]), 0);
+    }
+};
+
+template <short N> struct rq_decoder<4, N> {
+    template <typename block_q> static float4 t4(device const block_q * xb, short i) {
+        const uint idx = (rq_load4(xb->qs + 4*(i % (N/8))) >> (4*(i/(N/8)))) & 0x0f0f0f0f;
+
+        return rq_centroids(idx, 4,
+                RQ_BYTES(ggml_rq4_centroids[ 8], ggml_rq4_centroids[ 9], ggml_rq4_centroids[10], ggml_rq4_centroids[11]),
+                RQ_BYTES(ggml_rq4_centroids[12], ggml_rq4_centroids[13], ggml_rq4_centroids[14], ggml_rq4_centroids[15]));
+    }
+};
+
+template <typename block_q>
+static inline float4 rq_t4(device const block_q * xb, short i) {
+    return rq_decoder<rq_code<block_q>::BITS, rq_code<block_q>::SIZE>::t4(xb, i);
 }
 
 // Upstream's attention takes one of these as a template argument. Where 8 threads share a row (NE = 4), a thread asks
-// for il, il + 8, il + 16 and il + 24 of a block: the same bytes of both planes, which are loaded once after inlining.
+// for il, il + 8, il + 16 and il + 24 of a block (of 64 values: il and il + 8): the same bytes of both planes, which are loaded
+// once after inlining.
 template <typename block_q, typename type4>
 void dequantize_rq_t4(device const block_q * xb, short il, thread type4 & reg) {
     reg = (type4) (rq_t4(xb, il)*((float) xb->d*(1.0f/128.0f)));
@@ -84,20 +117,6 @@ void dequantize_rq(device const block_q * xb, short il, thread type4x4 & reg) {
 
 // Encoding, the same as in ggml-rq.c but for floats: they are taken apart as bit patterns, so that neither fast math
 // nor flushed denormals can change a byte. Only the scale that keeps the inner product is here (LLAMA_RQ_SCALE=inner).
-
-template <typename block_q> struct rq_code;
-
-#define RQ_CODE(N) \
-template <> struct rq_code<block_rq##N> { \
-    enum { BITS = N, HALF = 1 << (N - 1), MIDS = HALF - 1 }; \
-    static int  magnitude(short level) { return ggml_rq##N##_centroids[HALF + level]; } \
-    static uint mid2     (short k)     { return ggml_rq##N##_mid2[k]; } \
-    static uint start    (short i)     { return ggml_rq##N##_starts[i]; } \
-};
-
-RQ_CODE(2)
-RQ_CODE(3)
-RQ_CODE(4)
 
 #define RQ_BITS_INF 0x7f800000 // magnitudes above this are NaN
 #define RQ_BITS_MAX 0x477de040 // 64992.25 = 65504*127/128, the largest magnitude that a block holds
@@ -187,7 +206,7 @@ struct rq_encoder {
     void sums(thread uint & num, thread uint & den) const {
         int sn = 0;
         int sd = 0;
-        for (short j = lane; j < QK_RQ; j += LANES) {
+        for (short j = lane; j < code::SIZE; j += LANES) {
             const int a = rq_scaled(rq_magnitude(x[j]), e);
             const int c = code::magnitude(level(a));
             sn += a*c;
@@ -201,7 +220,7 @@ struct rq_encoder {
     uint64_t squares() const {
         uint lo = 0;
         uint hi = 0;
-        for (short j = lane; j < QK_RQ; j += LANES) {
+        for (short j = lane; j < code::SIZE; j += LANES) {
             const uint a  = rq_scaled(rq_magnitude(x[j]), e);
             const uint a2 = a*a;
             lo += a2 & 0xffff;
@@ -228,7 +247,7 @@ struct rq_encoder {
     // the scale in fp16 and the thresholds of the indices; 0 for a block of zeros
     ushort scale() {
         int umax = 0;
-        for (short j = lane; j < QK_RQ; j += LANES) {
+        for (short j = lane; j < code::SIZE; j += LANES) {
             umax = max(umax, rq_magnitude(x[j]));
         }
         umax = rq_max<LANES>(umax);
@@ -271,30 +290,49 @@ struct rq_encoder {
     }
 };
 
-template <short LANES> void rq_pack(rq_encoder<block_rq2, LANES> enc, device block_rq2 & y) {
-    for (short j = enc.lane; j < 32; j += LANES) {
-        y.qs[j] = enc.index(j) | enc.index(j + 32) << 2 | enc.index(j + 64) << 4 | enc.index(j + 96) << 6;
+// the low two bits of all indices
+template <typename encoder, typename block_q>
+void rq_pack_low(encoder enc, device block_q & y, short lanes) {
+    const short n = encoder::code::SIZE/4;
+
+    for (short j = enc.lane; j < n; j += lanes) {
+        y.qs[j] = (enc.index(j) & 3) | (enc.index(j + n) & 3) << 2 | (enc.index(j + 2*n) & 3) << 4 | (enc.index(j + 3*n) & 3) << 6;
     }
 }
 
-template <short LANES> void rq_pack(rq_encoder<block_rq3, LANES> enc, device block_rq3 & y) {
-    for (short j = enc.lane; j < 32; j += LANES) {
-        y.qs[j] = (enc.index(j) & 3) | (enc.index(j + 32) & 3) << 2 | (enc.index(j + 64) & 3) << 4 | (enc.index(j + 96) & 3) << 6;
+template <short BITS> struct rq_packer;
+
+template <> struct rq_packer<2> {
+    template <typename encoder, typename block_q> static void pack(encoder enc, device block_q & y, short lanes) {
+        rq_pack_low(enc, y, lanes);
     }
-    for (short j = enc.lane; j < 16; j += LANES) {
-        uint bits = 0;
-        for (short b = 0; b < 8; ++b) {
-            bits |= (enc.index(j + 16*b) >> 2) << b;
+};
+
+template <> struct rq_packer<3> {
+    template <typename encoder, typename block_q> static void pack(encoder enc, device block_q & y, short lanes) {
+        rq_pack_low(enc, y, lanes);
+
+        const short n = encoder::code::SIZE/8;
+
+        for (short j = enc.lane; j < n; j += lanes) {
+            uint bits = 0;
+            for (short b = 0; b < 8; ++b) {
+                bits |= (enc.index(j + n*b) >> 2) << b;
+            }
+            y.qh[j] = bits;
         }
-        y.qh[j] = bits;
     }
-}
+};
 
-template <short LANES> void rq_pack(rq_encoder<block_rq4, LANES> enc, device block_rq4 & y) {
-    for (short j = enc.lane; j < 64; j += LANES) {
-        y.qs[j] = enc.index(j) | enc.index(j + 64) << 4;
+template <> struct rq_packer<4> {
+    template <typename encoder, typename block_q> static void pack(encoder enc, device block_q & y, short lanes) {
+        const short n = encoder::code::SIZE/2;
+
+        for (short j = enc.lane; j < n; j += lanes) {
+            y.qs[j] = enc.index(j) | enc.index(j + n) << 4;
+        }
     }
-}
+};
 
 // lane: which of the LANES threads this is
 template <typename block_q, short LANES>
@@ -314,5 +352,5 @@ void quantize_rq(device const float * x, device block_q & y, short lane) {
     if (lane == 0) {
         y.d = as_type<half>(d);
     }
-    rq_pack(enc, y);
+    rq_packer<rq_code<block_q>::BITS>::pack(enc, y, LANES);
 }

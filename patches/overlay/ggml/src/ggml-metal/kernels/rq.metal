@@ -26,7 +26,7 @@ kernel void kernel_set_rows_rq(
     device block_q     * y = (device block_q     *) (dst  + row*args.nb1  + i02*args.nb2  + i03*args.nb3);
 
     for (int ib = sgitg; ib < args.nk0; ib += ntg.x/N_SIMDWIDTH) {
-        quantize_rq<block_q, N_SIMDWIDTH>(x + QK_RQ*ib, y[ib], tiisg);
+        quantize_rq<block_q, N_SIMDWIDTH>(x + rq_code<block_q>::SIZE*ib, y[ib], tiisg);
     }
 }
 
@@ -39,6 +39,13 @@ template [[host_name("kernel_set_rows_f32_i64_rq4")]] kernel kernel_set_rows_rq6
 template [[host_name("kernel_set_rows_f32_i32_rq2")]] kernel kernel_set_rows_rq32_t kernel_set_rows_rq<int32_t, block_rq2>;
 template [[host_name("kernel_set_rows_f32_i32_rq3")]] kernel kernel_set_rows_rq32_t kernel_set_rows_rq<int32_t, block_rq3>;
 template [[host_name("kernel_set_rows_f32_i32_rq4")]] kernel kernel_set_rows_rq32_t kernel_set_rows_rq<int32_t, block_rq4>;
+
+template [[host_name("kernel_set_rows_f32_i64_rq2_64")]] kernel kernel_set_rows_rq64_t kernel_set_rows_rq<int64_t, block_rq2_64>;
+template [[host_name("kernel_set_rows_f32_i64_rq3_64")]] kernel kernel_set_rows_rq64_t kernel_set_rows_rq<int64_t, block_rq3_64>;
+template [[host_name("kernel_set_rows_f32_i64_rq4_64")]] kernel kernel_set_rows_rq64_t kernel_set_rows_rq<int64_t, block_rq4_64>;
+template [[host_name("kernel_set_rows_f32_i32_rq2_64")]] kernel kernel_set_rows_rq32_t kernel_set_rows_rq<int32_t, block_rq2_64>;
+template [[host_name("kernel_set_rows_f32_i32_rq3_64")]] kernel kernel_set_rows_rq32_t kernel_set_rows_rq<int32_t, block_rq3_64>;
+template [[host_name("kernel_set_rows_f32_i32_rq4_64")]] kernel kernel_set_rows_rq32_t kernel_set_rows_rq<int32_t, block_rq4_64>;
 
 // a thread for each 16 values
 template <typename block_q>
@@ -65,7 +72,9 @@ kernel void kernel_get_rows_rq(
     device float4x4      * y = (device float4x4      *) (dst  + i10*args.nb1  + i11*args.nb2  + i12*args.nb3);
 
     float4x4 reg;
-    dequantize_rq(x + i/(QK_RQ/16), i%(QK_RQ/16), reg);
+    const int n = rq_code<block_q>::SIZE/16; // parts of a block
+
+    dequantize_rq(x + i/n, i%n, reg);
     y[i] = reg;
 }
 
@@ -74,6 +83,10 @@ typedef decltype(kernel_get_rows_rq<block_rq2>) kernel_get_rows_rq_t;
 template [[host_name("kernel_get_rows_rq2")]] kernel kernel_get_rows_rq_t kernel_get_rows_rq<block_rq2>;
 template [[host_name("kernel_get_rows_rq3")]] kernel kernel_get_rows_rq_t kernel_get_rows_rq<block_rq3>;
 template [[host_name("kernel_get_rows_rq4")]] kernel kernel_get_rows_rq_t kernel_get_rows_rq<block_rq4>;
+
+template [[host_name("kernel_get_rows_rq2_64")]] kernel kernel_get_rows_rq_t kernel_get_rows_rq<block_rq2_64>;
+template [[host_name("kernel_get_rows_rq3_64")]] kernel kernel_get_rows_rq_t kernel_get_rows_rq<block_rq3_64>;
+template [[host_name("kernel_get_rows_rq4_64")]] kernel kernel_get_rows_rq_t kernel_get_rows_rq<block_rq4_64>;
 
 // where the row of src0 that this thread works on begins, in src0 and in dst, which may be of another shape
 struct rq_cpy_rows {
@@ -108,7 +121,7 @@ kernel void kernel_cpy_f32_rq(
         uint3   tgpig[[threadgroup_position_in_grid]],
         ushort3 tpitg[[thread_position_in_threadgroup]],
         ushort3 ntg  [[threads_per_threadgroup]]) {
-    const rq_cpy_rows at = rq_cpy(args, QK_RQ, tgpig, tpitg, ntg);
+    const rq_cpy_rows at = rq_cpy(args, rq_code<block_q>::SIZE, tgpig, tpitg, ntg);
     if (at.i >= args.nk0) {
         return;
     }
@@ -116,7 +129,7 @@ kernel void kernel_cpy_f32_rq(
     device const float * x = (device const float *) (src0 + at.src);
     device block_q     * y = (device block_q     *) (dst  + at.dst);
 
-    quantize_rq<block_q, 1>(x + QK_RQ*at.i, y[at.i], 0);
+    quantize_rq<block_q, 1>(x + rq_code<block_q>::SIZE*at.i, y[at.i], 0);
 }
 
 typedef decltype(kernel_cpy_f32_rq<block_rq2>) kernel_cpy_f32_rq_t;
@@ -124,6 +137,10 @@ typedef decltype(kernel_cpy_f32_rq<block_rq2>) kernel_cpy_f32_rq_t;
 template [[host_name("kernel_cpy_f32_rq2")]] kernel kernel_cpy_f32_rq_t kernel_cpy_f32_rq<block_rq2>;
 template [[host_name("kernel_cpy_f32_rq3")]] kernel kernel_cpy_f32_rq_t kernel_cpy_f32_rq<block_rq3>;
 template [[host_name("kernel_cpy_f32_rq4")]] kernel kernel_cpy_f32_rq_t kernel_cpy_f32_rq<block_rq4>;
+
+template [[host_name("kernel_cpy_f32_rq2_64")]] kernel kernel_cpy_f32_rq_t kernel_cpy_f32_rq<block_rq2_64>;
+template [[host_name("kernel_cpy_f32_rq3_64")]] kernel kernel_cpy_f32_rq_t kernel_cpy_f32_rq<block_rq3_64>;
+template [[host_name("kernel_cpy_f32_rq4_64")]] kernel kernel_cpy_f32_rq_t kernel_cpy_f32_rq<block_rq4_64>;
 
 // a thread for each 16 values
 template <typename block_q, typename type4x4>
@@ -143,7 +160,9 @@ kernel void kernel_cpy_rq_f(
     device type4x4       * y = (device type4x4       *) (dst  + at.dst);
 
     type4x4 reg;
-    dequantize_rq(x + at.i/(QK_RQ/16), at.i%(QK_RQ/16), reg);
+    const int n = rq_code<block_q>::SIZE/16; // parts of a block
+
+    dequantize_rq(x + at.i/n, at.i%n, reg);
     y[at.i] = reg;
 }
 
@@ -156,6 +175,13 @@ template [[host_name("kernel_cpy_rq2_f16")]] kernel kernel_cpy_rq_f_t kernel_cpy
 template [[host_name("kernel_cpy_rq3_f16")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq3, half4x4>;
 template [[host_name("kernel_cpy_rq4_f16")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq4, half4x4>;
 
+template [[host_name("kernel_cpy_rq2_64_f32")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq2_64, float4x4>;
+template [[host_name("kernel_cpy_rq3_64_f32")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq3_64, float4x4>;
+template [[host_name("kernel_cpy_rq4_64_f32")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq4_64, float4x4>;
+template [[host_name("kernel_cpy_rq2_64_f16")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq2_64, half4x4>;
+template [[host_name("kernel_cpy_rq3_64_f16")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq3_64, half4x4>;
+template [[host_name("kernel_cpy_rq4_64_f16")]] kernel kernel_cpy_rq_f_t kernel_cpy_rq_f<block_rq4_64, half4x4>;
+
 // K or V as contiguous f16 for long queries, whose attention is upstream's own; a thread for each block
 template <typename block_q>
 kernel void kernel_flash_attn_ext_kv_rq_f16(
@@ -167,7 +193,7 @@ kernel void kernel_flash_attn_ext_kv_rq_f16(
         return;
     }
 
-    const uint nb = args.ne0/QK_RQ;
+    const uint nb = args.ne0/rq_code<block_q>::SIZE;
 
     uint i = gid;
     const uint i0 = i%nb;       i /= nb;
@@ -176,10 +202,10 @@ kernel void kernel_flash_attn_ext_kv_rq_f16(
 
     device const block_q * xb = (device const block_q *) (x + i0*args.nb0 + i1*args.nb1 + i2*args.nb2 + i*args.nb3);
 
-    for (short k = 0; k < QK_RQ/16; ++k) {
+    for (short k = 0; k < rq_code<block_q>::SIZE/16; ++k) {
         half4x4 reg;
         dequantize_rq(xb, k, reg);
-        y[(QK_RQ/16)*gid + k] = reg;
+        y[(rq_code<block_q>::SIZE/16)*gid + k] = reg;
     }
 }
 
@@ -188,3 +214,7 @@ typedef decltype(kernel_flash_attn_ext_kv_rq_f16<block_rq2>) kernel_flash_attn_e
 template [[host_name("kernel_flash_attn_ext_kv_rq2_f16")]] kernel kernel_flash_attn_ext_kv_rq_f16_t kernel_flash_attn_ext_kv_rq_f16<block_rq2>;
 template [[host_name("kernel_flash_attn_ext_kv_rq3_f16")]] kernel kernel_flash_attn_ext_kv_rq_f16_t kernel_flash_attn_ext_kv_rq_f16<block_rq3>;
 template [[host_name("kernel_flash_attn_ext_kv_rq4_f16")]] kernel kernel_flash_attn_ext_kv_rq_f16_t kernel_flash_attn_ext_kv_rq_f16<block_rq4>;
+
+template [[host_name("kernel_flash_attn_ext_kv_rq2_64_f16")]] kernel kernel_flash_attn_ext_kv_rq_f16_t kernel_flash_attn_ext_kv_rq_f16<block_rq2_64>;
+template [[host_name("kernel_flash_attn_ext_kv_rq3_64_f16")]] kernel kernel_flash_attn_ext_kv_rq_f16_t kernel_flash_attn_ext_kv_rq_f16<block_rq3_64>;
+template [[host_name("kernel_flash_attn_ext_kv_rq4_64_f16")]] kernel kernel_flash_attn_ext_kv_rq_f16_t kernel_flash_attn_ext_kv_rq_f16<block_rq4_64>;

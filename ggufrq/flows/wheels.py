@@ -40,9 +40,11 @@ def dist_info(name: str, version: str) -> str:
     return f"{_escaped(name)}-{version}.dist-info"
 
 
-def write(path: Path, name: str, version: str, tag: str, files: Mapping[str, bytes | Path]) -> None:
+def write(
+    path: Path, name: str, version: str, tag: str, files: Mapping[str, bytes | Path], programs: str = "/"
+) -> None:
     """Write the wheel with these files, by their names in it, and the two that describe it: WHEEL and RECORD.
-    METADATA is among ``files``."""
+    METADATA is among ``files``. Those in the folder ``programs`` (``package/bin/``) can be run."""
     info = dist_info(name, version)
     wheel = f"Wheel-Version: 1.0\nGenerator: ggufrq {__version__}\nRoot-Is-Purelib: false\nTag: {tag}\n"
     content = {**files, f"{info}/WHEEL": wheel.encode()}
@@ -57,15 +59,15 @@ def write(path: Path, name: str, version: str, tag: str, files: Mapping[str, byt
             data = held if isinstance(held, bytes) else held.read_bytes()
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{inside},sha256={digest},{len(data)}\n")
-            _add(archive, inside, data)
+            _add(archive, inside, data, inside.startswith(programs))
         _add(archive, f"{info}/RECORD", "".join([*record, f"{info}/RECORD,,\n"]).encode())
 
 
-def _add(archive: zipfile.ZipFile, inside: str, data: bytes) -> None:
+def _add(archive: zipfile.ZipFile, inside: str, data: bytes, program: bool = False) -> None:
     entry = zipfile.ZipInfo(inside, _TIME)
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.create_system = 3  # Unix, for the mode
-    entry.external_attr = (0o100755 if _LIBRARY.search(inside) else 0o100644) << 16
+    entry.external_attr = (0o100755 if program or _LIBRARY.search(inside) else 0o100644) << 16
     archive.writestr(entry, data)
 
 

@@ -1,0 +1,42 @@
+"""GPUs by their Vulkan drivers. A build needs the loader, headers and glslc, but no GPU."""
+
+from __future__ import annotations
+
+from ggufrq.build import cmake_files, vulkan_toolkit
+from ggufrq.build.backends import cpu
+from ggufrq.build.toolchain import Missing
+
+
+def detected() -> bool:
+    """Whether Vulkan shows a GPU and all that a build needs is there."""
+    return bool(vulkan_toolkit.devices()) and not vulkan_toolkit.missing()
+
+
+def definitions(*, native: bool) -> dict[str, str]:
+    """The CPU backend's, too: what does not fit on the GPU runs there."""
+    return {
+        **cpu.definitions(native=native),
+        **cmake_files.options("vulkan"),
+        **vulkan_toolkit.definitions(vulkan_toolkit.find()),
+    }
+
+
+def identity(*, native: bool) -> str:
+    """The processor, glslc and the headers; for the GPU its driver compiles when a program starts."""
+    found = vulkan_toolkit.find()
+    return f"{cpu.identity(native=native)} glslc {found.version} vulkan {found.headers}"
+
+
+def missing() -> list[Missing]:
+    """A C++ compiler and the parts of Vulkan."""
+    return [*cpu.missing(), *vulkan_toolkit.missing()]
+
+
+def versions() -> dict[str, str]:
+    """glslc, the headers and, where there are any, the GPUs."""
+    found = vulkan_toolkit.find()
+    told = {"glslc": found.version, "vulkan": found.headers}
+    devices = vulkan_toolkit.devices()
+    if devices:
+        told["devices"] = ", ".join(devices)
+    return told

@@ -1,0 +1,154 @@
+"""The system that programs are made for, where they are to be given away: an older Debian, whose C and C++
+libraries they are linked against, so that they run there and on what is newer; or this one.
+
+The libraries are unpacked into the cache; the compiler is this machine's GCC, for its processor or another.
+Nothing of what it makes names a folder of this machine, so that the same source gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import BuildError, UsageError
+from ggufrq.base.locks import locked
+from ggufrq.base.paths import read_json
+from ggufrq.build import debian
+
+#: Debian 11: glibc 2.31 and libstdc++ of GCC 10, the oldest one that Debian's mirrors have.
+RELEASE, GCC = "bullseye", "10"
+_PACKAGES = (
+    *("libc6", "libc6-dev", "linux-libc-dev", "libcrypt-dev"),
+    *("libstdc++6", f"libstdc++-{GCC}-dev", "libgcc-s1", f"libgcc-{GCC}-dev"),
+    *("libgomp1", f"gcc-{GCC}-base"),
+)
+_VERSIONS = "versions.json"
+
+
+@dataclass(frozen=True)
+class BaseSystem:
+    """``arch`` as Linux names processors; ``root`` of the unpacked libraries, None for this system's own;
+    ``versions`` of Debian's packages in it."""
+
+    arch: str
+    root: Path | None = None
+    versions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def triplet(self) -> str:
+        """The name of the processor and system in compilers and folders."""
+        return f"{self.arch}-linux-gnu"
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return f"Debian {RELEASE}" if self.root is not None else "this system"
+
+    def identity(self) -> str:
+        """What of it a build depends on, without folders of this machine."""
+        return json.dumps([self.arch, self.root is not None, self.versions])
+
+    def compiler(self, name: str) -> str:
+        """Path of GCC's ``gcc``, ``g++`` or ``strip`` for it. Raises BuildError when it is not there."""
+        found = shutil.which(f"{self.triplet}-{name}")
+        if found is None:
+            package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"
+            raise BuildError(
+                f"there is no {self.triplet}-{name}, which compiles for {self.arch}",
+                remedy=f"apt-get install {package}",
+            )
+        return found
+
+    def definitions(self, build: Path) -> dict[str, str]:
+        """CMake's definitions of a build in the folder ``build``. Raises BuildError without the compiler."""
+        here = [f"-ffile-prefix-map={build / 'src'}=src", "-ffile-prefix-map=../src=src", "-s"]
+        defined = {
+            "CMAKE_C_COMPILER": self.compiler("gcc"),
+            "CMAKE_CXX_COMPILER": self.compiler("g++"),
+            "CMAKE_C_FLAGS": shlex.join([*here, *self._flags([])]),
+            "CMAKE_CXX_FLAGS": shlex.join([*here, *self._flags(self._cxx_headers())]),
+        }
+        if self.arch != platform.machine():
+            defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": self.arch}
+        if self.root is not None:
+            defined |= {"CMAKE_SYSROOT": os.fspath(self.root)}
+            defined |= {f"CMAKE_FIND_ROOT_PATH_MODE_{kind}": "ONLY" for kind in ("LIBRARY", "INCLUDE")}
+        return defined
+
+    def library(self, name: str) -> Path | None:
+        """The file of a library that programs for it load, None where it is not known."""
+        if self.root is not None:
+            found = self.root / "usr" / "lib" / self.triplet / name
+        else:
+            said = proc.run([self.compiler("g++"), f"-print-file-name={name}"], timeout=60).stdout
+            found = Path(said.strip())
+        return found.resolve() if found.is_absolute() and found.is_file() else None
+
+    def _cxx_headers(self) -> list[str]:
+        return [f"c++/{GCC}", f"{self.triplet}/c++/{GCC}", f"c++/{GCC}/backward"]
+
+    def _flags(self, first: list[str]) -> list[str]:
+        """Its headers in place of this system's, with ``first`` before those of C, and its libraries."""
+        if self.root is None:
+            return []
+        usr = self.root / "usr"
+        own = proc.run([self.compiler("gcc"), "-print-file-name=include"], timeout=60).stdout.strip()
+        headers = [*(usr / "include" / name for name in first), Path(own)]
+        headers += [usr / "include" / self.triplet, usr / "include"]
+        libraries = [usr / "lib" / "gcc" / self.triplet / GCC, usr / "lib" / self.triplet]
+        libraries.append(self.root / "lib" / self.triplet)
+        flags = [f"-ffile-prefix-map={self.root}=base", "-nostdinc", *(["-nostdinc++"] if first else [])]
+        for header in headers:
+            flags += ["-isystem", os.fspath(header)]
+        return [*flags, f"-B{usr / 'lib' / self.triplet}", *(f"-L{library}" for library in libraries)]
+
+
+def old(arch: str) -> BaseSystem:
+    """Debian 11 for a processor; its libraries are fetched on first use. Raises BuildError."""
+    _require_known(arch)
+    digest = hashlib.sha256(" ".join([RELEASE, arch, *_PACKAGES]).encode()).hexdigest()[:12]
+    root = paths.cache_dir() / f"debian-{RELEASE}-{arch}-{digest}"
+    with locked(root.with_name(root.name + ".lock"), f"another ggufrq is getting Debian's {RELEASE}"):
+        if not root.is_dir():
+            with paths.atomic_path(root) as making:
+                versions = debian.unpack(making, release=RELEASE, alone=_PACKAGES, arch=arch)
+                _keep_links_inside(making)
+                (making / _VERSIONS).write_text(json.dumps(versions) + "\n", encoding="utf-8")
+    found = read_json(root / _VERSIONS) or {}
+    return BaseSystem(arch, root, tuple(sorted(found.items())))
+
+
+def here(arch: str) -> BaseSystem:
+    """This system. Raises UsageError for another processor, whose libraries it does not have."""
+    _require_known(arch)
+    if arch != platform.machine():
+        raise UsageError(
+            f"this system is for {platform.machine()}, not for {arch}",
+            remedy=f"--arch {arch} alone, which takes the libraries of Debian's {RELEASE}",
+        )
+    return BaseSystem(arch)
+
+
+def _keep_links_inside(root: Path) -> None:
+    """Links to ``/lib/x`` mean a file below ``root``, not this system's."""
+    for link in root.rglob("*"):
+        if link.is_symlink() and (target := link.readlink()).is_absolute():
+            inside = root / target.relative_to(target.anchor)
+            link.unlink()
+            link.symlink_to(os.path.relpath(inside, link.parent))
+
+
+def _require_known(arch: str) -> None:
+    if platform.system() != "Linux" or arch not in debian.ARCHITECTURES:
+        raise UsageError(
+            f"programs to give away are made on Linux, for {' or '.join(debian.ARCHITECTURES)}; here is "
+            f"{platform.system()}, and {arch} was asked for",
+            remedy="ggufrq build, for this machine",
+        )

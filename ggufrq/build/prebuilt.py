@@ -1,0 +1,125 @@
+"""Programs that were built elsewhere: the wheel ggufrq-bin, or an unpacked archive of ``ggufrq bundle``.
+
+Both are a folder with ``manifest.json``, ``bin``, ``licenses``, ``models`` (embedded ones, ready to run) and
+``source`` (what of llama.cpp's tree the converter of models takes).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from ggufrq import __version__
+from ggufrq.base import paths
+from ggufrq.base.errors import BuildError
+from ggufrq.build import backends, elf
+from ggufrq.build.project import Build, llama_project
+
+#: Environment variable with the folder of an unpacked archive, which goes before everything else.
+VARIABLE = "GGUFRQ_BIN"
+#: The wheel: what it is called, and its package.
+DISTRIBUTION, PACKAGE = "ggufrq-bin", "ggufrq_bin"
+#: Counted up when the folder is laid out in another way.
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+#: The command that brings the wheel of this ggufrq.
+INSTALL = f"python -m pip install '{DISTRIBUTION}=={__version__}'"
+_BUILD_HERE = "ggufrq build, which compiles for this machine"
+
+
+def find() -> Build | None:
+    """The programs of ``$GGUFRQ_BIN`` or else of the installed wheel, None where there is neither.
+
+    Raises BuildError for such that are not of this ggufrq, not for this machine, or not whole.
+    """
+    root = _folder()
+    if root is None:
+        return None
+    facts = paths.read_json(root / MANIFEST)
+    if facts is None or facts.get("format") != FORMAT:
+        why = f"has no {MANIFEST} that this ggufrq reads" if root.is_dir() else "is not there"
+        raise BuildError(f"{_named(root)} {why}", remedy=_again(root))
+    _require_series(root, facts)
+    _require_machine(root, facts)
+    for name, file in facts["files"].items():
+        path = root / name
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            raise BuildError(
+                f"{_named(root)} is not whole: {name} is missing or damaged", remedy=_again(root)
+            )
+    return Build(str(facts["key"]), root, root / "bin", root / "source", facts)
+
+
+def chosen() -> bool:
+    """Whether the user says by the variable which programs to take."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def gain(build: Build) -> str:
+    """What a build of one's own would add to these programs, in a few words."""
+    here = backends.default()
+    parts = ["code for just this processor in all of llama.cpp, not in the kernels alone"]
+    if here != build.manifest["backend"]:
+        parts.append(f"the backend {here}, whose device is here")
+    return f"`ggufrq build` would add {' and '.join(parts)}"
+
+
+def is_one(build: Build) -> bool:
+    """Whether a build was made elsewhere."""
+    return build.manifest.get("format") == FORMAT
+
+
+def named(build: Build) -> str:
+    """The wheel or the folder that a build came in, for people."""
+    return _named(build.root)
+
+
+def _folder() -> Path | None:
+    given = os.environ.get(VARIABLE)
+    if given:
+        return paths.expanded(given).absolute()
+    try:
+        file = importlib.import_module(PACKAGE).__file__
+    except ImportError:
+        return None
+    return Path(file).parent if file else None
+
+
+def _named(root: Path) -> str:
+    return f"the archive in {root}" if chosen() else f"the wheel {DISTRIBUTION} in {root}"
+
+
+def _again(root: Path) -> str:
+    if chosen():
+        return f"unpack it again and set {VARIABLE} to its folder, or unset that"
+    return f"{INSTALL} --force-reinstall, or {_BUILD_HERE}"
+
+
+def _require_series(root: Path, facts: dict[str, Any]) -> None:
+    project = llama_project()
+    series = (project.pin.commit, project.patch_set.hash)
+    theirs = (str(facts["llama_cpp"]["commit"]), str(facts["patch_set"]))
+    if theirs != series:
+        raise BuildError(
+            f"{_named(root)} is of another series than ggufrq {__version__}: llama.cpp {theirs[0][:9]} with "
+            f"patch set {theirs[1][:8]}, and this is for {series[0][:9]} with {series[1][:8]}",
+            remedy=_again(root),
+        )
+
+
+def _require_machine(root: Path, facts: dict[str, Any]) -> None:
+    here = (platform.system(), platform.machine())
+    if here != ("Linux", facts["arch"]):
+        raise BuildError(
+            f"{_named(root)} is for Linux on {facts['arch']}, and this is {' on '.join(here)}",
+            remedy=_BUILD_HERE,
+        )
+    kind, version = platform.libc_ver()
+    least = str(facts["needs"].get("GLIBC", "0"))
+    if kind != "glibc" or elf.version_key(version) < elf.version_key(least):
+        found = f"glibc {version}" if kind == "glibc" else "another C library"
+        raise BuildError(f"{_named(root)} takes glibc {least}, and here is {found}", remedy=_BUILD_HERE)

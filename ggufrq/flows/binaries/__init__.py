@@ -1,0 +1,1 @@
+"""Builds to be given away: an archive of programs, and the same as a wheel."""

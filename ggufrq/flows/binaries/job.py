@@ -1,0 +1,199 @@
+"""A bundle: a build for other machines, collected into an archive and into the wheel ggufrq-bin."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+import os
+import platform
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ggufrq import __version__
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import UsageError
+from ggufrq.build import base_system, builds, prebuilt
+from ggufrq.build.base_system import BaseSystem
+from ggufrq.build.project import Build, BuildOptions
+from ggufrq.flows import wheels
+from ggufrq.flows.binaries import contents, needs
+from ggufrq.flows.binaries.needs import Needs
+from ggufrq.make.family import make_family
+from ggufrq.make.plan import Request, Want
+from ggufrq.make.ready import WEIGHTS
+from ggufrq.models.resolve import embedded_models
+
+#: Environment variable with the time that files get, in seconds; that of llama.cpp's commit unless set.
+EPOCH = "SOURCE_DATE_EPOCH"
+SUMS = "SHA256SUMS"
+Content = Mapping[str, bytes | Path]
+
+_README = """\
+llama.cpp {commit} with the cache types of ggufrq {version}, for Linux on {arch}, glibc {glibc} and newer.
+
+    bin/llama-cli -m models/docs-qwen3-8m-Q8_0.gguf -ctk iso3 -ctv iso3 -p "The CREATE TABLE statement"
+    GGUFRQ_BIN=$PWD ggufrq run docs-qwen3-8m -p "The CREATE TABLE statement" --raw --kv iso3
+
+The folder can be moved. sha256sum -c {sums} tells whether it is whole; manifest.json says what went in.
+"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An archive, the same as a wheel, what both ask of the system, and the manifest in them."""
+
+    archive: Path
+    wheel: Path
+    needs: Needs
+    tag: str
+    manifest: dict[str, Any]
+
+
+def make(
+    out: Path,
+    *,
+    arch: str,
+    here: bool = False,
+    backend: str = "cpu",
+    with_models: bool = True,
+    cmake_args: tuple[str, ...] = (),
+    jobs: int | None = None,
+    source: str = "auto",
+) -> Bundle:
+    """Build for other machines with processor ``arch`` (``x86_64``, ``aarch64``) and write archive and wheel
+    into the folder ``out``. ``here``: against this system's libraries, not those of an older Debian;
+    ``with_models``: with the embedded models; ``source`` is as in ``obtain.pristine``.
+
+    Raises UsageError, and what ``ensure_build`` and ``make_family`` raise.
+    """
+    if backend != "cpu" and not here:
+        raise UsageError(
+            f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
+        )
+    base = base_system.here(arch) if here else base_system.old(arch)
+    options = BuildOptions.portable(backend, base=base, jobs=jobs, cmake_args=cmake_args)
+    build = builds.ensure_build(options, source=source)
+    ready: Mapping[str, Path] = {}
+    if with_models:
+        # programs for another processor do not run here
+        ready = models(build, build if arch == platform.machine() else builds.ensure_build(source=source))
+    return write(out, build, base, ready)
+
+
+def models(build: Build, maker: Build) -> dict[str, Path]:
+    """The embedded models in the type that they are run in, by file name, made by the programs of ``maker``
+    and kept in the folder of the build."""
+    made = {}
+    for name in embedded_models():
+        folder = build.root / "embedded" / name
+        file = make_family(Request(name, (Want(WEIGHTS),), out=folder), maker).file(WEIGHTS)
+        made[file.name] = file
+    return made
+
+
+def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) -> Bundle:
+    """Archive and wheel of a build with models that are ``ready`` to run. Raises BuildError as
+    ``contents.programs``."""
+    programs, asked = contents.programs(build, base)
+    wanted = needs.of(asked)
+    files: dict[str, bytes | Path] = {f"bin/{name}": path for name, path in programs.items()}
+    files |= {f"source/{name}": path for name, path in contents.converter(build.source)}
+    files |= {f"licenses/{name}": path for name, path in contents.licences(build, base, programs)}
+    files |= {f"models/{name}": path for name, path in ready.items()}
+    facts = _facts(build, base, wanted)
+    files["README.txt"] = _README.format(
+        commit=facts["llama_cpp"]["commit"][:9],
+        version=__version__,
+        arch=base.arch,
+        glibc=wanted.versions.get("GLIBC", "of any age"),
+        sums=SUMS,
+    ).encode()
+    sums = {name: _sum(held) for name, held in sorted(files.items())}
+    facts["files"] = {name: {"size": size, "sha256": digest} for name, (size, digest) in sums.items()}
+    whole = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts["key"] = f"{facts['llama_cpp']['commit'][:9]}-{facts['backend']}-{base.arch}-{whole[:12]}"
+    files[prebuilt.MANIFEST] = (json.dumps(facts, indent=1) + "\n").encode()
+    sums[prebuilt.MANIFEST] = _sum(files[prebuilt.MANIFEST])
+    files[SUMS] = "".join(f"{sums[name][1]}  {name}\n" for name in sorted(sums)).encode()
+    tag = facts["tag"]
+    kind = "" if facts["backend"] == "cpu" else f"-{facts['backend']}"
+    name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-linux-{base.arch}"
+    archive = out / f"{name}.tar.xz"
+    _write_archive(archive, name, files, _epoch(facts["llama_cpp"]["date"]))
+    return Bundle(archive, _write_wheel(out, files, tag), wanted, tag, facts)
+
+
+def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
+    """The manifest but for its files: nothing of the machine or the hour."""
+    compiler = proc.run([base.compiler("g++"), "--version"], timeout=60, env={"LC_ALL": "C"}).stdout
+    return {
+        "format": prebuilt.FORMAT,
+        "llama_cpp": build.manifest["llama_cpp"],
+        "patch_set": build.manifest["patch_set"],
+        "backend": build.manifest["backend"],
+        "native": False,
+        "arch": base.arch,
+        "tag": wanted.tag(base.arch),
+        "needs": wanted.versions,
+        "outside": wanted.outside,
+        "base": {"name": base.name, "packages": dict(base.versions)},
+        "versions": {"ggufrq": __version__, "compiler": compiler.splitlines()[0]},
+    }
+
+
+def _sum(held: bytes | Path) -> tuple[int, str]:
+    data = held if isinstance(held, bytes) else held.read_bytes()
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def _epoch(date: str) -> int:
+    given = os.environ.get(EPOCH)
+    if given is None:
+        return int(datetime.fromisoformat(date).replace(tzinfo=timezone.utc).timestamp())
+    if not given.isdecimal():
+        raise UsageError(f"{EPOCH} is a number of seconds, not '{given}'", remedy=f"unset {EPOCH}")
+    return int(given)
+
+
+def _write_archive(path: Path, folder: str, files: Content, epoch: int) -> None:
+    """A tar of the files below ``folder``, sorted, of nobody, all of one time."""
+    with (
+        paths.atomic_path(path) as temporary,
+        lzma.open(temporary, "wb", preset=6) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name in sorted(files):
+            held = files[name]
+            data = held if isinstance(held, bytes) else held.read_bytes()
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mtime = len(data), epoch
+            entry.mode = 0o755 if name.startswith("bin/") else 0o644
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def _write_wheel(out: Path, files: Content, tag: str) -> Path:
+    """The wheel whose package is the folder of the archive."""
+    name, version, package = prebuilt.DISTRIBUTION, __version__, prebuilt.PACKAGE
+    whole = f"py3-none-{tag}"
+    info = wheels.dist_info(name, version)
+    licences = sorted(name for name in files if name.startswith("licenses/"))
+    inside: dict[str, bytes | Path] = {f"{package}/{name}": held for name, held in files.items()}
+    inside[f"{package}/__init__.py"] = b'"""Programs of llama.cpp with the cache types of ggufrq."""\n'
+    inside |= {f"{info}/{name}": files[name] for name in licences}
+    head = [
+        *("Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}"),
+        "Summary: The programs of ggufrq: llama.cpp with three-bit KV caches, ready to run",
+        "License-Expression: MIT AND GPL-3.0-or-later WITH GCC-exception-3.1",
+        *(f"License-File: {licence.removeprefix('licenses/')}" for licence in licences),
+        "Requires-Python: >=3.10",
+    ]
+    inside[f"{info}/METADATA"] = ("\n".join(head) + "\n\nFor `pip install ggufrq[bin]`.\n").encode()
+    path = out / wheels.file_name(name, version, whole)
+    wheels.write(path, name, version, whole, inside, f"{package}/bin/")
+    return path

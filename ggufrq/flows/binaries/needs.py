@@ -1,0 +1,77 @@
+"""What the files of a build ask of the system, and the tag of a wheel that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ggufrq.build.elf import Elf, version_key
+
+#: Libraries that every system has which the tags are for (PEP 600, and the policies of auditwheel 6.8).
+OF_THE_SYSTEM = frozenset(
+    (
+        *("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libmvec.so.1"),
+        *("libdl.so.2", "librt.so.1", "libpthread.so.0", "libutil.so.1", "libresolv.so.2", "libanl.so.1"),
+        *("libgcc_s.so.1", "libstdc++.so.6", "libatomic.so.1"),
+    )
+)
+#: What comes with a driver or a toolkit: where it is missing the module that asks for it is not loaded.
+OF_DRIVERS = (
+    *("libcuda", "libcudart", "libcublas", "libcublasLt", "libnccl", "libvulkan"),
+    *("libamdhip64", "libhipblas", "librocblas", "libhsa-runtime64"),
+)
+#: The newest versions of symbols by the tag's glibc, as auditwheel 6.8 has them for both processors.
+_TAGS = (
+    ("2.17", "3.4.19", "1.3.7", "4.7.0"),
+    ("2.28", "3.4.24", "1.3.11", "7.0.0"),
+    ("2.31", "3.4.28", "1.3.12", "7.0.0"),
+    ("2.34", "3.4.29", "1.3.13", "7.0.0"),
+    ("2.35", "3.4.30", "1.3.13", "11.0"),
+    ("2.36", "3.4.30", "1.3.13", "11.0"),
+    ("2.38", "3.4.30", "1.3.13", "11.0"),
+    ("2.39", "3.4.33", "1.3.15", "14.0.0"),
+    ("2.40", "3.4.33", "1.3.15", "14.0.0"),
+    ("2.41", "3.4.33", "1.3.15", "14.0.0"),
+)
+_NAMES = ("GLIBC", "GLIBCXX", "CXXABI", "GCC")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The newest version of each name of the system's symbols (``GLIBC`` → ``2.31``), and libraries that are
+    neither the system's nor in the bundle, each with the file that asks for it."""
+
+    versions: dict[str, str]
+    outside: dict[str, str]
+
+    def tag(self, arch: str) -> str:
+        """The platform of a wheel: the oldest ``manylinux`` that it is for, ``linux`` where there is none."""
+        for row in _TAGS:
+            most = dict(zip(_NAMES, row, strict=True))
+            if not self.outside and all(
+                name in most and version_key(version) <= version_key(most[name])
+                for name, version in self.versions.items()
+            ):
+                return f"manylinux_{row[0].replace('.', '_')}_{arch}"
+        return f"linux_{arch}"
+
+
+def of(files: Mapping[str, Elf]) -> Needs:
+    """What files, by their names in one folder, ask for beyond each other."""
+    newest: dict[str, str] = {}
+    outside: dict[str, str] = {}
+    for file, elf in files.items():
+        for library in elf.needed:
+            if library not in files and library not in OF_THE_SYSTEM:
+                outside.setdefault(library, file)
+        for library, versions in elf.versions.items():
+            if library in OF_THE_SYSTEM:
+                _raise(newest, versions)
+    return Needs(dict(sorted(newest.items())), dict(sorted(outside.items())))
+
+
+def _raise(newest: dict[str, str], versions: Iterable[str]) -> None:
+    for text in versions:
+        name, _, version = text.rpartition("_")
+        if version_key(version) > version_key(newest.get(name, "")):
+            newest[name] = version

@@ -1,0 +1,127 @@
+"""A first run without a compiler: archive and wheel of ``ggufrq bundle`` in a root folder of another release.
+
+    debootstrap --variant=minbase --include=python3,python3-venv trixie ROOT
+    python scripts/first_run.py ROOT dist
+
+It takes root (chroot, and a mount of /proc while it lasts). What is installed in ROOT is fetched here, for
+its Python, so that nothing in it takes the network. ROOT without Python gets the archive alone. ``dist``
+holds the archive, the wheel ggufrq-bin and the wheel of ggufrq itself (``make wheel``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ggufrq.base import proc
+from ggufrq.base.errors import ToolError
+
+PROMPT = "The CREATE TABLE statement"
+MODEL = "docs-qwen3-8m"
+BUILDERS = ("cc", "gcc", "g++", "c++", "clang", "git", "cmake", "ninja", "make")
+_PLACE = "first-run"
+
+
+def main() -> int:
+    """Run all, print what came of it; 0 when each run kept its cache in iso3."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="folder of another release, as debootstrap makes it")
+    parser.add_argument("dist", type=Path, help="folder of the archive and the wheels")
+    args = parser.parse_args()
+    (archive,) = args.dist.glob("ggufrq-bin-*-linux-x86_64.tar.xz")
+    place = args.root / _PLACE
+    for old in place.glob("*"):
+        if old.name != "wheels":  # of others, fetched once
+            shutil.rmtree(old)
+    place.mkdir(exist_ok=True)
+    with _proc(args.root):
+        release = _in(args.root, "/", "cat", "/etc/debian_version").stdout.strip()
+        libc = _in(args.root, "/", "/usr/bin/ldd", "--version").stdout.splitlines()[0]
+        tools = [name for name in BUILDERS if _in(args.root, "/", "which", name, check=False).rc == 0]
+        print(f"Debian {release}, {libc}; compilers and the like: {', '.join(tools) or 'none'}")
+        proc.run(["tar", "-xf", archive, "-C", place])
+        (folder,) = place.glob("ggufrq-bin-*")
+        _archive(args.root, folder)
+        if (args.root / "usr/bin/python3").exists():
+            _wheels(args.root, args.dist)
+            ggufrq = f"/{_PLACE}/env/bin/ggufrq"
+            print("doctor:", _line(_in(args.root, "/", ggufrq, "doctor", "--json").stdout, "ggufrq-bin"))
+            _run(args.root, "the wheel", ggufrq)
+            inside = f"/{folder.relative_to(args.root)}"
+            proc.run(["chroot", args.root, f"/{_PLACE}/env/bin/pip", "uninstall", "-q", "-y", "ggufrq-bin"])
+            _run(args.root, "the archive", ggufrq, f"GGUFRQ_BIN={inside}")
+    return 0
+
+
+def _archive(root: Path, folder: Path) -> None:
+    """The archive alone: whole, and its own programs on the model in it."""
+    inside = f"/{folder.relative_to(root)}"
+    _in(root, inside, "sha256sum", "--quiet", "-c", "SHA256SUMS")
+    words = ["-m", f"models/{MODEL}-Q8_0.gguf", "-ctk", "iso3", "-ctv", "iso3", "-fa", "on"]
+    words += ["-n", "16", "--seed", "1", "-no-cnv", "-v", "-p", PROMPT]
+    done = _in(root, inside, "bin/llama-completion", *words)
+    kept = _line(done.stderr, "iso3")
+    print(
+        f"llama-completion: {done.stdout.strip()!r}\n  {kept}\n  {_line(done.stderr, 'loaded CPU backend')}"
+    )
+
+
+def _wheels(root: Path, dist: Path) -> None:
+    """ggufrq and its programs in an environment of the root, from files that are fetched here."""
+    version = _in(
+        root, "/", "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
+    ).stdout.strip()
+    house = root / _PLACE / "wheels"
+    wanted = [*dist.glob("ggufrq-[0-9]*.whl"), *dist.glob("ggufrq_bin-*x86_64.whl")]
+    command: list[str | Path] = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", house]
+    command += ["--only-binary", ":all:"]
+    command += ["--python-version", version, "--find-links", dist]
+    for glibc in range(17, 42):
+        command += ["--platform", f"manylinux_2_{glibc}_x86_64"]
+    if not house.is_dir():
+        proc.run([*command, "--platform", "manylinux2014_x86_64", *wanted], timeout=1200)
+    for old in house.glob("ggufrq*.whl"):
+        old.unlink()
+    for wheel in wanted:
+        shutil.copy(wheel, house)
+    _in(root, "/", "python3", "-m", "venv", f"/{_PLACE}/env")
+    pip = [f"/{_PLACE}/env/bin/pip", "install", "--quiet", "--no-index", "--find-links", f"/{_PLACE}/wheels"]
+    _in(root, "/", *pip, "ggufrq[bin]")
+
+
+def _run(root: Path, name: str, ggufrq: str, *variables: str) -> None:
+    words = ["run", MODEL, "-p", PROMPT, "--raw", "--kv", "iso3", "-n", "16", "--seed", "1"]
+    done = _in(root, "/", "env", *variables, ggufrq, *words)
+    print(f"ggufrq run by {name}: {done.stdout.strip()!r}\n  {_line(done.stderr, 'cache ')}")
+
+
+def _in(root: Path, folder: str, *command: str, check: bool = True) -> proc.Completed:
+    """Run a program in the root with a bare environment."""
+    bare = ["env", "-i", "HOME=/root", "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+    script = ["/bin/sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", folder, *command]
+    return proc.run(["chroot", root, *bare, "OMP_WAIT_POLICY=passive", *script], check=check, timeout=1200)
+
+
+def _line(text: str, part: str) -> str:
+    return next((line.strip() for line in text.splitlines() if part in line), f"(nothing of {part})")
+
+
+@contextmanager
+def _proc(root: Path) -> Iterator[None]:
+    """/proc of the root, by which programs find their own folder."""
+    proc.run(["mount", "-t", "proc", "proc", root / "proc"])
+    try:
+        yield
+    finally:
+        proc.run(["umount", root / "proc"])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ToolError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,244 @@
+"""The cache types on Vulkan without a GPU: upstream's backend with our shaders on Mesa's lavapipe."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import vulkan
+from hard_rows import hard
+
+from ggufrq.base import paths, proc
+from ggufrq.build.debian import Unreachable
+from ggufrq.build.project import Build
+from ggufrq.models.convert import convert
+from ggufrq.tools.perplexity import parse_perplexity
+
+pytestmark = [pytest.mark.build, pytest.mark.slow]
+
+HERE = Path(__file__).resolve().parent
+MODEL = "docs-qwen3-8m"
+
+
+@dataclass(frozen=True)
+class Device:
+    """lavapipe, as the programs of a build find it by a module."""
+
+    build: Build
+    vulkan: vulkan.Vulkan
+    folder: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        module = str(self.folder / "libggml-vulkan.so")
+        # one thread, and pipelines compiled without optimization
+        return {
+            **self.vulkan.environment,
+            "GGML_BACKEND_PATH": module,
+            "LP_NUM_THREADS": "1",
+            "GALLIVM_PERF": "nopt",
+        }
+
+    def run(self, *command: str | Path, **more: str) -> proc.Completed:
+        return proc.run(command, env={**self.env, **more}, check=False, timeout=900)
+
+    def operations(self, operation: str, pattern: str) -> tuple[int, int, str]:
+        """Cases of test-backend-ops that agree with the CPU, all that the device supports, and the output."""
+        command = [
+            self.build.tool("test-backend-ops"),
+            "test",
+            "-b",
+            "Vulkan0",
+            "-o",
+            operation,
+            "-p",
+            pattern,
+        ]
+        text = self.run(*command).stdout
+        told = re.search(r"(\d+)/(\d+) tests passed", text)
+        assert told, text[-3000:]
+        return int(told[1]), int(told[2]), text
+
+
+@pytest.fixture(scope="module")
+def device(llama_build: Build) -> Device:
+    try:
+        found = vulkan.bring()
+    except Unreachable as error:
+        pytest.skip(f"no lavapipe and glslc: {error.message}")
+    folder = llama_build.root / "vulkan"
+    folder.mkdir(exist_ok=True)
+    vulkan.mirror(llama_build, folder)
+    vulkan.module(found, llama_build, folder)
+    return Device(llama_build, found, folder)
+
+
+@pytest.fixture(scope="module")
+def bytes_of(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """device_bytes.cpp, compiled against the build, and a file of rows that are hard on a code."""
+    folder = tmp_path_factory.mktemp("bytes")
+    hard(384).tofile(folder / "rows")
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    ggml = llama_build.source / "ggml"
+    include = [f"-I{ggml / 'include'}", f"-I{ggml / 'src'}"]
+    link = [f"-L{llama_build.bin}", "-lggml", "-lggml-base", f"-Wl,-rpath,{llama_build.bin}"]
+    proc.run(
+        [compiler, "-std=c++17", "-O1", *include, HERE / "device_bytes.cpp", "-o", folder / "bytes", *link]
+    )
+    return folder / "bytes", folder / "rows"
+
+
+def wrong_bytes(device: Device, bytes_of: tuple[Path, Path], *types: str) -> list[str]:
+    """What the device does not do as the C code does: stores, copies and reads of some types or all."""
+    program, rows = bytes_of
+    done = device.run(program, "Vulkan0", rows, "384", *types)
+    told = re.findall(r"^(?:set_rows|cpy|get_rows) .*: .*$", done.stdout, re.MULTILINE)
+    assert len(told) == 5 * (len(types) or 12), done.stdout + done.stderr
+    return [line for line in told if not line.endswith(": ok")]
+
+
+@pytest.mark.parametrize(
+    "types", [("planar2", "iso3", "rq4_64"), pytest.param((), marks=pytest.mark.thorough)]
+)
+def test_bytes_are_those_of_the_c_code(
+    device: Device, bytes_of: tuple[Path, Path], types: tuple[str, ...]
+) -> None:
+    """Blocks and values bit for bit, on rows of all kinds."""
+    assert wrong_bytes(device, bytes_of, *types) == []
+
+
+SOME = "(iso3|planar2|rotor4|rq3_64|q8_0|q4_0)"
+#: An operation of test-backend-ops, a pattern of its cases, how many these are at least. lavapipe compiles
+#: a pipeline for each pair of types, shape and number of queries, seconds each.
+CASES = [
+    ("FLASH_ATTN_EXT", "hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=3,.*type_K=iso3,type_V=(planar4|q8_0)", 2),
+    ("FLASH_ATTN_EXT", "hsk=128,.*kv=1025,nb=1,.*type_K=planar2,type_V=planar2", 1),
+]
+MORE = [
+    ("SET_ROWS", f"type_dst={SOME}", 60),
+    ("CPY", f"type_(src|dst)={SOME}", 12),
+    ("GET_ROWS", f"type={SOME}", 12),
+    ("MUL_MAT_RQ", "mode=3", 9),
+    ("FLASH_ATTN_EXT", "hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=3,", 121),
+    ("FLASH_ATTN_EXT", "hsk=256,.*kv=(113|512),.*type_K=(iso3|planar2|rotor4),", 24),
+    ("FLASH_ATTN_EXT", "hsk=128,.*nb=75,.*type_K=(iso3|planar2|rotor4),", 9),
+    ("FLASH_ATTN_EXT", "hsk=(64|192|320),.*nb=(1|75),.*type_K=rq3_64", 30),
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "pattern", "least"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.thorough) for case in MORE)],
+)
+def test_operations_agree_with_the_cpu(device: Device, operation: str, pattern: str, least: int) -> None:
+    """Upstream's q8_0 and q4_0 stand beside ours as a control."""
+    passed, supported, text = device.operations(operation, pattern)
+    assert passed == supported >= least, text[-3000:]
+
+
+@pytest.fixture(scope="module")
+def model(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / f"{MODEL}.gguf"
+    return convert(paths.data_dir("models") / MODEL, out, llama_build.source)
+
+
+def perplexity(device: Device, model: Path, *options: str | Path, **env: str) -> proc.Completed:
+    command = [
+        device.build.tool("llama-perplexity"),
+        "-m",
+        model,
+        "-f",
+        paths.data_dir("texts") / "heldout.txt",
+    ]
+    return device.run(*command, "-c", "256", "--chunks", "2", "-t", "1", "-lv", "4", *options, **env)
+
+
+@pytest.mark.thorough
+def test_a_model_has_the_perplexity_that_it_has_on_the_cpu(device: Device, model: Path) -> None:
+    """Weights, cache and attention all on the device."""
+    for types in (("f16", "f16"), ("iso3", "iso3"), ("rotor4", "planar2")):
+        options = ("-ctk", types[0], "-ctv", types[1], "-fa", "on")
+        here = perplexity(device, model, *options, "-dev", "Vulkan0")
+        there = perplexity(device, model, *options, "-dev", "none")
+        assert "Vulkan0 KV buffer" in here.stderr, here.stderr[-3000:]
+        got, want = (parse_perplexity(done.stdout, done.stderr).ppl for done in (here, there))
+        assert got == pytest.approx(want, rel=1e-3), (types, got, want)
+
+
+@pytest.mark.parametrize(
+    ("type_k", "flash", "env", "said"),
+    [
+        ("iso3", "off", {}, "has no attention without flash attention for K in iso3"),
+        ("iso3", "on", {"LLAMA_RQ_SCALE": "lsq"}, "cannot store rows of iso3"),
+        ("iso5", "on", {}, "cannot store rows of iso5"),
+    ],
+)
+def test_what_is_not_there_is_named_at_load(
+    device: Device, model: Path, type_k: str, flash: str, env: dict[str, str], said: str
+) -> None:
+    done = perplexity(device, model, "-ctk", type_k, "-dev", "Vulkan0", "-fa", flash, **env)
+    assert done.rc != 0 and "Vulkan0" in done.stderr and said in done.stderr, done.stderr[-3000:]
+
+
+def test_newest_tokens_are_the_cpus(device: Device, model: Path, tmp_path: Path) -> None:
+    """Told when the context is made; the text is too short for more."""
+    (tmp_path / "text").write_text("Too short.")
+    options = ("-ctk", "iso3", "-ctv", "iso3", "-dev", "Vulkan0", "-f", tmp_path / "text", "--no-warmup")
+    done = perplexity(device, model, *options, LLAMA_RQ_RECENT="32")
+    assert re.search(r"not held in f16: layer 0 is on Vulkan0", done.stderr), done.stderr[-3000:]
+
+
+#: A change of a shader, and what has to see it: bytes, or cases of test-backend-ops.
+FAULTS = {
+    "encode: thresholds": ("rq_to.comp", ">> 12, 32767u", ">> 11, 32767u", ()),
+    "encode: rounding of the scale": (
+        "rq_to.comp",
+        "rest == half_way && (m & 1u) != 0u",
+        "rest == half_way && (m & 1u) == 0u",
+        (),
+    ),
+    "encode: the 64 bits of the squares": ("rq_to.comp", "high << 11 | low >> 21", "high << 11", ()),
+    "encode: sign": ("rq_to.comp", "!= 0u ? ~i : i)", "!= 0u ? i : ~i)", ()),
+    "decode: plane of the high bit": ("rq_decode.glsl", "(high >> (i/(n/8u)))", "(high >> (i/(n/4u)))", ()),
+    "decode: centroids": ("rq_decode.glsl", "? -c : c", "? c : -c", ()),
+    "get_rows: block": ("rq_get_rows.comp", "+ i00/RQ_N;", "+ i00/(2u*RQ_N);", ()),
+    "copy out: place": ("rq_from.comp", "dst_idx(first + i + k)", "dst_idx(first + i + (k ^ 1u))", ()),
+    "attention: type of V": (
+        "rq_fa.glsl",
+        "FA_RQ_VALUES(v_rq, FaTypeV)",
+        "FA_RQ_VALUES(v_rq, FaTypeK)",
+        ("FLASH_ATTN_EXT", "hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=3.*type_K=iso2,type_V=iso4"),
+    ),
+    "f16 copies: heads": (
+        "rq_dequant_transpose.comp",
+        "row % heads",
+        "0u",
+        ("FLASH_ATTN_EXT", "hsk=128,.*kv=113,nb=75.*type_K=iso3,type_V=iso3"),
+    ),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_seen(
+    device: Device, bytes_of: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    file, right, wrong, operations = FAULTS[name]
+    folder = tmp_path / "vulkan"
+    shutil.copytree(device.folder, folder, symlinks=True)
+    path = folder / "ggml-vulkan" / "vulkan-shaders" / file
+    text = path.read_text()
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong))
+    vulkan.module(device.vulkan, device.build, folder)
+    faulty = Device(device.build, device.vulkan, folder)
+    if operations:
+        passed, supported, _ = faulty.operations(*operations)
+        assert passed < supported
+        assert device.operations(*operations)[:2] == (supported, supported)
+    else:
+        assert wrong_bytes(faulty, bytes_of, "iso3")

@@ -1,0 +1,436 @@
+"""Builds to be given away, from made-up files: what is collected, what it asks of the system, archive and
+wheel, and which programs are used where there are several."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import elves
+import pytest
+from packaging.utils import parse_wheel_filename
+
+import ggufrq
+from ggufrq import cli
+from ggufrq.base import paths, proc
+from ggufrq.base.errors import BuildError, GgufrqError, UsageError
+from ggufrq.build import base_system, builds, debian, doctor, elf, prebuilt, project, toolchain
+from ggufrq.build.base_system import BaseSystem
+from ggufrq.build.project import Build, BuildOptions, build_key, llama_project
+from ggufrq.flows.binaries import contents, job, needs
+from ggufrq.make import ready
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="folders for Linux, with modes and links")
+
+LIBC = {"libc.so.6": ["GLIBC_2.2.5", "GLIBC_2.30"], "libm.so.6": ["GLIBC_2.29"]}
+CXX = {"libstdc++.so.6": ["GLIBCXX_3.4", "GLIBCXX_3.4.26", "CXXABI_1.3.9"], **LIBC}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseSystem:
+    """An older system with an OpenMP, and a compiler that only says its version."""
+    root = tmp_path / "older"
+    (root / "usr/lib/x86_64-linux-gnu").mkdir(parents=True)
+    (root / "usr/share/doc/libgomp1").mkdir(parents=True)
+    (root / "usr/share/doc/libgomp1/copyright").write_text("GPL, and an exception\n")
+    elves.write(root / "usr/lib/x86_64-linux-gnu/libgomp.so.1", ["libc.so.6"], path_entry="")
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho g++ 12.2.0\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(BaseSystem, "compiler", lambda *_: str(compiler))
+    return BaseSystem("x86_64", root, (("libc6", "2.31"),))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Programs over libllama, modules of ggml, tests that stay behind, and a tree with the converter."""
+    root = tmp_path / "a build"
+    folder, source = root / "obj" / "bin", root / "src"
+    folder.mkdir(parents=True)
+    for name in project.TARGETS:
+        elves.write(folder / name, ["libllama.so.0", "libggml.so.0", "libc.so.6"], LIBC)
+    for name, needed in (("llama", ["libggml.so.0"]), ("ggml", ["libggml-base.so.0"]), ("ggml-base", [])):
+        real = elves.write(folder / f"lib{name}.so.0.5.0", [*needed, "libstdc++.so.6"], CXX)
+        (folder / f"lib{name}.so.0").symlink_to(real.name)
+        (folder / f"lib{name}.so").symlink_to(real.name)
+    for name in ("haswell", "x64"):
+        elves.write(folder / f"libggml-cpu-{name}.so", ["libggml-base.so.0", "libgomp.so.1"])
+    elves.write(folder / "libggml-cuda.so", ["libggml-base.so.0", "libcublas.so.13"])
+    elves.write(folder / "test-backend-ops")
+    (source / "licenses").mkdir(parents=True)
+    (source / "LICENSE").write_text("llama.cpp's\n")
+    (source / "licenses" / "LICENSE-x").write_text("x's\n")
+    for name in ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/x.py", "src/llama-vocab.cpp"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    (source / "src" / "llama.cpp").write_text("stays behind")
+    found = llama_project()
+    pin = {"commit": found.pin.commit, "tree": found.pin.tree, "date": found.pin.date}
+    facts = {"llama_cpp": pin, "patch_set": found.patch_set.hash, "backend": "cpu", "cpu": "of this machine"}
+    return Build("key", root, folder, source, {**facts, "native": False})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> dict[str, Path]:
+    path = tmp_path / "docs-qwen3-8m-Q8_0.gguf"
+    path.write_bytes(b"GGUF")
+    return {path.name: path}
+
+
+@pytest.fixture
+def bundle(build: Build, base: BaseSystem, model: dict[str, Path], tmp_path: Path) -> job.Bundle:
+    return job.write(tmp_path / "out", build, base, model)
+
+
+@pytest.fixture
+def unpacked(bundle: job.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive in a folder of its own, on a Linux that is new enough."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    with tarfile.open(bundle.archive) as tar:
+        tar.extractall(tmp_path / "elsewhere")
+    (folder,) = (tmp_path / "elsewhere").iterdir()
+    return folder
+
+
+@pytest.fixture
+def wheel(
+    bundle: job.Bundle, unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The wheel as it lies in an environment."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(bundle.wheel).extractall(site)
+    monkeypatch.syspath_prepend(str(site))
+    sys.modules.pop(prebuilt.PACKAGE, None)
+    yield site / prebuilt.PACKAGE
+    sys.modules.pop(prebuilt.PACKAGE, None)
+
+
+# what files ask for
+
+
+def test_what_an_elf_file_asks_for(tmp_path: Path) -> None:
+    found = elf.read(elves.write(tmp_path / "x", ["liba.so.1", "libc.so.6"], CXX, arch="aarch64"))
+    assert found is not None
+    assert (found.arch, found.needed, found.path) == ("aarch64", ("liba.so.1", "libc.so.6"), "$ORIGIN")
+    assert found.versions == {name: tuple(versions) for name, versions in CXX.items()}
+    newer = elf.read(elves.write(tmp_path / "y", path_entry="/opt:$ORIGIN", new_tags=True))
+    assert newer is not None and newer.path == "/opt:$ORIGIN" and newer.versions == {}
+
+
+def test_what_is_no_elf_file_or_damaged(tmp_path: Path) -> None:
+    whole = elves.write(tmp_path / "x", ["libc.so.6"], LIBC).read_bytes()
+    for data in (b"", b"#!/bin/sh\n", whole[:40], whole[:190], b"\x7fELF\x01" + whole[5:]):
+        (tmp_path / "y").write_bytes(data)
+        assert elf.read(tmp_path / "y") is None
+
+
+@pytest.mark.parametrize(
+    ("newest", "tag"),
+    [
+        ({"GLIBC": "2.17", "GLIBCXX": "3.4.19"}, "manylinux_2_17"),
+        ({"GLIBC": "2.18"}, "manylinux_2_28"),
+        ({"GLIBC": "2.30", "GLIBCXX": "3.4.28", "CXXABI": "1.3.9", "GCC": "3.0"}, "manylinux_2_31"),
+        ({"GLIBC": "2.17", "GLIBCXX": "3.4.29"}, "manylinux_2_34"),
+        ({"GLIBC": "2.9"}, "manylinux_2_17"),
+        ({"GLIBC": "2.99"}, "linux"),
+        ({"LIBATOMIC": "1.0"}, "linux"),
+    ],
+)
+def test_the_tag_is_the_oldest_system_that_has_it_all(newest: dict[str, str], tag: str) -> None:
+    assert needs.Needs(newest, {}).tag("x86_64") == f"{tag}_x86_64"
+    assert needs.Needs(newest, {"libfoo.so.1": "libx.so"}).tag("aarch64") == "linux_aarch64"
+
+
+# what is collected
+
+
+def test_programs_and_all_that_they_load(build: Build, base: BaseSystem) -> None:
+    files, asked = contents.programs(build, base)
+    libraries = {name for name in files if ".so" in name}
+    assert libraries == {
+        *("libllama.so.0", "libggml.so.0", "libggml-base.so.0", "libgomp.so.1"),
+        *("libggml-cpu-haswell.so", "libggml-cpu-x64.so", "libggml-cuda.so"),
+    }
+    assert files.keys() - libraries == set(project.TARGETS)
+    assert all(not path.is_symlink() for path in files.values()) and files.keys() == asked.keys()
+    found = needs.of(asked)
+    assert found.versions == {"CXXABI": "1.3.9", "GLIBC": "2.30", "GLIBCXX": "3.4.26"}
+    assert found.outside == {"libcublas.so.13": "libggml-cuda.so"}
+
+
+def test_what_cannot_be_given_away(build: Build, base: BaseSystem) -> None:
+    program = build.bin / "llama-cli"
+    for file, message in (
+        ({"needed": ["libfoo.so.1"]}, "llama-cli takes libfoo.so.1, which is neither in the build nor"),
+        ({"arch": "aarch64"}, "it is for aarch64, not x86_64"),
+        ({"needed": ["libllama.so.0"], "path_entry": "/home/me"}, "does not look for its libraries beside"),
+    ):
+        elves.write(program, **file)  # type: ignore[arg-type]
+        with pytest.raises(BuildError, match=message):
+            contents.programs(build, base)
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(BuildError, match="it is no program for Linux"):
+        contents.programs(build, base)
+    program.unlink()
+    with pytest.raises(GgufrqError, match="no program 'llama-cli'"):
+        contents.programs(build, base)
+
+
+def test_an_archive_says_what_is_in_it(bundle: job.Bundle, unpacked: Path) -> None:
+    assert bundle.archive.name == f"ggufrq-bin-{ggufrq.__version__}-linux-x86_64.tar.xz"
+    sums = dict(line.split("  ")[::-1] for line in (unpacked / job.SUMS).read_text().splitlines())
+    held = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+    assert sums.keys() == held - {job.SUMS}
+    for name, digest in sums.items():
+        assert hashlib.sha256((unpacked / name).read_bytes()).hexdigest() == digest, name
+        assert bool((unpacked / name).stat().st_mode & 0o111) == name.startswith("bin/"), name
+    assert {name for name in held if not name.startswith("bin/")} == {
+        *("README.txt", "SHA256SUMS", "manifest.json", "models/docs-qwen3-8m-Q8_0.gguf"),
+        *(f"licenses/{name}" for name in ("ggufrq.txt", "llama.cpp.txt", "llama.cpp-LICENSE-x.txt")),
+        *("licenses/libgomp.txt", "licenses/texts-of-the-models.md"),
+        *("source/convert_hf_to_gguf.py", "source/conversion/base.py", "source/gguf-py/gguf/x.py"),
+        "source/src/llama-vocab.cpp",
+    }
+    facts = json.loads((unpacked / "manifest.json").read_text())
+    assert facts == bundle.manifest and facts["needs"]["GLIBC"] == "2.30"
+    assert facts["tag"] == "linux_x86_64" and facts["outside"]  # for the module that takes CUDA's libraries
+    assert facts["base"] == {"name": "Debian bullseye", "packages": {"libc6": "2.31"}}
+    assert "glibc 2.30 and newer" in (unpacked / "README.txt").read_text()
+
+
+def test_a_wheel_of_the_same(build: Build, base: BaseSystem, model: dict[str, Path], tmp_path: Path) -> None:
+    (build.bin / "libggml-cuda.so").unlink()
+    made = job.write(tmp_path / "out", build, base, model)
+    name, version, _, tags = parse_wheel_filename(made.wheel.name)
+    assert (name, str(version)) == ("ggufrq-bin", ggufrq.__version__)
+    assert {str(tag) for tag in tags} == {"py3-none-manylinux_2_31_x86_64"}
+    whole = zipfile.ZipFile(made.wheel)
+    runs = {one.filename for one in whole.infolist() if one.external_attr >> 16 & 0o111}
+    assert runs == {one for one in whole.namelist() if one.startswith("ggufrq_bin/bin/")}
+    info = f"ggufrq_bin-{version}.dist-info"
+    said = whole.read(f"{info}/METADATA").decode()
+    assert f"Name: ggufrq-bin\nVersion: {version}\n" in said and "License-File: libgomp.txt\n" in said
+    assert whole.read(f"{info}/licenses/libgomp.txt").startswith(b"GPL")
+    facts = json.loads(whole.read("ggufrq_bin/manifest.json"))
+    assert all(f"ggufrq_bin/{name}" in whole.namelist() for name in facts["files"])
+
+
+def test_the_same_build_elsewhere_makes_the_same_bytes(
+    build: Build, base: BaseSystem, model: dict[str, Path], bundle: job.Bundle, tmp_path: Path
+) -> None:
+    moved = tmp_path / "another place"
+    shutil.copytree(build.root, moved, symlinks=True)
+    for path in moved.rglob("*"):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    (moved / "src" / "conversion" / "__pycache__").mkdir()
+    (moved / "src" / "conversion" / "__pycache__" / "x.pyc").write_bytes(b"left by a run")
+    facts = {**build.manifest, "cpu": "another", "date": "2030-01-01"}
+    again = Build("other", moved, moved / "obj" / "bin", moved / "src", facts)
+    other = replace(base, root=base.root and base.root.rename(tmp_path / "moved, too"))
+    second = job.write(tmp_path / "again", again, other, model)
+    assert second.archive.read_bytes() == bundle.archive.read_bytes()
+    assert second.wheel.read_bytes() == bundle.wheel.read_bytes()
+    assert str(tmp_path) not in json.dumps(second.manifest)
+
+
+def test_the_time_of_files(bundle: job.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(bundle.archive) as tar:
+        times = {entry.mtime for entry in tar}
+    assert times == {job._epoch(llama_project().pin.date)}
+    monkeypatch.setenv(job.EPOCH, "1700000000")
+    assert job._epoch("2026-01-01") == 1_700_000_000
+    monkeypatch.setenv(job.EPOCH, "yesterday")
+    with pytest.raises(UsageError, match="a number of seconds, not 'yesterday'"):
+        job._epoch("2026-01-01")
+
+
+# the system that it is for
+
+
+def test_a_base_makes_another_build_wherever_it_lies(tmp_path: Path) -> None:
+    plain = BuildOptions.portable()
+    keys = [
+        build_key(llama_project(), replace(plain, base=one))
+        for one in (
+            None,
+            BaseSystem("x86_64"),
+            BaseSystem("aarch64"),
+            BaseSystem("x86_64", tmp_path / "a", (("libc6", "1"),)),
+            BaseSystem("x86_64", tmp_path / "b", (("libc6", "2"),)),
+        )
+    ]
+    assert len(set(keys)) == len(keys)
+    other = BaseSystem("x86_64", tmp_path / "elsewhere", (("libc6", "1"),))
+    assert build_key(llama_project(), replace(plain, base=other)) == keys[3]
+    assert not plain.native and "-DGGML_CPU_ALL_VARIANTS=ON" in plain.cmake_args
+
+
+def test_definitions_name_its_headers_and_libraries_alone(base: BaseSystem, tmp_path: Path) -> None:
+    defined = base.definitions(tmp_path / "a place" / "b")
+    assert defined["CMAKE_SYSROOT"] == str(base.root)
+    for language in ("C", "CXX"):
+        flags = shlex.split(defined[f"CMAKE_{language}_FLAGS"])
+        assert f"-ffile-prefix-map={tmp_path / 'a place' / 'b' / 'src'}=src" in flags
+        assert "-nostdinc" in flags and f"-L{base.root}/usr/lib/x86_64-linux-gnu" in flags
+    assert "c++/10" in defined["CMAKE_CXX_FLAGS"] and "c++/10" not in defined["CMAKE_C_FLAGS"]
+    assert "CMAKE_SYSROOT" not in BaseSystem(platform.machine()).definitions(tmp_path)
+
+
+def test_debian_is_asked_for_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unpack(target: Path, **given: Any) -> dict[str, str]:
+        asked.append(given["arch"])
+        (target / "lib").mkdir(parents=True)
+        (target / "lib" / "real.so").touch()
+        (target / "lib" / "link.so").symlink_to("/lib/real.so")
+        return {"libc6": "2.31"}
+
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(debian, "unpack", unpack)
+    made = base_system.old("aarch64")
+    assert made == base_system.old("aarch64") and asked == ["aarch64"]
+    assert made.versions == (("libc6", "2.31"),) and made.root is not None
+    assert made.root.parent == cache
+    assert (made.root / "lib" / "link.so").resolve() == made.root / "lib" / "real.so"
+    with pytest.raises(UsageError, match="for x86_64 or aarch64"):
+        base_system.old("riscv64")
+
+
+@pytest.mark.usefixtures("no_programs")
+def test_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(debian.Unreachable, match="there is no apt-get") as caught:
+        debian.unpack(tmp_path / "x", release="bullseye", alone=["libc6"])
+    assert "Debian" in (caught.value.remedy or "") and not list(tmp_path.iterdir())
+    with pytest.raises(BuildError, match="no aarch64-linux-gnu-g\\+\\+, which compiles for aarch64"):
+        BaseSystem("aarch64").compiler("g++")
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="bundles are made on Linux")
+def test_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["bundle", "--backend", "cuda", "-o", str(tmp_path / "out")]) == UsageError.exit_code
+    assert "try: --backend cuda --here" in capsys.readouterr().err
+    other = next(name for name in debian.ARCHITECTURES if name != platform.machine())
+    assert (
+        cli.invoke(["bundle", "--here", "--arch", other, "-o", str(tmp_path / "out")]) == UsageError.exit_code
+    )
+    assert f"not for {other}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# which programs are used
+
+
+def test_the_wheel_is_found(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = builds.require_build()
+    assert (found.root, found.bin, found.source) == (wheel, wheel / "bin", wheel / "source")
+    assert found.tool("llama-cli") == wheel / "bin" / "llama-cli" and found.holds_exact
+    assert builds.usable_build() == found
+    assert ready.model_file("docs-qwen3-8m") == wheel / "models" / "docs-qwen3-8m-Q8_0.gguf"
+
+
+def test_ones_own_build_goes_first_and_the_variable_before_it(
+    wheel: Path, unpacked: Path, cache: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builds, "find_build", lambda *_, **__: build)
+    assert builds.require_build() == build
+    monkeypatch.setenv(prebuilt.VARIABLE, str(unpacked))
+    assert builds.require_build().root == unpacked
+    assert "the archive in" in prebuilt.named(builds.require_build())
+    monkeypatch.setenv(prebuilt.VARIABLE, str(unpacked / "nowhere"))
+    with pytest.raises(BuildError, match="nowhere is not there"):
+        builds.require_build()
+    assert builds.usable_build() is None
+
+
+@pytest.mark.parametrize("what", ["patch_set", "llama_cpp"])
+def test_a_wheel_of_another_series_is_refused(wheel: Path, cache: Path, what: str) -> None:
+    facts = json.loads((wheel / "manifest.json").read_text())
+    facts[what] = {**facts[what], "commit": "f" * 40} if what == "llama_cpp" else "f" * 64
+    (wheel / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(BuildError, match=f"of another series than ggufrq {ggufrq.__version__}") as caught:
+        builds.require_build()
+    assert f"'ggufrq-bin=={ggufrq.__version__}'" in (caught.value.remedy or "")
+    assert "ffffffff" in caught.value.message
+
+
+def test_what_is_not_for_this_machine_or_not_whole(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "libc_ver", lambda: ("glibc", "2.28"))
+        with pytest.raises(BuildError, match=r"takes glibc 2\.30, and here is glibc 2\.28"):
+            builds.require_build()
+        patch.setattr(platform, "libc_ver", lambda: ("", ""))
+        with pytest.raises(BuildError, match="and here is another C library"):
+            builds.require_build()
+        patch.setattr(platform, "machine", lambda: "aarch64")
+        with pytest.raises(BuildError, match="is for Linux on x86_64, and this is Linux on aarch64"):
+            builds.require_build()
+    (wheel / "bin" / "llama-server").write_bytes(b"")
+    with pytest.raises(BuildError, match="is not whole: bin/llama-server"):
+        builds.require_build()
+    (wheel / "manifest.json").write_text("{}")
+    with pytest.raises(BuildError, match=r"has no manifest\.json that this ggufrq reads"):
+        builds.require_build()
+
+
+def test_without_compiler_the_remedy_is_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prebuilt, "PACKAGE", "ggufrq_bin_that_is_not_there")
+    monkeypatch.setattr(toolchain, "names_compiler", lambda: False)
+    with pytest.raises(BuildError, match="has not been built yet") as caught:
+        builds.require_build()
+    assert caught.value.remedy and f"pip install 'ggufrq-bin=={ggufrq.__version__}'" in caught.value.remedy
+
+
+def test_doctor_needs_no_compiler_beside_the_wheel(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("compiler", "git", "cmake", "ninja", "ccache"):
+        monkeypatch.setattr(toolchain, name, lambda: None)
+    monkeypatch.setattr(proc, "run", lambda command, **_: proc.Completed([str(command[0])], 0, "", "", 0.0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["build"].state == "ok" and f"the wheel ggufrq-bin in {wheel}" in checks["build"].found
+    assert "`ggufrq build` would add" in checks["build"].found
+    lacks = ("C++ compiler", "git", "cmake", "ninja", "llama.cpp source")
+    assert {checks[name].state for name in lacks} == {"optional"}
+    (wheel / "bin" / "llama-cli").unlink()
+    checks = {check.name: check for check in doctor.examine()}
+    assert checks["build"].state == "missing" == checks["git"].state
+    assert "not whole" in checks["build"].found
+
+
+def test_a_build_says_what_it_adds_to_the_wheel(
+    wheel: Path,
+    cache: Path,
+    build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts = {"seconds": 1, "date": "2026-01-01", **build.manifest}
+    monkeypatch.setattr(builds, "ensure_build", lambda *_, **__: replace(build, manifest=facts))
+    assert cli.invoke(["build", "--backend", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(build.bin)
+    assert f"the wheel ggufrq-bin in {wheel} is used so far; `ggufrq build` would add code for just" in err
+
+
+def test_the_extra_is_the_wheel_of_this_version() -> None:
+    text = (paths.checkout_dir() / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"ggufrq-bin=={ggufrq.__version__}; ' in text
