@@ -194,14 +194,16 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
 
 def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
-    cpu, cuda = (Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cpu", "cuda"))
-    assert cache_check.held_cases(cases, cpu) == cases == cache_check.held_cases(cases, None)
+    cuda, vulkan = (
+        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cuda", "vulkan")
+    )
+    assert cache_check.held_cases(cases, cuda) == cases == cache_check.held_cases(cases, None)
     assert capsys.readouterr().err == ""
-    names = [case.name for case in cache_check.held_cases(cases, cuda)]
+    names = [case.name for case in cache_check.held_cases(cases, vulkan)]
     assert names == ["iso3", "iso4", "q8_0"]
-    assert "no tokens are kept in f16, which the CPU alone can attend to" in capsys.readouterr().err
+    assert "no tokens are kept in f16, which this build's devices cannot attend to" in capsys.readouterr().err
     asked = parse_cases("iso3", None, 32, 1)
-    assert cache_check.held_cases(asked, cuda) == asked
+    assert cache_check.held_cases(asked, vulkan) == asked
 
 
 @pytest.mark.parametrize(

@@ -402,5 +402,5 @@ def test_who_takes_what(tmp_path: Path, build: Build) -> None:
     assert by_name["Ollama"][1:6] == ["yes", "yes", "yes", "", "no"]
     assert by_name["vLLM"][1:4] == ["yes", "no", "no"]
     ours = next(row for name, row in by_name.items() if "patch set bbbbbbbb" in name)
-    assert ours[5] == "yes, all 9"
+    assert ours[5] == "yes, all 12"
     assert all(re.match(r"\[?20\d\d-\d\d-\d\d", row[7]) for row in rows[1:])
