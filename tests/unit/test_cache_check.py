@@ -230,3 +230,33 @@ def test_planted_differences_in_a_run(planted: dict[str, Any], says: str | None)
         return
     with pytest.raises(CacheError, match=says):
         check_context(Case(plan), told, MODEL, SHAPE, 1024)
+
+
+def test_bits_are_those_of_the_blocks_that_there_are() -> None:
+    """Of heads of 64, and of K alone where there is no V (MLA)."""
+
+    def log(n: int, v_mib: float) -> str:
+        sides = "".join(f"llama_rq: {s} iso3, rotation = iso, mode = full, n = {n}\n" for s in "KV")
+        return (
+            f"{sides}llama_kv_cache: size = 0.11 MiB ( 256 cells, 2 layers, 1/1 seqs), "
+            f"K (iso3): 0.11 MiB, V (iso3): {v_mib:.2f} MiB\n"
+        )
+
+    for text, want in ((log(64, 0), 3.25), (log(64, 0.11), 3.25), (log(128, 0.11), 3.125)):
+        context = parse_context(text)
+        assert context is not None and cache_check.bits(context) == want
+
+
+def test_the_keys_of_an_indexer_are_no_cache_of_k_and_v() -> None:
+    """They stay in f16, whatever K and V are in."""
+    line = (
+        "llama_kv_cache: size = {} MiB ( 256 cells, 2 layers, 1/1 seqs), K ({}): {} MiB, V (iso4): 0.00 MiB\n"
+    )
+    text = "llama_kv_cache_dsa: creating main KV cache, size = 256 cells\n" + line.format(
+        "0.14", "iso4", "0.14"
+    )
+    text += "llama_kv_cache_dsa: creating indexer KV cache, size = 256 cells\n" + line.format(
+        "0.12", "f16", "0.12"
+    )
+    context = parse_context(text + line.format("0.14", "iso4", "0.14"))
+    assert context is not None and context.k_types == {"iso4"} and len(context.caches) == 2

@@ -178,7 +178,7 @@ def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
 
 
 def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
-    made = make(family(tmp_path / "f", head_dim=96), build, DRY)
+    made = make(family(tmp_path / "f", head_dim=32), build, DRY)
     assert "iso3" not in made.text.split("## Who takes")[0].split("## Quickstart")[1]
     assert "do not fill the blocks of 64 or 128 values" in made.text
     assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text

@@ -129,6 +129,8 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
                 test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 4, 3},  113, nb, true,  true,  8,    30, GGML_PREC_F32, type, type, {0, 2, 1, 3}));
                 test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 4, { 1, 1}, 1025, nb, false, false, 0,    0,  GGML_PREC_F32, type, type));
             }
+            // a whole cache as it lies, which a backend may copy for many queries
+            test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 4, 3}, 113, 75, true, true, 8, 30, GGML_PREC_F32, type, type, {0, 2, 1, 3}, false));
         }
     }
 }
