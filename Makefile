@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-thorough test-fast test-native test-metal bench-metal lint types tables docs \
+.PHONY: help setup demo test test-thorough test-fast test-mlx test-native test-metal bench-metal lint types tables docs \
 	patches-check patches-refresh check wheel clean
 .DEFAULT_GOAL := help
 
@@ -40,6 +40,10 @@ test-thorough: $(STAMP) ## the attention under sanitizers, on other x86 levels a
 
 test-fast: $(STAMP) ## tests that need neither llama.cpp nor the models
 	$(PYTEST) -m "not build and not models and not native and not slow"
+
+test-mlx: $(STAMP) ## the caches and models for mlx-lm; installs mlx (Macs, or Linux with glibc 2.35)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mlx]'
+	$(PYTEST) tests/unit/test_mlx_*.py
 
 test-native: $(STAMP) ## our C sources and llama.cpp's own tests of types and operations
 	$(PYTEST) -m "(native or build) and not thorough"

@@ -1,9 +1,10 @@
 """Bits held and divergence of caches on mlx: ours beside mlx-lm's own, the table of docs/mlx.md.
 
-    python bench/mlx_caches.py [--tokens 2048] [MODEL …]
+    python bench/mlx_caches.py [--tokens 2048] [--profile FILE|weights] [MODEL …]
 
-Each cache takes the first tokens of the embedded held-out text in one prefill, in which a token sees those
-before it through the cache; predictions are compared with those over mlx-lm's KVCache, all in float32.
+Bits are those of all that a cache holds for tokens, room for the next ones among them. Each cache takes the
+first tokens of the embedded held-out text in one prefill, in which a token sees those before it through the
+cache; predictions are compared with those over mlx-lm's KVCache, all in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
 from ggufrq.base import paths
-from ggufrq.mlx import load, make_cache
+from ggufrq.mlx import QuantizedCache, load, make_cache
 
 Make = Callable[[Any], list[Any]]
 
@@ -55,9 +56,13 @@ def predictions(model: Any, ids: Any, cache: list[Any]) -> Any:
 
 
 def bits_held(cache: list[Any], values: int) -> float:
-    """Bits per value of K and V. What the float32 of this measurement makes 32 bits wide has 16 as a rule."""
-    arrays = [x for one in cache if hasattr(one, "bits") for _, x in tree_flatten(one.state)]
-    sizes = [x.size * 2 if x.dtype == mx.float32 else x.nbytes for x in arrays if isinstance(x, mx.array)]
+    """Bits per value of K and V. What the float32 of this measurement makes 32 bits wide in mlx-lm's caches
+    has 16 as a rule."""
+    sizes = [one.nbytes for one in cache if isinstance(one, QuantizedCache)]
+    for one in cache:
+        if isinstance(one, QuantizedKVCache):
+            arrays = [x for _, x in tree_flatten([one.keys, one.values])]
+            sizes += [x.size * 2 if x.dtype == mx.float32 else x.nbytes for x in arrays]
     return 8.0 * float(sum(sizes)) / values
 
 
@@ -66,7 +71,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", default=["docs-qwen3-8m", "docs-qwen3.5-8m"])
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--profile", help="ours in the metric of this profile as well")
     args = parser.parse_args()
+    cases = dict(CASES)
+    if args.profile is not None:
+        cases |= {f"iso{bits}, profile": ours(bits, profile=args.profile) for bits in (4, 3, 2)}
     text = (paths.data_dir("texts") / "heldout.txt").read_text(encoding="utf-8")[: 16 * args.tokens]
     print("| model | cache | bits per value | mean KLD |\n|---|---|---|---|")
     for name in args.models:
@@ -78,7 +87,7 @@ def main() -> None:
         values = sum(
             one.keys_and_values()[i].size for one in usual if isinstance(one, KVCache) for i in (0, 1)
         )
-        for case, make in CASES.items():
+        for case, make in cases.items():
             cache = make(model)
             found = predictions(model, ids, cache)
             kld = (mx.exp(exact) * (exact - found)).sum(axis=-1).mean().item()

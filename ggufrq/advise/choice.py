@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # numpy takes a while to import
     from ggufrq.profile.facts import Facts
 
 #: K in more bits than these was never seen to suffer from a bias (docs/real-models.md).
-_FEW_BITS = 5.0
+_FEW_BITS = 5.25
 
 
 def recommended(model: Path, build: Build | None, name: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ggufrq.base import log
+from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import GgufrqError
 
 #: Seconds without a word.
@@ -34,3 +35,11 @@ def locked(path: Path, other: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Have a folder, which need not be there yet, to oneself for as long as the context lasts."""
+    name = hashlib.sha256(texts.to_bytes(str(folder.resolve()))).hexdigest()[:16]
+    with locked(paths.own_dir("locks") / f"{name}.lock", f"another ggufrq works in {folder}"):
+        yield

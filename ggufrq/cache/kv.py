@@ -1,8 +1,8 @@
 """Types of the KV cache: their names as people write them, and what a cache of them takes.
 
 The types of ours come from ``ggufrq.codec``; those of upstream are listed here. Under the name of one of
-ours llama.cpp keeps heads that are no multiple of 128 values in a sibling with blocks of 64
-(``KvType.for_heads``).
+ours llama.cpp keeps heads that are no multiple of 128 values in a sibling with blocks of 64, and fills heads
+that are no multiple of 64 up to one (``KvType.for_heads``).
 
 ``iso3`` and ``iso3/planar4`` are pairs: the types of K and V in all layers. A plan is a pair with exceptions:
 ``iso3/planar4; 0-1,-1:q8_0; 5:iso4/iso3``. Its layers are those that have a KV cache, counted from 0,
@@ -36,6 +36,8 @@ _UPSTREAM = {
     "q5_0": (32, 22),
     "q5_1": (32, 24),
 }
+#: Types of ours keep heads in a multiple of so many values.
+_FILL = 64
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,33 @@ class KvType:
         return 8 * self.block_bytes / self.block
 
     def for_heads(self, head: int) -> KvType:
-        """What heads of ``head`` values are kept in under this name."""
-        return _narrow(self) if self.ours and head % self.block and head % _narrow(self).block == 0 else self
+        """What heads of ``head`` values are kept in under this name. Where they are filled up, a block is a
+        head."""
+        if not self.ours or head % self.block == 0:
+            return self
+        narrow, whole = _narrow(self), filled_up(head)
+        if head == whole:
+            return narrow
+        kind = narrow if whole % self.block else self
+        return replace(self, block=head, block_bytes=kind.bytes_for(whole))
+
+    def holds(self, head: int, *, narrow: bool = True, fill: bool = True) -> bool:
+        """Whether heads of this size can be kept under this name. ``narrow``: with blocks of 64 (a build for
+        the CPU); ``fill``: also filled up, which is done where it takes less than q4_0, or than f16 where
+        heads do not fill blocks of q4_0."""
+        if not self.ours or head % self.block == 0:
+            return head % self.block == 0
+        whole = filled_up(head)
+        if not narrow and whole % self.block:
+            return False
+        return head == whole or (fill and self.for_heads(head).bits < most_bits(head))
+
+    def row_bytes(self, values: int, head: int, *, filled: bool) -> int:
+        """Bytes of a row of ``values`` values in heads of ``head``. ``filled``: all layers have their heads
+        filled up, since some are in a type of ours. ValueError as ``bytes_for``."""
+        if filled and not self.ours and head:
+            values, head = values // head * filled_up(head), filled_up(head)
+        return self.for_heads(head).bytes_for(values)
 
     def bytes_for(self, values: int) -> int:
         """Bytes that ``values`` values take. ValueError when they do not fill whole blocks."""
@@ -99,6 +126,17 @@ class KvPair:
     def arguments(self) -> list[str]:
         """Arguments for the tools of llama.cpp."""
         return ["-ctk", self.k.name, "-ctv", self.v.name]
+
+
+def filled_up(head: int) -> int:
+    """Values that a head of ``head`` values takes beside types of ours: the next multiple of 64."""
+    return -(-head // _FILL) * _FILL
+
+
+def most_bits(head: int) -> float:
+    """Bits per value that types of ours must stay below in heads that are filled up."""
+    block, size = _UPSTREAM["q4_0"]
+    return 16.0 if head % block else 8 * size / block
 
 
 @cache
@@ -338,6 +376,11 @@ class KvPlan:
         """Whether K is in a type of ours in some layer: only then it can have a profile."""
         return any(pair.k.ours for pair in self.pairs)
 
+    @property
+    def v_ours(self) -> bool:
+        """Whether V is in a type of ours in some layer."""
+        return any(pair.v.ours for pair in self.pairs)
+
     def resolve(self, layers: int) -> tuple[KvPair, ...]:
         """The pair of each of so many layers with a cache. Raises UsageError when it names one that is not
         there."""
@@ -354,7 +397,10 @@ class KvPlan:
         pairs = self.resolve(len(shape.k_layers))
         heads = shape.k_heads or (0,) * len(pairs), shape.v_heads or (0,) * len(pairs)
         return [
-            (pair.k.for_heads(k_head).bytes_for(k), pair.v.for_heads(v_head).bytes_for(v))
+            (
+                pair.k.row_bytes(k, k_head, filled=self.k_ours),
+                pair.v.row_bytes(v, v_head, filled=self.v_ours),
+            )
             for pair, k, v, k_head, v_head in zip(pairs, shape.k_layers, shape.v_layers, *heads, strict=True)
         ]
 
@@ -371,7 +417,12 @@ class KvPlan:
     def recent_bytes(self, shape: LayerShape, cells: int, sequences: int = 1, streams: int = 1) -> int:
         """Bytes that ``exact_rows`` take."""
         rows = self.exact_rows(cells, sequences, streams)
-        return 2 * rows * (sum(shape.k_layers) + sum(shape.v_layers))
+        f16, pairs = kv_type("f16"), len(shape.k_layers)
+        heads = shape.k_heads or (0,) * pairs, shape.v_heads or (0,) * pairs
+        return rows * sum(
+            f16.row_bytes(k, k_head, filled=self.k_ours) + f16.row_bytes(v, v_head, filled=self.v_ours)
+            for k, v, k_head, v_head in zip(shape.k_layers, shape.v_layers, *heads, strict=True)
+        )
 
     def bits(self, shape: LayerShape) -> float:
         """Bits per value over all of K and V, without ``recent_bytes``. Raises as ``bytes_for``."""

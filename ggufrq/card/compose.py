@@ -94,7 +94,7 @@ def make(folder: Path, build: Build, wishes: Wishes | None = None) -> Card:
         quantized_by=wishes.quantized_by or (wishes.repo or "").rpartition("/")[0] or None,
         before=before.head,
     )
-    _tell_what_is_missing(data)
+    tell_what_is_missing(data)
     text = _text(facts, measured, starts, others, build, wishes.repo, data, before.own)
     return Card(path, text, data, facts, tuple(starts))
 
@@ -160,7 +160,8 @@ def _recurrent(measured: Measured) -> float:
     return float(max(found, default=0.0) or 0.0)
 
 
-def _tell_what_is_missing(data: dict[str, Any]) -> None:
+def tell_what_is_missing(data: dict[str, Any]) -> None:
+    """Say which keys of a head nobody gave."""
     options = {"base_model": "--base-model USER/NAME", "license": "--license ID", "quantized_by": "--repo"}
     missing = [f"{key} ({options[key]})" for key in options if key not in data]
     if missing:

@@ -16,7 +16,7 @@ from ggufrq.cache.kv import (
 )
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
-from ggufrq.ggufs.memory_shape import head_sizes
+from ggufrq.ggufs.memory_shape import head_sizes, unread
 from ggufrq.measure.kept import Row
 from ggufrq.report import numbers
 
@@ -138,7 +138,12 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
     if recurrent_mib:
         notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
     if facts.cache_type == "q8_0":
-        notes += " The heads of this model do not fill the blocks of 64 or 128 values of the rotated types."
+        why = unread(facts.values)
+        notes += (
+            " The heads of this model do not fill the blocks of 64 or 128 values of the rotated types."
+            if why is None
+            else f" The rotated types cannot be used: the graph of {facts.arch} {why}."
+        )
     return section(title, table(head, lines, "r" * len(head)), notes)
 
 

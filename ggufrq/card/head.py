@@ -4,12 +4,11 @@ the text between two marks."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ggufrq.base.errors import UsageError
-from ggufrq.card.facts import Facts
 
 BEGIN = "<!-- own text: what stands from here to the end mark is kept when ggufrq writes this card anew -->"
 END = "<!-- end of own text -->"
@@ -55,21 +54,34 @@ def earlier(text: str, *, force: bool = False) -> Earlier:
     return Earlier(head if isinstance(head, dict) else {}, own)
 
 
+class Known(Protocol):
+    """What a head is made from: values by the names that metadata of GGUF files have, and the source."""
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """By name."""
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """``repo`` where it is from the Hub."""
+
+
 def metadata(
-    facts: Facts,
+    facts: Known,
     *,
     base_model: str | None = None,
     license: str | None = None,
     quantized_by: str | None = None,
     before: Mapping[str, Any] | None = None,
+    library: str = "gguf",
+    tags: Sequence[str] = ("gguf", "llama.cpp", "quantized", "kv-cache"),
 ) -> dict[str, Any]:
     """The head as the Hub knows its keys: what is given, else what the files say, else what stood there
     ``before``. Keys that are not ours stay as they are."""
     values = facts.values
     # Not what the metadata call base_model: that is what the source itself was trained from.
     base = base_model or facts.source.get("repo") or values.get("ggufrq.source.repo")
-    tags = ["gguf", "llama.cpp", "quantized", "kv-cache"]
-    tags += [str(tag) for tag in values.get("general.tags") or ()]
+    tags = [*tags, *(str(tag) for tag in values.get("general.tags") or ())]
     languages = [str(tag) for tag in values.get("general.languages") or ()]
     ours: dict[str, Any] = {
         "base_model": base,
@@ -79,7 +91,7 @@ def metadata(
         "license_name": values.get("general.license.name"),
         "license_link": values.get("general.license.link"),
         "language": languages or None,
-        "library_name": "gguf",
+        "library_name": library,
         "pipeline_tag": "text-generation",
         "tags": list(dict.fromkeys(tags)),
     }

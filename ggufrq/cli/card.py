@@ -9,6 +9,7 @@ import click
 
 from ggufrq.base import log, paths, texts
 from ggufrq.build.builds import require_build
+from ggufrq.card import mlx
 from ggufrq.card.compose import Wishes, make, parse_sibling
 from ggufrq.cli.text_options import TEXT
 
@@ -47,7 +48,7 @@ from ggufrq.cli.text_options import TEXT
 def card(
     folder: Path, siblings: tuple[str, ...], no_run: bool, dry_run: bool, as_json: bool, **wishes: Any
 ) -> None:
-    """Write README.md, the model card, for the family in DIR that `ggufrq quantize` made.
+    """Write README.md, the model card, for what `ggufrq quantize` made in DIR: a family, or a model for mlx.
 
     From metadata, from measurements (`ggufrq validate`, or --measure), and from commands that are run on the
     smallest file before they are printed. Where nothing was measured it says so. Your own text between the
@@ -58,11 +59,8 @@ def card(
       ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --license apache-2.0
       ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --measure --quick
     """
-    made = make(
-        folder,
-        require_build(),
-        Wishes(siblings=tuple(map(parse_sibling, siblings)), run=not no_run, **wishes),
-    )
+    said = Wishes(siblings=tuple(map(parse_sibling, siblings)), run=not no_run, **wishes)
+    made = mlx.make(folder, said) if mlx.is_mlx(folder) else make(folder, require_build(), said)
     if not dry_run:
         paths.atomic_write(made.path, made.text)
         log.say(f"wrote {made.path}")

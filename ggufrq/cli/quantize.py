@@ -128,7 +128,18 @@ def quantize(
       ggufrq quantize ./my-model --to mlx --bits 4
     """
     if to == "mlx":
-        to_mlx(model, bits, recipes, options["out"], dry_run=dry_run, as_json=as_json)
+        to_mlx(
+            model,
+            bits,
+            recipes,
+            sensitivity=SENSITIVITY,
+            size=size,
+            bpw=bpw,
+            split_size=split_size,
+            dry_run=dry_run,
+            as_json=as_json,
+            **{name: options[name] for name in ("out", "revision", "fold")},
+        )
         return
     if bits is not None:
         raise UsageError("--bits is for --to mlx", remedy="--types, or --recipe")

@@ -15,6 +15,7 @@ from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import Sought, profile_word
 from ggufrq.cli.cache_options import exact_options, profile_option
 from ggufrq.cli.text_options import TEXT_FILE
+from ggufrq.cli.validate_hf import validate_hf
 from ggufrq.measure.validate.assemble import failed
 from ggufrq.measure.validate.plan import DEFAULT_CASES, SECTIONS, make_plan
 from ggufrq.models.resolve import resolve
@@ -27,6 +28,11 @@ _RECENT, _FIRST = exact_options(
 
 @click.command()
 @click.argument("model")
+@click.option(
+    "--lane",
+    type=click.Choice(["hf"]),
+    help="hf: caches of transformers, ours beside its own (--kv iso3,hqq4,fp8), on a model as on the Hub.",
+)
 @click.option(
     "--kv",
     metavar="LIST",
@@ -73,6 +79,7 @@ _RECENT, _FIRST = exact_options(
 )
 def validate(
     model: str,
+    lane: str | None,
     kv: str | None,
     against: str,
     kv_profile: Path | Sought | None,
@@ -100,7 +107,25 @@ def validate(
     Examples:
       ggufrq validate docs-qwen3-8m --kv iso3,q4_0 --quick
       ggufrq validate model.gguf --kv iso3,iso3:block:norm,q8_0 --ctx 2048,8192 -o report
+      ggufrq validate docs-qwen3-8m --lane hf
     """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
+    if lane is not None:
+        validate_hf(
+            model,
+            kv=kv,
+            profile=kv_profile,
+            recent=kv_recent,
+            first=kv_first,
+            ctx=_numbers(ctx, "--ctx"),
+            chunks=chunks,
+            text=text,
+            threads=threads,
+            quick=quick,
+            json_file=json_file,
+        )
+        return
     from ggufrq.measure.validate.validation import validate as run
 
     plan = make_plan(
@@ -120,8 +145,6 @@ def validate(
         quick=quick,
         again=shlex.join(["ggufrq", "validate", *_arguments()]),
     )
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
     folder = out or Path(f"validate-{resolve(model).name}")
     build = require_build()
     result = run(plan, build, out=folder, fresh=fresh)

@@ -92,6 +92,17 @@ def cache_bytes(context: Context, plan: KvPlan, model: Path) -> int | None:
     return None if size is None else size + context.recent_bytes
 
 
+def bits(context: Context) -> float | None:
+    """Bits per value where all layers are alike, None where the log does not tell: half and half, or those of
+    K where there is no V (MLA)."""
+    if context.layers or context.filled or not context.caches:
+        return None
+    k, v = context.caches[0].k_kind, context.caches[0].v_kind
+    if k is None or v is None:
+        return None
+    return k.bits if not context.caches[0].v_mib else (k.bits + v.bits) / 2
+
+
 def f16_bytes(context: Context, model: Path) -> int | None:
     """What the same cache takes in f16, None where it cannot be told."""
     if context.kv_values is not None:

@@ -31,7 +31,8 @@ class Answer:
     """Text and figures of one generation. Bytes are exact, from llama.cpp's own log, or None where its
     figures are too coarse; ``kv_mib`` is as printed. ``recurrent_mib`` is state that no cache type changes.
     Types are those of all layers but for the exceptions that ``kv`` names; ``profile`` is what K was kept by,
-    in a few words, ``recent`` and ``first`` how many of the newest and first tokens were in f16.
+    in a few words, ``recent`` and ``first`` how many of the newest and first tokens were in f16, ``bits``
+    those of a value where the log tells.
     """
 
     text: str
@@ -51,6 +52,7 @@ class Answer:
     profile: str | None = None
     recent: int = 0
     first: int = 0
+    bits: float | None = None
 
 
 def programs_for(folder: Path | None) -> Programs:
@@ -231,7 +233,7 @@ def cache_lines(answer: Answer, plan: KvPlan) -> list[str]:
     size = f"{answer.kv_bytes:,} bytes" if answer.kv_bytes is not None else f"{answer.kv_mib:.2f} MiB"
     times = answer.f16_bytes / answer.kv_bytes if answer.kv_bytes and answer.f16_bytes is not None else None
     if times is None and not plan.layered and not answer.recent and not answer.first:
-        times = 16 / plan.base.bits
+        times = 16 / (answer.bits or plan.base.bits)
     bits = "" if times is None else f", {16 / times:g} bits per value"
     lines = [f"{plan.name}{bits}: {size} for {answer.tokens_held:,} tokens"]
     if answer.profile is not None:
@@ -290,4 +292,5 @@ def _answer(text: str, figures: completion.Generation, plan: KvPlan, model: Path
         log=log_path,
         recent=context.recent,
         first=context.first,
+        bits=cache_check.bits(context),
     )

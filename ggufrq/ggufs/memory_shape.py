@@ -6,6 +6,7 @@ architecture is data, in ``architectures.toml``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -80,8 +81,11 @@ class MemoryShape:
 
     @property
     def k_heads(self) -> tuple[int, ...]:
-        """Values of a head of K in each layer of ``cached``."""
-        return tuple(layer.head_k for layer in self.cached)
+        """Values of a head of K in each layer of ``cached``; with MLA, what they and those of V, the first of
+        them, are multiples of."""
+        return tuple(
+            math.gcd(layer.head_k, layer.head_v) if self.mla else layer.head_k for layer in self.cached
+        )
 
     @property
     def v_heads(self) -> tuple[int, ...]:
@@ -141,6 +145,13 @@ def head_sizes(values: Mapping[str, Any]) -> tuple[int, ...]:
 def is_mla(values: Mapping[str, Any]) -> bool:
     """Whether the model with this metadata keeps K alone, compressed."""
     return _Facts(values).mla
+
+
+def unread(values: Mapping[str, Any]) -> str | None:
+    """Why llama.cpp's graph for the model with this metadata cannot read K in a type of ours, None where it
+    can."""
+    found: str | None = _rules()["unread"].get(values.get("general.architecture"))
+    return found
 
 
 @cache

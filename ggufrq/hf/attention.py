@@ -130,6 +130,10 @@ class _Queries(Softmax):
     def attend(self) -> torch.Tensor:
         """[batch, heads, queries, dim of V]."""
         k, v = self.kept.k, self.kept.v
+        if self._by_kernel():
+            self._newest()
+            self._first()
+            return self.mean()
         for (first, k_tile), (_, v_tile) in zip(k.blocks.tiles(TILE), v.blocks.tiles(TILE), strict=True):
             end = first + k_tile.shape[2]
             if self.causal and first >= self.end:
@@ -145,6 +149,24 @@ class _Queries(Softmax):
         self._newest()
         self._first()
         return self.mean()
+
+    def _by_kernel(self) -> bool:
+        """Take all from blocks by the kernel, where it is asked for and can."""
+        k, v = self.kept.k, self.kept.v
+        if not k.side.triton or self.n > 1 or self.bias is not None or self.shared is not None:
+            return False
+        if self.mask is not None and self.mask.shape[1] > 1:
+            return False
+        from ggufrq.hf import kernels  # not everybody has it
+
+        start, end = k.blocks.start, k.blocks.end
+        seen, exact = self._seen(start, end), self._exact(start, end)
+        if seen is None:
+            seen = torch.ones(1, 1, 1, end - start, dtype=torch.bool, device=self.query.device)
+        seen = (seen if exact is None else seen & ~exact)[:, 0, 0].expand(len(self.query), -1)
+        chunks, codes = (k.blocks.chunks, v.blocks.chunks), (k.side.codec.code, v.side.codec.code)
+        self.merge(*kernels.attend(self.query, *chunks, *codes, seen, self.scale, self.softcap))
+        return True
 
     def _newest(self) -> None:
         """The newest tokens of each query, as they were."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,7 +39,8 @@ class QuantizedCache(Cache):
     layers keep no more than their windows, without it they come about as the model uses them. ``profile``
     is a file (``NAME-kv.gguf``), a ``Profile``, or ``"weights"`` to make it from the model's weights; it
     takes ``config``. With ``max_cache_len`` layers have a fixed size, room for so many tokens, for
-    ``torch.compile``; it takes ``config``, too.
+    ``torch.compile``; it takes ``config``, too. ``triton``: kernels in Triton encode, and attend for single
+    queries, on CUDA; they were not run on a card yet.
 
     Raises UsageError for numbers that make no sense, and ModelError for models whose layers cannot be kept,
     and for a profile that is damaged or of another model.
@@ -56,6 +58,7 @@ class QuantizedCache(Cache):
         profile: str | Path | Profile | Literal["weights"] | None = None,
         config: PreTrainedConfig | None = None,
         max_cache_len: int | None = None,
+        triton: bool = False,
     ) -> None:
         v_bits = bits if v_bits is None else v_bits
         for number in (bits, v_bits):
@@ -71,7 +74,12 @@ class QuantizedCache(Cache):
                 "configuration",
                 remedy="config=model.config",
             )
-        self.size = max_cache_len
+        if triton and (max_cache_len is not None or importlib.util.find_spec("triton") is None):
+            raise UsageError(
+                "triton=True takes Triton, and layers that grow",
+                remedy="pip install triton, no max_cache_len",
+            )
+        self.size, self.triton = max_cache_len, triton
         self.model = None if config is None else saved.facts_of(config)
         self.settings = Settings(self.family, bits, v_bits, recent, first)
         self.profiles: dict[int, LayerProfile] = {}
@@ -102,7 +110,7 @@ class QuantizedCache(Cache):
         profile = self.profiles.get(index)
         if self.size is not None:
             return FixedAttentionLayer(self.settings, profile, window, self.size)
-        return QuantizedAttentionLayer(self.settings, profile, window)
+        return QuantizedAttentionLayer(self.settings, profile, window, self.triton)
 
     def layer(self, kind: str, index: int, window: int | None = None) -> Any:
         """A new layer for ``index``: ``attention``, with its window if it has one, ``linear`` or ``none``."""

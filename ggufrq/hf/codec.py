@@ -37,9 +37,12 @@ class Codec(Protocol):
 
 
 @cache
-def codec(bits: int, head_dim: int, device: torch.device) -> Codec:
-    """The codec for heads of ``head_dim`` values, a multiple of 64, on this device."""
+def codec(bits: int, head_dim: int, device: torch.device, triton: bool = False) -> Codec:
+    """The codec for heads of ``head_dim`` values, a multiple of 64, on this device; ``triton`` for that of
+    ``ggufrq.hf.kernels``."""
     made = code(bits, head_block(head_dim))
+    if triton:
+        return TritonCodec(made)
     native = _native(made) if device.type == "cpu" and "LLAMA_RQ_SCALE" not in os.environ else None
     return native or TorchCodec(made)
 
@@ -158,6 +161,16 @@ def _power(e: torch.Tensor) -> torch.Tensor:
 def _stored(s: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
     """The scales [n, 1] as they are stored; e [n, 1] is the exponent of the largest magnitude."""
     return (s.float() * _power(e - 18)).clamp(max=float(LARGEST_FP16)).half()
+
+
+class TritonCodec(TorchCodec):
+    """A code by Triton, as far as it is written; blocks are decoded by torch."""
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """See ``Codec``."""
+        from ggufrq.hf import kernels  # not everybody has it
+
+        return kernels.encode(x, self.code)
 
 
 class NativeCodec:

@@ -17,17 +17,22 @@ from ggufrq.profile.file import LayerProfile
 
 
 class QuantizedAttentionLayer(CacheLayerMixin):
-    """K and V of one attention layer. ``window``: how many tokens a query sees, None for all."""
+    """K and V of one attention layer. ``window``: how many tokens a query sees, None for all; ``triton``: by
+    ``ggufrq.hf.kernels``."""
 
     is_compileable = False
     is_croppable = True
     supports_early_init = False
 
     def __init__(
-        self, settings: Settings, profile: LayerProfile | None = None, window: int | None = None
+        self,
+        settings: Settings,
+        profile: LayerProfile | None = None,
+        window: int | None = None,
+        triton: bool = False,
     ) -> None:
         super().__init__()
-        self.settings, self.profile, self.window = settings, profile, window
+        self.settings, self.profile, self.window, self.triton = settings, profile, window, triton
         self.is_sliding = window is not None
         self.sliding_window = window
         self.record_past = False
@@ -42,15 +47,19 @@ class QuantizedAttentionLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make room for heads like those of ``key_states`` and ``value_states`` [batch, heads, cells, dim].
 
-        Raises ModelError when they cannot be kept.
+        Raises ModelError when they cannot be kept, UsageError when kernels are not for their device.
         """
         s = self.settings
+        if self.triton:
+            from ggufrq.hf import kernels  # not everybody has it
+
+            kernels.require(key_states.device)
 
         def side(x: torch.Tensor, bits: int, profile: LayerProfile | None) -> Side:
             batch, heads, _, dim = x.shape
             made = basis(s.family, heads, dim, x.device, profile)
             kept = torch.zeros(batch, heads, s.first, dim, dtype=torch.float16, device=x.device)
-            return Side(made, bits, kept[:, :, :0].clone(), kept)
+            return Side(made, bits, kept[:, :, :0].clone(), kept, self.triton)
 
         self.sides = side(key_states, s.bits, self.profile), side(value_states, s.v_bits, None)
         self.device = key_states.device

@@ -37,19 +37,21 @@ class Settings:
 
 @dataclass
 class Side:
-    """K or V of a layer: its blocks, and in 16 bits, in the same basis, the rows ``recent`` [batch, heads, n,
-    dim], which are the newest, and ``first`` [batch, heads, first, dim]."""
+    """K or V of a layer, by kernels in Triton or not: its blocks, and in 16 bits, in the same basis, the
+    rows ``recent`` [batch, heads, n, dim], which are the newest, and ``first`` [batch, heads, first,
+    dim]."""
 
     basis: Basis
     bits: int
     recent: torch.Tensor
     first: torch.Tensor
+    triton: bool = False
     blocks: Blocks = field(default_factory=Blocks)
 
     @property
     def codec(self) -> Codec:
         """The code of the blocks."""
-        return codec(self.bits, self.first.shape[3], self.first.device)
+        return codec(self.bits, self.first.shape[3], self.first.device, self.triton)
 
     def exact(self, x: torch.Tensor) -> torch.Tensor:
         """Rows of a model as the newest and first tokens are kept."""

@@ -68,6 +68,15 @@ class Softmax:
         self.values = self.values * before + (weights.flatten(2, 3) @ v).view_as(self.values)
         self.largest = largest
 
+    def merge(self, largest: torch.Tensor, total: torch.Tensor, values: torch.Tensor) -> None:
+        """Let K and V take part whose softmax is known as far as this one."""
+        both = torch.maximum(self.largest, largest)
+        against = both.masked_fill(both == -math.inf, 0)
+        mine, theirs = torch.exp(self.largest - against), torch.exp(largest - against)
+        self.sum = self.sum * mine + total * theirs
+        self.values = self.values * mine + values * theirs
+        self.largest = both
+
     def mean(self) -> torch.Tensor:
         """The weighted mean of values, as models have them, [batch, heads, queries, dim of V]."""
         mean = self.values / self.sum.where(self.sum > 0, 1)

@@ -7,16 +7,15 @@ killed goes on with the first file that the record does not vouch for.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ggufrq.base import paths, proc, texts
+from ggufrq.base import proc
 from ggufrq.base.errors import UsageError
-from ggufrq.base.locks import locked
+from ggufrq.base.locks import locked_folder
 from ggufrq.base.toml import tomllib
 from ggufrq.build.project import Build
 from ggufrq.make import recipe
@@ -147,7 +146,5 @@ def _locked(request: Request, build: Build) -> Iterator[Planner]:
     folder holds is read only then."""
     model, folder = _place(request)
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(texts.to_bytes(str(folder.resolve()))).hexdigest()[:16]
-    locks = paths.own_dir("locks")
-    with locked(locks / f"{name}.lock", f"another ggufrq works in {folder}"):
+    with locked_folder(folder):
         yield _planner(request, model, folder, build)

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ SPARE_DISK = 64 << 20
 
 
 class Record:
-    """The manifest ``BASE.ggufrq.json`` of a folder. The caller holds the folder's lock."""
+    """The manifest ``BASE.ggufrq.json`` of a folder. The caller holds the folder's lock. ``opens`` raises
+    ModelError for a file of the right size that is damaged nonetheless."""
 
-    def __init__(self, folder: Path, base: str) -> None:
+    def __init__(self, folder: Path, base: str, opens: Callable[[Path], object] = read_gguf) -> None:
         self.folder = folder
         self.base = base
+        self.opens = opens
         self.path = folder / f"{base}.ggufrq.json"
         self.data = _read(self.path)
 
@@ -68,7 +70,7 @@ class Record:
             # A copy has another time: then the content tells.
             if found.st_mtime_ns != part["mtime_ns"] and file_sha256(path) != part["sha256"]:
                 return False
-            read_gguf(path)
+            self.opens(path)
         except (OSError, ModelError):
             return False
         return True

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggufrq.base.errors import UsageError
-from ggufrq.cache.kv import KvPair, KvPlan, KvType, parse_kv
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, Sought, filled_up, kv_type, parse_kv
 from ggufrq.ggufs.header import pad
 from ggufrq.ggufs.memory_shape import Layer, MemoryShape
 
@@ -60,7 +60,8 @@ def exact_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> 
     for layer in shape.cached:
         cells = settings.window_cells(shape.window) if layer.window else settings.cells
         rows = plan.exact_rows(cells, settings.parallel, settings.parallel)
-        total += 2 * rows * (layer.k + layer.v)
+        k = kv_type("f16").row_bytes(layer.k, layer.head_k, filled=plan.k_ours)
+        total += rows * (k + kv_type("f16").row_bytes(layer.v, layer.head_v, filled=plan.v_ours))
     return total
 
 
@@ -71,8 +72,9 @@ def profile_bytes(shape: MemoryShape, plan: KvPlan) -> int:
         return 0
     pairs = plan.resolve(len(shape.cached))
     return sum(
-        layer.k * (2 * layer.head_k * (_F32 if pair.k.block == 1 else _F16) + _F32)
+        layer.k // layer.head_k * head * (2 * head * (_F32 if pair.k.block == 1 else _F16) + _F32)
         for layer, pair in zip(shape.cached, pairs, strict=True)
+        if (head := filled_up(layer.head_k))
     )
 
 
@@ -86,6 +88,15 @@ def output_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
     return shape.vocabulary * _F32 * settings.parallel
 
 
+def held_plan(shape: MemoryShape, plan: KvPlan) -> KvPlan:
+    """The plan without what nobody asked for and llama.cpp leaves out where V is read from K (MLA): a profile
+    that would be found, and tokens in f16."""
+    if not shape.mla:
+        return plan
+    plan = plan.with_exact(0) if plan.optional else plan
+    return plan.with_profile(None) if isinstance(plan.profile, Sought) else plan
+
+
 def why_not(shape: MemoryShape, plan: KvPlan, *, narrow: bool = True) -> str | None:
     """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does.
     ``narrow``: it has blocks of 64 for heads that 128 does not divide (``Build.holds_narrow``)."""
@@ -97,22 +108,37 @@ def why_not(shape: MemoryShape, plan: KvPlan, *, narrow: bool = True) -> str | N
         return "K and V are one here (MLA): layers cannot have types of their own"
     if shape.mla and plan.base.k != plan.base.v:
         return "K and V are one here (MLA): they cannot have different types"
-    narrow = narrow and not shape.mla
+    if shape.mla and plan.base.ours and not narrow:
+        return f"K and V are one here (MLA), which is kept in {plan.base.name} on the CPU alone"
     for layer, pair in zip(shape.cached, pairs, strict=True):
         for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
-            if head % (kind.for_heads(head) if narrow else kind).block:
-                blocks = f"64 or {kind.block}" if kind.ours and narrow else f"{kind.block}"
-                where = " on a GPU" if kind.ours and not narrow and not shape.mla else ""
-                why = f"{kind.name} takes blocks of {blocks} values{where}, which heads of {side} with {head}"
-                return f"{why} do not fill; {_instead(shape.cached)} can be used"
+            if not kind.holds(head, narrow=narrow, fill=not shape.mla):
+                why = _why_head(kind, side, head, narrow=narrow, fill=not shape.mla)
+                return f"{why}; {_instead(shape.cached, kind, narrow=narrow)} can be used"
     return None
 
 
-def _instead(layers: Sequence[Layer]) -> str:
-    """The smallest usual types that any of the layers can keep."""
+def _why_head(kind: KvType, side: str, head: int, *, narrow: bool, fill: bool) -> str:
+    """Why heads of so many values are not kept in a type."""
+    whole = filled_up(head)
+    if kind.ours and fill and whole != head and (narrow or whole % kind.block == 0):
+        bits = f"{kind.for_heads(head).bits:.2f} bits a value"
+        return f"{kind.name} takes {bits} in heads of {side} with {head}, which are filled up to {whole}"
+    blocks = f"64 or {kind.block}" if kind.ours and narrow else f"{kind.block}"
+    where = " on a GPU" if kind.ours and not narrow else ""
+    return (
+        f"{kind.name} takes blocks of {blocks} values{where}, which heads of {side} with {head} do not fill"
+    )
 
-    def fits(kind: KvType) -> bool:
-        return not any(layer.head_k % kind.block or layer.head_v % kind.block for layer in layers)
 
-    found: list[KvPair] = [pair for pair in map(parse_kv, ("q8_0", "q4_0")) if fits(pair.k)]
-    return " or ".join(pair.name for pair in found) or "f16"
+def _instead(layers: Sequence[Layer], kind: KvType, *, narrow: bool) -> str:
+    """The smallest usual types that any of the layers can keep, and the widest of the same family as
+    ``kind``."""
+    family = [f"{kind.name[:-1]}{bits}" for bits in range(int(kind.name[-1]) - 1, 1, -1)] if kind.ours else []
+
+    def fits(pair: KvPair) -> bool:
+        heads = {head for layer in layers for head in (layer.head_k, layer.head_v)}
+        return all(pair.k.holds(head, narrow=narrow) for head in heads)
+
+    usual = [pair.name for pair in map(parse_kv, ("q8_0", "q4_0")) if fits(pair)] or ["f16"]
+    return " or ".join([*usual, *[pair.name for pair in map(parse_kv, family) if fits(pair)][:1]])

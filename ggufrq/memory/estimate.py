@@ -14,6 +14,7 @@ from ggufrq.memory.cells import (
     CELLS,
     ContextSettings,
     exact_bytes,
+    held_plan,
     kv_bytes,
     output_bytes,
     profile_bytes,
@@ -84,6 +85,7 @@ class Memory:
 
     def estimate(self, plan: KvPlan, settings: ContextSettings) -> Estimate:
         """What the model takes."""
+        plan = held_plan(self.shape, plan)
         why = why_not(self.shape, plan, narrow=self.narrow)
         if why is not None:
             return Estimate(plan.title, settings.ctx, self.weights, why_not=why)

@@ -23,7 +23,7 @@ from ggufrq.cache.kv import kv_type, parse_plan
 from ggufrq.ggufs.files import first_file, model_header, read_model, shards
 from ggufrq.ggufs.header import Header
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
-from ggufrq.ggufs.memory_shape import head_sizes, is_mla
+from ggufrq.ggufs.memory_shape import head_sizes, is_mla, unread
 from ggufrq.models.names import base_name
 from ggufrq.runtimes import Runtime
 
@@ -170,12 +170,14 @@ def write(advice: Advice, folder: Path) -> list[Path]:
 
 def fits(values: Mapping[str, Any], name: str, *, narrow: bool = True) -> bool | None:
     """Whether heads of a model with this metadata fill whole blocks of a cache type, None where it does not
-    tell. With MLA, and without ``narrow`` (``Build.holds_narrow``), a type of ours has no blocks of 64."""
+    tell, or whether they are filled up in fewer bits than otherwise. Without ``narrow``
+    (``Build.holds_narrow``) a type of ours has no blocks of 64."""
     sizes, kind = head_sizes(values), kv_type(name)
     if not sizes:
         return None
-    narrow = narrow and not is_mla(values)
-    return all(size % (kind.for_heads(size) if narrow else kind).block == 0 for size in sizes)
+    if kind.ours and unread(values) is not None:
+        return False
+    return all(kind.holds(size, narrow=narrow, fill=not is_mla(values)) for size in sizes)
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:

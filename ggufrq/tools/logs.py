@@ -25,6 +25,9 @@ _CACHE = re.compile(
     r"llama_kv_cache: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers, +(\d+)/(\d+) seqs\), "
     r"K \((\w+)\): +([\d.]+) MiB, V \((\w+)\): +([\d.]+) MiB"
 )
+#: What goes before the cache of an indexer, which is none of K and V.
+_INDEXER = re.compile(r"creating (?:indexer|DSV4 lightning-indexer) KV cache")
+_FILLED = re.compile(r"llama_rq: heads of [KV] of \d+ values are filled up to \d+")
 _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+) cells, +(\d+) layers")
 _ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)(?:, n = (\d+))?")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
@@ -45,7 +48,9 @@ MTP = "the head for further tokens"
 
 _LEVEL = re.compile(r"^\d+\.\d+\.\d+\.\d+ ([IWED]) ?")
 #: What the patch says of a type that heads do not fill, and of a device that has no kernels for them.
-_OF_HEADS = re.compile(r"cannot hold this model's|has no attention kernel for|cannot store rows of")
+_OF_HEADS = re.compile(
+    r"cannot hold this model's|do not work with this model|has no attention kernel for|cannot store rows of"
+)
 _MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
 _FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
 _ERROR = re.compile(r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)")
@@ -161,7 +166,8 @@ class Context:
     ``layers`` has the types of K and of V by layers with a cache, and is empty when all are alike;
     ``profile`` is the one of K in all caches; ``scale`` how our codes find their scale when it is not by
     least squares; ``recent`` and ``first`` how many of the newest and of the first tokens are kept in f16
-    beside, ``recent_bytes`` what these take over all caches, and ``not_held`` why they are not kept.
+    beside, ``recent_bytes`` what these take over all caches, and ``not_held`` why they are not kept;
+    ``filled`` that heads are filled up. The cache of an indexer is none of ``caches``.
     """
 
     caches: tuple[KvCache, ...]
@@ -176,6 +182,7 @@ class Context:
     first: int = 0
     recent_bytes: int = 0
     not_held: str | None = None
+    filled: bool = False
 
     @property
     def k_types(self) -> set[str]:
@@ -214,7 +221,7 @@ class Context:
     @property
     def kv_values(self) -> int | None:
         """Values of K and V in all caches, from their exact bytes; None when these are not known."""
-        if self.layers:
+        if self.layers or self.filled:
             return None
         total = 0
         for cache in self.caches:
@@ -287,6 +294,9 @@ def _contexts(text: str) -> list[tuple[str | None, str]]:
 
 
 def _parse_context(part: str) -> Context | None:
+    part = _INDEXER.split(part)[0] + "".join(
+        _CACHE.sub("", rest, count=1) for rest in _INDEXER.split(part)[1:]
+    )
     rotations = {m[1]: Rotation(m[2], m[3], m[4], int(m[5] or 128)) for m in _ROTATION.finditer(part)}
     narrow = {side for side, rotation in rotations.items() if rotation.values % 128}
     caches = tuple(
@@ -323,6 +333,7 @@ def _parse_context(part: str) -> Context | None:
         first=min((first for _, first, _ in exact), default=0) if len(exact) == len(caches) else 0,
         recent_bytes=sum(size for _, _, size in exact),
         not_held=_last_group(_NOT_HELD, part),
+        filled=_FILLED.search(part) is not None,
     )
 
 

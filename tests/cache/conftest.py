@@ -61,5 +61,5 @@ def twins(compiled: Callable[..., Path]) -> Path:
 def tiny_models(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Upstream's own generator makes a tiny random model per architecture."""
     folder = tmp_path_factory.mktemp("architectures")
-    proc.run([llama_build.tool("test-llama-archs"), "-o", folder], env=ONE_THREAD, timeout=600)
+    proc.run([llama_build.tool("test-llama-archs"), "-s", "1", "-o", folder], env=ONE_THREAD, timeout=600)
     return {path.stem: path for path in sorted(folder.rglob("*.gguf"))}

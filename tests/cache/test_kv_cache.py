@@ -15,6 +15,7 @@ from ggufrq.base import paths, proc
 from ggufrq.build.project import Build
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.memory_shape import is_mla
 from ggufrq.models.names import names_beside
 from ggufrq.profile import profile_from_weights
 from ggufrq.tools.logs import parse_context
@@ -488,7 +489,7 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(
             "-ctk",
             "iso3",
             "-ctv",
-            "rotor3",
+            "iso3" if is_mla(read_header(model).values) else "rotor3",
         ]
         command += ["-p", "1 2 3", "-n", "4", "-no-cnv", "-t", "1"]
         done = proc.run(command, env=ONE_THREAD, check=False, timeout=120)
@@ -500,10 +501,12 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(
                 continue
             assert sentences, f"{model.name}: {output[-2000:]}"
             refused[model.name] = sentences[0]
-    assert any("head_dim of 576" in sentence for sentence in refused.values())
-    assert not any(re.search("head_dim of (64|192|320)", sentence) for sentence in refused.values())
-    assert any("indexer" in sentence for sentence in refused.values())
-    assert len(refused) < len(models) / 4
+    assert not any("head_dim" in sentence for sentence in refused.values())
+    assert {name.partition("-")[0] for name in refused if "whose graph" in refused[name]} == {
+        "deepseek4",
+        "glm5",
+    }
+    assert {name.partition("-")[0] for name in refused} <= {"deepseek4", "glm5", "t5"}
 
 
 @pytest.mark.slow

@@ -62,9 +62,11 @@ def means(model: Path, out: Path, *, size: float, rotation: str = "iso/full", **
 
 
 def metric(model: Path, out: Path, *, spread: float, **change: Any) -> Path:
-    """A profile with random means and maps, whose axes are stretched by up to `spread` in either sense."""
-    layers = {DENSE: range(8), HYBRID: (3, 7)}[model.stem]
-    head_dim = change.get("head_dim", {DENSE: 128, HYBRID: 256}[model.stem])
+    """A profile with random means and maps, whose axes are stretched by up to `spread` in either sense; for
+    another model than the embedded ones with its `layers`, `heads` and `head_dim`."""
+    layers = change.get("layers") or {DENSE: range(8), HYBRID: (3, 7)}[model.stem]
+    head_dim = change.get("head_dim") or {DENSE: 128, HYBRID: 256}[model.stem]
+    heads = change.get("heads", 2)
     rng = np.random.default_rng(change.get("seed", 7))
     writer = gguf.GGUFWriter(out, "kv-profile")
     writer.add_type("kv-profile")
@@ -73,8 +75,8 @@ def metric(model: Path, out: Path, *, spread: float, **change: Any) -> Path:
     writer.add_string("rq.profile.source", "weights")
     writer.add_uint32("rq.profile.n_ctx", 1024)
     for il in list(layers)[change.get("missing", 0) :]:
-        axes = np.linalg.qr(rng.standard_normal((2, head_dim, head_dim)))[0]
-        size = spread ** rng.uniform(-1, 1, (2, 1, head_dim))
+        axes = np.linalg.qr(rng.standard_normal((heads, head_dim, head_dim)))[0]
+        size = spread ** rng.uniform(-1, 1, (heads, 1, head_dim))
         k_map, q_map = (axes * size) @ axes.swapaxes(1, 2), (axes / size) @ axes.swapaxes(1, 2)
         if change.get("nan"):
             k_map[1, 5, 5] = np.nan
@@ -83,7 +85,8 @@ def metric(model: Path, out: Path, *, spread: float, **change: Any) -> Path:
         writer.add_tensor(f"blk.{il}.k_map", k_map.astype(np.float32))
         writer.add_tensor(f"blk.{il}.q_map", q_map.astype(np.float32))
         if not change.get("no_means"):
-            writer.add_tensor(f"blk.{il}.k_mean", rng.standard_normal((2, head_dim)).astype(np.float32))
+            mean = change.get("mean", 1) * rng.standard_normal((heads, head_dim))
+            writer.add_tensor(f"blk.{il}.k_mean", mean.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

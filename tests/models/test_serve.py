@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guessing import with_head
 
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.base.loopback import free_port, session
@@ -285,6 +286,23 @@ def test_a_draft_guesses_what_the_model_says(
     assert "draft_n_accepted" not in answers[0]["timings"]
     timings = answers[1]["timings"]
     assert 10 < timings["draft_n_accepted"] < timings["draft_n"]
+
+
+@pytest.mark.parametrize("kv", ["q8_0", "iso4/iso3"])
+def test_a_head_of_the_model_guesses(
+    families: dict[str, Family], programs: Programs, tmp_path: Path, kv: str
+) -> None:
+    """Its cache is checked by its own context; the hybrid model takes guesses back that are wrong."""
+    model = with_head(families[HYBRID].file("Q8_0"), tmp_path / "guessing.gguf")
+    plan, answers = parse_plan("iso3").with_exact(32, 1), []
+    for guess in (None, Draft(None, parse_kv(kv))):
+        with serving(model, plan, programs, port=free_port(), n_ctx=1024, draft=guess) as running:
+            answers.append(complete(running, text(700), n_predict=64, ignore_eos=True))
+            assert uses(running.context, plan.base) and running.context.recent == 32
+            if guess is not None:
+                assert running.draft is not None and uses(running.draft[1], guess.kv)
+    assert answers[0]["content"] == answers[1]["content"]
+    assert answers[1]["timings"]["draft_n"] > 0
 
 
 def test_a_draft_that_is_refused_is_named(families: dict[str, Family], programs: Programs) -> None:

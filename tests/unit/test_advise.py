@@ -165,7 +165,9 @@ def test_the_text(tmp_path: Path, measured: list[str]) -> None:
     # heads that our types do not take
     narrow = tmp_path / "narrow.gguf"
     write(narrow, "qwen3", numbers(attention__value_length=8), [{**SPLIT, **QK_NORM}] * 2)
-    assert "iso3 takes blocks of 64 or 128 values" in " ".join(invoke(narrow, "--kv", "iso3").stdout.split())
+    assert "iso3 takes 26.00 bits a value in heads of K with 8" in " ".join(
+        invoke(narrow, "--kv", "iso3").stdout.split()
+    )
     windows = {"attention.sliding_window": 128, "attention.sliding_window_pattern": [True, False]}
     swa = data(model(tmp_path / "m", "swa.gguf", "gemma3", **windows), "--ctx", "32K", "--kv", "iso3")
     assert swa["rungs"][0]["cache"] == 2 * 2 * 128 * (32768 + 768) and swa["recommended"] == "iso3"
@@ -341,6 +343,7 @@ BIASED = "keys of this model have a bias, which {} without a profile may turn to
         ("qwen2", {"biased": True}, "q8_0", False, None),
         ("qwen2", {"biased": True}, "f16/q4_0", False, None),
         ("qwen2", {"biased": True}, "iso3", False, BIASED.format("iso3")),
+        ("qwen2", {"biased": True}, "iso5", False, BIASED.format("iso5")),
         ("qwen2", {"biased": True}, "q4_0", False, f"{BIASED.format('q4_0')}: better --kv iso3 with its"),
         ("qwen2", {"biased": True, "sinks": True}, "iso3", True, f"{BIASED.format('iso3')}: better --kv q8"),
         ("qwen2", {"biased": True, "attn_logit_softcapping": 30.0}, "iso3", True, "better --kv q8_0"),

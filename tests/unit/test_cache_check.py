@@ -194,14 +194,16 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
 
 def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
-    cpu, cuda = (Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cpu", "cuda"))
-    assert cache_check.held_cases(cases, cpu) == cases == cache_check.held_cases(cases, None)
+    cuda, vulkan = (
+        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cuda", "vulkan")
+    )
+    assert cache_check.held_cases(cases, cuda) == cases == cache_check.held_cases(cases, None)
     assert capsys.readouterr().err == ""
-    names = [case.name for case in cache_check.held_cases(cases, cuda)]
+    names = [case.name for case in cache_check.held_cases(cases, vulkan)]
     assert names == ["iso3", "iso4", "q8_0"]
-    assert "no tokens are kept in f16, which the CPU alone can attend to" in capsys.readouterr().err
+    assert "no tokens are kept in f16, which this build's devices cannot attend to" in capsys.readouterr().err
     asked = parse_cases("iso3", None, 32, 1)
-    assert cache_check.held_cases(asked, cuda) == asked
+    assert cache_check.held_cases(asked, vulkan) == asked
 
 
 @pytest.mark.parametrize(
@@ -230,3 +232,33 @@ def test_planted_differences_in_a_run(planted: dict[str, Any], says: str | None)
         return
     with pytest.raises(CacheError, match=says):
         check_context(Case(plan), told, MODEL, SHAPE, 1024)
+
+
+def test_bits_are_those_of_the_blocks_that_there_are() -> None:
+    """Of heads of 64, and of K alone where there is no V (MLA)."""
+
+    def log(n: int, v_mib: float) -> str:
+        sides = "".join(f"llama_rq: {s} iso3, rotation = iso, mode = full, n = {n}\n" for s in "KV")
+        return (
+            f"{sides}llama_kv_cache: size = 0.11 MiB ( 256 cells, 2 layers, 1/1 seqs), "
+            f"K (iso3): 0.11 MiB, V (iso3): {v_mib:.2f} MiB\n"
+        )
+
+    for text, want in ((log(64, 0), 3.25), (log(64, 0.11), 3.25), (log(128, 0.11), 3.125)):
+        context = parse_context(text)
+        assert context is not None and cache_check.bits(context) == want
+
+
+def test_the_keys_of_an_indexer_are_no_cache_of_k_and_v() -> None:
+    """They stay in f16, whatever K and V are in."""
+    line = (
+        "llama_kv_cache: size = {} MiB ( 256 cells, 2 layers, 1/1 seqs), K ({}): {} MiB, V (iso4): 0.00 MiB\n"
+    )
+    text = "llama_kv_cache_dsa: creating main KV cache, size = 256 cells\n" + line.format(
+        "0.14", "iso4", "0.14"
+    )
+    text += "llama_kv_cache_dsa: creating indexer KV cache, size = 256 cells\n" + line.format(
+        "0.12", "f16", "0.12"
+    )
+    context = parse_context(text + line.format("0.14", "iso4", "0.14"))
+    assert context is not None and context.k_types == {"iso4"} and len(context.caches) == 2

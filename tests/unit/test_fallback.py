@@ -72,9 +72,9 @@ def test_what_metadata_does_not_tell_is_no_no(tmp_path: Path) -> None:
     writer.close()
     text = CliRunner().invoke(command, ["llama.cpp", str(path)], catch_exceptions=False).output
     assert "whether iso3 can hold this model's heads its metadata does not tell" in text
-    small = model(tmp_path, head=80)
+    small = model(tmp_path, head=32)
     text = CliRunner().invoke(command, ["llama.cpp", str(small)], catch_exceptions=False).output
-    assert "iso3 cannot hold this model's heads" in text
+    assert "iso3 cannot hold this model's cache" in text
 
 
 @pytest.mark.parametrize("name", list(runtimes()))
@@ -181,9 +181,40 @@ def test_how_much_longer_a_context(tmp_path: Path) -> None:
     small = fallback.advise(runtime("ollama"), model(tmp_path, "b.gguf", head=64), 8192)
     assert small.kv_bytes == 8192 * values // 2 * 34 // 32
     assert small.ours_context == int(8192 * 8.5 / 3.25) and small.times == 8.5 / 3.25
-    odd = fallback.advise(runtime("ollama"), model(tmp_path, "c.gguf", head=96), 8192)
-    assert odd.kv_bytes == 8192 * values * 3 // 4 * 34 // 32
+    filled = fallback.advise(runtime("ollama"), model(tmp_path, "c.gguf", head=96), 8192)
+    assert filled.kv_bytes == 8192 * values * 3 // 4 * 34 // 32
+    assert filled.ours_context == int(8192 * 8.5 / (50 / 12)) and filled.times == 8.5 / (50 / 12)
+    odd = fallback.advise(runtime("ollama"), model(tmp_path, "d.gguf", head=32), 8192)
     assert odd.times is None and odd.ours_context is None
+
+
+def test_what_fits() -> None:
+    """By the size of heads, and whether they are filled up in fewer bits than they take otherwise."""
+
+    def values(architecture: str, k: int, v: int | None = None, **more: int) -> dict[str, Any]:
+        found = {"block_count": 2, "attention.head_count": 4, "embedding_length": 512, **more}
+        found |= {"attention.key_length": k, "attention.value_length": k if v is None else v}
+        keys = {f"{architecture}.{key.replace('__', '.')}": value for key, value in found.items()}
+        return {"general.architecture": architecture, **keys}
+
+    for head, kinds in (
+        (80, "234"),
+        (96, "23"),
+        (112, "234"),
+        (160, "23"),
+        (32, ""),
+        (48, "234"),
+        (16, "23"),
+    ):
+        assert "".join(bits for bits in "234" if fallback.fits(values("llama", head), f"iso{bits}")) == kinds
+    assert not fallback.fits(values("llama", 64), "iso3", narrow=False)
+    assert fallback.fits(values("llama", 80), "iso3", narrow=False)
+    latent = {"attention__key_length_mla": 192}
+    assert fallback.fits(values("deepseek2", 576, 512, **latent), "iso3")
+    assert not fallback.fits(values("deepseek2", 576, 512, **latent), "iso3", narrow=False)
+    assert not fallback.fits(values("deepseek2", 608, 512, **latent), "iso3")
+    assert not fallback.fits(values("deepseek4", 512), "iso3")
+    assert fallback.fits(values("deepseek4", 512), "q8_0")
 
 
 def test_folded_keys(tmp_path: Path) -> None:

@@ -108,15 +108,41 @@ def test_partial_blocks_are_refused() -> None:
 
 
 def test_heads_of_64_have_blocks_of_their_own() -> None:
-    """Under the same name; upstream's types, and heads that neither 128 nor 64 divides, are as they are."""
+    """Under the same name; upstream's types are as they are."""
     for bits, size in ((2, 18), (3, 26), (4, 34), (5, 42)):
         kind = kv_type(f"rotor{bits}")
         for head in (64, 192, 320, 576):
             narrow = kind.for_heads(head)
             assert (narrow.name, narrow.block, narrow.block_bytes) == (kind.name, 64, size)
             assert narrow.bits == kind.bits + 0.125 and narrow.bytes_for(head) == head // 64 * size
-        assert all(kind.for_heads(head) == kind for head in (0, 128, 256, 80, 96))
+        assert all(kind.for_heads(head) == kind for head in (0, 128, 256))
     assert kv_type("q4_0").for_heads(64) == kv_type("q4_0")
+
+
+def test_other_heads_are_filled_up() -> None:
+    """To the next multiple of 64, of which a value has its share; of upstream's types beside them, too."""
+    for head, size in ((80, 50), (96, 50), (112, 50), (40, 26), (160, 78)):
+        kind = kv_type("iso3").for_heads(head)
+        assert (kind.name, kind.block, kind.block_bytes) == ("iso3", head, size)
+        assert kind.bytes_for(3 * head) == 3 * size
+    shape = Shape((3 * 80, 2 * 96), (3 * 80, 2 * 64), (80, 96), (80, 64))
+    assert parse_plan("iso3").layer_bytes(shape) == [(3 * 50, 3 * 50), (2 * 50, 2 * 26)]
+    assert parse_plan("iso3; 1:f16").layer_bytes(shape) == [(3 * 50, 3 * 50), (2 * 128 * 2, 2 * 64 * 2)]
+    assert parse_plan("iso3/f16").layer_bytes(shape) == [(3 * 50, 3 * 80 * 2), (2 * 50, 2 * 64 * 2)]
+    row = 2 * (3 * 128 + 3 * 128 + 2 * 128 + 2 * 64)
+    assert parse_plan("iso3").with_exact(32, 1).recent_bytes(shape, 4096) == 34 * row
+
+
+@pytest.mark.parametrize(
+    ("head", "kinds"),
+    [(80, "234"), (96, "23"), (112, "234"), (160, "23"), (32, ""), (48, "234"), (64, "234")],
+)
+def test_heads_are_filled_up_where_it_pays(head: int, kinds: str) -> None:
+    """In fewer bits than q4_0, or than f16 where q4_0 cannot hold such heads."""
+    assert "".join(bits for bits in "234" if kv_type(f"rotor{bits}").holds(head)) == kinds
+    assert kv_type("iso2").holds(head, fill=False) == (head == 64)
+    assert kv_type("iso2").holds(head, narrow=False) == (64 < head <= 128)
+    assert kv_type("q4_0").holds(head) == (head % 32 == 0)
 
 
 def test_size_of_a_plan_follows_the_heads_of_each_side() -> None:

@@ -164,7 +164,8 @@ def test_compressed_models_keep_one_row_of_k(tmp_path: Path) -> None:
     shape = shape_of(tmp_path, "deepseek2", DENSE | mla)
     assert values(shape) == [(576, 0)] * 4
     assert kv_bytes(shape, parse_plan("q8_0"), ContextSettings(4096)) == (4 * 4096 * 576 * 34 // 32, 0)
-    assert "blocks of 128" in str(why_not(shape, parse_plan("iso3")))
+    assert kv_bytes(shape, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 9 * 26, 0)
+    assert Memory(shape, 0).estimate(parse_plan("iso3").as_usual(), ContextSettings(4096)).kv == "iso3"
     assert "cannot have different types" in str(why_not(shape, parse_plan("q8_0/f16")))
     assert "types of their own" in str(why_not(shape, parse_plan("f16; 0:q8_0")))
     assert why_not(shape, parse_plan("q4_0")) is None
@@ -253,11 +254,20 @@ def test_models_that_are_not_computed(tmp_path: Path) -> None:
 
 def test_types_that_heads_cannot_hold(tmp_path: Path) -> None:
     narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 96, "attention.value_length": 96})
-    assert why_not(narrow, parse_plan("iso3")) == (
-        "iso3 takes blocks of 64 or 128 values, which heads of K with 96 do not fill; "
-        "q8_0 or q4_0 can be used"
+    assert why_not(narrow, parse_plan("iso3")) is None
+    assert why_not(narrow, parse_plan("iso4")) == (
+        "iso4 takes 5.50 bits a value in heads of K with 96, which are filled up to 128; "
+        "q8_0 or q4_0 or iso3 can be used"
     )
-    assert "heads of V" in str(why_not(narrow, parse_plan("f16/iso3")))
+    assert "heads of V" in str(why_not(narrow, parse_plan("f16/iso4")))
+    assert kv_bytes(narrow, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 2 * 50,) * 2
+    latent = {"attention.key_length": 576, "attention.value_length": 512, "attention.key_length_mla": 192}
+    mla = shape_of(tmp_path, "deepseek2", DENSE | latent | {"attention.head_count_kv": 1})
+    assert why_not(mla, parse_plan("iso3")) is None
+    assert kv_bytes(mla, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 9 * 26, 0)
+    assert "on the CPU alone" in str(why_not(mla, parse_plan("iso3"), narrow=False))
+    other = shape_of(tmp_path, "deepseek2", DENSE | latent | {"attention.key_length": 608})
+    assert "blocks of 64 or 128 values, which heads of K with 608" in str(why_not(other, parse_plan("iso3")))
     for sides in ((64, 64), (192, 128), (320, 64)):
         lengths = dict(zip(("attention.key_length", "attention.value_length"), sides, strict=True))
         shape = shape_of(tmp_path, "llama", DENSE | lengths)
@@ -291,7 +301,7 @@ def test_the_largest_context(tmp_path: Path) -> None:
     assert fit.estimate is not None and fit.estimate.ctx == 3 * 8192
     assert memory.fit(plan, 10 * MIB).estimate is None
     narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 96})
-    assert "blocks of 64 or 128" in str(Memory(narrow, 0).fit(parse_plan("iso3"), 1 << 40).why_not)
+    assert "filled up to 128" in str(Memory(narrow, 0).fit(parse_plan("iso4"), 1 << 40).why_not)
 
 
 def test_the_estimate_of_compute_buffers_has_masks_and_logits(tmp_path: Path) -> None:
@@ -403,9 +413,9 @@ def test_the_command_without_a_build(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_build", "no_programs")
 def test_sentences_stand_for_numbers_that_there_are_not(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf", "llama", DENSE | {"attention.key_length": 96})
-    text = run(str(path), "--kv", "q8_0,iso3", "--ctx", "4K")
-    assert "iso3 +profile +first1 +recent32: iso3 takes blocks of 64 or 128 values" in text
-    data = json.loads(run(str(path), "--kv", "iso3", "--ctx", "4K", "--json", "--fits", "1GB"))
+    text = run(str(path), "--kv", "q8_0,iso4", "--ctx", "4K")
+    assert "iso4 +profile +first1 +recent32: iso4 takes 5.50 bits a value in heads of K with 96" in text
+    data = json.loads(run(str(path), "--kv", "iso4", "--ctx", "4K", "--json", "--fits", "1GB"))
     assert data["rows"][0]["total"] is None and data["fits"][0]["ctx"] is None
 
 

@@ -151,7 +151,10 @@ def candidates(goal: Goal, shape: KvShape, singles: Singles) -> list[tuple[KvPla
     for first in range(len(goal.types)):
         for last in range(first + 1, len(goal.types) + 1):
             types = goal.types[first:last]
-            sizes = [[kind.for_heads(unit.head).bytes_for(unit.values) for kind in types] for unit in every]
+            filled = any(kind.ours for kind in types)
+            sizes = [
+                [kind.row_bytes(unit.values, unit.head, filled=filled) for kind in types] for unit in every
+            ]
             costs = [[singles[unit][kind.name][0] for kind in types] for unit in every]
             whole = len(types) == len(goal.types)
             for choice in cheapest(sizes, costs, limit, _BEST if whole else 1):

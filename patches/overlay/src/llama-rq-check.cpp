@@ -16,19 +16,56 @@
 #include <vector>
 
 int64_t llama_rq_blck_size(ggml_type type) {
-    return ggml_rq_is_type(type) ? QK_RQ_64 : ggml_blck_size(type);
+    return ggml_rq_is_type(type) ? 1 : ggml_blck_size(type);
 }
 
+// bits that a value of such a head takes, filled up as it is
+static double llama_rq_bits(ggml_type type, uint32_t n_embd_head) {
+    const int64_t n = llama_rq_padded(n_embd_head);
+    return 8.0*ggml_row_size(ggml_rq_type_for_head(type, n), n)/n_embd_head;
+}
+
+// Heads that are no multiple of 64 are filled up to one, where that still takes less than what upstream can keep them in. With MLA
+// V is a view of K, so that there is no filling up K behind it.
 static bool llama_rq_check_head(ggml_type type, const char * what, uint32_t n_embd_head, bool mla) {
-    // with MLA V is a view of K, whose rotation over 64 values nothing undoes
-    if (!ggml_rq_is_type(type) || n_embd_head % (mla ? QK_RQ : QK_RQ_64) == 0) {
+    if (!ggml_rq_is_type(type) || n_embd_head % QK_RQ_64 == 0) {
         return true;
     }
-
-    LLAMA_LOG_ERROR("llama_rq: cache type %s stores blocks of %s values and cannot hold this model's %s head_dim of %u: use %s instead\n",
-            ggml_type_name(type), mla ? "128" : "64 or 128", what, n_embd_head, n_embd_head % 32 == 0 ? "q8_0 or q4_0" : "f16");
-
+    const bool   blocks = n_embd_head % ggml_blck_size(GGML_TYPE_Q4_0) == 0;
+    const double most   = blocks ? 8.0*ggml_row_size(GGML_TYPE_Q4_0, n_embd_head)/n_embd_head : 16.0;
+    if (mla) {
+        LLAMA_LOG_ERROR("llama_rq: cache type %s stores blocks of 64 or 128 values and cannot hold this model's %s head_dim of %u: use %s instead\n",
+                ggml_type_name(type), what, n_embd_head, blocks ? "q8_0 or q4_0" : "f16");
+        return false;
+    }
+    const double bits = llama_rq_bits(type, n_embd_head);
+    if (bits < most) {
+        return true;
+    }
+    const char * usual = blocks ? "q4_0" : "f16";
+    std::string others = format("%s (%.2f)", usual, most);
+    for (int n = ggml_rq_type_bits(type) - 1; n >= 2; --n) {
+        const ggml_type other = (ggml_type) ((int) GGML_TYPE_PLANAR2 + 3*(int) ggml_rq_type_family(type) + n - 2);
+        if (llama_rq_bits(other, n_embd_head) < most) {
+            others += format(" or %s (%.2f)", ggml_type_name(other), llama_rq_bits(other, n_embd_head));
+            break;
+        }
+    }
+    LLAMA_LOG_ERROR("llama_rq: cache type %s cannot hold this model's %s head_dim of %u in fewer bits than %s: filled up to %d values it takes %.2f a value, use %s instead\n",
+            ggml_type_name(type), what, n_embd_head, usual, (int) llama_rq_padded(n_embd_head), bits, others.c_str());
     return false;
+}
+
+// Why the graph of a model cannot read what is rotated; null where it can. What else is left to attention, build_attn_mha does.
+static const char * llama_rq_refused(const llama_model & model) {
+    const std::string arch = llm_arch_name(model.arch);
+    if (arch == "deepseek4" || (arch == "dflash" && model.hparams.dsv4_hc_mult > 0)) {
+        return "copies the keys of its window and its compressed ones before it attends to them";
+    }
+    if (arch == "glm5-next") {
+        return "reads keys past attention, too";
+    }
+    return nullptr;
 }
 
 static bool llama_rq_check_flash_attn(const std::vector<llama_rq_entry> & entries, llama_context_params & params) {
@@ -64,11 +101,22 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
         if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || hparams.n_head_kv(il) == 0 || hparams.is_recr(il) || !hparams.has_kv(il)) {
             continue;
         }
-        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
-            hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
         for (const auto & [asked_k, asked_v] : pairs) {
             if (!ggml_rq_is_type(asked_k) && !ggml_rq_is_type(asked_v)) {
                 continue;
+            }
+            llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
+                hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
+            if (ggml_rq_is_type(asked_k)) {
+                shape.n_embd_head_k = llama_rq_padded(shape.n_embd_head_k);
+            }
+            if (ggml_rq_is_type(asked_v)) {
+                shape.n_embd_head_v = llama_rq_padded(shape.n_embd_head_v);
+            }
+            const bool filled_up = shape.n_embd_head_k > hparams.n_embd_head_k(il) || shape.n_embd_head_v > hparams.n_embd_head_v(il);
+            if (filled_up && model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+                LLAMA_LOG_ERROR("llama_rq: --split-mode tensor does not divide heads that are filled up to a multiple of 64: use --split-mode layer\n");
+                return false;
             }
             for (const auto & [asked, n_embd_head] : { std::make_pair(asked_k, shape.n_embd_head_k), std::make_pair(asked_v, shape.n_embd_head_v) }) {
                 if (!llama_rq_device_knows(dev, ggml_rq_type_for_head(asked, n_embd_head))) {
@@ -123,10 +171,9 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         return false;
     }
 
-    // the caches of a lightning indexer take fixed type lists and rotate on their own
-    if (hparams.indexer_head_size > 0) {
-        LLAMA_LOG_ERROR("llama_rq: cache types %s/%s do not work with this model's sparse attention indexer: use q8_0 instead\n",
-                ggml_type_name(type_k), ggml_type_name(type_v));
+    if (const char * why = llama_rq_refused(model)) {
+        LLAMA_LOG_ERROR("llama_rq: cache types %s/%s do not work with this model, whose graph %s: use q8_0 instead\n",
+                ggml_type_name(type_k), ggml_type_name(type_v), why);
         return false;
     }
     // with a bias of the scores upstream leaves flash attention, and takes V apart as if it were no blocks
@@ -138,9 +185,11 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         LLAMA_LOG_ERROR("llama_rq: this model adds a bias to the scores of attention, which takes V in f16: use f16 for V\n");
         return false;
     }
-    const bool mla = hparams.is_mla() || model.arch == LLM_ARCH_DEEPSEEK4;
-    if (!entries.empty() && mla) {
-        LLAMA_LOG_ERROR("llama_rq: layers of the KV cache cannot have types of their own in this model, K and V are one (MLA): use one type\n");
+    const bool mla      = hparams.is_mla();
+    const bool by_graph = llama_rq_turned_by_graph(model);
+    if (!entries.empty() && (mla || by_graph)) {
+        LLAMA_LOG_ERROR("llama_rq: layers of the KV cache cannot have types of their own in this model, %s: use one type\n",
+                mla ? "K and V are one (MLA)" : "whose graph turns all of them alike (MSA)");
         return false;
     }
 
@@ -148,8 +197,8 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         if (hparams.n_head_kv(il) == 0) {
             continue;
         }
-        if (!llama_rq_check_head(type_k, "K", hparams.n_embd_head_k(il), mla) ||
-            !llama_rq_check_head(type_v, "V", hparams.n_embd_head_v(il), mla)) {
+        if (!llama_rq_check_head(type_k, "K", hparams.n_embd_head_k(il), mla || by_graph) ||
+            !llama_rq_check_head(type_v, "V", hparams.n_embd_head_v(il), mla || by_graph)) {
             return false;
         }
     }

@@ -1,9 +1,11 @@
 #include "llama-rq-modes.h"
 
 #include "llama-hparams.h"
+#include "llama-model.h"
 
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 #include <stdexcept>
 
 static const char * const LLAMA_RQ_FAMILIES[] = { "planar", "iso", "rotor" };
@@ -55,14 +57,29 @@ ggml_rq_mode llama_rq_mode(bool is_v) {
     return llama_rq_mode_from_str(is_v ? s.substr(sep + 1) : s.substr(0, sep));
 }
 
+int64_t llama_rq_padded(int64_t n_embd_head) {
+    return GGML_PAD(n_embd_head, QK_RQ_64);
+}
+
+int64_t llama_rq_head(const llama_hparams & hparams, uint32_t il, bool is_v) {
+    const int64_t k = llama_rq_padded(hparams.n_embd_head_k(il));
+    const int64_t v = llama_rq_padded(hparams.n_embd_head_v(il));
+
+    return hparams.is_mla() ? std::gcd(k, v) : is_v ? v : k;
+}
+
 int64_t llama_rq_n(const llama_hparams & hparams, bool is_v) {
     int64_t n = 2*QK_RQ;
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        while (hparams.n_head_kv(il) > 0 && n > QK_RQ_64 && (is_v ? hparams.n_embd_head_v(il) : hparams.n_embd_head_k(il)) % n != 0) {
+        while (hparams.n_head_kv(il) > 0 && n > QK_RQ_64 && llama_rq_head(hparams, il, is_v) % n != 0) {
             n /= 2;
         }
     }
     return n;
+}
+
+bool llama_rq_turned_by_graph(const llama_model & model) {
+    return std::string(llm_arch_name(model.arch)) == "minimax-m3"; // not every upstream version knows it
 }
 
 const char * llama_rq_family_name(ggml_type type) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 struct llama_hparams;
+struct llama_model;
 
 // The choices of LLAMA_RQ_MODE and LLAMA_ATTN_ROT_DISABLE
 
@@ -20,8 +21,18 @@ bool llama_rq_rotations_disabled();
 // LLAMA_RQ_MODE=MODE or MODE_K/MODE_V; throws std::runtime_error with a sentence
 ggml_rq_mode llama_rq_mode(bool is_v);
 
+// values of a head as rotated types keep it: filled up with zeros to the next multiple of 64
+int64_t llama_rq_padded(int64_t n_embd_head);
+
+// What whole blocks and rotations have to make up: the heads of a layer as they are kept. With MLA, where V is the first values of
+// K, both that and K.
+int64_t llama_rq_head(const llama_hparams & hparams, uint32_t il, bool is_v);
+
 // values that are rotated together: 256, 128 or 64, the most that the heads of all layers allow, which spreads outliers over more
 int64_t llama_rq_n(const llama_hparams & hparams, bool is_v);
+
+// whether the graph of this model turns Q, K and V itself, by upstream's matrices: it attends without build_attn_mha
+bool llama_rq_turned_by_graph(const llama_model & model);
 
 const char * llama_rq_family_name(ggml_type type);
 const char * llama_rq_mode_name  (int mode);

@@ -183,13 +183,15 @@ llama_rq_profile llama_rq_load_profile(const llama_rq_profile_wish & wish, const
         LLAMA_LOG_WARN("llama_rq: profile %s is for another model and is not used\n", path.c_str());
         return {};
     }
-    const bool mla = hparams.is_mla() || hparams.n_lora_kv > 0 || model.arch == LLM_ARCH_DEEPSEEK4;
-    if (mla && !wish.asked) {
-        LLAMA_LOG_WARN("llama_rq: profile %s is not used, this model's values are read from its keys (MLA)\n", path.c_str());
+    const char * why =
+        hparams.is_mla() || hparams.n_lora_kv > 0 ? "this model's values are read from its keys (MLA)" :
+        llama_rq_turned_by_graph(model)           ? "this model turns its queries itself (MSA)" : nullptr;
+    if (why && !wish.asked) {
+        LLAMA_LOG_WARN("llama_rq: profile %s is not used, %s\n", path.c_str(), why);
         return {};
     }
-    if (mla) {
-        throw std::runtime_error("the profile " + path + " cannot be used, this model's values are read from its keys (MLA)");
+    if (why) {
+        throw std::runtime_error("the profile " + path + " cannot be used, " + why);
     }
     const std::string matter = llama_rq_means_matter(model, layers);
     if (file.means_only && !matter.empty()) {

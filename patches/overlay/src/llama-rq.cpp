@@ -16,6 +16,7 @@
 #include "ggml.h"
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
@@ -42,11 +43,19 @@ static llama_rq_layer * llama_rq_find(const ggml_tensor * k) {
     return it == known.layers.end() ? nullptr : it->second;
 }
 
-static llama_rq_rotation llama_rq_choose(ggml_type type, bool is_v, const llama_hparams & hparams) {
+static llama_rq_rotation llama_rq_choose(ggml_type type, bool is_v, const llama_model & model) {
     if (!ggml_rq_is_type(type)) {
         return { type, GGML_RQ_NONE, 0 };
     }
-    const llama_rq_rotation res = { type, llama_rq_mode(is_v), llama_rq_n(hparams, is_v) };
+    if (llama_rq_turned_by_graph(model)) {
+        const auto & hparams  = model.hparams;
+        const auto   upstream = llama_rq_turn_of(GGML_TYPE_Q8_0, 0, 0, is_v ? hparams.n_embd_head_v() : hparams.n_embd_head_k(), is_v);
+        const int    mode     = upstream.n > 0 ? GGML_RQ_HADAMARD : GGML_RQ_NONE;
+
+        LLAMA_LOG_INFO("llama_rq: %s %s, rotation = %s, mode = %s\n", is_v ? "V" : "K", ggml_type_name(type), llama_rq_family_name(type), llama_rq_mode_name(mode));
+        return { type, mode, upstream.n };
+    }
+    const llama_rq_rotation res = { type, llama_rq_mode(is_v), llama_rq_n(model.hparams, is_v) };
 
     LLAMA_LOG_INFO("llama_rq: %s %s, rotation = %s, mode = %s, n = %d\n", is_v ? "V" : "K",
             ggml_type_name(type), llama_rq_family_name(type), llama_rq_mode_name(res.mode), (int) res.n);
@@ -54,19 +63,55 @@ static llama_rq_rotation llama_rq_choose(ggml_type type, bool is_v, const llama_
     return res;
 }
 
-llama_rq_cache::llama_rq_cache(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
-        bool offload, bool shared, const std::function<bool(int32_t il)> & filter, const char * name_tag) :
-    model(model), hparams(hparams), offload(offload), base(type_k, type_v) {
-    // a second cache beside the one for K and V keeps what an indexer needs
-    const bool plain = shared || *name_tag;
+// the hparams of a cache for K and V with heads filled up, on each side that has a type of ours
+static std::shared_ptr<const llama_hparams> llama_rq_pad(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v) {
+    const auto entries = llama_rq_entries();
+    const bool pad_k = ggml_rq_is_type(llama_rq_rotating_type(type_k, entries, false));
+    const bool pad_v = ggml_rq_is_type(llama_rq_rotating_type(type_v, entries, true));
 
-    if (!plain) {
+    if (&hparams != &model.hparams || (!pad_k && !pad_v)) {
+        return std::shared_ptr<const llama_hparams>(std::shared_ptr<void>(), &hparams);
+    }
+    auto res = std::make_shared<llama_hparams>(hparams);
+    const auto pad = [](const char * what, uint32_t & n) {
+        if (llama_rq_padded(n) > n) {
+            LLAMA_LOG_INFO("llama_rq: heads of %s of %u values are filled up to %d\n", what, n, (int) llama_rq_padded(n));
+            n = llama_rq_padded(n);
+        }
+    };
+    if (pad_k) {
+        pad("K", res->n_embd_head_k_full);
+        pad("K", res->n_embd_head_k_swa);
+    }
+    if (pad_v) {
+        pad("V", res->n_embd_head_v_full);
+        pad("V", res->n_embd_head_v_swa);
+    }
+    return res;
+}
+
+llama_rq_cache::llama_rq_cache(const llama_model & model, const llama_hparams & given, ggml_type & type_k, ggml_type type_v,
+        bool offload, bool shared, const std::function<bool(int32_t il)> & filter) :
+    model(model), padded(llama_rq_pad(model, given, type_k, type_v)), hparams(*padded), offload(offload), by_graph(llama_rq_turned_by_graph(model)) {
+    // a second cache beside the one for K and V, for the keys of an indexer, which its graph turns
+    const bool indexer = &given != &model.hparams;
+    if (indexer && ggml_rq_is_type(type_k)) {
+        type_k = GGML_TYPE_F16;
+    }
+    base = { type_k, type_v };
+    k    = { type_k, GGML_RQ_NONE, 0 };
+    v    = { type_v, GGML_RQ_NONE, 0 };
+    if (indexer) {
+        return;
+    }
+
+    if (!shared) {
         counted = llama_rq_counted_layers(hparams, filter);
     }
     const auto entries = counted.empty() ? std::vector<llama_rq_entry>() : llama_rq_entries();
 
-    k = llama_rq_choose(llama_rq_rotating_type(type_k, entries, false), false, model.hparams);
-    v = llama_rq_choose(llama_rq_rotating_type(type_v, entries, true),  true,  model.hparams);
+    k = llama_rq_choose(llama_rq_rotating_type(type_k, entries, false), false, model);
+    v = llama_rq_choose(llama_rq_rotating_type(type_v, entries, true),  true,  model);
 
     types_by_layer = llama_rq_types_by_layer(hparams, entries, counted);
 
@@ -83,6 +128,14 @@ llama_rq_cache::~llama_rq_cache() {
     }
 }
 
+uint32_t llama_rq_cache::n_embd_k(int32_t il, uint32_t n) const {
+    return std::max(n, hparams.n_embd_k_gqa(il));
+}
+
+uint32_t llama_rq_cache::n_embd_v(int32_t il, uint32_t n) const {
+    return std::max(n, hparams.n_embd_v_gqa(il)); // of all layers the most where V is transposed
+}
+
 std::pair<ggml_type, ggml_type> llama_rq_cache::asked(int32_t il) const {
     const auto it = types_by_layer.find(il);
     return it == types_by_layer.end() ? base : it->second;
@@ -90,7 +143,7 @@ std::pair<ggml_type, ggml_type> llama_rq_cache::asked(int32_t il) const {
 
 std::pair<ggml_type, ggml_type> llama_rq_cache::types(int32_t il) const {
     const auto [type_k, type_v] = asked(il);
-    return { ggml_rq_type_for_head(type_k, hparams.n_embd_head_k(il)), ggml_rq_type_for_head(type_v, hparams.n_embd_head_v(il)) };
+    return { ggml_rq_type_for_head(type_k, llama_rq_head(hparams, il, false)), ggml_rq_type_for_head(type_v, llama_rq_head(hparams, il, true)) };
 }
 
 void llama_rq_cache::add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggml_backend_buffer_type_t buft) {
@@ -102,6 +155,10 @@ void llama_rq_cache::add_layer(int32_t il, ggml_tensor * k, ggml_tensor * v, ggm
     layer.v    = v;
     layer.buft = buft;
 
+    layer.n_embd_head_out = model.hparams.n_embd_head_v(il);
+    if (by_graph) {
+        return;
+    }
     auto & known = llama_rq_known();
     std::lock_guard<std::mutex> lock(known.mutex);
     known.layers[k] = &layer;
@@ -111,8 +168,8 @@ void llama_rq_cache::complete(const llama_kv_cells_vec & cells, bool flash_attn,
     const bool has_type = ggml_rq_is_type(k.type) || ggml_rq_is_type(v.type);
 
     if (active) {
-        attn_rot_k = false;
-        attn_rot_v = false;
+        attn_rot_k = attn_rot_k && by_graph;
+        attn_rot_v = attn_rot_v && by_graph;
 
         if (has_type && ggml_rq_scale_kind() != GGML_RQ_SCALE_INNER) {
             LLAMA_LOG_INFO("llama_rq: scale = %s\n", ggml_rq_scale_name(ggml_rq_scale_kind()));
@@ -176,7 +233,7 @@ void llama_rq_cache::add_rotations() {
 
     for (auto & [il, layer] : layers) {
         layer.k_rot = matrix(layer.buft, turn(il, false));
-        layer.v_rot = layer.v ? matrix(layer.buft, turn(il, true)) : nullptr;
+        layer.v_rot = layer.v ? matrix(layer.buft, turn(il, true)) : layer.k_rot; // with MLA V is the first values of K
     }
 }
 
@@ -191,6 +248,22 @@ static std::vector<float> llama_rq_turned(const llama_rq_turn & turn, std::vecto
         }
     }
     return maps;
+}
+
+// n_head matrices [n][n] as those [to][to] that leave what heads are filled up with as it is
+static std::vector<float> llama_rq_padded_maps(const std::vector<float> & maps, int64_t n, int64_t to) {
+    std::vector<float> res(maps.size()/(n*n)*to*to, 0.0f);
+    for (size_t head = 0; head < maps.size()/(n*n); ++head) {
+        for (int64_t i = 0; i < to; ++i) {
+            float * row = res.data() + (head*to + i)*to;
+            if (i < n) {
+                std::copy_n(maps.data() + (head*n + i)*n, n, row);
+            } else {
+                row[i] = 1.0f;
+            }
+        }
+    }
+    return res;
 }
 
 void llama_rq_cache::add_profile() {
@@ -224,20 +297,25 @@ void llama_rq_cache::add_profile() {
     const auto profile = llama_rq_load_profile(wish, model, k, own);
     for (const auto & [il, from] : profile.layers) {
         llama_rq_layer & layer = layers.at(il);
+        const int64_t n      = hparams.n_embd_head_k(il);
+        const int64_t n_own  = model.hparams.n_embd_head_k(il);
+        const int64_t n_head = hparams.n_head_kv(il);
         if (!from.k_mean.empty()) {
-            layer.k_mean = weights->add(layer.buft, GGML_TYPE_F32, from.k_mean, from.k_mean.size());
+            std::vector<float> mean(n*n_head, 0.0f);
+            for (int64_t head = 0; head < n_head; ++head) {
+                std::copy_n(from.k_mean.data() + head*n_own, n_own, mean.data() + head*n);
+            }
+            layer.k_mean = weights->add(layer.buft, GGML_TYPE_F32, mean, mean.size());
             // named and shaped as a bias of K, which is split by heads as K is where several devices share a layer
             ggml_format_name(layer.k_mean, "blk.%d.attn_k.bias", il);
         }
         if (!from.k_map.empty()) {
-            const int64_t n      = hparams.n_embd_head_k(il);
-            const int64_t n_head = hparams.n_head_kv(il);
-            const auto    how    = turn(il, false);
+            const auto how = turn(il, false);
             // rounding them costs a thousandth of what a quantized K loses, and they are read for every token
-            const auto    type   = ggml_is_quantized(layer.k->type) ? GGML_TYPE_F16 : GGML_TYPE_F32;
+            const auto type = ggml_is_quantized(layer.k->type) ? GGML_TYPE_F16 : GGML_TYPE_F32;
             // named and shaped as the weights of K, for the same reason
-            layer.k_map = weights->add(layer.buft, type, llama_rq_turned(how, from.k_map, n), n, n*n_head);
-            layer.q_map = weights->add(layer.buft, type, llama_rq_turned(how, from.q_map, n), n, n*n_head);
+            layer.k_map = weights->add(layer.buft, type, llama_rq_turned(how, llama_rq_padded_maps(from.k_map, n_own, n), n), n, n*n_head);
+            layer.q_map = weights->add(layer.buft, type, llama_rq_turned(how, llama_rq_padded_maps(from.q_map, n_own, n), n), n, n*n_head);
             ggml_format_name(layer.k_map, "blk.%d.attn_k.weight", il);
             ggml_format_name(layer.q_map, "blk.%d.attn_k.weight", il);
         }
@@ -248,6 +326,17 @@ void llama_rq_cache::add_profile() {
 const llama_rq_layer * llama_rq_cache::find(int32_t il) const {
     const auto it = layers.find(il);
     return it == layers.end() ? nullptr : &it->second;
+}
+
+// heads filled up with zeros to n values
+static ggml_tensor * llama_rq_fill(ggml_context * ctx, ggml_tensor * cur, int64_t n) {
+    if (cur->ne[0] >= n) {
+        return cur;
+    }
+    if (cur->type != GGML_TYPE_F32) {
+        cur = ggml_cast(ctx, cur, GGML_TYPE_F32);
+    }
+    return ggml_pad(ctx, cur, n - cur->ne[0], 0, 0, 0);
 }
 
 // rotates each n values of cur; returns cur where rot is null
@@ -314,20 +403,20 @@ static ggml_tensor * llama_rq_turn_k(ggml_context * ctx, ggml_tensor * k, const 
 
 ggml_tensor * llama_rq_cache::store_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) {
     const auto it = layers.find(il);
-    if (it == layers.end()) {
+    if (it == layers.end() || by_graph) {
         return k_cur;
     }
-    k_cur = llama_rq_turn_k(ctx, k_cur, it->second);
+    k_cur = llama_rq_turn_k(ctx, llama_rq_fill(ctx, k_cur, hparams.n_embd_head_k(il)), it->second);
     it->second.fresh = { ctx, k_cur, nullptr, k_idxs };
     return k_cur;
 }
 
 ggml_tensor * llama_rq_cache::store_v(ggml_context * ctx, ggml_tensor * v_cur, int32_t il) {
     const auto it = layers.find(il);
-    if (it == layers.end()) {
+    if (it == layers.end() || by_graph) {
         return v_cur;
     }
-    v_cur = llama_rq_rotate(ctx, v_cur, it->second.v_rot);
+    v_cur = llama_rq_rotate(ctx, llama_rq_fill(ctx, v_cur, hparams.n_embd_head_v(il)), it->second.v_rot);
     it->second.fresh.v = v_cur;
     return v_cur;
 }
@@ -357,8 +446,11 @@ ggml_tensor * llama_rq_cache::load_k(ggml_context * ctx, int32_t il) const {
     if (layer->k_mean) {
         k = ggml_add(ctx, k, llama_rq_mean(ctx, *layer, k));
     }
-    const int64_t n_nope = hparams.n_lora_kv > 0 ? k->ne[0] - hparams.n_rot(il) : 0; // RoPE turns the last values there
-    return ggml_view_3d(ctx, k, k->ne[0] - n_nope, k->ne[1], k->ne[2], k->nb[1], k->nb[2], n_nope*k->nb[0]);
+    if (hparams.n_lora_kv == 0) {
+        return k;
+    }
+    const int64_t n_rot = hparams.n_rot(il); // RoPE turns the last values of a head there
+    return ggml_view_3d(ctx, k, n_rot, k->ne[1], k->ne[2], k->nb[1], k->nb[2], (model.hparams.n_embd_head_k(il) - n_rot)*k->nb[0]);
 }
 
 ggml_tensor * llama_rq_cache::restore_k(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
@@ -368,7 +460,12 @@ ggml_tensor * llama_rq_cache::restore_k(ggml_context * ctx, ggml_tensor * k, int
     }
     if (k->ne[0] < hparams.n_embd_head_k(il)) { // RoPE in place of the view that load_k gave: the rest of the heads is beside it
         ggml_tensor * all = k->src[0]->src[0];
-        k = ggml_concat(ctx, ggml_view_3d(ctx, all, all->ne[0] - k->ne[0], all->ne[1], all->ne[2], all->nb[1], all->nb[2], 0), k, 0);
+        const auto part = [&](int64_t first, int64_t n) {
+            return ggml_view_3d(ctx, all, n, all->ne[1], all->ne[2], all->nb[1], all->nb[2], first*all->nb[0]);
+        };
+        const int64_t n_own = model.hparams.n_embd_head_k(il);
+        k = ggml_concat(ctx, part(0, n_own - k->ne[0]), k, 0);
+        k = n_own < all->ne[0] ? ggml_concat(ctx, k, part(n_own, all->ne[0] - n_own), 0) : k;
     }
     return ggml_cpy(ctx, llama_rq_turn_k(ctx, k, *layer), llama_rq_heads(ctx, layer->k, hparams.n_embd_head_k(il)));
 }
@@ -439,6 +536,7 @@ ggml_tensor * llama_rq_query(const llm_graph_context & graph, ggml_tensor * q, c
     if (!layer) {
         return q;
     }
+    q = llama_rq_fill(graph.ctx0, q, k->ne[0]);
     return layer->q_map ? llama_rq_map(graph.ctx0, q, llama_rq_by_head(graph.ctx0, layer->q_map)) : llama_rq_rotate(graph.ctx0, q, layer->k_rot);
 }
 
@@ -450,6 +548,9 @@ ggml_tensor * llama_rq_output(const llm_graph_context & graph, ggml_tensor * att
     ggml_tensor * out = llama_rq_rotate(graph.ctx0, attn, layer->v_rot);
     if (layer->recent && layer->fresh.ctx == graph.ctx0 && layer->fresh.v && !graph.cparams.training) {
         llama_rq_attend_recent(graph, attn, out, kq_mask, *layer);
+    }
+    if (layer->v && out->ne[0] > layer->n_embd_head_out) {
+        out = ggml_cont(graph.ctx0, ggml_view_4d(graph.ctx0, out, layer->n_embd_head_out, out->ne[1], out->ne[2], out->ne[3], out->nb[1], out->nb[2], out->nb[3], 0));
     }
     return out;
 }

@@ -43,6 +43,9 @@ struct llama_rq_layer {
     ggml_tensor * k_map = nullptr;
     ggml_tensor * q_map = nullptr;
 
+    // values of a head of the attention's output; those of V may be filled up to more
+    int64_t n_embd_head_out = 0;
+
     // the newest tokens in f16 (llama-rq-recent.h), null without
     llama_rq_recent * recent = nullptr;
     bool              on_cpu = false; // attention to them
@@ -67,11 +70,18 @@ struct llama_rq_rotation {
 // What a KV cache with rotated types, with types by layer or with tokens in f16 has beside K and V. Without these it does nothing.
 class llama_rq_cache {
 public:
-    // filter and name_tag as in the constructor of llama_kv_cache; shared: the cache is one with the layers of another
-    // throws std::runtime_error with a sentence
-    llama_rq_cache(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
-            bool offload, bool shared, const std::function<bool(int32_t il)> & filter, const char * name_tag);
+    // hparams, types and filter as in the constructor of llama_kv_cache; shared: the cache is one with the layers of another
+    // type_k becomes f16 in the cache of an indexer, which hparams of its own tell; throws std::runtime_error with a sentence
+    llama_rq_cache(const llama_model & model, const llama_hparams & hparams, ggml_type & type_k, ggml_type type_v,
+            bool offload, bool shared, const std::function<bool(int32_t il)> & filter);
     ~llama_rq_cache();
+
+    // the cache's hparams with heads as they are kept: filled up to a multiple of 64 where K or V has a type of ours
+    const llama_hparams & kept() const { return hparams; }
+
+    // values of K or V of a token in a layer, of which there are n without filling up
+    uint32_t n_embd_k(int32_t il, uint32_t n) const;
+    uint32_t n_embd_v(int32_t il, uint32_t n) const;
 
     // the types that K and V of a layer of the model are stored in: as they were asked for, or siblings of 64 values
     std::pair<ggml_type, ggml_type> types(int32_t il) const;
@@ -99,10 +109,14 @@ public:
     void state_read (llama_io_read_i  & io); // throws std::runtime_error
 
 private:
-    const llama_model   & model;
+    const llama_model & model;
+
+    const std::shared_ptr<const llama_hparams> padded;
     const llama_hparams & hparams;
 
     const bool offload;
+
+    const bool by_graph; // the graph turns Q, K and V itself, as upstream's types: the K-shift alone is left
 
     bool active = false; // anything is turned, or layers differ
     bool exact  = false; // the newest or the first tokens are asked for in f16
