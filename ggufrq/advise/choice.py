@@ -57,7 +57,7 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
         titles.add(plan.with_profile(None).title)
     rung = next((r for r in advice["rungs"] if r["title"] in titles), None) if advice else None
     if advice is None or rung is None or (rung["kld"] is None and rung["why_not"] is None):
-        return _foretold(header, plan, name, narrow=build is None or build.holds_narrow)
+        return _foretold(header, plan, name, gpu=build is not None and build.on_gpu)
     best = advice["recommended"] or "q8_0"
     better = f": better --kv {shlex.quote(best)}"
     if best == rung["kv"]:
@@ -71,7 +71,7 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
     return f"{plan.name} was measured as ruinous on this model, a mean KLD of {loss}{better}"
 
 
-def _foretold(header: Header, plan: KvPlan, name: str, *, narrow: bool) -> str | None:
+def _foretold(header: Header, plan: KvPlan, name: str, *, gpu: bool) -> str | None:
     from ggufrq.profile.facts import Facts, has_sinks
 
     facts = Facts(header.values)
@@ -80,7 +80,7 @@ def _foretold(header: Header, plan: KvPlan, name: str, *, narrow: bool) -> str |
     biased = any(tensor.endswith(("attn_k.bias", "attn_qkv.bias")) for tensor in names)
     can_be_out = facts.mean_is_exact(names) and _is_known(facts)
     if biased and k.bits <= _FEW_BITS and not (can_be_out and plan.profile is not None and k.ours):
-        usable = can_be_out and fits(facts.values, DEFAULT_KV, narrow=narrow)
+        usable = can_be_out and fits(facts.values, DEFAULT_KV, gpu=gpu)
         better = f"--kv {DEFAULT_KV} with its profile" if usable else "--kv q8_0"
         return (
             f"keys of this model have a bias, which {k.name} without a profile may turn to noise, as it does "

@@ -66,7 +66,7 @@ def require_build() -> Build:
     ggufrq-bin. Raises BuildError when there is none, or only such as cannot be used here."""
     found = (None if prebuilt.chosen() else find_build()) or prebuilt.find()
     if found is None:
-        wheel = f"{prebuilt.INSTALL}, which brings it ready to run"
+        wheel = f"ggufrq build, with a compiler; or {prebuilt.INSTALL}, the wheel of `ggufrq bundle`"
         raise BuildError(
             "llama.cpp with the ggufrq cache types has not been built yet, or the patches have changed since",
             remedy="ggufrq build" if toolchain.names_compiler() else wheel,

@@ -35,8 +35,17 @@ class CpuTraits(ctypes.Structure):
 
 
 def library(folder: Path, name: str) -> ctypes.CDLL:
-    """A library of a build by its name without ``lib``. Raises OSError when it is not there."""
-    for pattern in (f"lib{name}.so", f"lib{name}.dylib", f"{name}.dll"):
-        if (folder / pattern).is_file():
-            return ctypes.CDLL(str(folder / pattern), mode=ctypes.RTLD_GLOBAL)
-    raise OSError(f"{folder} has no library {name}")
+    """A library of a build by its name without ``lib``; of modules for several processors, the one that
+    llama.cpp takes here. Raises OSError when it is not there."""
+    names = [f"lib{name}.so", f"lib{name}.so.0", f"lib{name}.dylib", f"{name}.dll"]
+    found = next((folder / file for file in names if (folder / file).is_file()), None)
+    if found is None:
+        found = max(folder.glob(f"lib{name}-*.so"), key=_score, default=None)
+    if found is None:
+        raise OSError(f"{folder} has no library {name}")
+    return ctypes.CDLL(str(found), mode=ctypes.RTLD_GLOBAL)
+
+
+def _score(module: Path) -> int:
+    """How well a module suits this processor, 0 where it does not: its own answer."""
+    return int(ctypes.CDLL(str(module)).ggml_backend_score())

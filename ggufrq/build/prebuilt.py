@@ -25,9 +25,10 @@ DISTRIBUTION, PACKAGE = "ggufrq-bin", "ggufrq_bin"
 #: Counted up when the folder is laid out in another way.
 FORMAT = 1
 MANIFEST = "manifest.json"
+_FACTS = {"key", "llama_cpp", "patch_set", "backend", "arch", "needs", "files"}
 
-#: The command that brings the wheel of this ggufrq.
-INSTALL = f"python -m pip install '{DISTRIBUTION}=={__version__}'"
+#: The command that brings the wheel of this ggufrq, from the folder of ``ggufrq bundle`` and nowhere else.
+INSTALL = f"python -m pip install --no-index --find-links DIR '{DISTRIBUTION}=={__version__}'"
 _BUILD_HERE = "ggufrq build, which compiles for this machine"
 
 
@@ -40,7 +41,7 @@ def find() -> Build | None:
     if root is None:
         return None
     facts = paths.read_json(root / MANIFEST)
-    if facts is None or facts.get("format") != FORMAT:
+    if facts is None or facts.get("format") != FORMAT or not facts.keys() >= _FACTS:
         why = f"has no {MANIFEST} that this ggufrq reads" if root.is_dir() else "is not there"
         raise BuildError(f"{_named(root)} {why}", remedy=_again(root))
     _require_series(root, facts)
@@ -63,7 +64,7 @@ def gain(build: Build) -> str:
     """What a build of one's own would add to these programs, in a few words."""
     here = backends.default()
     parts = ["code for just this processor in all of llama.cpp, not in the kernels alone"]
-    if here != build.manifest["backend"]:
+    if here not in ("cpu", build.manifest["backend"]):
         parts.append(f"the backend {here}, whose device is here")
     return f"`ggufrq build` would add {' and '.join(parts)}"
 

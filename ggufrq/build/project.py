@@ -100,10 +100,9 @@ class Build:
         return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip")
 
     @property
-    def holds_narrow(self) -> bool:
-        """Whether it keeps heads that 128 does not divide in types of ours. GPUs not all of them, which
-        llama.cpp says at load."""
-        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
+    def on_gpu(self) -> bool:
+        """Whether caches lie on a GPU unless told otherwise: what no GPU has kernels for is refused then."""
+        return self.manifest.get("backend", "cpu") != "cpu"
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""

@@ -66,15 +66,17 @@ class KvType:
         kind = narrow if whole % self.block else self
         return replace(self, block=head, block_bytes=kind.bytes_for(whole))
 
-    def holds(self, head: int, *, narrow: bool = True, fill: bool = True) -> bool:
-        """Whether heads of this size can be kept under this name. ``narrow``: with blocks of 64 (a build for
-        the CPU); ``fill``: also filled up, which is done where it takes less than q4_0, or than f16 where
-        heads do not fill blocks of q4_0."""
+    @property
+    def on_cpu_alone(self) -> bool:
+        """Whether no GPU has kernels for the type, one that can be asked for: those of five bits."""
+        return self.ours and self.bits >= 5
+
+    def holds(self, head: int, *, fill: bool = True) -> bool:
+        """Whether heads of this size can be kept under this name. ``fill``: also filled up, which is done
+        where it takes less than q4_0, or than f16 where heads do not fill blocks of q4_0."""
         if not self.ours or head % self.block == 0:
             return head % self.block == 0
         whole = filled_up(head)
-        if not narrow and whole % self.block:
-            return False
         return head == whole or (fill and self.for_heads(head).bits < most_bits(head))
 
     def row_bytes(self, values: int, head: int, *, filled: bool) -> int:

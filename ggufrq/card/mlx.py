@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,13 +102,17 @@ class MlxCard:
 
 def is_mlx(folder: Path) -> bool:
     """Whether the manifest in a folder is that of a model for mlx-lm."""
-    return any((paths.read_json(path) or {}).get("format") == "mlx" for path in folder.glob(_MANIFEST))
+    return bool(_manifests(folder))
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(_MANIFEST) if (paths.read_json(path) or {}).get("format") == "mlx"]
 
 
 def collect(folder: Path) -> MlxFacts:
     """The facts of the model in a folder. Raises UsageError when it is none of ``ggufrq quantize --to mlx``,
     ModelError when a file is missing or not what the manifest says."""
-    manifests = [path for path in folder.glob(_MANIFEST) if is_mlx(folder)]
+    manifests = _manifests(folder)
     if len(manifests) != 1:
         raise UsageError(
             f"{folder} has {len(manifests) or 'no'} manifests of models for mlx, where one is needed",
@@ -211,7 +214,7 @@ def _quickstarts(facts: MlxFacts, name: str, *, run: bool) -> list[tuple[str, st
     for title, lines in (("mlx-lm", usual), ("with the KV cache in iso3, by ggufrq", _CACHE)):
         if run:
             log.say(f"running the quickstart: {title}")
-            _run(lines.format(model="MODEL", tokens=_FEW).replace('"MODEL"', json.dumps(str(facts.folder))))
+            _run(lines.format(model="MODEL", tokens=_FEW).replace('"MODEL"', repr(str(facts.folder))))
         found.append((title, lines.format(model=name, tokens=_TOKENS), run))
     return found
 

@@ -23,7 +23,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, QuantizedCache
 
 from ggufrq.base import machine, paths
-from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.codec.tables import code, head_block
 from ggufrq.hf import IsoQuantCache, PlanarQuantCache, RotorQuantCache
 from ggufrq.models.resolve import resolve
@@ -214,10 +214,9 @@ def _row(case: Case, model: Any, windows: torch.Tensor, dense: Sequence[tuple[to
     lost, same, held, full = [], [], 0, 0
     for window, (want, size) in zip(windows, dense, strict=True):
         try:
-            cache = case.make(model.config)
-        except ValueError as error:  # transformers', of what its caches do not do
+            got, bytes_held = _read(model, window, case.make(model.config))
+        except (ValueError, GgufrqError) as error:  # what transformers' caches do not do, or ours
             return Row(case.name, refused=str(error).splitlines()[0])
-        got, bytes_held = _read(model, window, cache)
         held, full = held + bytes_held, full + size
         lost.append((want.exp() * (want - got)).sum(-1))
         same.append((want.argmax(-1) == got.argmax(-1)).float())

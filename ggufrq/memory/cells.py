@@ -6,13 +6,12 @@ Follows ``llama_context`` (padding of the context), ``llama_kv_cache_iswa`` (cel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggufrq.base.errors import UsageError
 from ggufrq.cache.kv import KvPair, KvPlan, KvType, Sought, filled_up, kv_type, parse_kv
 from ggufrq.ggufs.header import pad
-from ggufrq.ggufs.memory_shape import Layer, MemoryShape
+from ggufrq.ggufs.memory_shape import MemoryShape
 
 #: Contexts, and caches of windows, are padded to multiples of so many cells.
 CELLS = 256
@@ -97,9 +96,9 @@ def held_plan(shape: MemoryShape, plan: KvPlan) -> KvPlan:
     return plan.with_profile(None) if isinstance(plan.profile, Sought) else plan
 
 
-def why_not(shape: MemoryShape, plan: KvPlan, *, narrow: bool = True) -> str | None:
+def why_not(shape: MemoryShape, plan: KvPlan, *, gpu: bool = False) -> str | None:
     """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does.
-    ``narrow``: it has blocks of 64 for heads that 128 does not divide (``Build.holds_narrow``)."""
+    ``gpu``: on one (``Build.on_gpu``); which heads each has kernels for is told at load."""
     try:
         pairs = plan.resolve(len(shape.cached)) if shape.cached else ()
     except UsageError as error:
@@ -108,37 +107,36 @@ def why_not(shape: MemoryShape, plan: KvPlan, *, narrow: bool = True) -> str | N
         return "K and V are one here (MLA): layers cannot have types of their own"
     if shape.mla and plan.base.k != plan.base.v:
         return "K and V are one here (MLA): they cannot have different types"
-    if shape.mla and plan.base.ours and not narrow:
+    if shape.mla and plan.base.ours and gpu:
         return f"K and V are one here (MLA), which is kept in {plan.base.name} on the CPU alone"
     for layer, pair in zip(shape.cached, pairs, strict=True):
         for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
-            if not kind.holds(head, narrow=narrow, fill=not shape.mla):
-                why = _why_head(kind, side, head, narrow=narrow, fill=not shape.mla)
-                return f"{why}; {_instead(shape.cached, kind, narrow=narrow)} can be used"
+            if gpu and kind.on_cpu_alone:
+                return f"{kind.name} is for the CPU alone; {_instead(shape, kind)} can be used"
+            if not kind.holds(head, fill=not shape.mla):
+                why = _why_head(kind, side, head, fill=not shape.mla)
+                return f"{why}; {_instead(shape, kind)} can be used"
     return None
 
 
-def _why_head(kind: KvType, side: str, head: int, *, narrow: bool, fill: bool) -> str:
+def _why_head(kind: KvType, side: str, head: int, *, fill: bool) -> str:
     """Why heads of so many values are not kept in a type."""
     whole = filled_up(head)
-    if kind.ours and fill and whole != head and (narrow or whole % kind.block == 0):
+    if kind.ours and fill and whole != head:
         bits = f"{kind.for_heads(head).bits:.2f} bits a value"
         return f"{kind.name} takes {bits} in heads of {side} with {head}, which are filled up to {whole}"
-    blocks = f"64 or {kind.block}" if kind.ours and narrow else f"{kind.block}"
-    where = " on a GPU" if kind.ours and not narrow else ""
-    return (
-        f"{kind.name} takes blocks of {blocks} values{where}, which heads of {side} with {head} do not fill"
-    )
+    blocks = f"64 or {kind.block}" if kind.ours else f"{kind.block}"
+    return f"{kind.name} takes blocks of {blocks} values, which heads of {side} with {head} do not fill"
 
 
-def _instead(layers: Sequence[Layer], kind: KvType, *, narrow: bool) -> str:
+def _instead(shape: MemoryShape, kind: KvType) -> str:
     """The smallest usual types that any of the layers can keep, and the widest of the same family as
     ``kind``."""
     family = [f"{kind.name[:-1]}{bits}" for bits in range(int(kind.name[-1]) - 1, 1, -1)] if kind.ours else []
 
     def fits(pair: KvPair) -> bool:
-        heads = {head for layer in layers for head in (layer.head_k, layer.head_v)}
-        return all(pair.k.holds(head, narrow=narrow) for head in heads)
+        heads = {head for layer in shape.cached for head in (layer.head_k, layer.head_v)}
+        return all(pair.k.holds(head, fill=not shape.mla) for head in heads)
 
     usual = [pair.name for pair in map(parse_kv, ("q8_0", "q4_0")) if fits(pair)] or ["f16"]
     return " or ".join([*usual, *[pair.name for pair in map(parse_kv, family) if fits(pair)][:1]])

@@ -76,17 +76,17 @@ class Fit:
 @dataclass(frozen=True)
 class Memory:
     """Estimates for a model. ``dry`` says what llama.cpp computes in, where there is a build; what it cannot
-    say, and all without it, is estimated. ``narrow`` as for ``why_not``."""
+    say, and all without it, is estimated. ``gpu`` as for ``why_not``."""
 
     shape: MemoryShape
     weights: int
     dry: BuffersOf | None = None
-    narrow: bool = True
+    gpu: bool = False
 
     def estimate(self, plan: KvPlan, settings: ContextSettings) -> Estimate:
         """What the model takes."""
         plan = held_plan(self.shape, plan)
-        why = why_not(self.shape, plan, narrow=self.narrow)
+        why = why_not(self.shape, plan, gpu=self.gpu)
         if why is not None:
             return Estimate(plan.title, settings.ctx, self.weights, why_not=why)
         k, v = kv_bytes(self.shape, plan, settings)

@@ -49,4 +49,4 @@ if __name__ == "__main__":
     try:
         main()
     except GgufrqError as error:
-        sys.exit(str(error))
+        sys.exit("\n  try: ".join(filter(None, (str(error), error.remedy))))

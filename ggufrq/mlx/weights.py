@@ -216,7 +216,7 @@ def _part(out: Path, wish: dict[str, str]) -> Iterator[Path]:
         left.unlink()
     try:
         yield made
-    except ModelError:
+    except (ModelError, UsageError):
         paths.remove_tree(work)
         raise
     paths.remove_tree(work)

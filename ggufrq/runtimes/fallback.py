@@ -168,16 +168,17 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     return written
 
 
-def fits(values: Mapping[str, Any], name: str, *, narrow: bool = True) -> bool | None:
+def fits(values: Mapping[str, Any], name: str, *, gpu: bool = False) -> bool | None:
     """Whether heads of a model with this metadata fill whole blocks of a cache type, None where it does not
-    tell, or whether they are filled up in fewer bits than otherwise. Without ``narrow``
-    (``Build.holds_narrow``) a type of ours has no blocks of 64."""
+    tell, or whether they are filled up in fewer bits than otherwise. ``gpu``: on one (``Build.on_gpu``)."""
     sizes, kind = head_sizes(values), kv_type(name)
     if not sizes:
         return None
     if kind.ours and unread(values) is not None:
         return False
-    return all(kind.holds(size, narrow=narrow, fill=not is_mla(values)) for size in sizes)
+    if gpu and kind.ours and (kind.on_cpu_alone or is_mla(values)):
+        return False
+    return all(kind.holds(size, fill=not is_mla(values)) for size in sizes)
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:

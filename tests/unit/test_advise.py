@@ -204,10 +204,8 @@ def test_heads_that_a_gpu_does_not_take(tmp_path: Path, measured: list[str], bui
     assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
     build.manifest["backend"] = "cuda"
     assert "better --kv iso3 with its profile" in str(choice.warning(narrow, plan, build, "m"))
-    build.manifest["backend"] = "another"  # without kernels for blocks of 64
-    assert "better --kv q8_0" in str(choice.warning(narrow, plan, build, "m"))
-    rungs = data(narrow, "--kv", "q8_0,iso4,q4_0")["rungs"]
-    assert measured == ["q8_0", "q4_0"] and "blocks of 128 values on a GPU" in rungs[2]["why_not"]
+    rungs = data(narrow, "--kv", "q8_0,iso5,q4_0")["rungs"]
+    assert measured == ["q8_0", "q4_0"] and "iso5 is for the CPU alone" in rungs[2]["why_not"]
     assert invoke(model(tmp_path / "m"), "--kv", "rotor4").exception is not None, "another failure"
     found = data(model(tmp_path / "m"), "--kv", "q8_0,planar4,q4_0")
     assert found["recommended"] == "q8_0" and "has no attention kernel" in found["rungs"][2]["why_not"]

@@ -385,9 +385,10 @@ def test_what_is_not_for_this_machine_or_not_whole(
     (wheel / "bin" / "llama-server").write_bytes(b"")
     with pytest.raises(BuildError, match="is not whole: bin/llama-server"):
         builds.require_build()
-    (wheel / "manifest.json").write_text("{}")
-    with pytest.raises(BuildError, match=r"has no manifest\.json that this ggufrq reads"):
-        builds.require_build()
+    for text in ("{}", '{"format": 1}'):
+        (wheel / "manifest.json").write_text(text)
+        with pytest.raises(BuildError, match=r"has no manifest\.json that this ggufrq reads"):
+            builds.require_build()
 
 
 def test_without_compiler_the_remedy_is_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +396,7 @@ def test_without_compiler_the_remedy_is_the_wheel(cache: Path, monkeypatch: pyte
     monkeypatch.setattr(toolchain, "names_compiler", lambda: False)
     with pytest.raises(BuildError, match="has not been built yet") as caught:
         builds.require_build()
-    assert caught.value.remedy and f"pip install 'ggufrq-bin=={ggufrq.__version__}'" in caught.value.remedy
+    assert caught.value.remedy and f"--no-index --find-links DIR 'ggufrq-bin=={ggufrq.__version__}'" in caught.value.remedy
 
 
 def test_doctor_needs_no_compiler_beside_the_wheel(

@@ -207,11 +207,13 @@ def test_what_fits() -> None:
         (16, "23"),
     ):
         assert "".join(bits for bits in "234" if fallback.fits(values("llama", head), f"iso{bits}")) == kinds
-    assert not fallback.fits(values("llama", 64), "iso3", narrow=False)
-    assert fallback.fits(values("llama", 80), "iso3", narrow=False)
+    for head in (64, 80, 128):
+        assert fallback.fits(values("llama", head), "iso3", gpu=True)
+    assert fallback.fits(values("llama", 128), "iso5")
+    assert not fallback.fits(values("llama", 128), "iso5", gpu=True)
     latent = {"attention__key_length_mla": 192}
     assert fallback.fits(values("deepseek2", 576, 512, **latent), "iso3")
-    assert not fallback.fits(values("deepseek2", 576, 512, **latent), "iso3", narrow=False)
+    assert not fallback.fits(values("deepseek2", 576, 512, **latent), "iso3", gpu=True)
     assert not fallback.fits(values("deepseek2", 608, 512, **latent), "iso3")
     assert not fallback.fits(values("deepseek4", 512), "iso3")
     assert fallback.fits(values("deepseek4", 512), "q8_0")

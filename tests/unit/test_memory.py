@@ -265,22 +265,23 @@ def test_types_that_heads_cannot_hold(tmp_path: Path) -> None:
     mla = shape_of(tmp_path, "deepseek2", DENSE | latent | {"attention.head_count_kv": 1})
     assert why_not(mla, parse_plan("iso3")) is None
     assert kv_bytes(mla, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 9 * 26, 0)
-    assert "on the CPU alone" in str(why_not(mla, parse_plan("iso3"), narrow=False))
+    assert "on the CPU alone" in str(why_not(mla, parse_plan("iso3"), gpu=True))
     other = shape_of(tmp_path, "deepseek2", DENSE | latent | {"attention.key_length": 608})
-    assert "blocks of 64 or 128 values, which heads of K with 608" in str(why_not(other, parse_plan("iso3")))
+    said = str(why_not(other, parse_plan("iso3")))
+    assert "blocks of 64 or 128 values, which heads of K with 608" in said
+    assert said.endswith("q8_0 or q4_0 can be used"), "heads are not filled up where V is read from K"
     for sides in ((64, 64), (192, 128), (320, 64)):
         lengths = dict(zip(("attention.key_length", "attention.value_length"), sides, strict=True))
         shape = shape_of(tmp_path, "llama", DENSE | lengths)
-        assert why_not(shape, parse_plan("iso3")) is None
+        assert why_not(shape, parse_plan("iso3")) is why_not(shape, parse_plan("iso3"), gpu=True) is None
         k, v = kv_bytes(shape, parse_plan("iso3"), ContextSettings(4096))
         rows = [2 * n // 64 * 26 if n % 128 else 2 * n // 128 * 50 for n in sides]
         assert [k, v] == [4 * 4096 * row for row in rows]
-        assert str(why_not(shape, parse_plan("iso3"), narrow=False)).startswith(
-            f"iso3 takes blocks of 128 values on a GPU, which heads of K with {sides[0]} do not fill"
-        )
-        assert why_not(shape, parse_plan("q8_0"), narrow=False) is None
     wide = shape_of(tmp_path, "llama", DENSE)
-    assert why_not(wide, parse_plan("iso3"), narrow=False) is None
+    assert why_not(wide, parse_plan("iso5")) is None
+    for kv in ("iso5", "iso3/planar5", "iso3; 0:rotor5"):
+        said = str(why_not(wide, parse_plan(kv), gpu=True))
+        assert "5 is for the CPU alone; q8_0 or q4_0 or" in said and said.endswith("4 can be used")
     odd = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 80, "attention.value_length": 80})
     assert str(why_not(odd, parse_plan("q8_0"))).endswith("f16 can be used")
     assert "there is no layer 4" in str(why_not(narrow, parse_plan("f16; 4:q8_0")))

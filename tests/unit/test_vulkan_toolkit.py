@@ -95,11 +95,10 @@ def test_devices(sdk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert backends.default() == "cpu"
     assert doctor._vulkan().found.startswith("no GPU that vulkaninfo shows, headers 1.4.309, glslc 2023.8")
     vulkaninfo(tmp_path / "bin", monkeypatch, card)
-    assert backends.default() == "vulkan"
+    assert backends.default() == "cpu", "no GPU has run its shaders yet"
     assert doctor._vulkan().state == "ok" and doctor._vulkan().found.startswith("AMD Radeon RX 7900")
     assert "7900" in backends.get("vulkan").versions()["devices"]
     (sdk / "lib" / "libvulkan.so").unlink()
-    assert backends.default() == "cpu"
     told = doctor._vulkan()
     assert told.state == "optional" and "the loader to link with was not found" in told.found and told.remedy
     vulkaninfo(tmp_path / "bin", monkeypatch, "", rc=1)

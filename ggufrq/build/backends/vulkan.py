@@ -8,8 +8,8 @@ from ggufrq.build.toolchain import Missing
 
 
 def detected() -> bool:
-    """Whether Vulkan shows a GPU and all that a build needs is there."""
-    return bool(vulkan_toolkit.devices()) and not vulkan_toolkit.missing()
+    """Never: our shaders have not run on a GPU yet, so who wants this backend has to name it."""
+    return False
 
 
 def definitions(*, native: bool) -> dict[str, str]:

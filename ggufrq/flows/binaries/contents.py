@@ -81,9 +81,7 @@ def converter(source: Path) -> Iterator[tuple[str, Path]]:
 
 def licences(build: Build, base: BaseSystem, files: dict[str, Path]) -> Iterator[tuple[str, Path]]:
     """Licences of ggufrq, llama.cpp, what that carries, and the libraries that are brought along."""
-    own = paths.checkout_dir() / "LICENSE"
-    if own.is_file():
-        yield "ggufrq.txt", own
+    yield "ggufrq.txt", paths.licence()
     yield "llama.cpp.txt", build.source / "LICENSE"
     for path in sorted((build.source / "licenses").glob("*")):
         yield f"llama.cpp-{path.name}.txt", path
