@@ -102,7 +102,7 @@ class Build:
     @property
     def on_gpu(self) -> bool:
         """Whether caches lie on a GPU unless told otherwise: what no GPU has kernels for is refused then."""
-        return self.manifest.get("backend", "cpu") != "cpu"
+        return bool(self.manifest.get("backend", "cpu") != "cpu")
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""

@@ -396,7 +396,7 @@ def test_without_compiler_the_remedy_is_the_wheel(cache: Path, monkeypatch: pyte
     monkeypatch.setattr(toolchain, "names_compiler", lambda: False)
     with pytest.raises(BuildError, match="has not been built yet") as caught:
         builds.require_build()
-    assert caught.value.remedy and f"--no-index --find-links DIR 'ggufrq-bin=={ggufrq.__version__}'" in caught.value.remedy
+    assert f"--no-index --find-links DIR 'ggufrq-bin=={ggufrq.__version__}'" in str(caught.value.remedy)
 
 
 def test_doctor_needs_no_compiler_beside_the_wheel(
