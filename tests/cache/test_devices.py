@@ -89,21 +89,21 @@ def test_a_profile_on_two_devices(
 @pytest.mark.parametrize(
     ("model", "kind", "newest"), [(DENSE, "iso3", 32), (HYBRID, "iso3", 32), (DENSE, "q4_0", 100)]
 )
-def test_newest_tokens_on_two_devices(
+def test_newest_tokens_on_a_device(
     driver: Path, twins: Path, f16_models: dict[str, Path], tmp_path: Path, model: str, kind: str, newest: int
 ) -> None:
-    """The rows are where the layer is, and so is the attention to them."""
+    """The rows are where the layers are, and so is the attention to them."""
     arguments = (f16_models[model], TEXT, kind, kind, "1", tmp_path / "state.bin", "write")
     want = run(driver, *arguments, recent=newest, first=1)
     assert want["plain"] < run(driver, *arguments)["plain"]
-    assert run(driver, *arguments, recent=newest, first=1, devices=on_twins(twins, "layer")) == want
+    assert run(driver, *arguments, recent=newest, first=1, devices=on_twins(twins, "none")) == want
 
 
 def test_where_newest_tokens_cannot_be_held_the_device_is_named(
     llama_build: Build, twins: Path, f16_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A device without such an attention, one behind RPC, and a split by heads; also with q8_0, which any
-    device knows."""
+    """A device without such an attention, one behind RPC, layers on several, and a split by heads; also with
+    q8_0, which any device knows."""
     local: proc.Environment = {"GGML_BACKEND_PATH": str(twins)}
     sentence = "layer 0 is on Twin0, which cannot attend to them with K in {0} and V in {0} at head_dim 128"
     newest, here = ("--kv-recent", "32"), ("--device", "Twin0,Twin1")
@@ -112,7 +112,12 @@ def test_where_newest_tokens_cannot_be_held_the_device_is_named(
         done = perplexity(*given, *here, env={**local, "GGUFRQ_TWINS_LACK": "recent"})
         assert f"the newest 32 and first 0 tokens are not held in f16: {sentence.format(kind)}" in done.stderr
         assert figure(done) == figure(perplexity(*given[:-2]))
-        assert "newest 32 and first 0 tokens in f16: " in perplexity(*given, *here, env=local).stderr
+        one = perplexity(*given, "--device", "Twin0", env=local).stderr
+        assert "newest 32 and first 0 tokens in f16: " in one
+    for where, named in ((here, "Twin1"), (("--device", "Twin0", "-ngl", "3"), "Twin0")):
+        apart = perplexity(*given, *where, env=local)
+        assert f"is on {named}, and others are elsewhere" in apart.stderr
+        figure(apart)
     split = perplexity(*given, *here, "-sm", "tensor", env=local)
     assert "split by heads among devices, which cannot attend to them so" in split.stderr
     figure(split)

@@ -96,6 +96,9 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
     for (const auto & entry : entries) {
         pairs.push_back({ entry.type_k, entry.type_v });
     }
+    // once any layer has a type of ours, heads are filled up in all of them
+    const bool fill_k = ggml_rq_is_type(llama_rq_rotating_type(params.type_k, entries, false));
+    const bool fill_v = ggml_rq_is_type(llama_rq_rotating_type(params.type_v, entries, true));
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
         ggml_backend_dev_t dev = model.dev_layer(il);
         if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || hparams.n_head_kv(il) == 0 || hparams.is_recr(il) || !hparams.has_kv(il)) {
@@ -107,10 +110,10 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
             }
             llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
                 hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
-            if (ggml_rq_is_type(asked_k)) {
+            if (fill_k) {
                 shape.n_embd_head_k = llama_rq_padded(shape.n_embd_head_k);
             }
-            if (ggml_rq_is_type(asked_v)) {
+            if (fill_v) {
                 shape.n_embd_head_v = llama_rq_padded(shape.n_embd_head_v);
             }
             const bool filled_up = shape.n_embd_head_k > hparams.n_embd_head_k(il) || shape.n_embd_head_v > hparams.n_embd_head_v(il);
@@ -128,7 +131,7 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
             if (!params.offload_kqv) {
                 continue;
             }
-            const std::string lack = llama_rq_device_lacks(dev, asked_k, asked_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            const std::string lack = hparams.is_mla() ? "has no attention for types of ours where V is read from K (MLA)" : llama_rq_device_lacks(dev, asked_k, asked_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
             if (!lack.empty()) {
                 LLAMA_LOG_ERROR("llama_rq: %s, which layer %d is on, %s: take other cache types (the same for K and V), or keep the cache on the CPU (--no-kv-offload)\n",
                         ggml_backend_dev_name(dev), (int) il, lack.c_str());
@@ -197,9 +200,15 @@ bool llama_rq_check(const llama_model & model, llama_context_params & params) {
         if (hparams.n_head_kv(il) == 0) {
             continue;
         }
-        if (!llama_rq_check_head(type_k, "K", hparams.n_embd_head_k(il), mla || by_graph) ||
-            !llama_rq_check_head(type_v, "V", hparams.n_embd_head_v(il), mla || by_graph)) {
-            return false;
+        std::vector<std::pair<ggml_type, ggml_type>> pairs = { { type_k, type_v } };
+        for (const auto & entry : entries) {
+            pairs.push_back({ entry.type_k, entry.type_v });
+        }
+        for (const auto & [k, v] : pairs) {
+            if (!llama_rq_check_head(k, "K", hparams.n_embd_head_k(il), mla || by_graph) ||
+                !llama_rq_check_head(v, "V", hparams.n_embd_head_v(il), mla || by_graph)) {
+                return false;
+            }
         }
     }
 

@@ -58,19 +58,30 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
     if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0 || model.arch == LLM_ARCH_DFLASH) {
         return "this model's attention is of another kind";
     }
+    const int32_t il_first = layers.begin()->first;
+    const bool    cpu_only = llama_rq_attends_on_cpu(model, il_first, offload);
+    // the name of a stored type as people know it
+    const auto name = [](ggml_type type) {
+        return ggml_rq_is_sibling(type) ? std::to_string(ggml_rq_type_bits(type)) + " bits" : std::string(ggml_type_name(type));
+    };
     for (const auto & [il, layer] : layers) {
-        if (llama_rq_attends_on_cpu(model, il, offload)) {
+        const bool on_cpu = llama_rq_attends_on_cpu(model, il, offload);
+        auto * dev = model.dev_layer(il);
+        const std::string where = "layer " + std::to_string(il) + " is on " + (on_cpu ? "the CPU" : ggml_backend_dev_name(dev)) + ", ";
+        // both masks are parts of one tensor, which attention by copies on a GPU takes as a whole: only where that lies
+        if (on_cpu != cpu_only || (!on_cpu && dev != model.dev_layer(il_first))) {
+            return where + "and others are elsewhere";
+        }
+        if (on_cpu) {
             continue;
         }
-        auto * dev = model.dev_layer(il);
-        const std::string where = "layer " + std::to_string(il) + " is on " + ggml_backend_dev_name(dev) + ", ";
         if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
             return where + "split by heads among devices, which cannot attend to them so";
         }
         const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
             hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
         if (!llama_rq_device_holds_recent(dev, layer.k->type, layer.v->type, shape)) {
-            return where + "which cannot attend to them with K in " + ggml_type_name(layer.k->type) + " and V in " + ggml_type_name(layer.v->type) +
+            return where + "which cannot attend to them with K in " + name(layer.k->type) + " and V in " + name(layer.v->type) +
                 " at head_dim " + std::to_string(shape.n_embd_head_k);
         }
     }

@@ -19,6 +19,7 @@ struct ggml_cuda_rq_in_f16 {
 
 ggml_cuda_rq_in_f16::ggml_cuda_rq_in_f16(const ggml_tensor * dst) {
     const int64_t rows = ggml_rq_recent_width(dst);
+    GGML_ASSERT(rows > 0); // both masks are views of one tensor (llama-rq-recent.cpp sees to it)
 
     size = GGML_PAD(ggml_nbytes(dst), 256);
     const auto place = [&](const ggml_tensor * cells) {

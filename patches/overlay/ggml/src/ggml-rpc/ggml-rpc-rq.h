@@ -111,7 +111,7 @@ static bool ggml_rpc_rq_decides(ggml_backend_dev_t dev, const ggml_tensor * op, 
     if (!ours) {
         return false;
     }
-    // a question holds nine sources; the attention that has more is the CPU's
+    // a question holds nine sources; attention that has more is not sent
     supported = !op->src[GGML_MAX_SRC - 1] && ggml_rpc_rq_ask(dev, nullptr) && (ggml_op_is_empty(op->op) || ggml_rpc_rq_ask(dev, op));
     return true;
 }
