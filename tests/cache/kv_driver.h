@@ -33,7 +33,7 @@ static ggml_type type_from_name(const char * name) {
     die("unknown type");
 }
 
-// at least 800 tokens; of llama.cpp's log only the errors are printed. LLAMA_ARG_SPLIT_MODE (layer, tensor) is for several devices.
+// at least 800 tokens; of llama.cpp's log only the errors are printed. LLAMA_ARG_SPLIT_MODE (layer, tensor; none: the first alone) is for devices.
 static void load_model_and_text(const char * model_path, const char * text_path) {
     llama_log_set([](ggml_log_level level, const char * line, void *) {
         if (level == GGML_LOG_LEVEL_ERROR) {
@@ -47,7 +47,8 @@ static void load_model_and_text(const char * model_path, const char * text_path)
         if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU)) {
             die("no devices");
         }
-        params.split_mode = strcmp(mode, "tensor") == 0 ? LLAMA_SPLIT_MODE_TENSOR : LLAMA_SPLIT_MODE_LAYER;
+        params.split_mode = strcmp(mode, "tensor") == 0 ? LLAMA_SPLIT_MODE_TENSOR :
+                            strcmp(mode, "none")   == 0 ? LLAMA_SPLIT_MODE_NONE : LLAMA_SPLIT_MODE_LAYER;
     }
     model = llama_model_load_from_file(model_path, params);
     if (!model) {
