@@ -15,8 +15,8 @@ import pytest
 from ggufrq.base.toml import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Ourselves, and what is found in llama.cpp's tree and in wheels of llama-cpp-python.
-NOT_INSTALLED = {"ggufrq", "conversion", "llama_cpp"}
+#: Ourselves, what is in llama.cpp's tree and in wheels of llama-cpp-python, what comes with torch for CUDA.
+NOT_INSTALLED = {"ggufrq", "conversion", "llama_cpp", "triton"}
 
 
 def declared(extra: str = "") -> set[str]:
