@@ -17,6 +17,8 @@ from ggufrq.build.toolchain import Missing
 
 #: The oldest glslc that llama.cpp's shaders and ours were compiled by.
 OLDEST = (2023, 2)
+#: The first headers with VK_EXT_layer_settings, which llama.cpp uses; Debian 12's (1.3.239) lack it.
+OLDEST_HEADERS = (1, 3, 272)
 
 _SYSTEM = (Path("/usr"), Path("/usr/local"))
 
@@ -35,9 +37,15 @@ class Toolkit:
     spirv: Path
 
     @property
-    def fit(self) -> bool:
-        """Whether this glslc is new enough."""
-        return tuple(int(part) for part in re.findall(r"\d+", self.version)[:2]) >= OLDEST
+    def too_old(self) -> str | None:
+        """What of it is too old, in words."""
+        for what, version, least in (
+            (f"glslc {self.version or 'of unknown version'} ({self.glslc})", self.version, OLDEST),
+            (f"Vulkan {self.headers} of the headers in {self.include}", self.headers, OLDEST_HEADERS),
+        ):
+            if tuple(int(part) for part in re.findall(r"\d+", version)[: len(least)]) < least:
+                return f"{what} is too old, {'.'.join(map(str, least))} or newer is needed"
+        return None
 
 
 def toolkit() -> Toolkit | None:
@@ -52,7 +60,7 @@ def toolkit() -> Toolkit | None:
 
 
 def missing() -> list[Missing]:
-    """What a build needs and does not find, all of it in one sentence, or that glslc is too old."""
+    """What a build needs and does not find, all of it in one sentence, or that one is too old."""
     absent = [name for name, path in _parts() if path is None]
     if absent:
         where = os.environ.get("VULKAN_SDK") or "the system"
@@ -60,11 +68,8 @@ def missing() -> list[Missing]:
             Missing(f"of Vulkan {', '.join(absent)} was not found in {where}", toolchain.remedy("vulkan"))
         ]
     found = toolkit()
-    if found is not None and not found.fit:
-        least = ".".join(map(str, OLDEST))
-        version = found.version or "of unknown version"
-        what = f"glslc {version} ({found.glslc}) is too old, {least} or newer is needed"
-        return [Missing(what, "install LunarG's Vulkan SDK (vulkan.lunarg.com) and set VULKAN_SDK")]
+    if found is not None and found.too_old:
+        return [Missing(found.too_old, "install LunarG's Vulkan SDK (vulkan.lunarg.com) and set VULKAN_SDK")]
     return []
 
 

@@ -82,6 +82,23 @@ def test_the_oldest_glslc(sdk: Path, told: str, fit: bool) -> None:
             vulkan_toolkit.find()
 
 
+def test_the_oldest_headers(sdk: Path) -> None:
+    file = sdk / "include" / "vulkan" / "vulkan_core.h"
+    new = file.read_text()
+    for version, fit in (
+        (("1, 3", 239), False),
+        (("1, 3", 271), False),
+        (("1, 3", 272), True),
+        (("1, 4", 1), True),
+    ):
+        api, patch = version
+        file.write_text(new.replace("309", str(patch)).replace("1, 4", api))
+        assert (vulkan_toolkit.missing() == []) is fit
+    file.write_text(new.replace("309", "239").replace("1, 4", "1, 3"))
+    with pytest.raises(BuildError, match=r"Vulkan 1\.3\.239 of the headers in .* is too old, 1\.3\.272"):
+        vulkan_toolkit.find()
+
+
 def test_devices(sdk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver that computes on the processor is no GPU, for llama.cpp neither."""
     assert vulkan_toolkit.parse_devices(SUMMARY) == ()
