@@ -89,7 +89,8 @@ def ops(program: Path, rounds: int, types: list[str], sizes: list[int], heads: l
                         for kind in types:
                             if kind in SLOW and nb > 1 and kv > SLOW_DEPTH:
                                 continue
-                            name = parse_kv(kind).k.for_heads(hs).name
+                            asked = parse_kv(kind).k
+                            name = kind if asked.for_heads(hs) == asked else f"rq{kind[-1]}_64"
                             pattern = f"{shape}.*type_K={name},type_V={name},permute=.0,2,1,3"
                             which = ["-b", "CPU", "-o", "FLASH_ATTN_EXT", "-p", pattern]
                             text = run([str(program), "perf", *which])
