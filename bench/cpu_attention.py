@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from make_model import HEAD_DIM, KV_HEADS, LAYERS
 
+from ggufrq import codec
 from ggufrq.cache.kv import KvPair, parse_kv
 
 TYPES = ["f16", "q8_0", "q4_0", "iso2", "iso3", "iso4"]
@@ -76,6 +77,12 @@ def table(title: str, rows: dict[str, dict[str, float]], unit: str, columns: Ite
         print(f"| {case} | {speeds['f16']:.4g} | {ratios} |", flush=True)
 
 
+def stored(kind: str, head_dim: int) -> str:
+    """The type that heads are kept in where ``kind`` is asked for."""
+    asked = parse_kv(kind).k
+    return kind if asked.for_heads(head_dim) == asked else codec.sibling(codec.cache_type(kind).bits).name
+
+
 def ops(program: Path, rounds: int, types: list[str], sizes: list[int], heads: list[int]) -> None:
     """Attention alone: calls per second, median of the rounds."""
     rows: dict[str, dict[str, float]] = {}
@@ -89,8 +96,7 @@ def ops(program: Path, rounds: int, types: list[str], sizes: list[int], heads: l
                         for kind in types:
                             if kind in SLOW and nb > 1 and kv > SLOW_DEPTH:
                                 continue
-                            asked = parse_kv(kind).k
-                            name = kind if asked.for_heads(hs) == asked else f"rq{kind[-1]}_64"
+                            name = stored(kind, hs)
                             pattern = f"{shape}.*type_K={name},type_V={name},permute=.0,2,1,3"
                             which = ["-b", "CPU", "-o", "FLASH_ATTN_EXT", "-p", pattern]
                             text = run([str(program), "perf", *which])

@@ -148,9 +148,7 @@ def find() -> Toolkit:
 
     Raises BuildError when parts are missing.
     """
-    absent = missing()
-    if absent:
-        raise BuildError(absent[0].what, remedy=absent[0].remedy)
+    toolchain.require(missing())
     found = roots()
     compiler = next(root for root in found if _has(root, "bin/nvcc"))
     whole = _has(compiler, "include/cublas_v2.h") and _has(compiler, "lib64/libcublas.so")

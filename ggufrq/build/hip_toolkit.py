@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.base import proc
-from ggufrq.base.errors import BuildError, ToolError
+from ggufrq.base.errors import ToolError
+from ggufrq.build import toolchain
 from ggufrq.build.toolchain import Missing
 
 #: The oldest HIP that llama.cpp takes; its CMake says so, too, but only after a while.
@@ -85,10 +86,9 @@ def missing() -> list[Missing]:
 
 def find() -> Toolkit:
     """The toolkit to build with. Raises BuildError when there is none that is complete and new enough."""
-    absent = missing()
+    toolchain.require(missing())
     found = toolkit()
-    if absent or found is None:
-        raise BuildError(absent[0].what, remedy=absent[0].remedy)
+    assert found is not None, "or it would be missing"
     return found
 
 

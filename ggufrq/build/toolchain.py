@@ -7,11 +7,12 @@ import os
 import platform
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufrq.base import proc
-from ggufrq.base.errors import ToolError
+from ggufrq.base.errors import BuildError, ToolError
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Missing:
 
     what: str
     remedy: str
+
+
+def require(missing: Sequence[Missing]) -> None:
+    """Raise BuildError for the first thing that is missing, if any is."""
+    if missing:
+        raise BuildError(missing[0].what, remedy=missing[0].remedy)
 
 
 _PACKAGES = {

@@ -152,8 +152,7 @@ def kv_types() -> dict[str, KvType]:
 @cache
 def _narrow(kind: KvType) -> KvType:
     """A type of ours with the blocks of its sibling."""
-    bits = codec.cache_type(kind.name).bits
-    sibling = next(s for s in codec.siblings() if s.bits == bits)
+    sibling = codec.sibling(codec.cache_type(kind.name).bits)
     return replace(kind, block=sibling.block, block_bytes=sibling.bytes)
 
 

@@ -5,7 +5,7 @@ The reference is the specification; the C code under patches/overlay is held to 
 
 from ggufrq.codec.quant import dequantize, quantize
 from ggufrq.codec.rotate import rotate, rotation_matrix
-from ggufrq.codec.tables import CacheType, cache_type, cache_types, siblings
+from ggufrq.codec.tables import CacheType, cache_type, cache_types, sibling, siblings
 
 __all__ = [
     "CacheType",
@@ -15,5 +15,6 @@ __all__ = [
     "quantize",
     "rotate",
     "rotation_matrix",
+    "sibling",
     "siblings",
 ]

@@ -109,6 +109,11 @@ def siblings() -> tuple[CacheType, ...]:
     )
 
 
+def sibling(bits: int) -> CacheType:
+    """The code of 64 values with so many bits."""
+    return next(one for one in siblings() if one.bits == bits)
+
+
 def head_block(dim: int) -> int:
     """Values of a block in heads of ``dim`` values, a multiple of 64: 128 where they divide it, else 64."""
     large = int(load()["block"])

@@ -235,8 +235,8 @@ def main(folder: str, *names: str) -> None:
     ggml = Ggml(Path(folder))
     found = {}
     for kind in map(codec.cache_type, names):
-        narrow = (sibling for sibling in codec.siblings() if sibling.bits == kind.bits)
-        found[kind.name] = [result for one in (kind, *narrow) for result in probe_type(ggml, one)]
+        both = (kind, codec.sibling(kind.bits))
+        found[kind.name] = [result for one in both for result in probe_type(ggml, one)]
     json.dump(found, sys.stdout)
 
 
