@@ -300,7 +300,7 @@ void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
     }
 }
 
-// the backend of a device in this graph, null for the CPU
+// the backend of a device in this graph; for null that of the CPU
 static ggml_backend_t llama_rq_backend_of(const llm_graph_context & graph, ggml_backend_dev_t dev) {
     for (int i = 0; dev && i < ggml_backend_sched_get_n_backends(graph.sched); ++i) {
         ggml_backend_t backend = ggml_backend_sched_get_backend(graph.sched, i);
