@@ -3,6 +3,7 @@
 // The rotated cache types on Metal: what upstream's host code asks of them. The kernels are in kernels/*rq*.
 
 #include "ggml.h"
+#include "../ggml-impl.h"
 #include "../ggml-rq-types.h"
 
 #include <stdbool.h>
@@ -72,15 +73,8 @@ static inline bool ggml_metal_rq_supports_op(const struct ggml_tensor * op, bool
         ours = ours || (op->src[i] && ggml_rq_is_type(op->src[i]->type));
     }
 
-    switch (op->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_VIEW:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return false;
-        default:
-            break;
+    if (ggml_op_is_empty(op->op)) {
+        return false;
     }
     if (ggml_rq_op_is_for_cpu(op)) {
         *supported = false;
