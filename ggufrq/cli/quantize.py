@@ -213,5 +213,6 @@ def note(made: Made) -> str:
     notes += ["imatrix"] if made.imatrix else []
     notes += [f"{len(made.parts)} parts"] if len(made.parts) > 1 else []
     notes += [f"{made.fallbacks} larger tensors"] if made.fallbacks else []
+    notes += [f"{made.codes} tensors stay as they were"] if made.codes else []
     notes += [] if made.fresh else ["kept"]
     return ", ".join(notes)

@@ -65,7 +65,8 @@ class Request:
 @dataclass(frozen=True)
 class Output:
     """A file to make: its name, the job that makes it, what it will be, and the types that its recipe asked
-    for. ``made_from`` tells it from other files of this name; ``kept`` whether it is there."""
+    for. ``made_from`` tells it from other files of this name; ``kept`` whether it is there; ``codes`` are the
+    tensors that are quantized in the source already and stay so, with their types."""
 
     want: Want
     name: str
@@ -74,6 +75,7 @@ class Output:
     made_from: Mapping[str, str]
     wanted: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
+    codes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fold(self) -> str:
@@ -93,7 +95,8 @@ class Output:
 @dataclass(frozen=True)
 class Conversion:
     """A file that the converter makes: the model in 16 bits, its projector, or its head for further tokens.
-    ``bytes`` is 0 where only the conversion itself can tell."""
+    ``bytes`` is 0 where only the conversion itself can tell; ``quantized_by`` is how the source's weights
+    are quantized, empty where they are floats."""
 
     name: str
     part: str
@@ -101,6 +104,7 @@ class Conversion:
     made_from: Mapping[str, str]
     bytes: int = 0
     kept: bool = False
+    quantized_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,9 @@ class FamilyPlan:
 @dataclass(frozen=True)
 class Made:
     """One file of a family. ``imatrix`` tells whether an importance matrix was used, ``fresh`` whether this
-    run made it; ``fallbacks`` counts tensors that could not take the type asked for; ``parts`` are its shards
-    when it is split, the file itself otherwise."""
+    run made it; ``fallbacks`` counts tensors that could not take the type asked for, ``codes`` those that
+    stayed in the codes of the source; ``parts`` are its shards when it is split, the file itself
+    otherwise."""
 
     name: str
     type: str
@@ -168,6 +173,7 @@ class Made:
     fallbacks: int = 0
     recipe: str = ""
     fold: str = ""
+    codes: int = 0
     sha256: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 

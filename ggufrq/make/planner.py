@@ -32,6 +32,9 @@ from ggufrq.models.as_gguf import Source
 from ggufrq.models.resolve import Model
 from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
 
+#: Codes in which models are trained: in a GGUF file, too, they are no loss, and stay as they are.
+_AS_TRAINED = {"MXFP4", "NVFP4"}
+
 
 class Planner:
     """Plans of one request over one folder."""
@@ -54,6 +57,8 @@ class Planner:
                 f"{self.model.name} is a GGUF file; projector and head are made of the original model",
                 remedy="name the folder with safetensors, or the Hub id",
             )
+        if found.hf is not None:
+            convert.require_readable(found.hf)
         return found
 
     def preview(self) -> FamilyPlan:
@@ -67,8 +72,9 @@ class Planner:
         """The plan for a source that is there as GGUF, if only as a header. Raises ModelError or
         UsageError."""
         facts = read_model(gguf)
-        if facts.is_quantized and not self.request.requantize:
-            codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
+        codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
+        stay = bool(codes) and not self.request.requantize
+        if stay and found.hf is None and not set(codes) <= _AS_TRAINED:
             raise ModelError(
                 f"{gguf.name if found.hf is None else self.model.name} is quantized already "
                 f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
@@ -76,6 +82,8 @@ class Planner:
             )
         loads(gguf, self.build, self.log)
         model = inventory(gguf, self.build, log=self.log)
+        if stay:
+            model = model.with_codes_kept()
         if self.given is not None:
             matrices.check_entries(self.given.matrix.entries, self.given.files[0], model)
         outputs = tuple(
@@ -109,7 +117,8 @@ class Planner:
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
-            made.append(Conversion(name, part, kind, key, size if part == "model" else 0, kept))
+            size = size if part == "model" else 0
+            made.append(Conversion(name, part, kind, key, size, kept, found.hf.quantized_by))
         return tuple(made)
 
     def converted(self, found: Source) -> Path | None:
@@ -152,19 +161,24 @@ class Planner:
         fold = self.request.fold
         base = f"{self.base}-{fold}" if fold else self.base
         kind, name = want.label, f"{base}-{want.label}.gguf"
+        stay = {tensor.name: tensor.type for tensor in model if tensor.is_kept_code}
+        asked = False
+        if stay and is_float(kind.lower()):
+            raise self._no_floats(name, stay, found)
         if want.recipe is not None:
             wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
-            kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
-            name = f"{base}-{want.label}-{kind}.gguf"
-        matrix = self._matrix_for(
-            types if types is not None else kind, asked=want.recipe is not None and want.recipe.imatrix
-        )
+            values = {tensor.name: tensor.values for tensor in model}
+            kind = quantizer.label({n: t for n, t in types.items() if n not in stay}, values)
+            name, asked = f"{base}-{want.label}-{kind}.gguf", want.recipe.imatrix
+        matrix = self._matrix_for(types if types is not None else kind, asked=asked)
+        if types is None and stay:
+            types = stay  # and llama-quantize chooses the others
         made_from = {
             "source": found.key,
             "imatrix": self._matrix_key(matrix, found),
             "recipe": dump(want.recipe) if want.recipe is not None else "",
             "split": str(self.request.split_size or ""),
-        }
+        } | ({"codes": "stay"} if stay else {})
         metadata = self._metadata(want, found, matrix)
         if fold:
             # with a text, though no fold takes one any more: so that files folded before are known again
@@ -180,7 +194,17 @@ class Planner:
             folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
-        return Output(want, name, job, forecast, made_from, wanted, kept)
+        return Output(want, name, job, forecast, made_from, wanted, kept, stay)
+
+    def _no_floats(self, name: str, stay: Mapping[str, str], found: Source) -> ModelError:
+        """What there is to say of a file of floats, of a model that holds codes."""
+        return ModelError(
+            f"no file can be called {name}: {len(stay)} tensors of {self.model.name} stay "
+            f"{', '.join(sorted(set(stay.values())))}, as in the source",
+            remedy=f"{self.base}-{found.kind}.gguf, which is made in any case, has the others in 16 bits"
+            if found.hf is not None
+            else "--requantize decodes them",
+        )
 
     def _check_matrix(
         self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory

@@ -39,15 +39,18 @@ class Source:
     @property
     def metadata(self) -> dict[str, str]:
         """What new files say of their source; no paths of this machine."""
+        quantized = self.hf.quantized_by if self.hf is not None else ""
+        more = {"ggufrq.source.weights": quantized} if quantized else {}
         repo, revision = self.identity.get("repo"), self.identity.get("revision")
         if repo:
             return {
+                **more,
                 "general.source.repo_url": f"https://huggingface.co/{repo}",
                 "ggufrq.source.repo": str(repo),
                 "ggufrq.source.revision": str(revision),
             }
         name = str(self.identity.get("file") or self.identity.get("folder"))
-        return {"ggufrq.source.name": texts.clean(name)}
+        return {**more, "ggufrq.source.name": texts.clean(name)}
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def header(source: Source, tree: Path, options: Options, log: Path) -> Iterator[
     lasts: a second or two, and no space on disk. The converter is that of the llama.cpp ``tree``."""
     assert source.hf is not None
     with TemporaryDirectory(prefix="ggufrq-") as folder:
-        yield convert.convert(
+        made = convert.convert(
             source.hf,
             Path(folder) / "header.gguf",
             tree,
@@ -103,6 +106,8 @@ def header(source: Source, tree: Path, options: Options, log: Path) -> Iterator[
             what="header",
             log=log,
         )
+        convert.require_kind(made, source.hf)
+        yield made
 
 
 def _of_gguf(path: Path, identity: dict[str, Any]) -> Source:

@@ -17,9 +17,11 @@ from typing import Any, Literal
 from ggufrq.base import paths, proc, texts
 from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
+from ggufrq.ggufs.files import read_gguf
 from ggufrq.ggufs.foreign import foreign
+from ggufrq.ggufs.tensors import is_float
 from ggufrq.models import view
-from ggufrq.models.packed import not_read, packed_as
+from ggufrq.models.packed import FLOATS, codes, not_read, packed_as, told
 from ggufrq.models.view import Content
 
 #: Declares what the converter cannot know, beside the model's own files: ``{"pre_tokenizer": "qwen2"}``.
@@ -41,8 +43,6 @@ _VALUE_BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
-#: Types of floats that stay what they are, by safetensors' names.
-_FLOATS = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 _WRAPPER = Path(__file__).with_name("_hf_to_gguf.py")
 _WRITTEN = re.compile(r"Writing: +(\d+)%")
 _PRE_TOKENIZER = re.compile(r'tokenizer_pre == "([\w.-]+)"')
@@ -85,9 +85,9 @@ class HfModel:
         """The type that keeps the weights as they are: ``bf16``, ``f16`` or ``f32``, that of most of them.
         Where they are codes, what the configuration declares of the two in 16 bits."""
         kinds: Counter[str] = Counter()
-        for entry in self.entries.values():
-            if len(entry.shape) > 1 and entry.dtype in _FLOATS:
-                kinds[_FLOATS[entry.dtype]] += entry.values
+        for name, entry in self.entries.items():
+            if len(entry.shape) > 1 and entry.dtype in FLOATS and "scale" not in name.rpartition(".")[2]:
+                kinds[FLOATS[entry.dtype]] += entry.values
         if kinds:
             return max(kinds, key=lambda kind: kinds[kind])
         text = self.config.get("text_config", {})
@@ -105,7 +105,12 @@ class HfModel:
     @property
     def has_codes(self) -> bool:
         """Whether any weights are codes, whatever the configuration declares."""
-        return any(entry.dtype not in _FLOATS for entry in self.entries.values())
+        return bool(codes(self.entries))
+
+    @property
+    def quantized_by(self) -> str:
+        """How the weights are quantized, for people; empty where they are floats."""
+        return told(self.config, self.folder) if self.has_codes else ""
 
     @property
     def called(self) -> str:
@@ -267,19 +272,7 @@ def convert_to(
     """As ``convert``, but straight into ``out``, which is left half-made on failure."""
     folder = model.folder
     require_part(model, part)
-    unread = not_read(model.config, has_codes=model.has_codes)
-    if unread is not None and not model.has_codes:
-        raise ModelError(
-            f"the configuration of {model.called} says that its weights are quantized by {unread}, but they "
-            "are floats",
-            remedy=f"take quantization_config out of {model.folder / 'config.json'}",
-        )
-    if unread is not None:
-        raise ModelError(
-            f"the weights of {model.called} are quantized by {unread}, which llama.cpp's converter does "
-            "not read",
-            remedy="start from the original model, in 16 bits",
-        )
+    require_readable(model)
     declared = pre_tokenizer or declared_pre_tokenizer(folder)
     if declared not in (None, ANY_TOKENIZER) and declared not in known_pre_tokenizers(source):
         raise ModelError(
@@ -306,6 +299,36 @@ def convert_to(
         completed = proc.run(command, log=log, check=False, env={"HF_HUB_OFFLINE": "1"}, on_stderr=progressed)
     if completed.rc != 0 or not out.is_file():
         raise _failure(folder, completed, log)
+
+
+def require_readable(model: HfModel) -> None:
+    """Raise ModelError when the weights are quantized in a way that the converter does not read, or are said
+    to be, and are not."""
+    unread = not_read(model.config, model.folder, model.entries)
+    if unread is not None and not model.has_codes:
+        raise ModelError(
+            f"the configuration of {model.called} says that its weights are quantized by {unread}, but they "
+            "are floats",
+            remedy=f"take quantization_config out of {model.folder / 'config.json'}",
+        )
+    if unread is not None:
+        raise ModelError(
+            f"the weights of {model.called} are quantized by {unread}, which llama.cpp's converter does "
+            "not read",
+            remedy="start from the original model, in 16 bits",
+        )
+
+
+def require_kind(made: Path, model: HfModel) -> None:
+    """Raise ModelError when a file would be called BF16, F16 or F32 and holds codes, or the other way round:
+    whatever the converter makes of weights that were quantized before."""
+    held = sorted(kind for kind in read_gguf(made).types if not is_float(kind.lower()))
+    if bool(held) != (model.kind != model.out_type.upper()):
+        raise ModelError(
+            f"{model.called} would be called {model.kind}, but the converter made of it "
+            f"{', '.join(held) if held else 'floats alone'}",
+            remedy="start from the original model, in 16 bits",
+        )
 
 
 def part_type(model: HfModel, part: str) -> str:

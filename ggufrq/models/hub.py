@@ -50,6 +50,10 @@ class HubModel:
     folder: Path
 
 
+class NoParts(ModelError):
+    """A mirror that sends whole files alone: headers cannot be read without the weights."""
+
+
 def parse_id(text: str) -> tuple[str, str | None] | None:
     """``user/model`` or ``user/model:Q4_K_M`` as id and label; None for anything else."""
     found = _ID.match(text)
@@ -267,7 +271,7 @@ def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[byt
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
-            raise ModelError(f"the Hub does not send parts of {name}", remedy="without --dry-run")
+            raise NoParts(f"the Hub does not send parts of {name}", remedy="without --dry-run")
         size = int(answer.headers["Content-Range"].rpartition("/")[2])
         return answer.raw.read(length), size
 
