@@ -1,8 +1,9 @@
 // The kernels that a model's graph takes on Metal, none of which is run: launches MODEL TEXT TYPE_K TYPE_V TOKENS
 //
-// Prints a JSON list of their names. The graph is planned for the CPU, in the order that upstream's Metal backend would give it.
+// Prints a JSON list of their names, in the order that upstream's Metal backend gives the nodes, with memory planned for that.
 
 #include "device.h"
+#include "ggml-alloc.h"
 #include "ggml-metal-common.h"
 
 #include "kv_driver.h"
@@ -44,6 +45,18 @@ int main(int argc, char ** argv) {
     }
     ggml_graph_optimize(graph);
 
+    ggml_gallocr_t plan = ggml_gallocr_new(ggml_backend_cpu_buffer_type());
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        ggml_tensor * t = ggml_graph_node(graph, i);
+        if ((t->view_src ? t->view_src : t)->op != GGML_OP_NONE) { // weights, caches and inputs stay where they are
+            t->data   = nullptr;
+            t->buffer = nullptr;
+        }
+    }
+    if (!ggml_gallocr_alloc_graph(plan, graph)) {
+        die("no plan");
+    }
+
     fake_metal_dry_run(true);
     fake_metal_compute(graph);
 
@@ -54,6 +67,7 @@ int main(int argc, char ** argv) {
     }
     printf("]\n");
 
+    ggml_gallocr_free(plan);
     ggml_free(meta);
     llama_free(ctx);
     llama_model_free(model);
