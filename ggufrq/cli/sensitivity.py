@@ -69,6 +69,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.IntRange(min=1),
     help="Measurements at once.  [default: one per core; 1 for large models]",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Choose by the errors of the weights alone, in a minute: nothing is measured.",
+)
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option(
     "--folder",
@@ -104,9 +109,14 @@ def sensitivity(
     for `ggufrq quantize --recipe FILE`, and checked on a text that had no part in the choice. What was
     measured is kept: a run that was stopped goes on, and another budget takes a few new measurements.
 
+    With --quick the budget is spent by the errors that the weights have in each type, under the importance
+    matrix: a good recipe in a minute, where measuring takes hours. Measuring begins with it, too, and falls
+    back on it where the disk has no room for a file to measure.
+
     \b
     Examples:
       ggufrq sensitivity docs-qwen3-8m --bpw 5
+      ggufrq sensitivity docs-qwen3-8m --bpw 5 --quick
       ggufrq sensitivity ./my-model --size 15GB --by layer
     """
     goal = best_recipe.Goal(
@@ -130,7 +140,8 @@ def sensitivity(
     if as_json:
         click.echo(texts.to_json(report.as_json(result, goal, build), indent=1))
     else:
-        click.echo(f"{report.render(result, goal)}\n\n{report.reproduction(result, build)}")
+        again = f"\n\n{report.reproduction(result, build)}" if result.command else ""
+        click.echo(f"{report.render(result, goal)}{again}")
     if result.found is not None:
         path = out or Path(f"{result.base}-{result.found.recipe.name}.toml")
         paths.atomic_write(path, dump(result.found.recipe))
@@ -152,8 +163,9 @@ def solved(request: Request, build: Build, budget: Budget | None) -> Recipe:
         )
     found = analyse(request, build, best_recipe.Goal(budget)).found
     assert found is not None
-    measured = found.checked[0].measured
-    log.say(f"{found.recipe.name}: mean KLD {measured.kld:.5f} ± {measured.kld_err:.5f}")
+    if found.checked:
+        measured = found.checked[0].measured
+        log.say(f"{found.recipe.name}: mean KLD {measured.kld:.5f} ± {measured.kld_err:.5f}")
     return found.recipe
 
 
@@ -186,6 +198,8 @@ def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> best_reci
                     stack.enter_context(self)
                 super().expect(total)
 
-        result = best_recipe.analyse(request, build, goal, Bar("Measuring", unit="runs"))
-    log.say(f"log of all that ran: {log_path}")
+        bar = Bar("Weights", unit="tensors") if goal.quick else Bar("Measuring", unit="runs")
+        result = best_recipe.analyse(request, build, goal, bar)
+    if result.command:
+        log.say(f"log of all that ran: {log_path}")
     return result

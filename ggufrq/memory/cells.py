@@ -107,8 +107,6 @@ def why_not(shape: MemoryShape, plan: KvPlan, *, gpu: bool = False) -> str | Non
         return "K and V are one here (MLA): layers cannot have types of their own"
     if shape.mla and plan.base.k != plan.base.v:
         return "K and V are one here (MLA): they cannot have different types"
-    if shape.mla and plan.base.ours and gpu:
-        return f"K and V are one here (MLA), which is kept in {plan.base.name} on the CPU alone"
     for layer, pair in zip(shape.cached, pairs, strict=True):
         for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
             if gpu and kind.on_cpu_alone:

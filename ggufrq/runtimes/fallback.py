@@ -176,7 +176,7 @@ def fits(values: Mapping[str, Any], name: str, *, gpu: bool = False) -> bool | N
         return None
     if kind.ours and unread(values) is not None:
         return False
-    if gpu and kind.ours and (kind.on_cpu_alone or is_mla(values)):
+    if gpu and kind.on_cpu_alone:
         return False
     return all(kind.holds(size, fill=not is_mla(values)) for size in sizes)
 

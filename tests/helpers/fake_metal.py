@@ -21,11 +21,14 @@ HERE = msl.HERE
 HOST = ("ops", "device", "common", "fusion", "tuning")  # upstream's, in ggml-metal-*.cpp
 OURS = ("device", "driver", "questions", "shim/lanes", "shim/kernels")
 
+HEADS = (64, 64), (128, 128), (192, 128), (256, 256), (320, 256), (512, 512), (576, 512)
+F16_HEADS = tuple(f"dk{k}_dv{v}" for k, v in HEADS)
+
 #: Upstream's kernels that the tests run: those of ours, and what its attention needs.
 UPSTREAM: dict[str, Callable[[str], bool]] = {
     "quantize": lambda name: name.endswith(("q8_0", "q4_0", "q8_0_f32", "q4_0_f32", "q8_0_f16", "q4_0_f16")),
     "fa_aux": lambda name: name.startswith("kernel_flash_attn_ext"),
-    "fa_f16": lambda name: "bf16" not in name and any(f"dk{n}_dv{n}" in name for n in (64, 128, 256)),
+    "fa_f16": lambda name: "bf16" not in name and name.endswith(F16_HEADS),
     "fa_q8_0": lambda name: "dk128_dv128" in name,
     "fa_q4_0": lambda name: "dk128_dv128" in name,
     "fa_vec_q8_0": lambda name: name.endswith("dk128_dv128"),

@@ -18,5 +18,9 @@ size_t fake_metal_alloc_size(const ggml_tensor * t);
 
 ggml_metal_device_t fake_metal_device();
 
+// how many kernels have been run, or only counted in a dry run
+size_t fake_metal_launches();
+void   fake_metal_dry_run(bool dry);
+
 // the names of all kernels that the host side has asked for
 const std::set<std::string> & fake_metal_looked_up();

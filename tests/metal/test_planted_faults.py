@@ -24,6 +24,8 @@ class Fault:
 
 SET, GET, CPY = (("set_rows", "iso3", 1, 20), ("get_rows", "iso3", 1, 20), ("cpy", "iso3", 1, 20))
 VEC = ("flash_attn", "iso3", "iso3", 128, 1, 10)
+STORE = ("store", "iso3", 1, 20)
+RECENT = ("recent", "iso3", "iso3", 128, 1, 20)
 FAULTS = [
     Fault(
         "decode: low plane",
@@ -104,11 +106,62 @@ FAULTS = [
         "set_rows",
         ("set_rows", "iso3", 1, 60),
     ),
+    Fault("store: mean", "rq", "in[i] - mean[part*n4 + i]", "in[i] - mean[i]", "rq_store_rq3", STORE),
+    Fault("store: matrix", "rq", "(uint64_t) part*args.map_part/4", "0", "rq_store_rq3", STORE),
+    Fault("store: part of a row", "rq", "args.nb1) + part*nb;", "args.nb1);", "rq_store_rq3", STORE),
+    Fault("store: result", "rq", "token*args.n_part + part)", "part)", "rq_store_rq3", STORE),
     Fault("set_rows: block", "rq", "SIZE*ib, y[ib]", "SIZE*(ib/2), y[ib]", "set_rows", SET),
     Fault("get_rows: block", "rq", "x + i/n, i%", "x + (i + 1)/n, i%", "get_rows", GET),
     Fault("cpy: block", "rq", "x + at.i/n", "x + (at.i + 1)/n", "cpy", CPY),
     Fault("cpy: encoded block", "rq", "x + rq_code<block_q>::SIZE*at.i, y[at.i]", "x, y[at.i]", "cpy", CPY),
-    Fault("f16 copy: block", "rq", "SIZE/16)*gid + k", "SIZE/16)*(gid/2) + k", "kv_rq3", VEC),
+    Fault("f16 copy: block", "rq", "SIZE/16)*to + k", "SIZE/16)*(to/2) + k", "kv_rq3", VEC),
+    Fault(
+        "f16 copy: heads with recent rows behind them",
+        "rq",
+        "*args.rows + i1)*nb",
+        "*args.ne1 + i1)*nb",
+        "kv_rq3",
+        RECENT,
+    ),
+    Fault("recent rows: place", "rq", "args.first + row)", "args.first + (row ^ 1))", "rq_behind", RECENT),
+    Fault(
+        "recent rows: zeros behind them",
+        "rq",
+        "(half4) 0.0h",
+        "(half4) as_type<half>((ushort) 0x7e00)",
+        "rq_behind",
+        RECENT,
+    ),
+    Fault(
+        "recent rows: those of the batch",
+        "rq",
+        "(row - n_held)*nb.fresh[0]",
+        "0*nb.fresh[0]",
+        "rq_recent",
+        RECENT,
+    ),
+    Fault("recent rows: ALiBi", "rq", "s += slope*(float) m;", "s += (float) m;", "rq_recent", RECENT),
+    Fault(
+        "recent rows: capped scores", "rq", "logit_softcap != 0.0f", "logit_softcap < 0", "rq_recent", RECENT
+    ),
+    Fault(
+        "recent rows: group of heads",
+        "rq",
+        "ikv = i2/args.group",
+        "ikv = i2/args.group*0",
+        "rq_recent",
+        RECENT,
+    ),
+    Fault(
+        "recent rows: sum of the cache's parts",
+        "rq",
+        "part[0]*exp(part[1] - m_all)",
+        "part[0]",
+        "rq_recent",
+        RECENT,
+    ),
+    Fault("recent rows: maximum", "rq", "s_cache *= exp(m_cache - m_all);", "", "rq_recent", RECENT),
+    Fault("recent rows: stream", "rq", "(i3%args.ne_mask3)", "0", "rq_recent", RECENT),
     Fault(
         "vector attention: block",
         "fa_vec_rq",
