@@ -99,6 +99,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     "--pre-tokenizer", metavar="NAME", help="Declare the pre-tokenizer that llama.cpp does not know."
 )
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Fetch, quantize and delete a model on the Hub shard by shard: for one larger than the disk.",
+)
 @click.option("--requantize", is_flag=True, help="Accept a GGUF that is quantized already.")
 @click.option("--no-run", is_flag=True, help="Do not run new files for a few tokens.")
 @click.option("--force", is_flag=True, help="Replace files that ggufrq did not make.")
