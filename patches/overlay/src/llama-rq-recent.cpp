@@ -54,9 +54,14 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
     if (!flash_attn) {
         return "that takes flash attention, use -fa on";
     }
-    // DFlash stores K and V in graphs that do not attend
-    if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0 || model.arch == LLM_ARCH_DFLASH) {
-        return "this model's attention is of another kind";
+    if (hparams.n_rel_attn_bkts > 0) {
+        return "this model adds a bias to the scores of attention";
+    }
+    if (hparams.indexer_head_size > 0) {
+        return "this model's indexer chooses the keys, which the mask of the cache does not tell";
+    }
+    if (model.arch == LLM_ARCH_DFLASH) {
+        return "this model stores K and V in graphs that do not attend to them";
     }
     const int32_t il_first = layers.begin()->first;
     const bool    cpu_only = llama_rq_attends_on_cpu(model, il_first, offload);
@@ -77,6 +82,9 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
         }
         if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
             return where + "split by heads among devices, which cannot attend to them so";
+        }
+        if (!layer.v) {
+            return where + "which cannot attend to them where V is read from K (MLA)";
         }
         const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
             hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
@@ -118,7 +126,7 @@ llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, con
             ggml_format_name(res, "%s (recent)", like->name);
             return res;
         };
-        rows[&layer] = { add(layer.k), add(layer.v) };
+        rows[&layer] = { add(layer.k), layer.v ? add(layer.v) : nullptr };
         layer.recent = this;
     }
     tensors.allocate(GGML_BACKEND_BUFFER_USAGE_ANY, no_alloc);
@@ -337,10 +345,18 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
     const auto view_mask = [&](int64_t n, int64_t first) {
         return ggml_view_4d(ctx, masks, n, masks->ne[1], 1, masks->ne[3], masks->nb[1], masks->nb[2], masks->nb[3], first*masks->nb[0]);
     };
+    // V where it is the first values of K (MLA)
+    const auto of_k = [&](ggml_tensor * t) {
+        return ggml_view_4d(ctx, t, attn->src[2]->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], 0);
+    };
     const auto & cur = layer.fresh;
     const int64_t n_kv = kq_mask->ne[0];
     attn->src[3] = view_mask(n_kv, 0);
-    ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), view_mask(mask->ne[0], n_kv), view_cur(cur.k), view_cur(cur.v));
+
+    ggml_tensor * k_held = view_held(held.k, cur.k);
+    ggml_tensor * k_cur  = view_cur(cur.k);
+    ggml_rq_flash_attn_ext_add_recent(attn, k_held, held.v ? view_held(held.v, cur.v) : of_k(k_held), view_mask(mask->ne[0], n_kv),
+            k_cur, held.v ? view_cur(cur.v) : of_k(k_cur));
     if (layer.on_cpu) {
         ggml_backend_sched_set_tensor_backend(graph.sched, attn, graph.backend_cpu); // whatever others say of it
     }
@@ -355,7 +371,9 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
     };
     if (stored.insert(&layer).second) {
         store(held.k, cur.k);
-        store(held.v, cur.v);
+        if (held.v) {
+            store(held.v, cur.v);
+        }
     }
 }
 
