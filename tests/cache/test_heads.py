@@ -96,6 +96,22 @@ def test_newest_tokens_and_a_profile_beside_heads_that_are_filled_up(
     assert 0 < max(got[step] for step in ("plain", "next", "shifted")) < THREE, got
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("MLA 576/512", "iso2"), ("MLA 640/512", "rotor3"), ("192/128", "planar2")]
+)
+def test_newest_tokens_beside_compressed_keys(
+    driver: Path, made: Callable[[str], Path], tmp_path: Path, name: str, kind: str
+) -> None:
+    """With MLA rows of K alone are held, and V is the first values of these, too."""
+    arguments = (made(name), TEXT, kind, kind, "1", tmp_path / "state.bin")
+    without, got = run(driver, *arguments, "write"), run(driver, *arguments, "write", recent=1024)
+    for step in ("plain", "next", "sequences_unified", "sequences_streams", "copied"):
+        assert got[step] < without["plain"] / 300, (step, got, without)
+    some = run(driver, *arguments, "write", recent=32, first=1)
+    assert got["next"] < some["next"] < without["next"]
+    assert run(driver, *arguments, "read", recent=32)["restored"]
+
+
 def _log(build: Build, model: Path, k: str, v: str, n_ctx: int = 256) -> proc.Completed:
     command = [build.tool("llama-completion"), "-m", model, "-ctk", k, "-ctv", v, "-lv", "4"]
     command += ["-p", "1 2 3", "-n", "1", "-no-cnv", "-t", "1", "-c", str(n_ctx)]
