@@ -200,4 +200,12 @@ static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cas
             }
         }
     }
+    // MLA: one KV head, V the first 512 values of K
+    for (int kv : { 4096, 32768 }) {
+        for (int nb : { 1, 512 }) {
+            for (ggml_type type : narrow) {
+                test_cases.emplace_back(new test_flash_attn_ext(576, 512, 1, {16, 1}, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 2, 1, 3}, true, true));
+            }
+        }
+    }
 }
