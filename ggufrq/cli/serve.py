@@ -33,7 +33,7 @@ _DRAFT_KV = "q8_0"
 @click.option(
     "--draft",
     metavar="MODEL|mtp",
-    help="Guess tokens ahead by this smaller model of the same vocabulary, or by one made for MODEL (EAGLE-3, "
+    help="Guess tokens ahead by this smaller model of the same vocabulary, by one made for MODEL (EAGLE-3, "
     "DFlash), or by the head MODEL has for it.",
 )
 @click.option("--mtp", is_flag=True, help="The same as --draft mtp.")

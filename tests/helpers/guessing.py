@@ -81,7 +81,11 @@ def dflash(model: Path, out: Path) -> Path:
     }
     half = 0.5 * np.eye(found.width, dtype=np.float32)
     norm = found["output_norm.weight"]
-    tensors |= {"fc.weight": np.hstack([half] * 2), "enc.output_norm.weight": norm, "output_norm.weight": norm}
+    tensors |= {
+        "fc.weight": np.hstack([half] * 2),
+        "enc.output_norm.weight": norm,
+        "output_norm.weight": norm,
+    }
     numbers = {"target_layers": [1, found.layers - 1], "block_size": 4}
     return found.write(out, "dflash", 2, numbers, tensors, {"tokenizer.ggml.mask_token_id": 0})
 
