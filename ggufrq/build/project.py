@@ -96,8 +96,8 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside quantized types: CPU, CUDA and HIP attend to them."""
-        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip")
+        """Whether it keeps tokens in f16 beside quantized types: CPU, CUDA, HIP and Metal attend to them."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal")
 
     @property
     def on_gpu(self) -> bool:

@@ -50,7 +50,7 @@ class Heads:
             return f"{one}: layers cannot have types of their own"
         if self.mla and plan.base.k != plan.base.v:
             return f"{one}: they cannot have different types"
-        why = self._why_not_at_all(plan, gpu=gpu)
+        why = self._why_not_at_all(plan)
         if why is not None:
             return f"{why}; {self._instead(plan.base.k, gpu=gpu)} can be used"
         for layer, pair in zip(self.layers, pairs, strict=True):
@@ -60,12 +60,10 @@ class Heads:
                     return f"{why}; {self._instead(kind, gpu=gpu)} can be used"
         return None
 
-    def _why_not_at_all(self, plan: KvPlan, *, gpu: bool) -> str | None:
+    def _why_not_at_all(self, plan: KvPlan) -> str | None:
         """Why no layer is kept so, whatever its heads."""
         if plan.rotated and self.unread is not None:
             return f"the graph of this model {self.unread}, so that types of ours cannot be read"
-        if self.mla and plan.base.ours and gpu:
-            return f"K and V are one here (MLA), which is kept in {plan.base.name} on the CPU alone"
         if self.plain and any(pair.v.block > 1 for pair in plan.pairs):
             return "this model has no flash attention, without which V cannot be quantized"
         return None
@@ -95,7 +93,7 @@ class Heads:
 
     def _can(self, name: str, *, gpu: bool) -> bool:
         pair = parse_kv(name)
-        if self._why_not_at_all(KvPlan(pair), gpu=gpu) is not None:
+        if self._why_not_at_all(KvPlan(pair)) is not None:
             return False
         return all(self._holds(pair, layer, gpu=gpu) for layer in self.layers)
 

@@ -8,7 +8,7 @@ killed goes on with the first file that the record does not vouch for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from ggufrq.make.plan import Family, FamilyPlan, Request, Want
 from ggufrq.make.planner import Planner
 from ggufrq.make.recipe import Recipe
 from ggufrq.make.record import Record
+from ggufrq.make.stream import Stream
 from ggufrq.make.work import Work
 from ggufrq.make.workshop import Workshop
 from ggufrq.models.resolve import Model, embedded_folder, resolve
@@ -94,7 +95,7 @@ def make_family(request: Request, build: Build) -> Family:
     Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
     """
     with _locked(request, build) as planner:
-        return Work(planner).make()
+        return (Stream if request.stream else Work)(planner).make()
 
 
 @contextmanager
@@ -145,6 +146,12 @@ def _locked(request: Request, build: Build) -> Iterator[Planner]:
     """The planner of a request, whose folder nobody else writes to for as long as the context lasts: what the
     folder holds is read only then."""
     model, folder = _place(request)
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
-        yield _planner(request, model, folder, build)
+    try:
+        with locked_folder(folder):
+            yield _planner(request, model, folder, build)
+    finally:
+        if fresh:
+            with suppress(OSError):  # a refused run leaves no empty folder
+                folder.rmdir()

@@ -22,6 +22,7 @@ from ggufrq.make import matrix as matrices
 from ggufrq.make import quantizer
 from ggufrq.make.fold import fold_file as folds
 from ggufrq.make.inventory import inventory
+from ggufrq.make.pieces import Pieces, cut
 from ggufrq.make.plan import Conversion, FamilyPlan, Output, Request, Want, needs_imatrix
 from ggufrq.make.quantizer import Job
 from ggufrq.make.recipe import dump
@@ -31,6 +32,9 @@ from ggufrq.models import as_gguf, convert
 from ggufrq.models.as_gguf import Source
 from ggufrq.models.resolve import Model
 from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
+
+#: Codes in which models are trained: in a GGUF file, too, they are no loss, and stay as they are.
+_AS_TRAINED = {"MXFP4", "NVFP4"}
 
 
 class Planner:
@@ -44,17 +48,39 @@ class Planner:
         self.build = build
         self.record = record
         self.log = paths.logs_dir() / f"quantize-{self.base}.log"
+        self._pieces: Pieces | None = None
         self.options = as_gguf.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
 
     def find(self, *, weights: bool = True) -> Source:
         """The source, fetched if need be; without ``weights`` only what a plan takes."""
         found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        if self.request.stream:
+            self._refuse_stream(found)
         if found.hf is None and (self.request.mmproj or self.request.mtp == "apart"):
             raise UsageError(
                 f"{self.model.name} is a GGUF file; projector and head are made of the original model",
                 remedy="name the folder with safetensors, or the Hub id",
             )
+        if found.hf is not None:
+            convert.require_readable(found.hf)
         return found
+
+    def _refuse_stream(self, found: Source) -> None:
+        """Raise UsageError for what cannot be made of a model that is never there as a whole."""
+        request, why = self.request, ""
+        if found.hf is None or "repo" not in found.identity or self.model.kind != "hub":
+            raise UsageError(
+                f"--stream is for models on the Hub in safetensors, which {self.model.name} is not",
+                remedy="without --stream",
+            )
+        if request.fold is not None:
+            why = "folding looks at all that reads a tensor, and at the importance matrix of the whole"
+        elif request.mmproj or request.mtp == "apart":
+            why = "projector and head are made of the model's files in one go"
+        elif any(want.recipe is None and want.label == found.kind for want in request.wants):
+            why = f"{found.kind} is the whole model in 16 bits, which is what does not fit"
+        if why:
+            raise UsageError(f"not with --stream: {why}", remedy="without --stream, or leave that out")
 
     def preview(self) -> FamilyPlan:
         """The plan without anything being written, downloaded or converted but headers."""
@@ -67,8 +93,9 @@ class Planner:
         """The plan for a source that is there as GGUF, if only as a header. Raises ModelError or
         UsageError."""
         facts = read_model(gguf)
-        if facts.is_quantized and not self.request.requantize:
-            codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
+        codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
+        stay = bool(codes) and not self.request.requantize
+        if stay and found.hf is None and not set(codes) <= _AS_TRAINED:
             raise ModelError(
                 f"{gguf.name if found.hf is None else self.model.name} is quantized already "
                 f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
@@ -76,6 +103,8 @@ class Planner:
             )
         loads(gguf, self.build, self.log)
         model = inventory(gguf, self.build, log=self.log)
+        if stay:
+            model = model.with_codes_kept()
         if self.given is not None:
             matrices.check_entries(self.given.matrix.entries, self.given.files[0], model)
         outputs = tuple(
@@ -93,11 +122,12 @@ class Planner:
             outputs,
             self.request.split_size,
             facts.file_bytes if self.request.fold else 0,
+            self._pieces,
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
         """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
-        if found.hf is None:
+        if found.hf is None or self.request.stream:
             return ()
         parts = ["model"]
         parts += ["mmproj"] if self.request.mmproj else []
@@ -109,21 +139,30 @@ class Planner:
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
-            made.append(Conversion(name, part, kind, key, size if part == "model" else 0, kept))
+            size = size if part == "model" else 0
+            made.append(Conversion(name, part, kind, key, size, kept, found.hf.quantized_by))
         return tuple(made)
 
     def converted(self, found: Source) -> Path | None:
         """The model as GGUF, when it is one or was converted before."""
-        if found.gguf is not None:
+        if found.gguf is not None or self.request.stream:
             return found.gguf
         model = self.conversions(found)[0]
         return self.folder / model.name if model.kept else None
 
     @contextmanager
     def header(self, found: Source) -> Iterator[Path]:
-        """The model as GGUF without its weights, for as long as the context lasts."""
-        with as_gguf.header(found, self.build.source, self.options, self.log) as path:
-            yield path
+        """The model as GGUF without its weights, for as long as the context lasts. Of a model that is to be
+        streamed it tells the pieces, too."""
+        with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
+            told = Path(folder) / "sources.json" if self.request.stream else None
+            with as_gguf.header(found, self.build.source, self.options, self.log, told) as path:
+                if told is not None:
+                    assert found.hf is not None
+                    where = found.hf.folder
+                    sizes = {name: (where / name).stat().st_size for name in found.hf.weights.files}
+                    self._pieces = cut(json.loads(told.read_text(encoding="utf-8")), sizes)
+                yield path
 
     @property
     def matrix(self) -> Path:
@@ -152,19 +191,24 @@ class Planner:
         fold = self.request.fold
         base = f"{self.base}-{fold}" if fold else self.base
         kind, name = want.label, f"{base}-{want.label}.gguf"
+        stay = {tensor.name: tensor.type for tensor in model if tensor.is_kept_code}
+        asked = False
+        if stay and is_float(kind.lower()):
+            raise self._no_floats(name, stay, found)
         if want.recipe is not None:
             wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
-            kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
-            name = f"{base}-{want.label}-{kind}.gguf"
-        matrix = self._matrix_for(
-            types if types is not None else kind, asked=want.recipe is not None and want.recipe.imatrix
-        )
+            values = {tensor.name: tensor.values for tensor in model}
+            kind = quantizer.label({n: t for n, t in types.items() if n not in stay}, values)
+            name, asked = f"{base}-{want.label}-{kind}.gguf", want.recipe.imatrix
+        matrix = self._matrix_for(types if types is not None else kind, asked=asked)
+        if types is None and stay:
+            types = stay  # and llama-quantize chooses the others
         made_from = {
             "source": found.key,
             "imatrix": self._matrix_key(matrix, found),
             "recipe": dump(want.recipe) if want.recipe is not None else "",
             "split": str(self.request.split_size or ""),
-        }
+        } | ({"codes": "stay"} if stay else {})
         metadata = self._metadata(want, found, matrix)
         if fold:
             # with a text, though no fold takes one any more: so that files folded before are known again
@@ -174,13 +218,33 @@ class Planner:
         with self._present(matrix, model) as there:
             job = Job(gguf, kind, types, there, metadata, requantize)
             forecast = quantizer.forecast(job, self.build, log=self.log)
+        if matrix is not None and self.request.stream:
+            self._refuse_to_make_matrix(want.label, found)
         if matrix is not None:
             self._check_matrix(want.label, job, forecast.types, found, model)
         if fold:
             folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
-        return Output(want, name, job, forecast, made_from, wanted, kept)
+        return Output(want, name, job, forecast, made_from, wanted, kept, stay)
+
+    def _no_floats(self, name: str, stay: Mapping[str, str], found: Source) -> ModelError:
+        """What there is to say of a file of floats, of a model that holds codes."""
+        return ModelError(
+            f"no file can be called {name}: {len(stay)} tensors of {self.model.name} stay "
+            f"{', '.join(sorted(set(stay.values())))}, as in the source",
+            remedy=f"{self.base}-{found.kind}.gguf, which is made in any case, has the others in 16 bits"
+            if found.hf is not None
+            else "--requantize decodes them",
+        )
+
+    def _refuse_to_make_matrix(self, name: str, found: Source) -> None:
+        if self.given is None and self._entries(found) is None:
+            raise UsageError(
+                f"{name} takes an importance matrix, which is made by running the whole model: not with "
+                "--stream",
+                remedy="--imatrix FILE, which others may have published, or types that need none, as Q4_K_M",
+            )
 
     def _check_matrix(
         self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory

@@ -76,6 +76,8 @@ class Recipe:
             found[tensor.name] = rules.get(
                 "output" if tied and group == "token_embd" else group, rules[group]
             )
+        # what is quantized already stays as it is, and the rules for it are no mistake
+        used |= {class_of(t.name, model.architecture) or "" for t in model if t.is_kept_code}
         unused = [rule for rule in (*self.classes, *self.tensors) if rule not in used]
         if unused:
             raise UsageError(

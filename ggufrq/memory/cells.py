@@ -100,11 +100,13 @@ def output_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
     return shape.vocabulary * _F32 * settings.parallel
 
 
-def held_plan(shape: MemoryShape, plan: KvPlan) -> KvPlan:
+def held_plan(shape: MemoryShape, plan: KvPlan, *, gpu: bool = False) -> KvPlan:
     """The plan without what nobody asked for and llama.cpp leaves out: tokens in f16 where an indexer chooses
-    the keys, and a profile that would be found where V is read from K (MLA) or the graph turns K itself."""
-    if plan.optional and any(layer.index for layer in shape.layers):
-        plan = plan.with_exact(0)
+    the keys, and on a GPU where V is read from K (MLA); and a profile that would be found where that is so or
+    the graph turns K itself."""
     heads = Heads.of(shape)
+    indexed = any(layer.index for layer in shape.layers)
+    if plan.optional and (indexed or (heads.mla and gpu)):
+        plan = plan.with_exact(0)
     none = isinstance(plan.profile, Sought) and (heads.mla or heads.turned)
     return plan.with_profile(None) if none else plan

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggufrq.base import paths, proc, texts
 from ggufrq.base.errors import ModelError
 from ggufrq.base.progress import SILENT, Listener
+from ggufrq.ggufs.files import read_gguf
 from ggufrq.ggufs.foreign import foreign
+from ggufrq.ggufs.tensors import is_float
 from ggufrq.models import view
-from ggufrq.models.packed import not_read, packed_as
+from ggufrq.models.packed import FLOATS, codes, not_read, packed_as, told
 from ggufrq.models.view import Content
 
 #: Declares what the converter cannot know, beside the model's own files: ``{"pre_tokenizer": "qwen2"}``.
@@ -31,9 +33,6 @@ ANY_TOKENIZER = "*"
 
 #: What a conversion makes: the model, its vision projector, or the head that predicts further tokens.
 PARTS = ("model", "mmproj", "mtp")
-#: How much of the weights a conversion writes.
-What = Literal["all", "header", "keys"]
-
 #: Bytes of a value by safetensors' name of its type.
 _VALUE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -41,8 +40,6 @@ _VALUE_BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
-#: Types of floats that stay what they are, by safetensors' names.
-_FLOATS = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 _WRAPPER = Path(__file__).with_name("_hf_to_gguf.py")
 _WRITTEN = re.compile(r"Writing: +(\d+)%")
 _PRE_TOKENIZER = re.compile(r'tokenizer_pre == "([\w.-]+)"')
@@ -85,9 +82,9 @@ class HfModel:
         """The type that keeps the weights as they are: ``bf16``, ``f16`` or ``f32``, that of most of them.
         Where they are codes, what the configuration declares of the two in 16 bits."""
         kinds: Counter[str] = Counter()
-        for entry in self.entries.values():
-            if len(entry.shape) > 1 and entry.dtype in _FLOATS:
-                kinds[_FLOATS[entry.dtype]] += entry.values
+        for name, entry in self.entries.items():
+            if len(entry.shape) > 1 and entry.dtype in FLOATS and "scale" not in name.rpartition(".")[2]:
+                kinds[FLOATS[entry.dtype]] += entry.values
         if kinds:
             return max(kinds, key=lambda kind: kinds[kind])
         text = self.config.get("text_config", {})
@@ -105,7 +102,12 @@ class HfModel:
     @property
     def has_codes(self) -> bool:
         """Whether any weights are codes, whatever the configuration declares."""
-        return any(entry.dtype not in _FLOATS for entry in self.entries.values())
+        return bool(codes(self.entries))
+
+    @property
+    def quantized_by(self) -> str:
+        """How the weights are quantized, for people; empty where they are floats."""
+        return told(self.config, self.folder) if self.has_codes else ""
 
     @property
     def called(self) -> str:
@@ -224,7 +226,7 @@ def convert(
     pre_tokenizer: str | None = None,
     part: str = "model",
     mtp: bool = True,
-    what: What = "all",
+    what: str = "all",
     log: Path | None = None,
     listener: Listener = SILENT,
 ) -> Path:
@@ -233,9 +235,9 @@ def convert(
 
     ``pre_tokenizer`` goes before what the folder declares. ``part`` is one of ``PARTS``; ``mtp`` tells
     whether the model keeps its head for further tokens. ``what``: with ``header`` a hole takes the place of
-    the weights, with ``keys`` those alone are there that Q and K come from. ``out`` appears only when it is
-    whole. Raises ModelError for a model that is damaged, unsupported, undeclared or without that part, and
-    when torch is missing.
+    the weights, with ``keys`` those alone are there that Q and K come from; ``sources:FILE`` and
+    ``only:FILE`` as in ``_hf_to_gguf.py``. ``out`` appears only when it is whole. Raises ModelError for a
+    model that is damaged, unsupported, undeclared or without that part, and when torch is missing.
     """
     with paths.atomic_path(out) as temporary:
         convert_to(
@@ -260,26 +262,14 @@ def convert_to(
     pre_tokenizer: str | None = None,
     part: str = "model",
     mtp: bool = True,
-    what: What = "all",
+    what: str = "all",
     log: Path | None = None,
     listener: Listener = SILENT,
 ) -> None:
     """As ``convert``, but straight into ``out``, which is left half-made on failure."""
     folder = model.folder
     require_part(model, part)
-    unread = not_read(model.config, has_codes=model.has_codes)
-    if unread is not None and not model.has_codes:
-        raise ModelError(
-            f"the configuration of {model.called} says that its weights are quantized by {unread}, but they "
-            "are floats",
-            remedy=f"take quantization_config out of {model.folder / 'config.json'}",
-        )
-    if unread is not None:
-        raise ModelError(
-            f"the weights of {model.called} are quantized by {unread}, which llama.cpp's converter does "
-            "not read",
-            remedy="start from the original model, in 16 bits",
-        )
+    require_readable(model)
     declared = pre_tokenizer or declared_pre_tokenizer(folder)
     if declared not in (None, ANY_TOKENIZER) and declared not in known_pre_tokenizers(source):
         raise ModelError(
@@ -306,6 +296,36 @@ def convert_to(
         completed = proc.run(command, log=log, check=False, env={"HF_HUB_OFFLINE": "1"}, on_stderr=progressed)
     if completed.rc != 0 or not out.is_file():
         raise _failure(folder, completed, log)
+
+
+def require_readable(model: HfModel) -> None:
+    """Raise ModelError when the weights are quantized in a way that the converter does not read, or are said
+    to be, and are not."""
+    unread = not_read(model.config, model.folder, model.entries)
+    if unread is not None and not model.has_codes:
+        raise ModelError(
+            f"the configuration of {model.called} says that its weights are quantized by {unread}, but they "
+            "are floats",
+            remedy=f"take quantization_config out of {model.folder / 'config.json'}",
+        )
+    if unread is not None:
+        raise ModelError(
+            f"the weights of {model.called} are quantized by {unread}, which llama.cpp's converter does "
+            "not read",
+            remedy="start from the original model, in 16 bits",
+        )
+
+
+def require_kind(made: Path, model: HfModel) -> None:
+    """Raise ModelError when a file would be called BF16, F16 or F32 and holds codes, or the other way round:
+    whatever the converter makes of weights that were quantized before."""
+    held = sorted(kind for kind in read_gguf(made).types if not is_float(kind.lower()))
+    if bool(held) != (model.kind != model.out_type.upper()):
+        raise ModelError(
+            f"{model.called} would be called {model.kind}, but the converter made of it "
+            f"{', '.join(held) if held else 'floats alone'}",
+            remedy="start from the original model, in 16 bits",
+        )
 
 
 def part_type(model: HfModel, part: str) -> str:
@@ -351,6 +371,13 @@ def _failure(folder: Path, completed: proc.Completed, log: Path | None) -> Model
         return ModelError(
             f"llama.cpp knows the pre-tokenizer of {folder.name} as '{conflict[1]}', another one is declared",
             remedy=f"--pre-tokenizer {conflict[1]}, or correct {folder / DECLARATION}",
+        )
+    early = re.search(r"ggufrq: reads (.+) before it writes", output)
+    if early is not None:
+        return ModelError(
+            f"{folder.name} cannot be made shard by shard: its conversion reads {early[1]} before "
+            "anything is written",
+            remedy="without --stream, where the disk has room for the whole model",
         )
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", output)
     if missing is not None:

@@ -50,6 +50,10 @@ class HubModel:
     folder: Path
 
 
+class NoParts(ModelError):
+    """A mirror that sends whole files alone: headers cannot be read without the weights."""
+
+
 def parse_id(text: str) -> tuple[str, str | None] | None:
     """``user/model`` or ``user/model:Q4_K_M`` as id and label; None for anything else."""
     found = _ID.match(text)
@@ -87,6 +91,14 @@ def fetch_headers(repo: str, revision: str | None = None) -> HubModel:
                 file.write(header)
                 file.truncate(size)
     return HubModel(repo, sha, folder)
+
+
+def fetch_file(repo: str, name: str, sha: str, folder: Path) -> Path:
+    """Download one file of a commit into ``folder``, and not into the Hub's cache; what an earlier try has of
+    it is gone on with. Raises ModelError."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(_asked(repo, partial(hf_hub_download, repo, name, revision=sha, local_dir=folder)))
 
 
 def has_safetensors(repo: str, revision: str | None = None) -> bool:
@@ -267,7 +279,7 @@ def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[byt
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
-            raise ModelError(f"the Hub does not send parts of {name}", remedy="without --dry-run")
+            raise NoParts(f"the Hub does not send parts of {name}", remedy="without --dry-run")
         size = int(answer.headers["Content-Range"].rpartition("/")[2])
         return answer.raw.read(length), size
 

@@ -48,7 +48,6 @@ struct llama_rq_layer {
 
     // the newest tokens in f16 (llama-rq-recent.h), null without
     llama_rq_recent * recent = nullptr;
-    bool              on_cpu = false; // attention to them
 
     // what goes into the cache, in the graph of this context
     struct {

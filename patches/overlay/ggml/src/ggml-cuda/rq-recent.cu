@@ -220,6 +220,7 @@ void ggml_cuda_rq_fa_vec_recent(ggml_backend_cuda_context & ctx, const ggml_tens
     switch (dst->src[0]->ne[0]) {
         case  64: ggml_cuda_rq_fa_vec_launch< 64>(ctx, dst, kernel, cols); break;
         case 128: ggml_cuda_rq_fa_vec_launch<128>(ctx, dst, kernel, cols); break;
-        default:  ggml_cuda_rq_fa_vec_launch<256>(ctx, dst, kernel, cols); break;
+        case 256: ggml_cuda_rq_fa_vec_launch<256>(ctx, dst, kernel, cols); break;
+        default:  GGML_ABORT("no vector kernel for heads of %d", (int) dst->src[0]->ne[0]);
     }
 }

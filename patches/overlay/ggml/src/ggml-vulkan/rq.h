@@ -64,13 +64,10 @@ static inline bool ggml_vk_rq_decides(const ggml_tensor * op, bool & supported) 
     const bool encodes = ggml_rq_scale_kind() == GGML_RQ_SCALE_INNER;
 
     supported = false;
+    if (ggml_op_is_empty(op->op)) {
+        return false;
+    }
     switch (op->op) {
-        case GGML_OP_NONE:
-        case GGML_OP_RESHAPE:
-        case GGML_OP_VIEW:
-        case GGML_OP_PERMUTE:
-        case GGML_OP_TRANSPOSE:
-            return false;
         case GGML_OP_FLASH_ATTN_EXT:
             // with more sources than upstream's it is another operation, whatever its types
             return op->src[GGML_RQ_RECENT_K] != nullptr || for_cpu;
