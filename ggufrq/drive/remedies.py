@@ -18,6 +18,12 @@ def remedy(message: str, log_path: Path) -> str:
         return "--kv f16"
     if "is not within the file bounds" in message:
         return "download or copy it again: the end of the file is missing"
+    if "does not support different K" in message:
+        return "one type for K and V: --kv q8_0"
+    if "cannot have types of their own" in message:
+        return "one type for all layers: --kv q8_0"
+    if re.search("requires flash[ _]att", message):
+        return "V as it is: --kv q8_0/f16"
     if "the profile" in message:
         return "ggufrq calibrate with this model, or --kv-profile weights"
     if "layers of the KV cache:" in message:

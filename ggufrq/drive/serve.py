@@ -60,9 +60,9 @@ def draft_kind(model: Path) -> str:
         return "draft-eagle3"
     if arch == "dflash":
         return "draft-dspark" if "markov_w1.weight" in names else "draft-dflash"
-    has_head = any(".nextn." in name for name in names)
-    # a head without the model that it belongs to
-    return "draft-mtp" if has_head and "blk.0.attn_norm.weight" not in names else "draft-simple"
+    # a head without the model that it belongs to, which may read the cache of that
+    lone = any(".nextn." in name for name in names) and "blk.0.attn_norm.weight" not in names
+    return "draft-mtp" if lone or arch == "gemma4-assistant" else "draft-simple"
 
 
 @dataclass
