@@ -38,9 +38,18 @@ int main(int argc, char ** argv) {
         die("not decoded");
     }
 
-    ggml_context * meta  = ggml_init({ ggml_graph_overhead_custom(nodes.size() + 1, false), nullptr, true });
-    ggml_cgraph  * graph = ggml_new_graph_custom(meta, nodes.size() + 1, false);
+    const size_t n = 2*nodes.size();
+    ggml_context * meta  = ggml_init({ ggml_graph_overhead_custom(n, false) + n*ggml_tensor_overhead(), nullptr, true });
+    ggml_cgraph  * graph = ggml_new_graph_custom(meta, n, false);
+    ggml_tensor  * masks = nullptr;
     for (ggml_tensor * t : nodes) {
+        if (ggml_rq_has_recent(t)) { // on a GPU both masks are parts of one tensor
+            ggml_tensor *& mask = t->src[3];
+            ggml_tensor *& more = t->src[GGML_RQ_RECENT_MASK];
+            masks = masks ? masks : ggml_new_tensor_2d(meta, GGML_TYPE_F16, mask->ne[0] + more->ne[0], mask->ne[1]);
+            more  = ggml_view_2d(meta, masks, more->ne[0], more->ne[1], masks->nb[1], mask->ne[0]*masks->nb[0]);
+            mask  = ggml_view_2d(meta, masks, mask->ne[0], mask->ne[1], masks->nb[1], 0);
+        }
         ggml_build_forward_expand(graph, t);
     }
     ggml_graph_optimize(graph);
