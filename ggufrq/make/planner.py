@@ -80,6 +80,13 @@ class Planner:
                 f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
                 remedy="start from the F16 or BF16 file or the original model, or add --requantize",
             )
+        head = any(".nextn." in name for name in facts.tensor_types)
+        if found.hf is not None and head and not self.options.mtp:
+            raise ModelError(
+                f"the head for further tokens of {self.model.name} cannot be left out: llama.cpp's converter "
+                "keeps it",
+                remedy="--mtp keep",
+            )
         loads(gguf, self.build, self.log)
         model = inventory(gguf, self.build, log=self.log)
         if stay:
@@ -101,6 +108,7 @@ class Planner:
             outputs,
             self.request.split_size,
             facts.file_bytes if self.request.fold else 0,
+            found.hf is not None and found.hf.has_mtp and self.options.mtp and not head,
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
@@ -188,13 +196,14 @@ class Planner:
         with self._present(matrix, model) as there:
             job = Job(gguf, kind, types, there, metadata, requantize)
             forecast = quantizer.forecast(job, self.build, log=self.log)
-        if matrix is not None:
-            self._check_matrix(want.label, job, forecast.types, found, model)
+        missed = (
+            self._check_matrix(want.label, job, forecast.types, found, model) if matrix is not None else 0
+        )
         if fold:
             folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
-        return Output(want, name, job, forecast, made_from, wanted, kept, stay)
+        return Output(want, name, job, forecast, made_from, wanted, kept, stay, missed)
 
     def _no_floats(self, name: str, stay: Mapping[str, str], found: Source) -> ModelError:
         """What there is to say of a file of floats, of a model that holds codes."""
@@ -208,9 +217,11 @@ class Planner:
 
     def _check_matrix(
         self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory
-    ) -> None:
-        """Raise ModelError where llama-quantize would in the middle of its work: for a tensor of few bits on
-        which the matrix has nothing. One that is still to be made will know what texts run through."""
+    ) -> int:
+        """How many tensors of a head for further tokens are quantized without the matrix. Raises ModelError
+        where llama-quantize would in the middle of its work: for a tensor of few bits on which the matrix has
+        nothing. One that is still to be made will know what texts run through."""
+        missed = 0
         values = read_header(job.source).values
         architecture = values.get("general.architecture", "")
         blocks, apart = (
@@ -222,7 +233,10 @@ class Planner:
             further = bool(apart and layer and int(layer[1]) >= blocks - apart)
             known = tensor.name in entries if entries is not None else not further
             kind = types[tensor.name]
-            if known or kind == tensor.type or not requires_matrix(tensor.name, kind, job.type_name):
+            if known or kind == tensor.type:
+                continue
+            if not requires_matrix(tensor.name, kind, job.type_name):
+                missed += further
                 continue
             why = (
                 "no text runs through the layers that predict further tokens"
@@ -237,6 +251,7 @@ class Planner:
                 f"matrix: {why}",
                 remedy=remedy,
             )
+        return missed
 
     def _entries(self, found: Source) -> frozenset[str] | None:
         """Names of the tensors that the matrix knows, None while it is still to be made."""

@@ -73,6 +73,17 @@ def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
                 add_all(self, name, *arguments, **named)
 
         base.gguf.GGUFWriter.add_tensor = add_keys
+    if "--no-mtp" in arguments:
+        import conversion  # type: ignore[import-not-found,unused-ignore]
+
+        get_class = conversion.get_model_class
+
+        def get_model_class(*named: Any, **more: Any) -> Any:
+            found = get_class(*named, **more)
+            found.supports_mtp_export = True  # without it a model whose head is never converted is refused
+            return found
+
+        conversion.get_model_class = get_model_class
     script = source / "convert_hf_to_gguf.py"
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")

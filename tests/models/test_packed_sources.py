@@ -65,13 +65,13 @@ def test_codes_that_become_floats(llama_build: Build, tmp_path: Path) -> None:
 
 
 def test_a_family_of_floats_in_8_bits(llama_build: Build, tmp_path: Path) -> None:
-    model = packed_models.DECODED["FP8 in blocks of 128 × 128"]()
+    model = packed_models.DECODED["FP8 in blocks of 128x128"]()
     folder = model.write(tmp_path / "Eight")
     family = family_of(str(folder), ["BF16", "Q8_0"], llama_build, out=tmp_path / "out", run=False)
     assert [made.name for made in family.files] == ["Eight-BF16.gguf", "Eight-Q8_0.gguf"]
     same(family.file("BF16"), model, {"bf16"})
     values = read_header(family.file("Q8_0")).values
-    assert values["ggufrq.source.weights"] == "FP8 in blocks of 128 × 128"
+    assert values["ggufrq.source.weights"] == "FP8 in blocks of 128x128"
 
 
 def test_experts_that_stay(llama_build: Build, tmp_path: Path) -> None:
