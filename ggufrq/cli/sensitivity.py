@@ -13,10 +13,13 @@ import click
 from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
-from ggufrq.base.sizes import parse_size
+from ggufrq.base.sizes import parse_memory, parse_size, parse_tokens, size_text
 from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
+from ggufrq.cache.cases import parse_cases
+from ggufrq.cache.kv import DEFAULT_KV, Sought
 from ggufrq.cli.text_options import TEXT_FILE
+from ggufrq.drive.cache_check import held_cases
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
 from ggufrq.measure.weight_quality import WeightSettings
@@ -32,6 +35,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.argument("model")
 @click.option("--size", metavar="SIZE", help="Bytes of the file, at most: 15GB, 500M, or a plain number.")
 @click.option("--bpw", metavar="BITS", help="Bits per weight, at most.")
+@click.option("--vram", metavar="SIZE", help="Memory of a GPU, cache included; the rest goes to the CPU.")
+@click.option("--ram", metavar="SIZE", help="With --vram: memory for what stays with the CPU.")
+@click.option(
+    "--kv", default=DEFAULT_KV, show_default=True, metavar="TYPES", help="Cache that --vram holds, too."
+)
+@click.option("--kv-ctx", default="8K", show_default=True, metavar="N", help="Context of that cache, as 32K.")
 @click.option(
     "--by",
     type=click.Choice(BY),
@@ -92,6 +101,10 @@ def sensitivity(
     model: str,
     size: str | None,
     bpw: str | None,
+    vram: str | None,
+    ram: str | None,
+    kv: str,
+    kv_ctx: str,
     types: str | None,
     n_ctx: int,
     chunks: int,
@@ -118,9 +131,19 @@ def sensitivity(
       ggufrq sensitivity docs-qwen3-8m --bpw 5
       ggufrq sensitivity docs-qwen3-8m --bpw 5 --quick
       ggufrq sensitivity ./my-model --size 15GB --by layer
+      ggufrq sensitivity ./my-moe --quick --vram 24GB --ram 64GB --kv iso3 --kv-ctx 32K
     """
+    budget = parse_budget(size, bpw)
+    if budget is not None and vram is not None:
+        raise UsageError("--vram is a budget of its own", remedy="without --size and --bpw")
+    if (ram is None) != (vram is None):
+        raise UsageError("--vram and --ram are one budget", remedy="both of them, or --size SIZE")
+    if vram is not None and ram is not None:
+        budget = two_memories(
+            model, revision, parse_memory(vram), parse_memory(ram), kv, parse_tokens(kv_ctx)
+        )
     goal = best_recipe.Goal(
-        budget=parse_budget(size, bpw),
+        budget=budget,
         types=parse_types(types) if types is not None else None,
         settings=WeightSettings(n_ctx, chunks),
         **options,
@@ -184,6 +207,28 @@ def parse_budget(size: str | None, bpw: str | None) -> Budget | None:
     if not 0 < bits <= 32:
         raise UsageError(f"{bpw} bits per weight are out of range", remedy="--bpw 5.25")
     return Budget(bpw=bits)
+
+
+def two_memories(model: str, revision: str | None, vram: int, ram: int, kv: str, ctx: int) -> Budget:
+    """The budget of a GPU's memory of ``vram`` bytes and of ``ram`` for the rest; with room on the first for
+    a cache of these types and ``ctx`` tokens, and what llama.cpp computes in. Raises UsageError for types
+    that the model's cache cannot have."""
+    from ggufrq.ggufs.memory_shape import memory_shape
+    from ggufrq.memory import metadata
+    from ggufrq.memory.cells import ContextSettings
+    from ggufrq.memory.compute import DryRun
+    from ggufrq.memory.estimate import Memory
+    from ggufrq.models.resolve import resolve
+
+    build = require_build()
+    headers = metadata.read(resolve(model), build, revision).headers
+    (case,) = held_cases(parse_cases(kv, Sought.AUTO, None, None), build)
+    with DryRun(headers, build) as dry:
+        beside = Memory(memory_shape(headers), 0, dry.buffers).estimate(case.plan, ContextSettings(ctx))
+    if beside.why_not is not None:
+        raise UsageError(beside.why_not, remedy="--kv with other types")
+    log.say(f"beside the weights {case.name} takes {size_text(beside.total)} for {ctx:,} tokens")
+    return Budget(rooms=(vram, ram), beside=beside.total)
 
 
 def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> best_recipe.Result:

@@ -24,6 +24,7 @@ from ggufrq.make.plan import Family, FamilyPlan, Request, Want
 from ggufrq.make.planner import Planner
 from ggufrq.make.recipe import Recipe
 from ggufrq.make.record import Record
+from ggufrq.make.stream import Stream
 from ggufrq.make.work import Work
 from ggufrq.make.workshop import Workshop
 from ggufrq.models.resolve import Model, embedded_folder, resolve
@@ -94,13 +95,18 @@ def make_family(request: Request, build: Build) -> Family:
     Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
     """
     with _locked(request, build) as planner:
-        return Work(planner).make()
+        return (Stream if request.stream else Work)(planner).make()
 
 
 @contextmanager
 def workshop(request: Request, build: Build) -> Iterator[Workshop]:
     """The model of a request as GGUF, converted if need be, and what may be made of it, with its folder
-    locked for as long as the context lasts. What ``request`` wants is not made."""
+    locked for as long as the context lasts. What ``request`` wants is not made. Raises UsageError for a model
+    that is to be streamed."""
+    if request.stream:
+        raise UsageError(
+            "not with --stream: a recipe is found on the whole model", remedy="--recipe FILE, found elsewhere"
+        )
     with _locked(request, build) as planner:
         yield Workshop(Work(planner))
 

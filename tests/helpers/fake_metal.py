@@ -67,10 +67,34 @@ class Harness:
     def link(self, target: Path, kernels: dict[str, Path]) -> Driver:
         """A driver of the host's objects and these kernels."""
         hosts = [path for name, path in self.objects.items() if name.startswith("host ")]
-        rpath = f"-Wl,-rpath,{self.build.bin}"
-        libraries = [f"-L{self.build.bin}", "-lggml-cpu", "-lggml-base", rpath]
-        proc.run([compiler(), *hosts, *kernels.values(), "-o", target, *libraries])
+        proc.run([compiler(), *hosts, *kernels.values(), "-o", target, *self._libraries("ggml-cpu")])
         return Driver(target)
+
+    def link_program(self, name: str) -> Path:
+        """The program of name.cpp beside driver.cpp, with the host's side and no kernels."""
+        source = self.build.source
+        inside = ("ggml/src/ggml-metal", "ggml/src", "ggml/include", "include")
+        include = [HERE, HERE.parent / "cache", *(source / folder for folder in inside)]
+        skipped = ("host driver", "host questions")
+        hosts = [path for key, path in self.objects.items() if key.startswith("host ") and key not in skipped]
+        target = self.folder / name
+        flags = ["-std=c++17", "-O1", *(f"-I{folder}" for folder in include)]
+        proc.run(
+            [
+                compiler(),
+                *flags,
+                HERE / f"{name}.cpp",
+                *hosts,
+                "-o",
+                target,
+                *self._libraries("llama", "ggml"),
+            ]
+        )
+        return target
+
+    def _libraries(self, *more: str) -> list[str]:
+        names = [f"-l{name}" for name in (*more, "ggml-base")]
+        return [f"-L{self.build.bin}", *names, f"-Wl,-rpath,{self.build.bin}"]
 
     def kernels(self) -> dict[str, Path]:
         """The object files of all libraries."""

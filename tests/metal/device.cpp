@@ -20,6 +20,7 @@ struct ggml_metal_cv {
 };
 
 struct ggml_metal_pipeline {
+    std::string                 name;
     const kernels::entry *      entry = nullptr;
     std::vector<kernels::value> values;
 };
@@ -42,15 +43,15 @@ struct ggml_metal_encoder {
     size_t                            memory = 0;
 };
 
-static size_t launches;
-static bool   dry_run;
+static std::vector<std::string> launched;
+static bool dry_run;
 
 void fake_metal_dry_run(bool dry) {
     dry_run = dry;
 }
 
-size_t fake_metal_launches() {
-    return launches;
+const std::vector<std::string> & fake_metal_launched() {
+    return launched;
 }
 
 static std::set<std::string> looked_up;
@@ -85,6 +86,7 @@ ggml_metal_pipeline_with_params ggml_metal_library_compile_pipeline(ggml_metal_l
     looked_up.insert(base);
 
     ggml_metal_pipeline_t pipeline = ggml_metal_pipeline_init();
+    pipeline->name  = base;
     pipeline->entry = kernels::find(base);
     if (cv) {
         pipeline->values = cv->values;
@@ -126,7 +128,7 @@ void ggml_metal_encoder_set_threadgroup_memory_size(ggml_metal_encoder_t encoder
 }
 
 void ggml_metal_encoder_dispatch_threadgroups(ggml_metal_encoder_t encoder, int tg0, int tg1, int tg2, int tptg0, int tptg1, int tptg2) {
-    launches++;
+    launched.push_back(encoder->pipeline->name);
     if (dry_run) {
         return;
     }

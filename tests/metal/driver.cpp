@@ -388,9 +388,9 @@ static double store(ggml_type type) {
     }
     g.build(ggml_set_rows(g.ctx, cells, y, idx));
 
-    const size_t before = fake_metal_launches();
+    const size_t before = fake_metal_launched().size();
     g.metal();
-    const bool right = fake_metal_launches() == before + 1 && memcmp(rows.data(), cells->data, rows.size()) == 0 &&
+    const bool right = fake_metal_launched().size() == before + 1 && memcmp(rows.data(), cells->data, rows.size()) == 0 &&
         memcmp(expected.data(), turned->data, expected.size()*sizeof(float)) == 0;
     return right ? 0 : std::numeric_limits<double>::infinity();
 }

@@ -261,9 +261,9 @@ void print_launches() {
         if (beside == "later" || beside == "mean later") {
             also(beside == "later" ? result : sub);
         }
-        const size_t before = fake_metal_launches();
+        const size_t before = fake_metal_launched().size();
         fake_metal_compute(gf);
-        printf("%s\"%s\": %zu", separator, what.c_str(), fake_metal_launches() - before);
+        printf("%s\"%s\": %zu", separator, what.c_str(), fake_metal_launched().size() - before);
         separator = ", ";
         ggml_backend_buffer_free(buffer);
         ggml_free(ctx);

@@ -71,10 +71,10 @@ def test_what_objective_c_includes_of_ours_is_plain_c(metal: Path, tmp_path: Pat
     source = tmp_path / "hook.c"
     source.write_text(
         '#include "ggml-metal-rq.h"\n'
-        "bool hook(const struct ggml_tensor * op);\n"
-        "bool hook(const struct ggml_tensor * op) {\n"
+        "bool hook(struct ggml_metal_device * dev, const struct ggml_tensor * op);\n"
+        "bool hook(struct ggml_metal_device * dev, const struct ggml_tensor * op) {\n"
         "    bool supported;\n"
-        "    return ggml_metal_rq_supports_op(op, true, true, &supported) && supported;\n"
+        "    return ggml_metal_rq_supports_op(dev, op, true, true, &supported) && supported;\n"
         "}\n"
     )
     include = [f"-I{path}" for path in (metal, metal.parent, metal.parent.parent / "include")]

@@ -135,5 +135,18 @@ def test_on_the_hub_nothing_is_fetched_that_would_be_refused(
             )
             assert done.returncode == ModelError("").exit_code
             assert "the weights of Some-AWQ are quantized by AWQ, which llama.cpp's conv" in done.stderr
+        hub.repos["somebody/Some-FP8"] = {
+            path.name: path.read_bytes()
+            for path in packed_models.DECODED["FP8 of ModelOpt"]().write(tmp_path / "eight").iterdir()
+        }
+        done = subprocess.run(
+            command_line(llama_build, "quantize", "somebody/Some-FP8", "--types", "Q8_0", "--stream"),
+            cwd=tmp_path,
+            env=hubs.environment(hub.url, tmp_path / "hf", token=None),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "not with --stream: its weights are FP8 of ModelOpt, with scales that" in done.stderr
         assert hub.sent < len(files["model.safetensors"]) / 2
     assert not (tmp_path / "Some-AWQ-GGUF").exists()

@@ -648,3 +648,84 @@ def test_quantize_refuses(options: list[str], says: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("ggufrq.cli.quantize.require_build", lambda: BUILD)
     done = CliRunner().invoke(quantize_command, ["docs-qwen3-8m", *options])
     assert isinstance(done.exception, UsageError) and says in done.exception.message
+
+
+# Two memories
+
+
+MOE = Inventory(
+    "qwen3moe",
+    (
+        tensor("token_embd.weight", 256, 64),
+        tensor("output.weight", 256, 64),
+        *(
+            tensor(f"blk.{layer}.{name}.weight", 256, rows, *more)
+            for layer in range(4)
+            for name, rows, more in (
+                ("attn_v", 32, ()),
+                ("ffn_up_exps", 128, (8,)),
+                ("ffn_down_exps", 64, (8,)),
+            )
+        ),
+        tensor("output_norm.weight", 256, quantizable=False),
+    ),
+)
+
+
+def placed_problem(vram: int, ram: int, types: Sequence[str]) -> tuple[list[parts.Unit], solve.Placed]:
+    every = parts.units(MOE, types, "class", 1)
+    costs = [[unit.values * LOSS[option.kind] for option in unit.options] for unit in every]
+    sizes = [[sum(option.sizes) for option in unit.options] for unit in every]
+    tensors: list[list[Mapping[str, int]]] = [
+        [dict(zip(option.types, option.sizes, strict=True)) for option in unit.options] for unit in every
+    ]
+    fixed = {"output_norm.weight": 1024}
+    return every, solve.Placed(sizes, costs, vram + ram, Budget(rooms=(vram, ram)), tensors, fixed)
+
+
+@pytest.mark.parametrize("vram", [40_000, 80_000, 250_000, 500_000])
+@pytest.mark.parametrize("ram", [150_000, 300_000, 600_000])
+def test_two_memories_hold_the_best_of_all(vram: int, ram: int) -> None:
+    every, problem = placed_problem(vram, ram, ("q3_k", "q4_k", "q6_k", "q8_0"))
+    best = min(
+        (
+            chosen
+            for chosen in itertools.product(*(range(len(unit.options)) for unit in every))
+            if problem.fits(chosen)
+        ),
+        key=problem.cost,
+        default=None,
+    )
+    found = problem.best(3)
+    assert bool(found) == (best is not None)
+    assert all(problem.fits(one) for one in found)
+    if best is not None:
+        assert problem.cost(found[0]) <= 1.05 * problem.cost(best), "the steps lose little"
+        assert all(map(problem.fits, problem.neighbours(found[0])))
+
+
+def test_a_recipe_for_two_memories(world: type[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shop, "model", MOE)
+
+    def output(self: Shop, want: Want) -> Any:
+        assert want.recipe is not None
+        types = want.recipe.plan(MOE)
+        size = Shop.HEADER + sum(pad(t.bytes_as(types[t.name])) for t in MOE)
+        return SimpleNamespace(forecast=Forecast(types, MOE.bits_as(types), size, 0))
+
+    monkeypatch.setattr(Shop, "output", output)
+    budget = Budget(rooms=(120_000, 700_000), beside=10_000)
+    asked_for = replace(goal(budget, types="q3_k,q4_k,q6_k,q8_0"), quick=True)
+    found = best_recipe.analyse(Request("toy", ()), BUILD, asked_for).found
+    assert found is not None and found.placement is not None
+    place = found.placement
+    assert place.vram <= 110_000 and place.ram <= 700_000 and place.option.startswith("--n-cpu-moe ")
+    assert found.recipe.name == "quick-120000b-vram-700000b-ram"
+    result = best_recipe.analyse(Request("toy", ()), BUILD, asked_for)
+    text = report.render(result, asked_for)
+    assert f"--override-tensor '{place.override}'" in text
+    data = report.as_json(result, asked_for, BUILD)
+    assert data["recipe"]["placement"]["override_tensor"] == place.override
+    with pytest.raises(UsageError, match="are too few for the model in the smallest types"):
+        small = replace(asked_for, budget=Budget(rooms=(20_000, 300_000)))
+        best_recipe.analyse(Request("toy", ()), BUILD, small)

@@ -31,6 +31,7 @@ from ggufrq.base.errors import GgufrqError, UsageError
 from ggufrq.base.progress import SILENT, Listener, Part
 from ggufrq.build.project import Build
 from ggufrq.ggufs.header import pad
+from ggufrq.ggufs.placement import Placement
 from ggufrq.make import family
 from ggufrq.make.plan import Request, Want, needs_imatrix
 from ggufrq.make.recipe import Recipe, load, shipped
@@ -38,7 +39,7 @@ from ggufrq.make.workshop import Workshop
 from ggufrq.measure.weight_quality import WeightSettings
 from ggufrq.search.sensitivity import quick, solve
 from ggufrq.search.sensitivity.parts import Unit, as_recipe, default_types, units
-from ggufrq.search.sensitivity.solve import Assignment, Budget, Problem
+from ggufrq.search.sensitivity.solve import Assignment, Budget, Placed, Problem
 from ggufrq.search.sensitivity.trials import NOTHING, Measured, Trials, say_jobs
 
 #: How many of the cheapest recipes are measured, and how many without the coarsest types.
@@ -87,7 +88,7 @@ class Found:
     """The answer: the recipe, ``bytes`` and ``bits`` per weight of its file, and its types by name of the
     tensor; all recipes that were measured on the text of the choice, the best first; and the answer and what
     ggufrq comes with on the checking text: both empty where nothing was measured. ``chosen`` are the types by
-    name of the unit."""
+    name of the unit; ``placement`` is where the weights go, for a budget of two memories."""
 
     recipe: Recipe
     bytes: int
@@ -96,6 +97,7 @@ class Found:
     tuned: list[Candidate]
     checked: list[Candidate]
     chosen: dict[str, str]
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True)
@@ -227,8 +229,16 @@ class _Analysis:
 
     def _as_problem(self, costs: list[list[float]]) -> Problem:
         assert self.goal.budget is not None
-        sizes = [[self.goal.budget.option_bytes(option) for option in unit.options] for unit in self.units]
-        return Problem(sizes, costs, self.capacity)
+        budget = self.goal.budget
+        sizes = [[budget.option_bytes(option) for option in unit.options] for unit in self.units]
+        if budget.rooms is None:
+            return Problem(sizes, costs, self.capacity)
+        tensors: list[list[Mapping[str, int]]] = [
+            [dict(zip(option.types, option.sizes, strict=True)) for option in unit.options]
+            for unit in self.units
+        ]
+        fixed = {t.name: t.bytes_as(t.type) for t in self.model if not t.quantizable}
+        return Placed(sizes, costs, self.capacity, budget, tensors, fixed)
 
     def _search(self, trials: Trials, problem: Problem, more: Assignment) -> dict[Assignment, Measured]:
         def measure(chosen: Sequence[Assignment]) -> list[Measured]:
@@ -278,9 +288,12 @@ class _Analysis:
         types = self._types(chosen)
         recipe = self._recipe(chosen, imatrix=self.matrix is not None, description=description)
         forecast = self.shop.output(Want(recipe.name, recipe)).forecast
-        if not self.goal.budget.allows(forecast) or not types.items() <= forecast.types.items():
+        if not self.goal.budget.allows(forecast, self.model) or not types.items() <= forecast.types.items():
             raise GgufrqError(f"{recipe.name} would not become the file that was chosen, or a larger one")
+        budget = self.goal.budget
+        sizes = {tensor.name: tensor.bytes_as(forecast.types[tensor.name]) for tensor in self.model}
         return Found(
+            placement=budget.placed(sizes) if budget.rooms is not None else None,
             recipe=recipe,
             bytes=forecast.file_bytes,
             bits=forecast.bits,
@@ -302,7 +315,7 @@ class _Analysis:
         for want in (*(Want(name, load(name)) for name in shipped()), *map(Want, family.DEFAULT_TYPES)):
             with contextlib.suppress(UsageError):  # a recipe that knows nothing of this architecture
                 forecast = self.shop.output(want).forecast
-                if budget.allows(forecast):
+                if budget.allows(forecast, self.model):
                     names = [tensor.name for tensor in self.model.quantizable]
                     found[want.label] = {name: forecast.types[name] for name in names}
         return found
@@ -312,6 +325,8 @@ class _Analysis:
         budget = self.goal.budget
         assert budget is not None
         forecast = self.shop.output(Want(specimen.name, specimen)).forecast
+        if budget.rooms is not None:
+            return self._placed_capacity()
         data = sum(pad(tensor.bytes_as(forecast.types[tensor.name])) for tensor in self.model)
         capacity = budget.capacity(self.model, forecast.file_bytes - data)
         sizes = [[budget.option_bytes(option) for option in unit.options] for unit in self.units]
@@ -328,6 +343,22 @@ class _Analysis:
                 remedy="a smaller budget, or larger --types",
             )
         return capacity
+
+    def _placed_capacity(self) -> int:
+        """Bytes of both memories for the tensors that are quantized. Raises UsageError as ``_capacity``."""
+        budget = self.goal.budget
+        assert budget is not None and budget.rooms is not None
+        for option, says, remedy in (
+            (0, "are too few for the model in the smallest types", "more memory, or smaller --types"),
+            (-1, "hold the model in its largest types; there is nothing to choose", "larger --types"),
+        ):
+            sizes = {t.name: t.bytes_as(t.type) for t in self.model if not t.quantizable}
+            for unit in self.units:
+                chosen = unit.options[option]
+                sizes |= dict(zip(chosen.types, chosen.sizes, strict=True))
+            if (budget.placed(sizes) is None) == (option == 0):
+                raise UsageError(f"{budget.text} {says}", remedy=remedy)
+        return sum(budget.rooms) - budget.beside
 
     def _types(self, chosen: Assignment) -> dict[str, str]:
         return {

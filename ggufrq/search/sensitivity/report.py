@@ -63,7 +63,12 @@ def _by_weights(result: Result, chosen: Mapping[str, str]) -> list[str]:
 
 
 def _title(found: Found) -> str:
-    return f"{found.recipe.name}: {found.bytes:,} bytes, {found.bits:.4g} bits per weight"
+    said = f"{found.recipe.name}: {found.bytes:,} bytes, {found.bits:.4g} bits per weight"
+    place = found.placement
+    if place is None:
+        return said
+    said += f"\n{place.vram:,} bytes of weights in VRAM, {place.ram:,} in RAM: --n-gpu-layers all"
+    return said + (f" {place.option}, which is\n--override-tensor '{place.override}'" if place.option else "")
 
 
 def reproduction(result: Result, build: Build) -> str:
@@ -193,6 +198,13 @@ def _recipe(found: Found) -> dict[str, Any]:
         "bytes": found.bytes,
         "bits": found.bits,
         "chosen": found.chosen,
+        "placement": None
+        if found.placement is None
+        else {
+            **asdict(found.placement),
+            "option": found.placement.option,
+            "override_tensor": found.placement.override,
+        },
         "tensors": dict(found.types),
     }
 
