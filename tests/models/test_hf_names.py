@@ -48,7 +48,7 @@ def test_what_is_fetched_for_a_tag(
         expected |= {tags.companion(names, model, "mmproj", tag)}
     if head:
         expected |= {tags.companion(names, model, "mtp-", tag)}
-    with fake_hub.fake_hub({REPO: {name: b"no model" for name in names}}) as hub:
+    with fake_hub.fake_hub({REPO: {name: name.encode() for name in names}}) as hub:
         subprocess.run(
             [
                 llama_build.tool("llama-server"),
