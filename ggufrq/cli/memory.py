@@ -82,7 +82,7 @@ def memory(
     size = weight_bytes(model, weights, revision) if weights else shape.weight_bytes
     with ExitStack() as stack:
         dry = stack.enter_context(DryRun(found.headers, build)).buffers if build else None
-        memory = Memory(shape, size, dry, gpu=build is not None and build.on_gpu)
+        memory = Memory(shape, size, dry, gpu=build is not None and build.lacks_five_bits)
         report = Report(found.name, memory, plans, parallel, weights)
         click.echo(
             json.dumps(report.as_data(contexts, budget), indent=2)

@@ -98,7 +98,7 @@ def held_plan(shape: MemoryShape, plan: KvPlan) -> KvPlan:
 
 def why_not(shape: MemoryShape, plan: KvPlan, *, gpu: bool = False) -> str | None:
     """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does.
-    ``gpu``: on one (``Build.on_gpu``); which heads each has kernels for is told at load."""
+    ``gpu``: on one without five bits (``Build.lacks_five_bits``); which heads each has is told at load."""
     try:
         pairs = plan.resolve(len(shape.cached)) if shape.cached else ()
     except UsageError as error:

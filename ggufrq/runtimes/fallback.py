@@ -170,7 +170,8 @@ def write(advice: Advice, folder: Path) -> list[Path]:
 
 def fits(values: Mapping[str, Any], name: str, *, gpu: bool = False) -> bool | None:
     """Whether heads of a model with this metadata fill whole blocks of a cache type, None where it does not
-    tell, or whether they are filled up in fewer bits than otherwise. ``gpu``: on one (``Build.on_gpu``)."""
+    tell, or whether they are filled up in fewer bits than otherwise.
+    ``gpu``: on one without five bits (``Build.lacks_five_bits``)."""
     sizes, kind = head_sizes(values), kv_type(name)
     if not sizes:
         return None
