@@ -117,7 +117,7 @@ SOME = "(iso3|planar2|rotor4|rq3_64|q8_0|q4_0)"
 CASES = [
     ("FLASH_ATTN_EXT", "hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=3,.*type_K=iso3,type_V=(planar4|q8_0)", 2),
     ("FLASH_ATTN_EXT", "hsk=128,.*kv=1025,nb=1,.*type_K=planar2,type_V=planar2", 1),
-    ("FLASH_ATTN_EXT", "recent=33,hsk=128,.*kv=256,nb=1,.*type_K=iso3", 1),
+    ("FLASH_ATTN_EXT", "recent=33,apart=0,hsk=128,.*kv=256,nb=1,.*type_K=iso3", 1),
     ("MUL_MAT_RQ", "family", 54),
 ]
 MORE = [
@@ -128,7 +128,7 @@ MORE = [
     ("FLASH_ATTN_EXT", "hsk=256,.*kv=(113|512),.*type_K=(iso3|planar2|rotor4),", 24),
     ("FLASH_ATTN_EXT", "hsk=128,.*nb=75,.*type_K=(iso3|planar2|rotor4),", 9),
     ("FLASH_ATTN_EXT", "hsk=(64|192|320),.*nb=(1|75),.*type_K=rq3_64", 30),
-    ("FLASH_ATTN_EXT", "recent=.*hsk=128,.*type_K=(iso3|planar2|q8_0|q4_0)", 24),
+    ("FLASH_ATTN_EXT", "recent=.*apart=0,hsk=128,.*type_K=(iso3|planar2|q8_0|q4_0)", 24),
 ]
 
 
@@ -204,7 +204,7 @@ def test_newest_tokens_are_held(device: Device, model: Path, tmp_path: Path) -> 
     assert "the newest 32 and first 0 tokens in f16: 33 rows" in done.stderr, done.stderr[-3000:]
 
 
-RECENT = ("FLASH_ATTN_EXT", "recent=1030,hsk=128,.*nb=3,.*type_K=iso3")
+RECENT = ("FLASH_ATTN_EXT", "recent=1030,apart=0,hsk=128,.*nb=3,.*type_K=iso3")
 #: A change of a shader, and what has to see it: bytes, or cases of test-backend-ops.
 FAULTS = {
     "encode: thresholds": ("rq_to.comp", ">> 12, 32767u", ">> 11, 32767u", ()),
@@ -255,7 +255,7 @@ FAULTS = {
         "rq_from_quant.comp",
         "(k & 1u)*(QUANT_K/2u)",
         "(k & 1u)*(QUANT_K/4u)",
-        ("FLASH_ATTN_EXT", "recent=33,hsk=128,.*nb=75,.*type_K=q4_0"),
+        ("FLASH_ATTN_EXT", "recent=33,apart=0,hsk=128,.*nb=75,.*type_K=q4_0"),
     ),
 }
 
