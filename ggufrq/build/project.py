@@ -96,8 +96,8 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside quantized types: CPU, CUDA, HIP and Vulkan attend to them."""
-        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "vulkan")
+        """Whether it keeps tokens in f16 beside quantized types, which all backends do that are known here."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     @property
     def lacks_five_bits(self) -> bool:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import click
 
 from ggufrq.base import sizes
+from ggufrq.base.errors import UsageError
 from ggufrq.build.builds import usable_build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import Sought
@@ -32,6 +33,10 @@ from ggufrq.drive.cache_check import held_cases
 )
 @click.option("--fits", metavar="SIZE", help="The largest context for each type in 24GB, or 24GiB.")
 @click.option(
+    "--vram", metavar="SIZE", help="Place the model in so much memory of a GPU, and the rest with the CPU."
+)
+@click.option("--ram", metavar="SIZE", help="With --vram: at most so much with the CPU.")
+@click.option(
     "--parallel",
     type=click.IntRange(1),
     default=1,
@@ -50,6 +55,8 @@ def memory(
     ctx: str | None,
     kv: str,
     fits: str | None,
+    vram: str | None,
+    ram: str | None,
     parallel: int,
     weights: str | None,
     revision: str | None,
@@ -58,20 +65,29 @@ def memory(
 ) -> None:
     """Show what MODEL takes of memory: weights, KV cache, recurrent state and compute buffers.
 
+    With --vram, which layers' experts (of dense models, feed-forward parts) stay with the CPU so that all
+    else fits on a GPU, as options for llama.cpp.
+
     \b
     Examples:
       ggufrq memory docs-qwen3.5-8m
       ggufrq memory Qwen/Qwen3-8B --weights Q4_K_M --kv q8_0,iso3 --fits 24GB
+      ggufrq memory model.gguf --vram 24GB --ram 64GB --ctx 32K --kv iso3
       ggufrq memory model.gguf --ctx 32K,128K --kv "f16,iso3/planar4,iso3; 0,-1:q8_0"
     """
-    from ggufrq.ggufs.memory_shape import memory_shape
+    from ggufrq.ggufs.memory_shape import memory_shape, tensor_bytes
     from ggufrq.memory import metadata
     from ggufrq.memory.compute import DryRun
     from ggufrq.memory.estimate import Memory
     from ggufrq.memory.report import Report
-    from ggufrq.memory.weights import weight_bytes
+    from ggufrq.memory.weights import weight_sizes
     from ggufrq.models.resolve import resolve
 
+    if ram is not None and vram is None:
+        raise UsageError("--ram is what --vram leaves for the CPU", remedy="--vram SIZE too, or --fits SIZE")
+    if vram is not None and fits is not None:
+        raise UsageError("--fits is one memory, --vram two", remedy="one of them")
+    room = (sizes.parse_memory(vram), sizes.parse_memory(ram) if ram else None) if vram else None
     cases = parse_cases(kv, Sought.AUTO, None, None)
     contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
     budget = sizes.parse_memory(fits) if fits else None
@@ -79,11 +95,11 @@ def memory(
     plans = [case.plan for case in held_cases(cases, build)]
     found = metadata.read(resolve(model), build, revision)
     shape = memory_shape(found.headers)
-    size = weight_bytes(model, weights, revision) if weights else shape.weight_bytes
+    tensors = weight_sizes(model, weights, revision) if weights else tensor_bytes(found.headers)
     with ExitStack() as stack:
         dry = stack.enter_context(DryRun(found.headers, build)).buffers if build else None
-        memory = Memory(shape, size, dry, gpu=build is not None and build.lacks_five_bits)
-        report = Report(found.name, memory, plans, parallel, weights)
+        memory = Memory(shape, sum(tensors.values()), dry, gpu=build is not None and build.lacks_five_bits)
+        report = Report(found.name, memory, plans, parallel, weights, tensors, room)
         click.echo(
             json.dumps(report.as_data(contexts, budget), indent=2)
             if as_json

@@ -13,10 +13,13 @@ import click
 from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.base.progress import progress
-from ggufrq.base.sizes import parse_size
+from ggufrq.base.sizes import parse_memory, parse_size, parse_tokens, size_text
 from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
+from ggufrq.cache.cases import parse_cases
+from ggufrq.cache.kv import DEFAULT_KV, Sought
 from ggufrq.cli.text_options import TEXT_FILE
+from ggufrq.drive.cache_check import held_cases
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
 from ggufrq.measure.weight_quality import WeightSettings
@@ -32,6 +35,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.argument("model")
 @click.option("--size", metavar="SIZE", help="Bytes of the file, at most: 15GB, 500M, or a plain number.")
 @click.option("--bpw", metavar="BITS", help="Bits per weight, at most.")
+@click.option("--vram", metavar="SIZE", help="Memory of a GPU, cache included; the rest goes to the CPU.")
+@click.option("--ram", metavar="SIZE", help="With --vram: memory for what stays with the CPU.")
+@click.option(
+    "--kv", default=DEFAULT_KV, show_default=True, metavar="TYPES", help="Cache that --vram holds, too."
+)
+@click.option("--kv-ctx", default="8K", show_default=True, metavar="N", help="Context of that cache, as 32K.")
 @click.option(
     "--by",
     type=click.Choice(BY),
@@ -69,6 +78,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.IntRange(min=1),
     help="Measurements at once.  [default: one per core; 1 for large models]",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Choose by the errors of the weights alone, in a minute: nothing is measured.",
+)
 @click.option("--revision", help="Branch, tag or commit of a model on the Hub.")
 @click.option(
     "--folder",
@@ -87,6 +101,10 @@ def sensitivity(
     model: str,
     size: str | None,
     bpw: str | None,
+    vram: str | None,
+    ram: str | None,
+    kv: str,
+    kv_ctx: str,
     types: str | None,
     n_ctx: int,
     chunks: int,
@@ -104,13 +122,28 @@ def sensitivity(
     for `ggufrq quantize --recipe FILE`, and checked on a text that had no part in the choice. What was
     measured is kept: a run that was stopped goes on, and another budget takes a few new measurements.
 
+    With --quick the budget is spent by the errors that the weights have in each type, under the importance
+    matrix: a good recipe in a minute, where measuring takes hours. Measuring begins with it, too, and falls
+    back on it where the disk has no room for a file to measure.
+
     \b
     Examples:
       ggufrq sensitivity docs-qwen3-8m --bpw 5
+      ggufrq sensitivity docs-qwen3-8m --bpw 5 --quick
       ggufrq sensitivity ./my-model --size 15GB --by layer
+      ggufrq sensitivity ./my-moe --quick --vram 24GB --ram 64GB --kv iso3 --kv-ctx 32K
     """
+    budget = parse_budget(size, bpw)
+    if budget is not None and vram is not None:
+        raise UsageError("--vram is a budget of its own", remedy="without --size and --bpw")
+    if (ram is None) != (vram is None):
+        raise UsageError("--vram and --ram are one budget", remedy="both of them, or --size SIZE")
+    if vram is not None and ram is not None:
+        budget = two_memories(
+            model, revision, parse_memory(vram), parse_memory(ram), kv, parse_tokens(kv_ctx)
+        )
     goal = best_recipe.Goal(
-        budget=parse_budget(size, bpw),
+        budget=budget,
         types=parse_types(types) if types is not None else None,
         settings=WeightSettings(n_ctx, chunks),
         **options,
@@ -130,7 +163,8 @@ def sensitivity(
     if as_json:
         click.echo(texts.to_json(report.as_json(result, goal, build), indent=1))
     else:
-        click.echo(f"{report.render(result, goal)}\n\n{report.reproduction(result, build)}")
+        again = f"\n\n{report.reproduction(result, build)}" if result.command else ""
+        click.echo(f"{report.render(result, goal)}{again}")
     if result.found is not None:
         path = out or Path(f"{result.base}-{result.found.recipe.name}.toml")
         paths.atomic_write(path, dump(result.found.recipe))
@@ -152,8 +186,9 @@ def solved(request: Request, build: Build, budget: Budget | None) -> Recipe:
         )
     found = analyse(request, build, best_recipe.Goal(budget)).found
     assert found is not None
-    measured = found.checked[0].measured
-    log.say(f"{found.recipe.name}: mean KLD {measured.kld:.5f} ± {measured.kld_err:.5f}")
+    if found.checked:
+        measured = found.checked[0].measured
+        log.say(f"{found.recipe.name}: mean KLD {measured.kld:.5f} ± {measured.kld_err:.5f}")
     return found.recipe
 
 
@@ -174,6 +209,28 @@ def parse_budget(size: str | None, bpw: str | None) -> Budget | None:
     return Budget(bpw=bits)
 
 
+def two_memories(model: str, revision: str | None, vram: int, ram: int, kv: str, ctx: int) -> Budget:
+    """The budget of a GPU's memory of ``vram`` bytes and of ``ram`` for the rest; with room on the first for
+    a cache of these types and ``ctx`` tokens, and what llama.cpp computes in. Raises UsageError for types
+    that the model's cache cannot have."""
+    from ggufrq.ggufs.memory_shape import memory_shape
+    from ggufrq.memory import metadata
+    from ggufrq.memory.cells import ContextSettings
+    from ggufrq.memory.compute import DryRun
+    from ggufrq.memory.estimate import Memory
+    from ggufrq.models.resolve import resolve
+
+    build = require_build()
+    headers = metadata.read(resolve(model), build, revision).headers
+    (case,) = held_cases(parse_cases(kv, Sought.AUTO, None, None), build)
+    with DryRun(headers, build) as dry:
+        beside = Memory(memory_shape(headers), 0, dry.buffers).estimate(case.plan, ContextSettings(ctx))
+    if beside.why_not is not None:
+        raise UsageError(beside.why_not, remedy="--kv with other types")
+    log.say(f"beside the weights {case.name} takes {size_text(beside.total)} for {ctx:,} tokens")
+    return Budget(rooms=(vram, ram), beside=beside.total)
+
+
 def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> best_recipe.Result:
     """``best_recipe.analyse``, with its progress shown."""
     log_path = paths.logs_dir() / LOG
@@ -186,6 +243,8 @@ def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> best_reci
                     stack.enter_context(self)
                 super().expect(total)
 
-        result = best_recipe.analyse(request, build, goal, Bar("Measuring", unit="runs"))
-    log.say(f"log of all that ran: {log_path}")
+        bar = Bar("Weights", unit="tensors") if goal.quick else Bar("Measuring", unit="runs")
+        result = best_recipe.analyse(request, build, goal, bar)
+    if result.command:
+        log.say(f"log of all that ran: {log_path}")
     return result

@@ -126,6 +126,11 @@ def memory_shape(headers: Sequence[Header]) -> MemoryShape:
     )
 
 
+def tensor_bytes(headers: Sequence[Header]) -> dict[str, int]:
+    """Bytes of the data of all tensors by name, of a model with these headers of its files."""
+    return {tensor.name: _bytes(tensor) for header in headers for tensor in header.tensors}
+
+
 def layers_of(values: Mapping[str, Any]) -> tuple[Layer, ...]:
     """All layers of the model with this metadata. Raises ModelError when it lacks something."""
     return _Facts(values).layers()

@@ -24,6 +24,7 @@ from ggufrq.make.plan import Family, FamilyPlan, Request, Want
 from ggufrq.make.planner import Planner
 from ggufrq.make.recipe import Recipe
 from ggufrq.make.record import Record
+from ggufrq.make.stream import Stream
 from ggufrq.make.work import Work
 from ggufrq.make.workshop import Workshop
 from ggufrq.models.resolve import Model, embedded_folder, resolve
@@ -94,7 +95,7 @@ def make_family(request: Request, build: Build) -> Family:
     Raises ModelError, UsageError, ToolError, or GgufrqError when the disk is too small.
     """
     with _locked(request, build) as planner:
-        return Work(planner).make()
+        return (Stream if request.stream else Work)(planner).make()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from ggufrq.base import machine
 from ggufrq.ggufs.tensors import Inventory, type_bytes
 from ggufrq.make.fold.facts import KEY as FOLD_KEY
+from ggufrq.make.pieces import Pieces
 from ggufrq.make.quantizer import Forecast, Job
 from ggufrq.make.recipe import Recipe
 from ggufrq.tools.quantize import BUFFER_MIB
@@ -43,7 +44,8 @@ class Request:
     with ggufrq. The matrix is kept beside the files. Files larger than ``split_size`` bytes are split.
     ``mmproj`` makes the vision projector, too; ``mtp`` is one of ``family.MTP``. ``force`` replaces files
     that ggufrq did not make; without ``run`` new files are not run for a few tokens. ``fold`` is one of
-    ``fold_file.KINDS``: every file is made from a folded copy of the model.
+    ``fold_file.KINDS``: every file is made from a folded copy of the model. ``stream``: of a model on the
+    Hub the files are made piece by piece, without ever having the whole.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Request:
     force: bool = False
     run: bool = True
     fold: str | None = None
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Conversion:
 class FamilyPlan:
     """The files of a run in the order in which they are made, and what it needs: bytes of disk beyond what is
     there, and of memory at its peak. ``folded_bytes`` is what the folded copy takes that each file is made
-    from; there is one at a time."""
+    from; there is one at a time. ``pieces`` are those of a model that is streamed."""
 
     base: str
     folder: Path
@@ -121,15 +124,17 @@ class FamilyPlan:
     outputs: tuple[Output, ...]
     split_size: int | None = None
     folded_bytes: int = 0
+    pieces: Pieces | None = None
 
     @property
     def disk_needed(self) -> int:
         """Bytes that the files take that are still to be made, with the largest twice while it is split, and
-        one folded copy of the model."""
+        one folded copy of the model, or what streaming it takes."""
         new = [output.forecast.file_bytes for output in self.outputs if not output.kept]
         split = [size for size in new if self.split_size is not None and size > self.split_size]
         converted = sum(part.bytes for part in self.conversions if not part.kept)
-        return converted + sum(new) + max(split, default=0) + (self.folded_bytes if new else 0)
+        beside = self.folded_bytes + (self.pieces.disk if self.pieces is not None else 0)
+        return converted + sum(new) + max(split, default=0) + (beside if new else 0)
 
     @property
     def disk_free(self) -> int:
@@ -144,7 +149,7 @@ class FamilyPlan:
         """Bytes of memory at the peak, without pages of files, which the system takes back when it must."""
         largest = max((tensor.values for tensor in self.model), default=0)
         peak = _QUANTIZER_BYTES + min(BUFFER_MIB << 20, 12 * largest)
-        if any(not part.kept for part in self.conversions):
+        if self.pieces is not None or any(not part.kept for part in self.conversions):
             peak = max(peak, _CONVERTER_BYTES + _CONVERTER_COPIES * type_bytes("f32", largest, largest or 1))
         if self.folded_bytes and any(not output.kept for output in self.outputs):
             peak = max(peak, _FOLD_BYTES)

@@ -22,6 +22,7 @@ from ggufrq.make import matrix as matrices
 from ggufrq.make import quantizer
 from ggufrq.make.fold import fold_file as folds
 from ggufrq.make.inventory import inventory
+from ggufrq.make.pieces import Pieces, cut
 from ggufrq.make.plan import Conversion, FamilyPlan, Output, Request, Want, needs_imatrix
 from ggufrq.make.quantizer import Job
 from ggufrq.make.recipe import dump
@@ -47,11 +48,14 @@ class Planner:
         self.build = build
         self.record = record
         self.log = paths.logs_dir() / f"quantize-{self.base}.log"
+        self._pieces: Pieces | None = None
         self.options = as_gguf.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
 
     def find(self, *, weights: bool = True) -> Source:
         """The source, fetched if need be; without ``weights`` only what a plan takes."""
         found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        if self.request.stream:
+            self._refuse_stream(found)
         if found.hf is None and (self.request.mmproj or self.request.mtp == "apart"):
             raise UsageError(
                 f"{self.model.name} is a GGUF file; projector and head are made of the original model",
@@ -60,6 +64,23 @@ class Planner:
         if found.hf is not None:
             convert.require_readable(found.hf)
         return found
+
+    def _refuse_stream(self, found: Source) -> None:
+        """Raise UsageError for what cannot be made of a model that is never there as a whole."""
+        request, why = self.request, ""
+        if found.hf is None or "repo" not in found.identity or self.model.kind != "hub":
+            raise UsageError(
+                f"--stream is for models on the Hub in safetensors, which {self.model.name} is not",
+                remedy="without --stream",
+            )
+        if request.fold is not None:
+            why = "folding looks at all that reads a tensor, and at the importance matrix of the whole"
+        elif request.mmproj or request.mtp == "apart":
+            why = "projector and head are made of the model's files in one go"
+        elif any(want.recipe is None and want.label == found.kind for want in request.wants):
+            why = f"{found.kind} is the whole model in 16 bits, which is what does not fit"
+        if why:
+            raise UsageError(f"not with --stream: {why}", remedy="without --stream, or leave that out")
 
     def preview(self) -> FamilyPlan:
         """The plan without anything being written, downloaded or converted but headers."""
@@ -101,11 +122,12 @@ class Planner:
             outputs,
             self.request.split_size,
             facts.file_bytes if self.request.fold else 0,
+            self._pieces,
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
         """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
-        if found.hf is None:
+        if found.hf is None or self.request.stream:
             return ()
         parts = ["model"]
         parts += ["mmproj"] if self.request.mmproj else []
@@ -123,16 +145,24 @@ class Planner:
 
     def converted(self, found: Source) -> Path | None:
         """The model as GGUF, when it is one or was converted before."""
-        if found.gguf is not None:
+        if found.gguf is not None or self.request.stream:
             return found.gguf
         model = self.conversions(found)[0]
         return self.folder / model.name if model.kept else None
 
     @contextmanager
     def header(self, found: Source) -> Iterator[Path]:
-        """The model as GGUF without its weights, for as long as the context lasts."""
-        with as_gguf.header(found, self.build.source, self.options, self.log) as path:
-            yield path
+        """The model as GGUF without its weights, for as long as the context lasts. Of a model that is to be
+        streamed it tells the pieces, too."""
+        with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
+            told = Path(folder) / "sources.json" if self.request.stream else None
+            with as_gguf.header(found, self.build.source, self.options, self.log, told) as path:
+                if told is not None:
+                    assert found.hf is not None
+                    where = found.hf.folder
+                    sizes = {name: (where / name).stat().st_size for name in found.hf.weights.files}
+                    self._pieces = cut(json.loads(told.read_text(encoding="utf-8")), sizes)
+                yield path
 
     @property
     def matrix(self) -> Path:
@@ -188,6 +218,8 @@ class Planner:
         with self._present(matrix, model) as there:
             job = Job(gguf, kind, types, there, metadata, requantize)
             forecast = quantizer.forecast(job, self.build, log=self.log)
+        if matrix is not None and self.request.stream:
+            self._refuse_to_make_matrix(want.label, found)
         if matrix is not None:
             self._check_matrix(want.label, job, forecast.types, found, model)
         if fold:
@@ -205,6 +237,14 @@ class Planner:
             if found.hf is not None
             else "--requantize decodes them",
         )
+
+    def _refuse_to_make_matrix(self, name: str, found: Source) -> None:
+        if self.given is None and self._entries(found) is None:
+            raise UsageError(
+                f"{name} takes an importance matrix, which is made by running the whole model: not with "
+                "--stream",
+                remedy="--imatrix FILE, which others may have published, or types that need none, as Q4_K_M",
+            )
 
     def _check_matrix(
         self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory

@@ -10,7 +10,7 @@ from typing import Any
 
 from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError
-from ggufrq.base.progress import progress
+from ggufrq.base.progress import Listener, progress
 from ggufrq.ggufs.files import GgufFacts, read_gguf
 from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import matrix as matrices
@@ -148,14 +148,7 @@ class Work:
             self.record.making(output.name) as temporary,
             self.record.making(output.name) as shards,
         ):
-            facts = quantizer.make(
-                job,
-                temporary,
-                self.build,
-                types,
-                log=self.log,
-                listener=bar,
-            )
+            facts = self._fill(job, output, temporary, bar)
             bar.update(len(types), "check")
             ran = verify.check_file(temporary, facts, self.build, self.log, run=self.request.run)
             parts = [(temporary, output.name)]
@@ -183,6 +176,10 @@ class Work:
             )
         self._fresh.add(output.name)
         return self._as_made(output.name, entry)
+
+    def _fill(self, job: Job, output: Output, out: Path, listener: Listener) -> GgufFacts:
+        """Make the file of a job at ``out``."""
+        return quantizer.make(job, out, self.build, output.forecast.types, log=self.log, listener=listener)
 
     @contextmanager
     def _folded(self, output: Output) -> Iterator[Job]:

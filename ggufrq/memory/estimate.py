@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ggufrq.base.errors import ToolError
 from ggufrq.cache.kv import KvPlan
 from ggufrq.ggufs.memory_shape import MemoryShape
+from ggufrq.ggufs.placement import Placement, fitting
 from ggufrq.memory import compute
 from ggufrq.memory.cells import (
     CELLS,
@@ -122,6 +123,17 @@ class Memory:
             else:
                 high = middle - 1
         return Fit(plan.title, best, native=low == most)
+
+    def place(
+        self, plan: KvPlan, settings: ContextSettings, sizes: Mapping[str, int], vram: int, ram: int | None
+    ) -> tuple[Estimate, Placement | None]:
+        """What the model takes, and how its weights (bytes by name of the tensor) are to be placed so that
+        all else is in ``vram`` bytes with as much of the model as there is room for, and what is left in
+        ``ram``; no placement where there is no room."""
+        found = self.estimate(plan, settings)
+        if found.why_not is not None:
+            return found, None
+        return found, fitting(sizes, vram - (found.total - found.weights), ram)
 
     def _buffers(self, plan: KvPlan, settings: ContextSettings) -> Buffers:
         if self.dry is not None:

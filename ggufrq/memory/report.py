@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ggufrq.base import table
 from ggufrq.base.sizes import mib_text, size_text
 from ggufrq.cache.kv import KvPlan
+from ggufrq.ggufs.placement import Placement
 from ggufrq.memory.cells import ContextSettings, state_bytes
 from ggufrq.memory.estimate import Estimate, Fit, Memory
 from ggufrq.memory.told import published
@@ -21,14 +22,17 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class Report:
-    """What is told of a model: its name, its memory, the cache types, sequences, and the type of its weights
-    when another one than the file's was asked for."""
+    """What is told of a model: its name, its memory, the cache types, sequences, the type of its weights when
+    another one than the file's was asked for, bytes of its tensors by name, and the memories to place it in,
+    that of a GPU and that of the machine (None: as large as it takes)."""
 
     name: str
     memory: Memory
     plans: Sequence[KvPlan]
     parallel: int = 1
     weights: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    room: tuple[int, int | None] | None = None
 
     def contexts(self, given: Sequence[int] | None) -> list[int]:
         """The contexts to show: those given, or the usual ones and the model's own."""
@@ -49,6 +53,15 @@ class Report:
         """The largest context for each type."""
         return [self.memory.fit(plan, budget, self.parallel) for plan in self.plans]
 
+    def places(self, contexts: Sequence[int] | None) -> list[tuple[Estimate, Placement | None]]:
+        """How the weights are placed for each type and context."""
+        assert self.room is not None
+        return [
+            self.memory.place(plan, ContextSettings(ctx, self.parallel), self.sizes, *self.room)
+            for plan in self.plans
+            for ctx in self.contexts(contexts)
+        ]
+
     def as_data(self, contexts: Sequence[int] | None, budget: int | None) -> dict[str, Any]:
         """Everything as JSON data, sizes in bytes."""
         shape = self.memory.shape
@@ -61,7 +74,18 @@ class Report:
             "layers": [asdict(layer) for layer in shape.layers],
             "window": shape.window,
         }
-        if budget is None or contexts is not None:
+        if self.room is not None:
+            data |= {"vram": self.room[0], "ram": self.room[1]}
+            data["places"] = [
+                {
+                    **_row_data(row),
+                    "placement": None
+                    if placed is None
+                    else {**asdict(placed), "option": placed.option, "override_tensor": placed.override},
+                }
+                for row, placed in self.places(contexts)
+            ]
+        elif budget is None or contexts is not None:
             data["rows"] = [_row_data(row) for row in self.rows(contexts)]
         if budget is not None:
             data["budget"] = budget
@@ -82,7 +106,11 @@ class Report:
         """The tables as plain text, with what must be known to read them."""
         parts = ["\n".join(self._head())]
         rows: list[Estimate] = []
-        if budget is None or contexts is not None:
+        if self.room is not None:
+            placed = self.places(contexts)
+            parts += self._places(placed)
+            rows = [row for row, _ in placed]
+        elif budget is None or contexts is not None:
             rows = self.rows(contexts)
             parts.append(self._table(rows))
         if budget is not None:
@@ -125,6 +153,24 @@ class Report:
             total = [mib_text(row.total), f"{row.total / 1e9:.2f}"]
             body.append([row.kv, f"{row.ctx:,}", *cells, *total, note])
         return table.render(head, body, "lrrrrrrl")
+
+    def _places(self, placed: Sequence[tuple[Estimate, Placement | None]]) -> list[str]:
+        assert self.room is not None
+        vram, ram = self.room
+        body, lines = [], {}
+        for row, place in placed:
+            if place is None:
+                body.append([row.kv, f"{row.ctx:,}", "-", "-", row.why_not or "does not fit"])
+                continue
+            there = place.vram + row.total - row.weights
+            cells = [mib_text(there), mib_text(place.ram), place.option or "all of it on the GPU"]
+            body.append([row.kv, f"{row.ctx:,}", *cells])
+            if place.option:
+                lines[place.option] = f"{place.option} is\n    --override-tensor '{place.override}'"
+        said = f"{size_text(vram)} of VRAM" + (f" and {size_text(ram)} of RAM" if ram is not None else "")
+        head = ["kv", "ctx", "VRAM, MiB", "RAM, MiB", ""]
+        layers = "with --n-gpu-layers all, in RAM the embedding and what the option keeps with the CPU"
+        return [f"in {said}, {layers}:\n{table.render(head, body, 'lrrrl')}", "\n".join(lines.values())]
 
     def _fits(self, fits: Sequence[Fit], budget: int) -> str:
         head = ["kv", "largest ctx", "K and V", "compute", "total, MiB", ""]

@@ -8,13 +8,14 @@ from ggufrq.make.plan import Request
 from ggufrq.models.convert import ANY_TOKENIZER
 
 
-def weight_bytes(model: str, kind: str, revision: str | None = None) -> int:
-    """Bytes of the data of all tensors of ``model`` (as ``resolve`` takes it) in a type or recipe. Raises
+def weight_sizes(model: str, kind: str, revision: str | None = None) -> dict[str, int]:
+    """Bytes of the tensors of ``model`` (as ``resolve`` takes it) by name, in a type or recipe. Raises
     UsageError for one that does not exist, ModelError for a quantized model, BuildError without a build."""
     build = require_build()
     wants = family.parse_wants([kind], build)
     request = Request(model, wants, pre_tokenizer=ANY_TOKENIZER, revision=revision, requantize=True)
     plan = family.plan_family(request, build)
-    if not plan.outputs:  # the type that the model has, or is converted to
-        return plan.model.bytes_as({tensor.name: tensor.type for tensor in plan.model})
-    return plan.model.bytes_as(plan.outputs[0].forecast.types)
+    types = {tensor.name: tensor.type for tensor in plan.model}
+    if plan.outputs:  # none for the type that the model has, or is converted to
+        types = plan.outputs[0].forecast.types
+    return {tensor.name: tensor.bytes_as(types[tensor.name]) for tensor in plan.model}

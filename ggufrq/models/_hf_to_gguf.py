@@ -5,8 +5,12 @@ those, and only those, the pre-tokenizer DECLARED for the model is written into 
 declared, ``*`` when it does not matter). WHAT is ``all``, or ``header`` for a file of the same length that
 has everything but the weights: a hole takes their place, so that sizes can be told of a model that is not
 converted, or not even downloaded; or ``keys`` for a file with those weights alone that Q and K come from.
+``sources:FILE`` is as ``header``, and tells FILE of every tensor which files of the model it comes from, with
+an end when some are read before anything is written; ``only:FILE`` is a file with all metadata and only the
+tensors whose names FILE lists.
 """
 
+import json
 import re
 import runpy
 import sys
@@ -42,6 +46,56 @@ def write_hole(self: Any, *, progress: bool = False) -> None:
         file.flush()
 
 
+def files_of(tensor: Any) -> set[str]:
+    """Names of the files that a tensor is going to be read from, when it is written."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    open_ends = [tensor]
+    while open_ends:
+        part = open_ends.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        place = getattr(part, "data_range", None) if type(part).__name__ == "LocalTensor" else None
+        if place is not None:
+            found.add(Path(place.filename).name)
+        elif isinstance(part, (list, tuple)):
+            open_ends += part
+        elif "_args" in getattr(part, "__dict__", {}):
+            open_ends += [part._args, list(part._kwargs.values())]
+    return found
+
+
+def tell_sources(base: Any, out: Path) -> None:
+    """Let the converter write ``out`` and a file without weights."""
+
+    def write(self: Any, *, progress: bool = False) -> None:
+        told = [
+            {"name": name, "bytes": tensor.nbytes, "files": sorted(files_of(tensor.tensor))}
+            for tensors in self.tensors
+            for name, tensor in tensors.items()
+        ]
+        out.write_text(json.dumps(told), encoding="utf-8")
+        write_hole(self, progress=progress)
+
+    def read_too_early(self: Any) -> None:
+        sys.exit(MARK + f"reads {Path(self.data_range.filename).name} before it writes")
+
+    base.gguf.GGUFWriter.write_tensors_to_file = write
+    base.gguf.utility.LocalTensor.mmap_bytes = read_too_early
+
+
+def keep_only(base: Any, names: set[str]) -> None:
+    """Let the converter write the tensors with these names."""
+    begin = base.gguf.GGUFWriter.write_header_to_file
+
+    def write(self: Any, *arguments: Any, **named: Any) -> None:
+        self.tensors = [{n: t for n, t in tensors.items() if n in names} for tensors in self.tensors]
+        begin(self, *arguments, **named)
+
+    base.gguf.GGUFWriter.write_header_to_file = write
+
+
 def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
     """Import the converter's classes, put the declaration in, and run the script."""
     sys.stderr = _Lines(sys.stderr)
@@ -73,6 +127,10 @@ def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
                 add_all(self, name, *arguments, **named)
 
         base.gguf.GGUFWriter.add_tensor = add_keys
+    elif what.startswith("sources:"):
+        tell_sources(base, Path(what.partition(":")[2]))
+    elif what.startswith("only:"):
+        keep_only(base, set(json.loads(Path(what.partition(":")[2]).read_text(encoding="utf-8"))))
     script = source / "convert_hf_to_gguf.py"
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")

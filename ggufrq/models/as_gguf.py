@@ -92,9 +92,12 @@ def find(model: Model, revision: str | None, options: Options, *, weights: bool 
 
 
 @contextmanager
-def header(source: Source, tree: Path, options: Options, log: Path) -> Iterator[Path]:
+def header(
+    source: Source, tree: Path, options: Options, log: Path, sources: Path | None = None
+) -> Iterator[Path]:
     """A GGUF with everything but the weights of a model that is not converted yet, for as long as the context
-    lasts: a second or two, and no space on disk. The converter is that of the llama.cpp ``tree``."""
+    lasts: a second or two, and no space on disk. The converter is that of the llama.cpp ``tree``. The file
+    ``sources`` is told where tensors come from, see ``convert.convert``."""
     assert source.hf is not None
     with TemporaryDirectory(prefix="ggufrq-") as folder:
         made = convert.convert(
@@ -103,7 +106,7 @@ def header(source: Source, tree: Path, options: Options, log: Path) -> Iterator[
             tree,
             pre_tokenizer=options.pre_tokenizer,
             mtp=options.mtp,
-            what="header",
+            what="header" if sources is None else f"sources:{sources}",
             log=log,
         )
         convert.require_kind(made, source.hf)

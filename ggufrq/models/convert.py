@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ggufrq.base import paths, proc, texts
 from ggufrq.base.errors import ModelError
@@ -33,9 +33,6 @@ ANY_TOKENIZER = "*"
 
 #: What a conversion makes: the model, its vision projector, or the head that predicts further tokens.
 PARTS = ("model", "mmproj", "mtp")
-#: How much of the weights a conversion writes.
-What = Literal["all", "header", "keys"]
-
 #: Bytes of a value by safetensors' name of its type.
 _VALUE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -229,7 +226,7 @@ def convert(
     pre_tokenizer: str | None = None,
     part: str = "model",
     mtp: bool = True,
-    what: What = "all",
+    what: str = "all",
     log: Path | None = None,
     listener: Listener = SILENT,
 ) -> Path:
@@ -238,9 +235,9 @@ def convert(
 
     ``pre_tokenizer`` goes before what the folder declares. ``part`` is one of ``PARTS``; ``mtp`` tells
     whether the model keeps its head for further tokens. ``what``: with ``header`` a hole takes the place of
-    the weights, with ``keys`` those alone are there that Q and K come from. ``out`` appears only when it is
-    whole. Raises ModelError for a model that is damaged, unsupported, undeclared or without that part, and
-    when torch is missing.
+    the weights, with ``keys`` those alone are there that Q and K come from; ``sources:FILE`` and
+    ``only:FILE`` as in ``_hf_to_gguf.py``. ``out`` appears only when it is whole. Raises ModelError for a
+    model that is damaged, unsupported, undeclared or without that part, and when torch is missing.
     """
     with paths.atomic_path(out) as temporary:
         convert_to(
@@ -265,7 +262,7 @@ def convert_to(
     pre_tokenizer: str | None = None,
     part: str = "model",
     mtp: bool = True,
-    what: What = "all",
+    what: str = "all",
     log: Path | None = None,
     listener: Listener = SILENT,
 ) -> None:
@@ -374,6 +371,13 @@ def _failure(folder: Path, completed: proc.Completed, log: Path | None) -> Model
         return ModelError(
             f"llama.cpp knows the pre-tokenizer of {folder.name} as '{conflict[1]}', another one is declared",
             remedy=f"--pre-tokenizer {conflict[1]}, or correct {folder / DECLARATION}",
+        )
+    early = re.search(r"ggufrq: reads (.+) before it writes", output)
+    if early is not None:
+        return ModelError(
+            f"{folder.name} cannot be made shard by shard: its conversion reads {early[1]} before "
+            "anything is written",
+            remedy="without --stream, where the disk has room for the whole model",
         )
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", output)
     if missing is not None:

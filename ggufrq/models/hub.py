@@ -93,6 +93,14 @@ def fetch_headers(repo: str, revision: str | None = None) -> HubModel:
     return HubModel(repo, sha, folder)
 
 
+def fetch_file(repo: str, name: str, sha: str, folder: Path) -> Path:
+    """Download one file of a commit into ``folder``, and not into the Hub's cache; what an earlier try has of
+    it is gone on with. Raises ModelError."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(_asked(repo, partial(hf_hub_download, repo, name, revision=sha, local_dir=folder)))
+
+
 def has_safetensors(repo: str, revision: str | None = None) -> bool:
     """Whether a repository has a model in Hugging Face form. Raises ModelError."""
     return any(_is_weights(name) for name in _files(repo, revision)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from families import family_of
@@ -20,12 +22,16 @@ from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as quantize_command
 from ggufrq.cli.sensitivity import sensitivity as command
+from ggufrq.ggufs import imatrix
 from ggufrq.ggufs.files import read_gguf
 from ggufrq.make.family import plan_family
+from ggufrq.make.fold.codes import Codes
+from ggufrq.make.fold.weights import Weights
+from ggufrq.make.inventory import inventory
 from ggufrq.make.plan import Family, Request, Want
 from ggufrq.make.recipe import Recipe, load
 from ggufrq.measure.weight_quality import WeightQuality, WeightSettings
-from ggufrq.search.sensitivity import best_recipe, trials
+from ggufrq.search.sensitivity import best_recipe, quick, trials
 from ggufrq.search.sensitivity.solve import Budget
 
 NAME = "docs-qwen3-8m"
@@ -134,3 +140,48 @@ def test_killed_and_run_again(
     best_recipe.analyse(Request(str(source(families)), (), tmp_path), llama_build, asked)
     assert len(taken) == 16 - len(before)
     assert not list(tmp_path.glob(".*")), "what was half-made is gone"
+
+
+def test_quick_by_the_command(families: dict[str, Family], tmp_path: Path) -> None:
+    """A recipe within the budget, in one pass over the weights, that llama-quantize makes."""
+    out = tmp_path / "mine.toml"
+    arguments = [str(source(families)), "--size", "6000123", "--types", "q4_k,q6_k,q8_0", "--quick"]
+    done = CliRunner().invoke(command, [*arguments, "--folder", str(tmp_path), "-o", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert data["recipe"]["bytes"] <= 6_000_123 and data["imatrix"] is None
+    estimates: dict[str, list[float]] = {}
+    for one in data["singles"]:
+        estimates.setdefault(one["unit"], []).append(one["estimate"])
+    assert len(estimates) == 8
+    for four, six, eight in estimates.values():
+        assert 8 * six < four and 4 * eight < six, "relative errors go by a quarter for each bit"
+    # the embedding computes the output, too: it is what counts most
+    assert max(estimates, key=lambda unit: estimates[unit][0]) == "token_embd"
+    kinds = data["recipe"]["chosen"]
+    assert kinds["token_embd"] == "q6_k" and [name for name in kinds if kinds[name] == "q4_k"]
+    assert "not measured" in load(out).description
+
+
+def test_a_sample_of_rows_has_the_error_of_all(
+    families: dict[str, Family], llama_build: Build, tmp_path: Path
+) -> None:
+    model = inventory(source(families), llama_build)
+    (tensor,) = [tensor for tensor in model if tensor.name == "blk.3.ffn_up.weight"]
+    wanted = {tensor: ["q3_k", "q5_k"]}
+    found = quick.errors(source(families), None, wanted, llama_build)
+    with Weights(source(families)) as weights:
+        values = weights.read(tensor.name)
+    for kind in wanted[tensor]:
+        lost = Codes(llama_build).decoded(kind, values, np.ones(values.shape[1], np.float32)) - values
+        assert found[tensor.name, kind] == pytest.approx(
+            float(np.square(lost).sum() / np.square(values).sum()), rel=0.05
+        )
+
+    # Inputs that are never there cost nothing, and the others are rounded with more care
+    power = np.zeros((1, values.shape[1]), np.float32)
+    power[0, : values.shape[1] // 2] = 1.0
+    entry = imatrix.Entry(power, np.ones(1, np.float32))
+    imatrix.write(imatrix.Matrix({tensor.name: entry}, ("t",), 1, 512), tmp_path / "half.gguf")
+    half = quick.errors(source(families), tmp_path / "half.gguf", wanted, llama_build)
+    assert half[tensor.name, "q3_k"] < found[tensor.name, "q3_k"]

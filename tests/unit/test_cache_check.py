@@ -194,10 +194,11 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
 
 def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
-    cuda, vulkan, other = (
-        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cuda", "vulkan", "other")
+    cuda, metal, vulkan, other = (
+        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name})
+        for name in ("cuda", "metal", "vulkan", "other")
     )
-    for build in (cuda, vulkan, None):
+    for build in (cuda, metal, vulkan, None):
         assert cache_check.held_cases(cases, build) == cases
     assert capsys.readouterr().err == ""
     names = [case.name for case in cache_check.held_cases(cases, other)]

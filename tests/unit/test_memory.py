@@ -65,8 +65,17 @@ DENSE: dict[str, Any] = {
 }
 
 
-def model(path: Path, architecture: str, values: dict[str, Any], **more: Any) -> Path:
-    """A GGUF of this architecture with these values, one tensor of weights, and nothing else."""
+WEIGHTS: dict[str, tuple[int, int]] = {"token_embd.weight": (10, 64)}
+
+
+def model(
+    path: Path,
+    architecture: str,
+    values: dict[str, Any],
+    weights: dict[str, tuple[int, int]] = WEIGHTS,
+    **more: Any,
+) -> Path:
+    """A GGUF of this architecture with these values, weights of these shapes, and nothing else."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (values | more).items():
         name = f"{architecture}.{key.replace('__', '.')}"
@@ -74,7 +83,8 @@ def model(path: Path, architecture: str, values: dict[str, Any], **more: Any) ->
             writer.add_array(name, value)
         else:
             writer.add_uint32(name, value)
-    writer.add_tensor("token_embd.weight", np.zeros((10, 64), np.float16))
+    for name, shape in weights.items():
+        writer.add_tensor(name, np.zeros(shape, np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -409,6 +419,27 @@ def test_the_command_without_a_build(tmp_path: Path) -> None:
     assert "16 layers x (1,024 values of K + 1,024 of V)" in text
     text = run(str(path), "--fits", "6GB", "--kv", "f16,iso3")
     assert "the model's own context" in text and "in 5,722 MiB (6.00 GB)" in text
+
+
+@pytest.mark.usefixtures("no_build", "no_programs")
+def test_two_memories(tmp_path: Path) -> None:
+    names = ("token_embd", *(f"blk.{i}.{part}" for i in range(4) for part in ("attn_q", "ffn_up")))
+    weights = {f"{name}.weight": (512, 512) for name in names}
+    path = model(tmp_path / "m.gguf", "llama", DENSE, weights)
+    tensor = 512 * 512 * 2
+    data = json.loads(run(str(path), "--ctx", "4K", "--kv", "f16", "--json"))
+    beside = data["rows"][0]["total"] - 9 * tensor
+    arguments = [str(path), "--ctx", "4K", "--kv", "f16"]
+    room = f"{(beside + 7 * tensor) / 1e9:.9f}GB"
+    data = json.loads(run(*arguments, "--vram", room, "--ram", "1GB", "--json"))
+    placed = data["places"][0]["placement"]
+    assert (placed["layers"], placed["vram"], placed["ram"]) == (2, 7 * tensor, 3 * tensor)
+    text = run(*arguments, "--vram", room)
+    assert "--n-cpu-ffn 2 is\n    --override-tensor 'blk\\.(0|1)\\.ffn_(up|down|gate)\\.=CPU'" in text
+    assert "does not fit" in run(*arguments, "--vram", room, "--ram", "0.001GB")
+    assert "all of it on the GPU" in run(*arguments, "--vram", "24GB")
+    for wrong in (["--ram", "1GB"], ["--vram", "1GB", "--fits", "1GB"]):
+        assert isinstance(CliRunner().invoke(cli, ["memory", str(path), *wrong]).exception, UsageError)
 
 
 @pytest.mark.usefixtures("no_build", "no_programs")

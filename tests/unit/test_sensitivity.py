@@ -21,7 +21,7 @@ from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cli import sensitivity as cli
 from ggufrq.cli.quantize import quantize as quantize_command
@@ -275,6 +275,7 @@ class World:
     """Stands for ``Trials``; remembers what was asked on which text."""
 
     asked: list[tuple[str, Mapping[str, str]]]
+    full = False
 
     def __init__(
         self, shop: Any, build: Build, matrix: Any, text: Path, settings: WeightSettings, **more: Any
@@ -291,6 +292,10 @@ class World:
     def missing(self, every: Sequence[Mapping[str, str]]) -> int:
         return len(every)
 
+    def require_room(self) -> None:
+        if World.full:
+            raise GgufrqError("measuring takes 1.00 GB, and toy-GGUF has 0.50 GB free")
+
     def measure(self, every: Sequence[Mapping[str, str]]) -> list[Measured]:
         found = []
         for types in every:
@@ -304,6 +309,14 @@ class World:
         return "llama-perplexity …"
 
 
+def estimated(model: Inventory, *args: Any, **more: Any) -> dict[parts.Unit, list[float]]:
+    """Stands for ``quick.costs``: all that matters is how large a unit is."""
+    every = args[2]
+    for _ in model.quantizable:
+        more["listener"].advance()
+    return {unit: [unit.values * LOSS[option.kind] for option in unit.options] for unit in every}
+
+
 BUILD = Build("key", Path(), Path(), Path(), {})
 
 
@@ -313,9 +326,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> type[World]:
     def workshop(request: Request, build: Build) -> Iterator[Shop]:
         yield Shop()
 
-    World.asked = []
+    World.asked, World.full = [], False
     monkeypatch.setattr(best_recipe.family, "workshop", workshop)
     monkeypatch.setattr(best_recipe, "Trials", World)
+    monkeypatch.setattr(best_recipe.quick, "costs", estimated)
     return World
 
 
@@ -376,6 +390,54 @@ def test_without_a_budget_only_measures(world: type[World]) -> None:
     result = analysed(None)
     assert result.found is None and len(result.singles) == 5 and len(world.asked) == 15
     assert "q3_k" in report.render(result, goal(None))
+
+
+def test_quick_measures_nothing(world: type[World]) -> None:
+    asked_for = replace(goal(Budget(bpw=Fraction(5))), quick=True)
+    result = best_recipe.analyse(Request("toy", ()), BUILD, asked_for)
+    assert result.found is not None and not world.asked
+    assert MODEL.bits_as(dict(result.found.recipe.plan(MODEL))) <= 5
+    assert result.found.recipe.name == "quick-5bpw" and result.found.recipe.imatrix
+    assert "not measured" in result.found.recipe.description
+    text = report.render(result, asked_for)
+    assert "nothing was measured" in text and "q3_k" in text and max(map(len, text.splitlines())) <= 80
+    data = json.loads(json.dumps(report.as_json(result, asked_for, BUILD)))
+    assert data["text"] is None and all("kld" not in one and one["estimate"] for one in data["singles"])
+
+
+def test_quick_costs_choose_the_best_of_all(world: type[World]) -> None:
+    result = best_recipe.analyse(
+        Request("toy", ()), BUILD, replace(goal(Budget(bpw=Fraction(5)), by="tensor"), quick=True)
+    )
+    assert result.found is not None and result.estimates is not None
+    kinds = {
+        unit.name: dict(zip((o.kind for o in unit.options), result.estimates[unit], strict=True))
+        for unit in result.estimates
+    }
+    cost = sum(kinds[name][kind] for name, kind in result.found.chosen.items())
+    for unit in result.estimates:  # no single step up is free
+        for option in unit.options:
+            types = result.found.types | option.types
+            rest = {t.name: t.type for t in MODEL if not t.quantizable}
+            if MODEL.bits_as({**types, **rest}) <= 5:
+                chosen = {**result.found.chosen, unit.name: option.kind}
+                assert sum(kinds[name][kind] for name, kind in chosen.items()) >= cost
+
+
+def test_the_search_begins_with_the_quick_recipe_too(world: type[World]) -> None:
+    quick = best_recipe.analyse(Request("toy", ()), BUILD, replace(goal(Budget(bpw=Fraction(5))), quick=True))
+    analysed(Budget(bpw=Fraction(5)))
+    assert quick.found is not None
+    assert quick.found.types in [types for _, types in world.asked]
+
+
+def test_without_room_to_measure_it_falls_back(
+    world: type[World], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.full = True
+    result = analysed(Budget(bpw=Fraction(5)))
+    assert result.found is not None and not world.asked and "not measured" in result.found.recipe.description
+    assert "0.50 GB free: nothing is measured" in capsys.readouterr().err
 
 
 def test_no_matrix_where_no_type_needs_one(world: type[World]) -> None:
@@ -586,3 +648,84 @@ def test_quantize_refuses(options: list[str], says: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("ggufrq.cli.quantize.require_build", lambda: BUILD)
     done = CliRunner().invoke(quantize_command, ["docs-qwen3-8m", *options])
     assert isinstance(done.exception, UsageError) and says in done.exception.message
+
+
+# Two memories
+
+
+MOE = Inventory(
+    "qwen3moe",
+    (
+        tensor("token_embd.weight", 256, 64),
+        tensor("output.weight", 256, 64),
+        *(
+            tensor(f"blk.{layer}.{name}.weight", 256, rows, *more)
+            for layer in range(4)
+            for name, rows, more in (
+                ("attn_v", 32, ()),
+                ("ffn_up_exps", 128, (8,)),
+                ("ffn_down_exps", 64, (8,)),
+            )
+        ),
+        tensor("output_norm.weight", 256, quantizable=False),
+    ),
+)
+
+
+def placed_problem(vram: int, ram: int, types: Sequence[str]) -> tuple[list[parts.Unit], solve.Placed]:
+    every = parts.units(MOE, types, "class", 1)
+    costs = [[unit.values * LOSS[option.kind] for option in unit.options] for unit in every]
+    sizes = [[sum(option.sizes) for option in unit.options] for unit in every]
+    tensors: list[list[Mapping[str, int]]] = [
+        [dict(zip(option.types, option.sizes, strict=True)) for option in unit.options] for unit in every
+    ]
+    fixed = {"output_norm.weight": 1024}
+    return every, solve.Placed(sizes, costs, vram + ram, Budget(rooms=(vram, ram)), tensors, fixed)
+
+
+@pytest.mark.parametrize("vram", [40_000, 80_000, 250_000, 500_000])
+@pytest.mark.parametrize("ram", [150_000, 300_000, 600_000])
+def test_two_memories_hold_the_best_of_all(vram: int, ram: int) -> None:
+    every, problem = placed_problem(vram, ram, ("q3_k", "q4_k", "q6_k", "q8_0"))
+    best = min(
+        (
+            chosen
+            for chosen in itertools.product(*(range(len(unit.options)) for unit in every))
+            if problem.fits(chosen)
+        ),
+        key=problem.cost,
+        default=None,
+    )
+    found = problem.best(3)
+    assert bool(found) == (best is not None)
+    assert all(problem.fits(one) for one in found)
+    if best is not None:
+        assert problem.cost(found[0]) <= 1.05 * problem.cost(best), "the steps lose little"
+        assert all(map(problem.fits, problem.neighbours(found[0])))
+
+
+def test_a_recipe_for_two_memories(world: type[World], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shop, "model", MOE)
+
+    def output(self: Shop, want: Want) -> Any:
+        assert want.recipe is not None
+        types = want.recipe.plan(MOE)
+        size = Shop.HEADER + sum(pad(t.bytes_as(types[t.name])) for t in MOE)
+        return SimpleNamespace(forecast=Forecast(types, MOE.bits_as(types), size, 0))
+
+    monkeypatch.setattr(Shop, "output", output)
+    budget = Budget(rooms=(120_000, 700_000), beside=10_000)
+    asked_for = replace(goal(budget, types="q3_k,q4_k,q6_k,q8_0"), quick=True)
+    found = best_recipe.analyse(Request("toy", ()), BUILD, asked_for).found
+    assert found is not None and found.placement is not None
+    place = found.placement
+    assert place.vram <= 110_000 and place.ram <= 700_000 and place.option.startswith("--n-cpu-moe ")
+    assert found.recipe.name == "quick-120000b-vram-700000b-ram"
+    result = best_recipe.analyse(Request("toy", ()), BUILD, asked_for)
+    text = report.render(result, asked_for)
+    assert f"--override-tensor '{place.override}'" in text
+    data = report.as_json(result, asked_for, BUILD)
+    assert data["recipe"]["placement"]["override_tensor"] == place.override
+    with pytest.raises(UsageError, match="are too few for the model in the smallest types"):
+        small = replace(asked_for, budget=Budget(rooms=(20_000, 300_000)))
+        best_recipe.analyse(Request("toy", ()), BUILD, small)

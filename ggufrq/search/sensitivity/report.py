@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from ggufrq.build.project import Build
 from ggufrq.ggufs.tensors import type_bits
 from ggufrq.measure.verdict import NONE, between
 from ggufrq.search.sensitivity.best_recipe import Candidate, Found, Goal, Result
+from ggufrq.search.sensitivity.parts import Unit
 from ggufrq.search.sensitivity.trials import Measured
 
 _WIDTH = 79
@@ -22,11 +23,13 @@ def render(result: Result, goal: Goal) -> str:
     text, check_text = goal.texts
     s = goal.settings
     chosen = result.found.chosen if result.found is not None else {}
+    if not result.singles:
+        return "\n\n".join(_by_weights(result, chosen))
     parts = [
         f"{result.base}: mean KLD, in thousandths of a nat, with one part quantized",
-        _sensitivities(result, chosen, lambda measured: measured.kld),
+        _sensitivities(_figures(result, lambda measured: measured.kld), chosen),
         "99.9th percentile of the KLD, in thousandths of a nat",
-        _sensitivities(result, {}, lambda measured: measured.kld_p999),
+        _sensitivities(_figures(result, lambda measured: measured.kld_p999), {}),
         textwrap.fill(
             f"Against {result.gguf.name} over {s.chunks} chunks of {s.n_ctx:,} tokens of {text.name}, "
             f"{_matrix(result)}. " + ("* is what was chosen." if chosen else ""),
@@ -36,18 +39,43 @@ def render(result: Result, goal: Goal) -> str:
     found = result.found
     if found is not None:
         parts += [
-            f"{found.recipe.name}: {found.bytes:,} bytes, {found.checked[0].bits:.4g} bits per weight",
+            _title(found),
             _comparison(found),
             textwrap.fill(_explanation(result, found, check_text.name), _WIDTH),
         ]
     return "\n\n".join(parts)
 
 
+def _by_weights(result: Result, chosen: Mapping[str, str]) -> list[str]:
+    """The parts of a result without measurements."""
+    assert result.estimates is not None
+    parts = [
+        f"{result.base}: the loss with one part quantized, estimated, in thousandths",
+        _sensitivities(result.estimates, chosen),
+        textwrap.fill(
+            f"By the errors of the weights of {result.gguf.name}, {_matrix(result)}: nothing was measured. "
+            "The figures tell parts and types from each other; they are not the KLD of this model. "
+            + ("* is what was chosen." if chosen else ""),
+            _WIDTH,
+        ),
+    ]
+    return [*parts, *([_title(result.found)] if result.found is not None else [])]
+
+
+def _title(found: Found) -> str:
+    said = f"{found.recipe.name}: {found.bytes:,} bytes, {found.bits:.4g} bits per weight"
+    place = found.placement
+    if place is None:
+        return said
+    said += f"\n{place.vram:,} bytes of weights in VRAM, {place.ram:,} in RAM: --n-gpu-layers all"
+    return said + (f" {place.option}, which is\n--override-tensor '{place.override}'" if place.option else "")
+
+
 def reproduction(result: Result, build: Build) -> str:
     """What it takes to measure the same again."""
-    source = build.manifest.get("llama_cpp", {}).get("commit", "")
+    commit = build.manifest.get("llama_cpp", {}).get("commit", "")
     lines = [
-        f"llama.cpp {str(source)[:12]}, patch set {str(build.manifest.get('patch_set', ''))[:12]}; "
+        f"llama.cpp {str(commit)[:12]}, patch set {str(build.manifest.get('patch_set', ''))[:12]}; "
         f"{build.manifest.get('cpu') or 'processor unknown'}; {result.jobs} at once, threads of each: "
         f"{result.threads}.",
         "Each measurement, after a run on the unquantized model without --kl-divergence:",
@@ -59,18 +87,22 @@ def _matrix(result: Result) -> str:
     return f"importance matrix {result.matrix.name}" if result.matrix is not None else "no importance matrix"
 
 
-def _sensitivities(result: Result, chosen: Mapping[str, str], figure: Callable[[Measured], float]) -> str:
+def _figures(result: Result, figure: Callable[[Measured], float]) -> dict[Unit, list[float]]:
+    return {unit: [figure(one) for one in singles] for unit, singles in result.singles.items()}
+
+
+def _sensitivities(costs: Mapping[Unit, Sequence[float]], chosen: Mapping[str, str]) -> str:
+    """Costs of the options of each unit in thousandths, with what was chosen marked."""
     kinds = sorted(
-        {option.kind for unit in result.singles for option in unit.options if not option.exact},
+        {option.kind for unit in costs for option in unit.options if not option.exact},
         key=lambda kind: (type_bits(kind), kind),
     )
     whole = [kind for kind in chosen.values() if kind not in kinds]
     rows = []
-    for unit, singles in result.singles.items():
+    for unit, figures in costs.items():
         by_kind = {
-            option.kind: _short(1000 * figure(measured))
-            + ("*" if chosen.get(unit.name) == option.kind else " ")
-            for option, measured in zip(unit.options, singles, strict=True)
+            option.kind: _short(1000 * figure) + ("*" if chosen.get(unit.name) == option.kind else " ")
+            for option, figure in zip(unit.options, figures, strict=True)
             if not option.exact
         }
         kept = [("*" if chosen.get(unit.name) not in by_kind else "")] if whole else []
@@ -112,8 +144,8 @@ def _explanation(result: Result, found: Found, check_text: str) -> str:
     best = found.tuned[0]
     matrix = "with the same matrix" if result.matrix is not None else "without a matrix"
     return (
-        f"Measured on {check_text}, which had no part in the choice; the others are what ggufrq comes with "
-        f"and the budget allows, {matrix}. The recipe is the best of "
+        f"Measured on {check_text}, which had no part in the choice; the others are what --quick "
+        f"chooses, and what ggufrq comes with and the budget allows, {matrix}. The recipe is the best of "
         f"{len(found.tuned)} that were measured; its KLD there was {best.measured.kld:.6f} ± "
         f"{best.measured.kld_err:.6f}, the sum of its single changes {best.predicted or 0.0:.6f}."
     )
@@ -129,22 +161,10 @@ def as_json(result: Result, goal: Goal, build: Build) -> dict[str, Any]:
         "imatrix": result.matrix.name if result.matrix is not None else None,
         "types": list(result.types),
         "by": goal.by,
-        "text": text.name,
-        "check_text": check_text.name,
-        "settings": asdict(goal.settings),
-        "singles": [
-            {
-                "unit": unit.name,
-                "weights": unit.values,
-                "tensors": [tensor.name for tensor in unit.tensors],
-                "type": option.kind,
-                "bytes": sum(option.sizes),
-                **asdict(measured),
-            }
-            for unit, singles in result.singles.items()
-            for option, measured in zip(unit.options, singles, strict=True)
-            if not option.exact
-        ],
+        "text": text.name if result.singles else None,
+        "check_text": check_text.name if result.singles else None,
+        "settings": asdict(goal.settings) if result.singles else None,
+        "singles": list(_singles(result)),
         "budget": goal.budget.text if goal.budget is not None else None,
         "recipe": None if found is None else _recipe(found),
         "tuned": [] if found is None else _candidates(found.tuned),
@@ -155,13 +175,37 @@ def as_json(result: Result, goal: Goal, build: Build) -> dict[str, Any]:
     }
 
 
+def _singles(result: Result) -> Iterator[dict[str, Any]]:
+    """Options by unit, with what they measured and what they should cost by the errors of weights."""
+    for unit in result.singles or result.estimates or {}:
+        for i, option in enumerate(unit.options):
+            if option.exact:
+                continue
+            yield {
+                "unit": unit.name,
+                "weights": unit.values,
+                "tensors": [tensor.name for tensor in unit.tensors],
+                "type": option.kind,
+                "bytes": sum(option.sizes),
+                **(asdict(result.singles[unit][i]) if result.singles else {}),
+                **({"estimate": result.estimates[unit][i]} if result.estimates is not None else {}),
+            }
+
+
 def _recipe(found: Found) -> dict[str, Any]:
     return {
         "name": found.recipe.name,
         "bytes": found.bytes,
-        "bits": found.checked[0].bits,
+        "bits": found.bits,
         "chosen": found.chosen,
-        "tensors": dict(found.checked[0].types),
+        "placement": None
+        if found.placement is None
+        else {
+            **asdict(found.placement),
+            "option": found.placement.option,
+            "override_tensor": found.placement.override,
+        },
+        "tensors": dict(found.types),
     }
 
 

@@ -6,11 +6,12 @@ An assignment is the number of the option of each unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ggufrq.ggufs.header import pad
+from ggufrq.ggufs.placement import EMBEDDING, Placement, fitting, movable, placements
 from ggufrq.ggufs.tensors import Inventory
 from ggufrq.make.quantizer import Forecast
 from ggufrq.search.knapsack import cheapest
@@ -18,29 +19,37 @@ from ggufrq.search.sensitivity.parts import Option
 from ggufrq.search.sensitivity.trials import Measured
 
 Assignment = tuple[int, ...]
+#: Of the memory for what may stay with the CPU.
+_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Budget:
-    """``size`` bytes of the file at most, or ``bpw`` bits per weight over all tensors."""
+    """``size`` bytes of the file at most, or ``bpw`` bits per weight over all tensors, or ``rooms``: bytes of
+    a GPU's memory and of the machine's, of the first of which ``beside`` are for what is no weights."""
 
     size: int | None = None
     bpw: Fraction | None = None
+    rooms: tuple[int, int] | None = None
+    beside: int = 0
 
     @property
     def name(self) -> str:
         """As it goes into names: ``5.25bpw``, ``15gb``."""
         if self.bpw is not None:
             return f"{float(self.bpw):g}bpw"
+        if self.rooms is not None:
+            vram, ram = map(_named, self.rooms)
+            return f"{vram}-vram-{ram}-ram"
         assert self.size is not None
-        for unit, name in ((10**9, "gb"), (10**6, "mb")):
-            if self.size >= unit and (self.size % (unit // 1000) == 0):
-                return f"{self.size / unit:g}{name}"
-        return f"{self.size}b"
+        return _named(self.size)
 
     @property
     def text(self) -> str:
         """For people."""
+        if self.rooms is not None:
+            vram, ram = self.rooms
+            return f"{vram:,} bytes of VRAM, {self.beside:,} of them beside the weights, and {ram:,} of RAM"
         return f"{float(self.bpw):g} bits per weight" if self.bpw is not None else f"{self.size:,} bytes"
 
     def raised(self, over: int, weights: int) -> str:
@@ -52,14 +61,22 @@ class Budget:
 
     def counted(self, size: int) -> int:
         """What a tensor of so many bytes counts: in a file each takes whole steps."""
-        return size if self.bpw is not None else pad(size)
+        return size if self.size is None else pad(size)
 
     def option_bytes(self, option: Option) -> int:
         """What an option counts."""
         return sum(map(self.counted, option.sizes))
 
-    def allows(self, forecast: Forecast) -> bool:
+    def placed(self, sizes: Mapping[str, int]) -> Placement | None:
+        """How tensors of so many bytes by name are placed in the two memories, None where they have no
+        room."""
+        assert self.rooms is not None
+        return fitting(sizes, self.rooms[0] - self.beside, self.rooms[1])
+
+    def allows(self, forecast: Forecast, model: Inventory) -> bool:
         """Whether a file is within the budget."""
+        if self.rooms is not None:
+            return self.placed({t.name: t.bytes_as(forecast.types[t.name]) for t in model}) is not None
         if self.bpw is not None:
             return forecast.bits <= self.bpw
         assert self.size is not None
@@ -72,6 +89,13 @@ class Budget:
             return math.floor(self.bpw * sum(tensor.values for tensor in model) / 8) - sum(rest)
         assert self.size is not None
         return self.size - header - sum(map(pad, rest))
+
+
+def _named(size: int) -> str:
+    for unit, name in ((10**9, "gb"), (10**6, "mb")):
+        if size >= unit and (size % (unit // 1000) == 0):
+            return f"{size / unit:g}{name}"
+    return f"{size}b"
 
 
 def real_costs(measured: Sequence[Measured]) -> list[float]:
@@ -105,15 +129,33 @@ class Problem:
         """The sum of the costs of its options."""
         return sum(costs[o] for costs, o in zip(self.costs, chosen, strict=True))
 
+    def fits(self, chosen: Assignment) -> bool:
+        """Whether an assignment is within the capacity."""
+        return self.size(chosen) <= self.capacity
+
     def best(self, count: int, *, dropped: int = 0) -> list[Assignment]:
         """The cheapest assignments within the capacity, the cheapest first, without the ``dropped`` smallest
         options of each unit (but for its last)."""
-        first = [min(dropped, len(unit) - 1) for unit in self.sizes]
-        sizes = [unit[f:] for unit, f in zip(self.sizes, first, strict=True)]
-        costs = [unit[f:] for unit, f in zip(self.costs, first, strict=True)]
+        return self._best(range(len(self.sizes)), self.sizes, self.capacity, count, dropped)
+
+    def _best(
+        self,
+        among: Sequence[int],
+        sizes: Sequence[Sequence[int]],
+        capacity: int,
+        count: int,
+        dropped: int,
+    ) -> list[Assignment]:
+        """The cheapest options of some units."""
+        first = [min(dropped, len(sizes[unit]) - 1) for unit in among]
         return [
             tuple(o + f for o, f in zip(choice.options, first, strict=True))
-            for choice in cheapest(sizes, costs, self.capacity, count)
+            for choice in cheapest(
+                [sizes[unit][f:] for unit, f in zip(among, first, strict=True)],
+                [self.costs[unit][f:] for unit, f in zip(among, first, strict=True)],
+                capacity,
+                count,
+            )
         ]
 
     def useful(self) -> list[list[int]]:
@@ -131,23 +173,81 @@ class Problem:
         """Assignments within the capacity that differ by a step up or down of one unit or of two, the
         cheapest first."""
         steps = list(self._steps(chosen))
-        room = self.capacity - self.size(chosen)
         found: dict[Assignment, float] = {}
-        for i, (unit, option, size, cost) in enumerate(steps):
-            if size <= room:
-                found[_with(chosen, {unit: option})] = cost
-            for other, another, more, gain in steps[i + 1 :]:
-                if other != unit and size + more <= room:
+        for i, (unit, option, cost) in enumerate(steps):
+            found[_with(chosen, {unit: option})] = cost
+            for other, another, gain in steps[i + 1 :]:
+                if other != unit:
                     found[_with(chosen, {unit: option, other: another})] = cost + gain
-        return sorted(found, key=lambda assignment: found[assignment])
+        return sorted(filter(self.fits, found), key=lambda assignment: found[assignment])
 
-    def _steps(self, chosen: Assignment) -> Iterator[tuple[int, int, int, float]]:
+    def _steps(self, chosen: Assignment) -> Iterator[tuple[int, int, float]]:
         for unit, useful in enumerate(self.useful()):
             sizes, costs, now = self.sizes[unit], self.costs[unit], chosen[unit]
             above = [o for o in useful if sizes[o] > sizes[now]][:1]
             below = [o for o in useful if sizes[o] < sizes[now]][-1:]
             for option in (*above, *below):
-                yield unit, option, sizes[option] - sizes[now], costs[option] - costs[now]
+                yield unit, option, costs[option] - costs[now]
+
+
+@dataclass(frozen=True)
+class Placed(Problem):
+    """A problem with two memories, ``capacity`` being what both have together. ``tensors`` are the bytes by
+    name that each option of each unit has, ``fixed`` those of tensors that are not quantized."""
+
+    budget: Budget
+    tensors: list[list[Mapping[str, int]]]
+    fixed: Mapping[str, int]
+
+    def bytes_of(self, chosen: Assignment) -> dict[str, int]:
+        """Bytes of all tensors by name."""
+        found = dict(self.fixed)
+        for unit, option in zip(self.tensors, chosen, strict=True):
+            found |= unit[option]
+        return found
+
+    def fits(self, chosen: Assignment) -> bool:
+        """Whether there is a placement."""
+        return self.budget.placed(self.bytes_of(chosen)) is not None
+
+    def best(self, count: int, *, dropped: int = 0) -> list[Assignment]:
+        """As of one capacity: for what may stay with the CPU so many bytes, in steps, and the rest as what is
+        left of the GPU's memory allows."""
+        smallest = tuple(0 for _ in self.tensors)
+        moved = movable(self.bytes_of(smallest))
+        units = range(len(self.tensors))
+        away = [unit for unit in units if self.tensors[unit][0].keys() & moved]
+        here = [unit for unit in units if unit not in away]
+        least, most = (sum(f(self.sizes[unit]) for unit in away) for f in (min, max))
+        found: dict[Assignment, float] = {}
+        for step in range(_STEPS + 1):
+            cap = least + (most - least) * step // _STEPS
+            for part in self._best(away, self.sizes, cap, 1, dropped):
+                start = _with(smallest, dict(zip(away, part, strict=True)))
+                for rest in self._rest(start, here, count, dropped):
+                    chosen = _with(start, dict(zip(here, rest, strict=True)))
+                    if self.fits(chosen):
+                        found[chosen] = self.cost(chosen)
+        return sorted(found, key=lambda assignment: found[assignment])[:count]
+
+    def _rest(self, start: Assignment, here: Sequence[int], count: int, dropped: int) -> list[Assignment]:
+        """The cheapest options of the units that stay on the GPU, next to what is chosen for the others, of
+        which as much as it holds is in the other memory; with room there for the largest embedding."""
+        assert self.budget.rooms is not None
+        vram, ram = self.budget.rooms
+        sizes = self.bytes_of(start)
+        largest = max(option.get(EMBEDDING, 0) for unit in self.tensors for option in unit)
+        more = max(0, largest - sizes.get(EMBEDDING, 0))
+        places = [place for place in placements(sizes) if place.ram + more <= ram]
+        if not places:
+            return []
+        tied = "output.weight" not in sizes
+        on_gpu = [
+            [sum(n for name, n in option.items() if tied or name != EMBEDDING) for option in unit]
+            for unit in self.tensors
+        ]
+        others = places[-1].vram - sum(on_gpu[unit][start[unit]] for unit in here)
+        return self._best(here, on_gpu, vram - self.budget.beside - others, count, dropped)
 
 
 def search(

@@ -90,6 +90,10 @@ class Trials:
         """How many of these have not been measured."""
         return len({self.results.path(self._key(types)) for types in every if self._kept(types) is None})
 
+    def require_room(self) -> None:
+        """Raise GgufrqError when the disk has no room for the file of a measurement."""
+        require_free(self.shop.folder, self._bytes, "measuring")
+
     def measure(self, every: Sequence[Mapping[str, str]]) -> list[Measured]:
         """What each of these costs, in order; measured, or kept from an earlier run. Raises ToolError,
         ModelError, and GgufrqError when there is no room for a file."""

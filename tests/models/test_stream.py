@@ -1,0 +1,124 @@
+"""A model on the Hub that is quantized shard by shard: the same files, and less disk on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import hubs
+import pytest
+import sharded
+
+from ggufrq.base import proc
+from ggufrq.build.project import Build
+from ggufrq.models.resolve import embedded_models
+
+NAME = "docs-qwen3-8m"
+TYPES = ["--types", "Q4_K_M,Q8_0", "--no-run"]
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[list[int]]:
+    """The most bytes of disk that a folder took, as looked at all the time."""
+    most, stop = [0], threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            used = 0
+            for path in folder.rglob("*"):
+                try:
+                    facts = path.lstat()
+                except OSError:
+                    continue
+                if facts.st_nlink == 1 or path.parent == folder:  # of a file with two names one counts
+                    used += facts.st_blocks * 512
+            most[0] = max(most[0], used)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        stop.set()
+        thread.join()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix == ".gguf"}
+
+
+def test_streamed_files_are_the_plain_ones(
+    llama_build: Build, fake_hub: ModuleType, tmp_path: Path, command_line: Callable[..., list[str]]
+) -> None:
+    repo = sharded.repository(embedded_models()[NAME], 1, layers=1)
+    with fake_hub.fake_hub({"org/Small": repo}) as hub:
+        env = hubs.environment(hub.url, tmp_path / "home", None)
+
+        def quantize(*arguments: str) -> proc.Completed:
+            command = command_line(llama_build, "quantize", "org/Small", *TYPES, *arguments)
+            return proc.run(command, env=env, cwd=tmp_path, check=False)
+
+        for wrong, says in (
+            (["--types", "Q2_K"], "an importance matrix, which is made by running the whole model"),
+            (["--types", "BF16"], "BF16 is the whole model in 16 bits"),
+            (["--fold", "kv"], "folding looks at all that reads a tensor"),
+        ):
+            refused = quantize("--stream", "-o", "refused", *wrong)
+            assert refused.rc == 2 and says in refused.stderr, refused.stderr
+        weights = sum(len(data) for name, data in repo.items() if name.endswith(".safetensors"))
+        assert hub.sent < weights, "nothing was fetched but headers and the tokenizer"
+        made = quantize("--stream", "-o", "streamed")
+        assert made.rc == 0, made.stderr
+        assert quantize("-o", "plain").rc == 0
+    streamed, plain = files(tmp_path / "streamed"), files(tmp_path / "plain")
+    assert sorted(streamed) == ["Small-Q4_K_M.gguf", "Small-Q8_0.gguf", "Small-kv.gguf"]
+    for name in sorted(streamed)[:2]:
+        assert streamed[name] == plain[name]
+    assert not list((tmp_path / "streamed").glob(".Small*"))
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(os.name != "posix", reason="kills a process group")
+def test_peak_of_the_disk_and_kill(
+    llama_build: Build, fake_hub: ModuleType, tmp_path: Path, command_line: Callable[..., list[str]]
+) -> None:
+    repo = sharded.repository(embedded_models()[NAME], 6)
+    sizes = sorted(len(data) for name, data in repo.items() if name.endswith(".safetensors"))
+    assert len(sizes) > 5
+    out = tmp_path / "streamed"
+    with fake_hub.fake_hub({"org/Sharded": repo}) as hub:
+        env = hubs.environment(hub.url, tmp_path / "home", None)
+        command = command_line(llama_build, "quantize", "org/Sharded", *TYPES)
+        state = out / ".Sharded.stream" / "state.json"
+        process = subprocess.Popen(
+            [*command, "--stream", "-o", "streamed"], env=env, cwd=tmp_path, start_new_session=True
+        )
+        deadline = time.monotonic() + 300
+        while not (state.is_file() and json.loads(state.read_text())["done"] >= 3):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = json.loads(state.read_text())["done"]
+        sent = hub.sent
+        with watched(out) as most:
+            again = proc.run([*command, "--stream", "-o", "streamed"], env=env, cwd=tmp_path)
+        assert done >= 3 and again.rc == 0
+        assert hub.sent - sent < 0.8 * sum(sizes), "what was made is not fetched again"
+        proc.run([*command, "-o", "plain"], env=env, cwd=tmp_path)
+    streamed, plain = files(out), files(tmp_path / "plain")
+    outputs = ["Sharded-Q4_K_M.gguf", "Sharded-Q8_0.gguf"]
+    assert all(streamed[name] == plain[name] for name in outputs)
+    # Outputs, two shards, and a split in 16 bits as large as one; beside them headers and the profile
+    bound = sum(len(streamed[name]) for name in outputs) + 2 * sizes[-1] + sizes[-1]
+    assert most[0] < bound + len(streamed["Sharded-kv.gguf"]) + (1 << 20)
+    assert bound < sum(map(len, plain.values())) + sum(sizes), "the plain way takes more"
