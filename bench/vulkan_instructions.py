@@ -1,9 +1,9 @@
 """Count the instructions that decoding K or V takes in upstream's attention shader on Vulkan; no GPU needed.
 
 A table in Markdown: per cache type the instructions of a thread that decodes four values, as attention asks
-for them, by kind. They are SPIR-V's, of the shader's own functions specialised for the type and optimized,
-less what the same takes for values that lie there in f32; what a driver makes of them is not known. An
-estimate, not a measurement.
+for them, by kind, the place in the block and the way out included. They are SPIR-V's, of the shader's own
+functions specialised for the type and optimized; what a driver makes of them is not known. An estimate, not a
+measurement.
 
     python bench/vulkan_instructions.py
 
@@ -63,12 +63,13 @@ void main() {
 TYPES = {"f32": 0, "q8_0": 8, "q4_0": 2, "q5_0": 6}
 
 KINDS = {
-    "loads": r"OpLoad",
-    "integer": r"Op(I(Add|Sub|Mul)|U(Div|Mod)|SMod|Shift\w+|Bitwise\w+|Not|BitFieldU?\w+|Bitcast)",
-    "choice": r"Op(Select|I(Not)?Equal|U(Less|Greater)\w+|Logical\w+|Phi)",
-    "conversion": r"Op([SUF]Convert|Convert\w+)|UnpackHalf2x16",
-    "float": r"Op(F(Add|Sub|Mul|Negate)|VectorTimesScalar)",
+    "loads": r"Load",
+    "integer": r"I(Add|Sub|Mul)|U(Div|Mod)|SMod|Shift\w+|Bitwise\w+|Not|BitField\w+",
+    "choice": r"Select|I(Not)?Equal|U(Less|Greater)\w+|Logical\w+|Phi",
+    "conversion": r"[SUF]Convert|Convert\w+|UnpackHalf2x16",
+    "float": r"F(Add|Sub|Mul|Negate)|VectorTimesScalar",
 }
+INSTRUCTION = re.compile(r"^ *%\w+ = Op(?:ExtInst (%\w+) %\w+ (\w+)|(\w+) (%\w+))", re.MULTILINE)
 
 
 def listing(shaders: Path, folder: Path, kind: int) -> str:
@@ -84,13 +85,20 @@ def listing(shaders: Path, folder: Path, kind: int) -> str:
 
 
 def counted(text: str) -> Counter[str]:
-    """Instructions by kind in what spirv-dis printed; addresses and stores are none of them. Raises
-    UsageError where a loop is left, of which the passes are not known.
+    """Instructions by kind in what spirv-dis printed, those of vectors as often as these have components;
+    addresses and stores are none of them. Raises UsageError where a loop is left, of which the passes are not
+    known.
     """
     body = text[text.index(" OpFunction ") :]
     if "OpLoopMerge" in body:
         raise UsageError("a loop is left in the shader", remedy="a newer spirv-opt")
-    return Counter({kind: len(re.findall(rf"\b(?:{pattern})\b", body)) for kind, pattern in KINDS.items()})
+    found: Counter[str] = Counter()
+    for extended, extended_name, name, plain in INSTRUCTION.findall(body):
+        width = re.match(r"%v(\d)", extended or plain)
+        for kind, pattern in KINDS.items():
+            if re.fullmatch(pattern, extended_name or name):
+                found[kind] += int(width[1]) if width else 1
+    return found
 
 
 def main() -> int:
@@ -103,10 +111,9 @@ def main() -> int:
         kinds[name] = next(t.id for t in tables.cache_types() if t.name == name)
     with tempfile.TemporaryDirectory() as made:
         found = {name: counted(listing(shaders, Path(made), kind)) for name, kind in kinds.items()}
-    plain = found.pop("f32")
     rows = []
     for name, counts in found.items():
-        own = [counts[kind] - plain[kind] for kind in KINDS]
+        own = [counts[kind] for kind in KINDS]
         rows.append([name, *map(str, own), str(sum(own)), f"{sum(own) / 4:.1f}"])
     print(table(["type", *KINDS, "all", "per value"], rows))
     return 0

@@ -96,7 +96,7 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside quantized types, which all backends do that are known here."""
+        """Whether it keeps tokens in f16 beside quantized types, as all backends do that are known."""
         return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     @property

@@ -130,6 +130,33 @@ def _by_bits(name: str, rows: dict[int, Sequence[int]]) -> str:
     return f"uvec4 {name}(uint bits) {{\n{''.join(chosen)}    return uvec4(0u);\n}}\n"
 
 
+_FOUR_BYTES = """
+// four bytes at a time, without a table: 0xff where bit k of a byte is set; bytes of one where those of the
+// mask are set, else of zero; the magnitudes of indices, which are chosen bit by bit
+uint rq_mask(uint bytes, uint k) {
+    const uint b = (bytes >> k) & 0x01010101u;
+    return (b << 8) - b;
+}
+uint rq_mux(uint mask, uint one, uint zero) { return zero ^ (mask & (one ^ zero)); }
+"""
+
+
+def _chosen(values: Sequence[int]) -> str:
+    """The expression that chooses one of 2, 4, ... values by masks m0, m1, ... of the bits of an index."""
+    if len(values) == 1:
+        return f"0x{values[0]:02x}{values[0]:02x}{values[0]:02x}{values[0]:02x}u"
+    half = len(values) // 2
+    return f"rq_mux(m{half.bit_length() - 1}, {_chosen(values[half:])}, {_chosen(values[:half])})"
+
+
+def _magnitudes4(codes: Sequence[tables.Code]) -> str:
+    """A function that takes four indices, a byte each, to their magnitudes."""
+    out = ["uint rq_magnitudes4(uint idx, uint bits) {"]
+    out += [f"    const uint m{k} = rq_mask(idx, {k}u);" for k in range(max(c.bits for c in codes) - 1)]
+    out += [f"    if (bits == {c.bits}u) {{ return {_chosen(list(c.magnitudes))}; }}" for c in codes]
+    return "\n".join([*out, "    return 0u;", "}", ""])
+
+
 def glsl_header() -> str:
     """Text of rq_tables.glsl for Vulkan's shaders: no arrays, which some drivers put into memory."""
     types, siblings = tables.cache_types(), tables.siblings()
@@ -151,6 +178,8 @@ def glsl_header() -> str:
         _by_bits("rq_magnitudes", {c.bits: list(c.magnitudes) for c in codes}),
         _by_bits("rq_mid2", {c.bits: list(c.mid2) for c in codes}),
         _by_bits("rq_starts", {c.bits: list(c.starts) for c in codes}),
+        _FOUR_BYTES,
+        _magnitudes4(codes),
     ]
     return "".join(parts)
 

@@ -217,7 +217,7 @@ FAULTS = {
     "encode: the 64 bits of the squares": ("rq_to.comp", "high << 11 | low >> 21", "high << 11", ()),
     "encode: sign": ("rq_to.comp", "!= 0u ? ~i : i)", "!= 0u ? i : ~i)", ()),
     "decode: plane of the high bit": ("rq_decode.glsl", "(high >> (i/(n/8u)))", "(high >> (i/(n/4u)))", ()),
-    "decode: centroids": ("rq_decode.glsl", "? -c : c", "? c : -c", ()),
+    "decode: centroids": ("rq_decode.glsl", "+ (neg & 0x01010101u);", ";", ()),
     "get_rows: block": ("rq_get_rows.comp", "+ i00/RQ_N;", "+ i00/(2u*RQ_N);", ()),
     "copy out: place": ("rq_from.comp", "dst_idx(first + i + k)", "dst_idx(first + i + (k ^ 1u))", ()),
     "attention: type of V": (

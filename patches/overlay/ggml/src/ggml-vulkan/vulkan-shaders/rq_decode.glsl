@@ -22,18 +22,10 @@ uint rq_byte(uvec4 bytes, uint k, uint bits) {
 // Centroids of four indices, a byte each. The codebooks are symmetric: the upper half of the indices are the magnitudes
 // from the smallest, the complement of an index has the opposite sign.
 vec4 rq_centroids(uint idx, uint bits) {
-    const uint neg = (~(idx >> (bits - 1u)) & 0x01010101u)*0xffu;
-    const uint mag = idx ^ neg;
+    const uint neg = ~rq_mask(idx, bits - 1u);
+    const uint res = (rq_magnitudes4(idx ^ neg, bits) ^ neg) + (neg & 0x01010101u); // no byte is 0, so that none overflows
 
-    vec4 res;
-
-    [[unroll]] for (uint k = 0; k < 4; ++k) {
-        const float c = float(rq_byte(rq_magnitudes(bits), (mag >> (8u*k)) & ((1u << (bits - 1u)) - 1u), bits));
-
-        res[k] = ((neg >> (8u*k)) & 1u) != 0u ? -c : c;
-    }
-
-    return res;
+    return vec4(bitfieldExtract(int(res), 0, 8), bitfieldExtract(int(res), 8, 8), bitfieldExtract(int(res), 16, 8), int(res) >> 24);
 }
 
 // where values i ... i + 3 of a block of n lie, in halves behind the scale: the plane of all or the low bits, that of the high bit

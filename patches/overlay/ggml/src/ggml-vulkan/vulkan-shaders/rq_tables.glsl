@@ -31,3 +31,22 @@ uvec4 rq_starts(uint bits) {
     if (bits == 5u) { return uvec4(0x00847e78u, 0x00000000u, 0x00000000u, 0x00000000u); }
     return uvec4(0u);
 }
+
+// four bytes at a time, without a table: 0xff where bit k of a byte is set; bytes of one where those of the
+// mask are set, else of zero; the magnitudes of indices, which are chosen bit by bit
+uint rq_mask(uint bytes, uint k) {
+    const uint b = (bytes >> k) & 0x01010101u;
+    return (b << 8) - b;
+}
+uint rq_mux(uint mask, uint one, uint zero) { return zero ^ (mask & (one ^ zero)); }
+uint rq_magnitudes4(uint idx, uint bits) {
+    const uint m0 = rq_mask(idx, 0u);
+    const uint m1 = rq_mask(idx, 1u);
+    const uint m2 = rq_mask(idx, 2u);
+    const uint m3 = rq_mask(idx, 3u);
+    if (bits == 2u) { return rq_mux(m0, 0x7f7f7f7fu, 0x26262626u); }
+    if (bits == 3u) { return rq_mux(m1, rq_mux(m0, 0x7f7f7f7fu, 0x4f4f4f4fu), rq_mux(m0, 0x2d2d2d2du, 0x0e0e0e0eu)); }
+    if (bits == 4u) { return rq_mux(m2, rq_mux(m1, rq_mux(m0, 0x7f7f7f7fu, 0x60606060u), rq_mux(m0, 0x4b4b4b4bu, 0x3a3a3a3au)), rq_mux(m1, rq_mux(m0, 0x2c2c2c2cu, 0x1f1f1f1fu), rq_mux(m0, 0x12121212u, 0x06060606u))); }
+    if (bits == 5u) { return rq_mux(m3, rq_mux(m2, rq_mux(m1, rq_mux(m0, 0x7f7f7f7fu, 0x69696969u), rq_mux(m0, 0x5a5a5a5au, 0x4f4f4f4fu)), rq_mux(m1, rq_mux(m0, 0x46464646u, 0x3d3d3d3du), rq_mux(m0, 0x36363636u, 0x2f2f2f2fu))), rq_mux(m2, rq_mux(m1, rq_mux(m0, 0x29292929u, 0x23232323u), rq_mux(m0, 0x1d1d1d1du, 0x18181818u)), rq_mux(m1, rq_mux(m0, 0x12121212u, 0x0d0d0d0du), rq_mux(m0, 0x08080808u, 0x03030303u)))); }
+    return 0u;
+}
