@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__
+from ggufrq.advise.ladder import kept
 from ggufrq.base import log, texts
 from ggufrq.base.errors import UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import kv_type
-from ggufrq.card import files, head, results, usage
+from ggufrq.card import files, head, ladder, results, usage
 from ggufrq.card.facts import Facts, collect
 from ggufrq.card.markdown import NOT_MEASURED
 from ggufrq.card.measured import Measured, find, measure
@@ -85,6 +86,7 @@ def make(folder: Path, build: Build, wishes: Wishes | None = None) -> Card:
     others = [(repo, collect(place)) for place, repo in wishes.siblings]
     if wishes.measure:
         measure(facts, build, quick=wishes.quick)
+        ladder.measure(facts, build, quick=wishes.quick)
     measured = find(facts, build, wishes.reports)
     starts = quickstarts(facts, build, run=wishes.run)
     data = head.metadata(
@@ -123,6 +125,7 @@ def _text(
         usage.quickstart(facts, starts, repo, date),
         usage.elsewhere(facts),
         files.memory(facts, _recurrent(measured)),
+        ladder.caches(facts, kept(facts.smallest.path, build)),
         results.weights(facts, measured),
         results.caches(facts, measured),
         usage.support(commit, patches, date),

@@ -16,7 +16,7 @@ from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make.profile import TYPE as PROFILE
 from ggufrq.models.names import names_beside
-from ggufrq.runtimes.fallback import fits
+from ggufrq.runtimes.fallback import fits, heads
 
 _MANIFEST = ".ggufrq.json"
 
@@ -112,8 +112,14 @@ class Facts:
         return value if isinstance(value, int) else None
 
     def takes(self, kind: KvType) -> bool:
-        """Whether the model's cache can be kept in a type."""
-        return not kind.ours or bool(fits(self.values, kind.name))
+        """Whether the model's cache can be kept in a type, which is known of it."""
+        found = fits(self.values, kind.name)
+        return bool(found) if kind.ours else found is not False
+
+    def why_not(self, kind: KvType) -> str | None:
+        """Why the model's cache cannot be kept in a type, None where it can or that is not known."""
+        found = heads(self.values)
+        return None if found is None else found.why_not(KvPlan(KvPair(kind, kind)))
 
     def bits(self, kind: KvType) -> float:
         """Bits per value of the model's cache in a type."""
@@ -122,7 +128,7 @@ class Facts:
     @property
     def cache_type(self) -> str:
         """The type that the quickstarts use: iso3, or what stands in for it."""
-        return "iso3" if self.takes(kv_types()["iso3"]) else "q8_0"
+        return next((name for name in ("iso3", "q8_0") if self.takes(kv_types()[name])), "f16")
 
 
 def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:

@@ -16,12 +16,12 @@ from ggufrq.cache.kv import (
 )
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
-from ggufrq.ggufs.memory_shape import head_sizes, unread
+from ggufrq.ggufs.memory_shape import head_sizes
 from ggufrq.measure.kept import Row
 from ggufrq.report import numbers
 
 #: Memory that machines and cards come with, in GB.
-_CLASSES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
+MEMORIES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
 #: Of a class of memory so much is left for the compute buffers, which differ by backend.
 _SPARE = 0.15
 _SHORTEST = 8192
@@ -125,7 +125,9 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
     kinds = [kind for name in _COLUMNS if facts.takes(kind := kv_types()[name])]
     head = ("Context", *(f"{kind.name} ({facts.bits(kind):g} bits)" for kind in kinds))
     contexts = _contexts(facts)
-    lines = [(f"{n:,}", *(numbers.size(_bytes(facts, kind, n)) for kind in kinds)) for n in contexts]
+    lines = [
+        (f"{n:,}", *(numbers.size(cache_bytes(facts, _plan(kind), n)) for kind in kinds)) for n in contexts
+    ]
     notes = (
         "planar and rotor take as much as iso with the same number. "
         if facts.takes(kv_types()["iso3"])
@@ -137,13 +139,8 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
         notes += f" Bytes of the rotated types count {exact} in f16 beside them, as `ggufrq run` keeps them."
     if recurrent_mib:
         notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
-    if facts.cache_type == "q8_0":
-        why = unread(facts.values)
-        notes += (
-            " The heads of this model do not fill the blocks of 64 or 128 values of the rotated types."
-            if why is None
-            else f" The rotated types cannot be used: the graph of {facts.arch} {why}."
-        )
+    if (why := facts.why_not(kv_types()["iso3"])) is not None:
+        notes += f" The rotated types cannot be used here: {why}."
     return section(title, table(head, lines, "r" * len(head)), notes)
 
 
@@ -158,9 +155,9 @@ def _description(facts: Facts, file: CardFile, best: Row | None) -> str:
     elif best is not None and len(facts.models) > 1 and best["file"] == file.name:
         said.append("nearest to the original of those measured")
     if facts.shape is not None:
-        cache = _bytes(facts, kv_types()[facts.cache_type], _tokens(facts))
-        need = (file.bytes + cache) / (1 - _SPARE) / 1e9
-        fitting = next((size for size in _CLASSES if size >= need), None)
+        cache = cache_bytes(facts, _plan(kv_types()[facts.cache_type]), _tokens(facts))
+        need = needed(file.bytes + cache) / 1e9
+        fitting = next((size for size in MEMORIES if size >= need), None)
         said.append(f"for {fitting} GB of memory" if fitting else "for more than 1 TB of memory")
     return ", ".join(said)
 
@@ -198,9 +195,19 @@ def _tokens(facts: Facts) -> int:
     return min(_SHORTEST, facts.n_ctx or _SHORTEST)
 
 
-def _bytes(facts: Facts, kind: KvType, tokens: int) -> int:
+def _plan(kind: KvType) -> KvPlan:
+    return KvPlan(KvPair(kind, kind))
+
+
+def needed(size: float) -> float:
+    """Bytes of memory for so many bytes of weights and cache, with what is left for compute buffers."""
+    return size / (1 - _SPARE)
+
+
+def cache_bytes(facts: Facts, plan: KvPlan, tokens: int) -> int:
+    """Bytes of a cache of so many tokens, with those in f16 that ``ggufrq run`` keeps beside rotated
+    types."""
     assert facts.shape is not None
-    plan = KvPlan(KvPair(kind, kind))
     if plan.rotated:
         plan = plan.with_exact(DEFAULT_RECENT, DEFAULT_FIRST)
     return plan.bytes_for(facts.shape, tokens) + plan.recent_bytes(facts.shape, tokens)

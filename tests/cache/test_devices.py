@@ -257,6 +257,10 @@ def test_latent_keys_on_a_device(llama_build: Build, twins: Path, tmp_path: Path
         there = perplexity(*given, env=here)
         assert figure(there) == figure(perplexity(*given[:-2]))
         assert re.search(r"Twin[01] KV buffer size = +[\d.]+ MiB", there.stderr)
+        exact = ("--kv-recent", "32", "--kv-first", "1")
+        there = perplexity(*given, *exact, env=here)
+        assert "newest 32 and first 1 tokens in f16: " in there.stderr
+        assert figure(there) == figure(perplexity(*given[:-2], *exact))
         done = perplexity(*given, env={**here, "GGUFRQ_TWINS_LACK": "latent"})
         assert done.rc == 1
         said = explain(done.stderr, "nothing")

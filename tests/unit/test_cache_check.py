@@ -264,3 +264,4 @@ def test_the_keys_of_an_indexer_are_no_cache_of_k_and_v() -> None:
     )
     context = parse_context(text + line.format("0.14", "iso4", "0.14"))
     assert context is not None and context.k_types == {"iso4"} and len(context.caches) == 2
+    assert context.index_mib == 0.12

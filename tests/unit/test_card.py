@@ -14,8 +14,8 @@ import yaml
 
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import kv_types
-from ggufrq.card import files, head
+from ggufrq.cache.kv import KvPair, KvPlan, kv_types
+from ggufrq.card import compose, files, head, ladder
 from ggufrq.card.compose import Wishes, make, parse_sibling
 from ggufrq.card.facts import collect
 from ggufrq.make.record import Record
@@ -164,6 +164,53 @@ def test_memory(tmp_path: Path, build: Build) -> None:
     assert "count the first token and the newest 32 in f16 beside them" in made.text
 
 
+def advised(**klds: float | None) -> dict[str, Any]:
+    """What ``ggufrq advise`` has found, as it is kept."""
+    rungs = [
+        {
+            "kv": name,
+            "bits": {"f16": 16.0, "q8_0": 8.5, "iso4": 4.2, "iso3": 3.2}[name],
+            "cache": 1,
+            "kld": kld,
+            "kld_err": 0.0001,
+            "words": "" if kld is None else "ruinous" if kld > 1 else "small",
+        }
+        for name, kld in klds.items()
+    ]
+    return {
+        "model": "Small-1B",
+        "weights": "Q4_K_M",
+        "loss": 0.03,
+        "scored": {"chunks": 2, "n_ctx": 1024},
+        "text": "heldout.txt",
+        "date": "2026-01-02T03:04:05",
+        "rungs": rungs,
+    }
+
+
+def test_which_cache_at_which_memory(tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = family(tmp_path / "f")
+    title = "Which cache at which memory"
+    assert "`ggufrq advise Small-1B-Q4_K_M.gguf` does" in make(folder, build, DRY).text
+    advice = advised(f16=None, q8_0=0.001, iso4=0.004, iso3=0.05)
+    monkeypatch.setattr(compose, "kept", lambda *_: advice)
+    # 65,536 tokens take 134 MB in f16, 71 in q8_0, 35 in iso4, 26 in iso3; 8,192 take 17 in f16
+    monkeypatch.setattr(ladder, "MEMORIES", (0.001, 0.025, 0.035, 0.05, 0.1, 0.2, 0.4))
+    rows = tables(make(folder, build, DRY).text)[title]
+    assert rows[0] == ["Memory", "Context", "`Q8_0`", "`Q4_K_M`"]
+    assert [row[:3] for row in rows[1:] if row[1] == "65,536"] == [
+        ["0.035 GB", "65,536", "`iso3`*"],
+        ["0.05 GB", "65,536", "`iso4`"],
+        ["0.1 GB", "65,536", "`q8_0`"],
+        ["0.2 GB", "65,536", "`f16`"],
+    ]
+    assert [row[:3] for row in rows[1:] if row[1] == "8,192"] == [["0.025 GB", "8,192", "`f16`"]]
+    advice = advised(f16=None, iso3=3.0)
+    text = make(folder, build, DRY).text
+    assert "Left out as ruinous on this model: `iso3`" in text
+    assert all("iso3" not in row[2] for row in tables(text)[title] if row[0].endswith("GB"))
+
+
 def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
     made = make(family(tmp_path / "f"), build, DRY)
     found = tables(made.text)
@@ -179,8 +226,12 @@ def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
 
 def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
     made = make(family(tmp_path / "f", head_dim=32), build, DRY)
-    assert "iso3" not in made.text.split("## Who takes")[0].split("## Quickstart")[1]
-    assert "do not fill the blocks of 64 or 128 values" in made.text
+    said = (
+        "The rotated types cannot be used here: iso3 takes 6.50 bits a value in heads of K with 32, which "
+        "are filled up to 64; q8_0 or q4_0 can be used."
+    )
+    assert said in made.text
+    assert "iso3" not in made.text.replace(said, "").split("## Who takes")[0].split("## Quickstart")[1]
     assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text
 
 
@@ -206,10 +257,10 @@ def test_tokens_in_f16_by_default_are_counted(
 ) -> None:
     facts = collect(family(tmp_path / "f"))
     iso3, q8_0 = (kv_types()[name] for name in ("iso3", "q8_0"))
-    usual = [files._bytes(facts, kind, 4096) for kind in (iso3, q8_0)]
+    usual = [files.cache_bytes(facts, KvPlan(KvPair(kind, kind)), 4096) for kind in (iso3, q8_0)]
     monkeypatch.setattr(files, "DEFAULT_RECENT", 0)
     monkeypatch.setattr(files, "DEFAULT_FIRST", 0)
-    plain = [files._bytes(facts, kind, 4096) for kind in (iso3, q8_0)]
+    plain = [files.cache_bytes(facts, KvPlan(KvPair(kind, kind)), 4096) for kind in (iso3, q8_0)]
     row = 2 * 2 * 2 * 2 * 128  # f16, layers, K and V, heads
     assert usual == [plain[0] + 34 * row, plain[1]]
 

@@ -22,12 +22,17 @@ static ggml_tensor * llama_rq_cells(ggml_context * ctx, ggml_type type, int64_t 
     return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, n_embd_head, n_head_kv, n_kv, 1), 0, 2, 1, 3);
 }
 
+// V of these shapes beside k, of which it is a view with MLA
+static ggml_tensor * llama_rq_values(ggml_context * ctx, ggml_type type_v, const llama_rq_shape & shape, ggml_tensor * k) {
+    return shape.v_in_k ? ggml_view_4d(ctx, k, shape.n_embd_head_v, k->ne[1], k->ne[2], k->ne[3], k->nb[1], k->nb[2], k->nb[3], 0) :
+        llama_rq_cells(ctx, type_v, shape.n_embd_head_v, shape.n_head_kv, k->ne[1]);
+}
+
 // n_tokens queries attend to so many cells
 static ggml_tensor * llama_rq_attention(ggml_context * ctx, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, int64_t n_kv, int64_t n_tokens,
         ggml_tensor * mask) {
     ggml_tensor * k = llama_rq_cells(ctx, type_k, shape.n_embd_head_k, shape.n_head_kv, n_kv);
-    ggml_tensor * v = shape.v_in_k ? ggml_view_4d(ctx, k, shape.n_embd_head_v, k->ne[1], k->ne[2], k->ne[3], k->nb[1], k->nb[2], k->nb[3], 0) :
-        llama_rq_cells(ctx, type_v, shape.n_embd_head_v, shape.n_head_kv, n_kv);
+    ggml_tensor * v = llama_rq_values(ctx, type_v, shape, k);
     ggml_tensor * q = llama_rq_cells(ctx, GGML_TYPE_F32, shape.n_embd_head_k, shape.n_head, n_tokens);
     return ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f/std::sqrt((float) shape.n_embd_head_k), 0.0f, shape.softcap);
 }
@@ -98,12 +103,10 @@ bool llama_rq_device_holds_recent(ggml_backend_dev_t dev, ggml_type type_k, ggml
         ggml_tensor * masks = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_all, n_tokens);
         ggml_tensor * op    = llama_rq_attention(ctx, type_k, type_v, shape, n_kv, n_tokens, masks);
         op->src[3] = ggml_view_2d(ctx, masks, n_kv, n_tokens, masks->nb[1], 0);
-        ggml_rq_flash_attn_ext_add_recent(op,
-            llama_rq_cells(ctx, GGML_TYPE_F16, shape.n_embd_head_k, shape.n_head_kv, n_held),
-            llama_rq_cells(ctx, GGML_TYPE_F16, shape.n_embd_head_v, shape.n_head_kv, n_held),
-            ggml_view_2d(ctx, masks, n_all - n_kv, n_tokens, masks->nb[1], n_kv*masks->nb[0]),
-            llama_rq_cells(ctx, GGML_TYPE_F32, shape.n_embd_head_k, shape.n_head_kv, n_tokens),
-            llama_rq_cells(ctx, GGML_TYPE_F32, shape.n_embd_head_v, shape.n_head_kv, n_tokens));
+        ggml_tensor * held  = llama_rq_cells(ctx, GGML_TYPE_F16, shape.n_embd_head_k, shape.n_head_kv, n_held);
+        ggml_tensor * fresh = llama_rq_cells(ctx, GGML_TYPE_F32, shape.n_embd_head_k, shape.n_head_kv, n_tokens);
+        ggml_rq_flash_attn_ext_add_recent(op, held, llama_rq_values(ctx, GGML_TYPE_F16, shape, held),
+            ggml_view_2d(ctx, masks, n_all - n_kv, n_tokens, masks->nb[1], n_kv*masks->nb[0]), fresh, llama_rq_values(ctx, GGML_TYPE_F32, shape, fresh));
         return ggml_backend_dev_supports_op(dev, op);
     };
     // a backend that does not know of such rows may take the rest for an attention of its own, but not with types of ours

@@ -55,9 +55,14 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
     if (!flash_attn) {
         return "that takes flash attention, use -fa on";
     }
-    // DFlash stores K and V in graphs that do not attend
-    if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0 || model.arch == LLM_ARCH_DFLASH) {
-        return "this model's attention is of another kind";
+    if (hparams.n_rel_attn_bkts > 0) {
+        return "this model adds a bias to the scores of attention";
+    }
+    if (hparams.indexer_head_size > 0) {
+        return "this model's indexer chooses the keys, which the mask of the cache does not tell";
+    }
+    if (model.arch == LLM_ARCH_DFLASH) {
+        return "this model stores K and V in graphs that do not attend to them";
     }
     // the name of a stored type as people know it
     const auto name = [](ggml_type type) {
@@ -73,8 +78,9 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
             return where + "split by heads among devices, which cannot attend to them so";
         }
         const llama_rq_shape shape = llama_rq_shape::of(hparams, il);
-        if (!llama_rq_device_holds_recent(dev, layer.k->type, layer.v->type, shape)) {
-            return where + "which cannot attend to them with K in " + name(layer.k->type) + " and V in " + name(layer.v->type) +
+        const ggml_type    type_v = (layer.v ? layer.v : layer.k)->type; // with MLA V is the first values of K
+        if (!llama_rq_device_holds_recent(dev, layer.k->type, type_v, shape)) {
+            return where + "which cannot attend to them with K in " + name(layer.k->type) + " and V in " + name(type_v) +
                 " at head_dim " + std::to_string(shape.n_embd_head_k);
         }
     }
@@ -109,7 +115,7 @@ llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, con
             ggml_format_name(res, "%s (recent)", like->name);
             return res;
         };
-        rows[&layer] = { add(layer.k), add(layer.v), device(il) };
+        rows[&layer] = { add(layer.k), layer.v ? add(layer.v) : nullptr, device(il) };
         layer.recent = this;
     }
     tensors.allocate(GGML_BACKEND_BUFFER_USAGE_ANY, no_alloc);
@@ -333,6 +339,10 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
         t = ggml_view_4d(ctx, t, t->ne[0], t->ne[1], n_tps, n_stream, t->nb[1], t->nb[2], t->nb[2]*n_tps, 0);
         return ggml_permute(ctx, t, 0, 2, 1, 3);
     };
+    // V where it is the first values of K (MLA)
+    const auto of_k = [&](ggml_tensor * t) {
+        return ggml_view_4d(ctx, t, attn->src[2]->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], 0);
+    };
     const auto & cur = layer.fresh;
     ggml_backend_t backend = llama_rq_backend_of(graph, held.dev);
     ggml_tensor *  more    = mask;
@@ -348,7 +358,9 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
         attn->src[3] = columns(kq_mask->ne[0], 0);
         more         = columns(mask->ne[0], kq_mask->ne[0]);
     }
-    ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), more, view_cur(cur.k), view_cur(cur.v));
+    ggml_tensor * k_held = view_held(held.k, cur.k);
+    ggml_tensor * k_cur  = view_cur(cur.k);
+    ggml_rq_flash_attn_ext_add_recent(attn, k_held, held.v ? view_held(held.v, cur.v) : of_k(k_held), more, k_cur, held.v ? view_cur(cur.v) : of_k(k_cur));
     ggml_backend_sched_set_tensor_backend(graph.sched, attn, backend); // whatever others say of it
     ggml_build_forward_expand(graph.gf, out);
 
@@ -361,7 +373,9 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
     };
     if (stored.insert(&layer).second) {
         store(held.k, cur.k);
-        store(held.v, cur.v);
+        if (held.v) {
+            store(held.v, cur.v);
+        }
     }
 }
 

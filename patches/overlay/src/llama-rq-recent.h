@@ -39,7 +39,7 @@ private:
 
     struct layer_rows {
         ggml_tensor * k; // f16 [n_embd_gqa, n_rows + 1, n_stream], the last row is for tokens that are not held
-        ggml_tensor * v;
+        ggml_tensor * v; // null with MLA: the first values of K
 
         ggml_backend_dev_t dev; // that attends to them; null for the CPU
     };
