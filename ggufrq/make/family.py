@@ -101,7 +101,12 @@ def make_family(request: Request, build: Build) -> Family:
 @contextmanager
 def workshop(request: Request, build: Build) -> Iterator[Workshop]:
     """The model of a request as GGUF, converted if need be, and what may be made of it, with its folder
-    locked for as long as the context lasts. What ``request`` wants is not made."""
+    locked for as long as the context lasts. What ``request`` wants is not made. Raises UsageError for a model
+    that is to be streamed."""
+    if request.stream:
+        raise UsageError(
+            "not with --stream: a recipe is found on the whole model", remedy="--recipe FILE, found elsewhere"
+        )
     with _locked(request, build) as planner:
         yield Workshop(Work(planner))
 

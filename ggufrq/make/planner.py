@@ -53,9 +53,12 @@ class Planner:
 
     def find(self, *, weights: bool = True) -> Source:
         """The source, fetched if need be; without ``weights`` only what a plan takes."""
+        if self.request.stream and (self.model.kind != "hub" or self.model.label):
+            raise UsageError(
+                f"--stream is for models on the Hub in safetensors, which {self.request.model} is not",
+                remedy="without --stream",
+            )
         found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
-        if self.request.stream:
-            self._refuse_stream(found)
         if found.hf is None and (self.request.mmproj or self.request.mtp == "apart"):
             raise UsageError(
                 f"{self.model.name} is a GGUF file; projector and head are made of the original model",
@@ -63,16 +66,13 @@ class Planner:
             )
         if found.hf is not None:
             convert.require_readable(found.hf)
+        if self.request.stream:
+            self._refuse_stream(found)
         return found
 
     def _refuse_stream(self, found: Source) -> None:
         """Raise UsageError for what cannot be made of a model that is never there as a whole."""
         request, why = self.request, ""
-        if found.hf is None or "repo" not in found.identity or self.model.kind != "hub":
-            raise UsageError(
-                f"--stream is for models on the Hub in safetensors, which {self.model.name} is not",
-                remedy="without --stream",
-            )
         if request.fold is not None:
             why = "folding looks at all that reads a tensor, and at the importance matrix of the whole"
         elif request.mmproj or request.mtp == "apart":

@@ -57,7 +57,6 @@ class Stream(Work):
         assert found.hf is not None
         self.record.data["source"] = found.identity
         self.record.data["llama_cpp"] = self.build.manifest.get("llama_cpp", {}).get("commit", "")
-        self._streamed.mkdir(exist_ok=True)
         with self.planner.header(found) as gguf:
             plan = self.planner.plan(found, gguf)
             profiles.refuse(self.record, self._profile_base, gguf, force=self.request.force)
@@ -71,7 +70,9 @@ class Stream(Work):
                 names = ", ".join(output.name for output in todo)
                 require_free(self.folder, plan.disk_needed - there, names)
                 assert plan.pieces is not None
-                self._fill_all(todo, found, plan.pieces.every, read_header(gguf))
+                # What was asked for, not what is left of it: a run that was killed later on goes on, too
+                made_from = [(one.name, dict(one.made_from), one.forecast.types) for one in plan.outputs]
+                self._fill_all(todo, found, plan.pieces.every, read_header(gguf), made_from)
         files = [self._quantize(output) for output in plan.outputs]
         best = max(files, key=lambda made: made.bits)
         profile = self._profile(found, best.path, files)
@@ -93,12 +94,16 @@ class Stream(Work):
         return facts
 
     def _fill_all(
-        self, outputs: Sequence[Output], found: Source, every: Sequence[Piece], header: Header
+        self,
+        outputs: Sequence[Output],
+        found: Source,
+        every: Sequence[Piece],
+        header: Header,
+        made_from: object,
     ) -> None:
-        """Make all outputs, from the piece on that an earlier run was at. ``header`` is that of the converted
-        model."""
+        """Make outputs, from the piece on that an earlier run was at, which is known by what all of them are
+        ``made_from``. ``header`` is that of the converted model."""
         shapes = {tensor.name: tensor.shape for tensor in header.tensors}
-        made_from = [(output.name, dict(output.made_from), output.forecast.types) for output in outputs]
         facts = [found.key, self.build.key, made_from, [piece.names for piece in every]]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         done = self._resume(key, outputs)
@@ -128,6 +133,7 @@ class Stream(Work):
                 return int(state["done"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
+        self._streamed.mkdir(exist_ok=True)
         self._state.unlink(missing_ok=True)
         for path in self._streamed.glob("*.gguf"):
             path.unlink()

@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 from ggufrq import cli
+from ggufrq.advise import ladder
 from ggufrq.base import paths
 from ggufrq.base.errors import ToolError
 from ggufrq.build.project import Build
@@ -79,6 +80,7 @@ def test_card_and_upload(
     monkeypatch.setattr(measured, "_SECTIONS", ("quality", "speed"))
     monkeypatch.setattr(measured, "CASES", ("q8_0", "iso3"))
     monkeypatch.setattr(measured, "_QUICK", WeightSettings(n_ctx=256, chunks=2))
+    monkeypatch.setattr(ladder, "DEFAULT_KV", "iso3")
     wishes = ["--repo", REPO, "--license", "mit", "--measure", "--quick", "--exclude", "*-BF16.gguf"]
     assert cli.invoke(["card", str(folder), *wishes, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -95,6 +97,8 @@ def test_card_and_upload(
         r"\| iso3 \+profile \+first1 \+recent32 \| 4\.1875 \| 512 \| [\d.]+ \| 0\.\d+ ± 0\.\d+ \|", text
     )
     assert "and from commands that were run; where" in text
+    assert re.search(r"\| 1 GB \| 8,192 \| `f16` \| `f16` \|", text), "the ladder, as it was measured"
+    assert re.search(r"\| `iso3` \| 3\.\d+ \| 0\.\d+ ± 0\.\d+ \| [a-z ]+ \|", text)
     assert str(folder) not in text and str(Path.home()) not in text
     # the report lies in a folder of its own, and is not published
     assert (folder / f"validate-{NAME}-Q4_K_M" / "report.json").is_file()

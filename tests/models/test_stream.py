@@ -71,6 +71,7 @@ def test_streamed_files_are_the_plain_ones(
             (["--types", "Q2_K"], "an importance matrix, which is made by running the whole model"),
             (["--types", "BF16"], "BF16 is the whole model in 16 bits"),
             (["--fold", "kv"], "folding looks at all that reads a tensor"),
+            (["--recipe", "sensitivity", "--bpw", "5"], "a recipe is found on the whole model"),
         ):
             refused = quantize("--stream", "-o", "refused", *wrong)
             assert refused.rc == 2 and says in refused.stderr, refused.stderr

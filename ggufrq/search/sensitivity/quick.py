@@ -4,9 +4,9 @@ forward passes.
 A tensor's error in a type is the mean square error of its products with the inputs that the importance matrix
 has seen, as a share of the products' own: a sample of its rows goes through the very code that llama-quantize
 runs. Such relative errors add up linearly to the loss of a model as long as they are small, each with a
-factor of its own (V. Malinovskii et al., Pushing the Limits of LLM Quantization via the Linearity Theorem,
-2024). The factors here are one for each class of tensors, in ``quick.toml``, fitted to what was measured on
-one model. They tell classes from each other; the loss itself has to be measured.
+factor of its own (V. Malinovskii et al., Pushing the Limits of Large Language Model Quantization via the
+Linearity Theorem, 2024). The factors here are one for each class of tensors, in ``quick.toml``, fitted to
+what was measured on one model. They tell classes from each other; the loss itself has to be measured.
 """
 
 from __future__ import annotations
