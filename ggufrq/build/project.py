@@ -100,6 +100,11 @@ class Build:
         return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether caches lie on a GPU unless told otherwise."""
+        return bool(self.manifest.get("backend", "cpu") != "cpu")
+
+    @property
     def lacks_five_bits(self) -> bool:
         """Whether caches lie on a GPU, unless told otherwise, by a backend without kernels for five bits."""
         return self.manifest.get("backend", "cpu") not in ("cpu", "vulkan")
