@@ -18,7 +18,8 @@ _USUAL = ("q8_0", "q4_0")
 @dataclass(frozen=True)
 class Heads:
     """What decides it: the layers that keep K and V, and the kind of attention. ``mla``: V is read from K;
-    ``turned``: the graph turns Q, K and V by itself; ``plain``: there is no flash attention."""
+    ``turned``: the graph turns Q, K and V by itself; ``plain``: there is no flash attention; ``unread``: why
+    the graph cannot read types of ours."""
 
     layers: tuple[Layer, ...]
     mla: bool
@@ -37,10 +38,15 @@ class Heads:
         cached = tuple(layer for layer in layers_of(values) if layer.caches)
         return _heads(str(values["general.architecture"]), cached, mla=is_mla(values))
 
+    def holds_exact(self, *, gpu: bool = False) -> bool:
+        """Whether tokens can be kept in f16 beside the types (src/llama-rq-recent.cpp): not where an indexer
+        chooses the keys, and on a GPU not where V is read from K."""
+        return not any(layer.index for layer in self.layers) and not (self.mla and gpu)
+
     def why_not(self, plan: KvPlan, *, gpu: bool = False) -> str | None:
         """Why llama.cpp does not keep the cache in these types: a sentence that names what can be used, or
-        None when it does. ``gpu``: on one (``Build.on_gpu``); which heads each has kernels for is told at
-        load."""
+        None when it does. ``gpu``: on one without five bits (``Build.lacks_five_bits``); which heads
+        each has is told at load."""
         try:
             pairs = plan.resolve(len(self.layers)) if self.layers else ()
         except UsageError as error:
