@@ -186,7 +186,7 @@ static inline bool ggml_metal_rq_supports_op(struct ggml_metal_device * dev, con
     if (ggml_op_is_empty(op->op)) {
         return false;
     }
-    if (ggml_rq_op_is_for_cpu(op)) {
+    if (ggml_rq_op_has_5_bits(op)) {
         *supported = false;
         return true;
     }
