@@ -57,7 +57,7 @@ def held_cases(cases: Iterable[Case], build: Build | None, model: Path | None = 
         return kept
     if not build.holds_exact:
         log.say("no tokens are kept in f16, which this build's devices cannot attend to")
-    elif model is not None and not _holds_exact(model, build):
+    elif model is not None and not _holds_exact(model):
         log.say("no tokens are kept in f16, which this model's kind of attention does not attend to")
     else:
         return kept
@@ -67,11 +67,11 @@ def held_cases(cases: Iterable[Case], build: Build | None, model: Path | None = 
     return list(dict.fromkeys(plain))
 
 
-def _holds_exact(model: Path, build: Build) -> bool:
+def _holds_exact(model: Path) -> bool:
     """Whether tokens can be kept in f16 beside the model's cache, by its header; True where that does not
     tell."""
     try:
-        return Heads.of_metadata(model_header(model).values).holds_exact(gpu=build.on_gpu)
+        return Heads.of_metadata(model_header(model).values).holds_exact
     except ModelError:
         return True
 

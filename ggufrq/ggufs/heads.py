@@ -38,10 +38,11 @@ class Heads:
         cached = tuple(layer for layer in layers_of(values) if layer.caches)
         return _heads(str(values["general.architecture"]), cached, mla=is_mla(values))
 
-    def holds_exact(self, *, gpu: bool = False) -> bool:
+    @property
+    def holds_exact(self) -> bool:
         """Whether tokens can be kept in f16 beside the types (src/llama-rq-recent.cpp): not where an indexer
-        chooses the keys, and on a GPU not where V is read from K."""
-        return not any(layer.index for layer in self.layers) and not (self.mla and gpu)
+        chooses the keys. What a device cannot hold is told at load."""
+        return not any(layer.index for layer in self.layers)
 
     def why_not(self, plan: KvPlan, *, gpu: bool = False) -> str | None:
         """Why llama.cpp does not keep the cache in these types: a sentence that names what can be used, or

@@ -103,8 +103,8 @@ def output_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
 def held_plan(shape: MemoryShape, plan: KvPlan) -> KvPlan:
     """The plan without what nobody asked for and llama.cpp leaves out: tokens in f16 where an indexer chooses
     the keys, and a profile that would be found where V is read from K (MLA) or the graph turns K itself."""
-    if plan.optional and any(layer.index for layer in shape.layers):
-        plan = plan.with_exact(0)
     heads = Heads.of(shape)
+    if plan.optional and not heads.holds_exact:
+        plan = plan.with_exact(0)
     none = isinstance(plan.profile, Sought) and (heads.mla or heads.turned)
     return plan.with_profile(None) if none else plan
