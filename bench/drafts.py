@@ -17,6 +17,7 @@ from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.drive.serve import ANY_PORT, Draft, serving
 from ggufrq.make.ready import model_file
+from ggufrq.tools.programs import Programs
 
 TEXT = paths.data_dir("texts") / "heldout.txt"
 PROMPTS, CHARACTERS, APART, TOKENS = 4, 5000, 9000, 128
@@ -25,8 +26,9 @@ PROMPTS, CHARACTERS, APART, TOKENS = 4, 5000, 9000, 128
 def generated(model: str, kv: str, draft: Draft | None) -> list[dict[str, Any]]:
     """Text and timings of each prompt."""
     text = TEXT.read_text(encoding="utf-8")
-    plan, answers = parse_plan(kv).as_usual(), []
-    with serving(model_file(model), plan, require_build(), port=ANY_PORT, draft=draft) as running:
+    plan, programs = parse_plan(kv).as_usual(), Programs.of_build(require_build())
+    answers = []
+    with serving(model_file(model), plan, programs, port=ANY_PORT, draft=draft) as running:
         for prompt in range(PROMPTS):
             body = {
                 "prompt": text[prompt * APART : prompt * APART + CHARACTERS],

@@ -18,7 +18,8 @@ _USUAL = ("q8_0", "q4_0")
 @dataclass(frozen=True)
 class Heads:
     """What decides it: the layers that keep K and V, and the kind of attention. ``mla``: V is read from K;
-    ``turned``: the graph turns Q, K and V by itself; ``plain``: there is no flash attention."""
+    ``turned``: the graph turns Q, K and V by itself; ``plain``: there is no flash attention; ``unread``: why
+    the graph cannot read types of ours."""
 
     layers: tuple[Layer, ...]
     mla: bool
@@ -36,6 +37,11 @@ class Heads:
         """Those of the model with this metadata. Raises ModelError when it does not tell."""
         cached = tuple(layer for layer in layers_of(values) if layer.caches)
         return _heads(str(values["general.architecture"]), cached, mla=is_mla(values))
+
+    def holds_exact(self, *, gpu: bool = False) -> bool:
+        """Whether tokens can be kept in f16 beside the types (src/llama-rq-recent.cpp): not where an indexer
+        chooses the keys, and on a GPU not where V is read from K."""
+        return not any(layer.index for layer in self.layers) and not (self.mla and gpu)
 
     def why_not(self, plan: KvPlan, *, gpu: bool = False) -> str | None:
         """Why llama.cpp does not keep the cache in these types: a sentence that names what can be used, or

@@ -131,6 +131,7 @@ MORE = [
     ("MUL_MAT_RQ", "family", 54),
     ("FLASH_ATTN_EXT", "hsk=576,.*nb=(1|75),.*type_K=rq3_64", 4),
     ("FLASH_ATTN_EXT", "recent=.*apart=0,hsk=128,.*type_K=(iso3|planar2|q8_0|q4_0)", 24),
+    ("FLASH_ATTN_EXT", "recent=.*hsk=576,", 3),
 ]
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from ggufrq.build.project import Build
@@ -205,6 +206,33 @@ def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no tokens are kept in f16, which this build's devices cannot attend to" in capsys.readouterr().err
     asked = parse_cases("iso3", None, 32, 1)
     assert cache_check.held_cases(asked, vulkan) == asked
+
+
+def test_a_model_beside_whose_cache_none_are_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an indexer chooses the keys, and on a GPU where V is read from K."""
+    cpu, cuda = (Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cpu", "cuda"))
+    cases, asked = parse_cases("iso3", None, None, None), parse_cases("iso3", None, 32, 1)
+    numbers = {"block_count": 4, "attention.head_count": 4, "embedding_length": 512}
+    indexer = {"head_count": 8, "key_length": 128, "top_k": 64}
+    models = {
+        "qwen4exp": {f"attention.indexer.{key}": value for key, value in indexer.items()},
+        "deepseek2": {"attention.key_length": 576, "attention.key_length_mla": 192},
+        "llama": {},
+    }
+    for arch, more in models.items():
+        path = tmp_path / f"{arch}.gguf"
+        writer = gguf.GGUFWriter(path, arch)
+        for key, value in (numbers | more).items():
+            writer.add_uint32(f"{arch}.{key}", value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        for build in (cpu, cuda):
+            none = arch == "qwen4exp" or (arch == "deepseek2" and build is cuda)
+            kept = cache_check.held_cases(cases, build, path)
+            assert [case.name for case in kept] == ["iso3" if none else "iso3 +first1 +recent32"]
+            assert ("this model's kind of attention" in capsys.readouterr().err) is none
+            assert cache_check.held_cases(asked, build, path) == asked
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ struct test_rq_recent : public test_flash_attn_ext {
 
     test_rq_recent(std::array<int64_t, 2> hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
             bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false) :
-        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}), held(held), apart(apart) {}
+        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, hs[0] == 576), held(held), apart(apart) {}
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         ggml_tensor * out   = test_flash_attn_ext::build_graph(ctx);
@@ -64,11 +64,15 @@ struct test_rq_recent : public test_flash_attn_ext {
         const auto rows = [&](ggml_type type, int64_t hs, int64_t n) {
             return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, hs, nh, n, nr23[1]), 0, 2, 1, 3);
         };
+        const auto values = [&](ggml_tensor * k) {
+            return v_is_view_of_k ? ggml_view_4d(ctx, k, hsv, k->ne[1], k->ne[2], k->ne[3], k->nb[1], k->nb[2], k->nb[3], 0) : rows(k->type, hsv, k->ne[1]);
+        };
         if (!apart) {
             out->src[3] = mask(kv, 0);
         }
-        ggml_rq_flash_attn_ext_add_recent(out, rows(GGML_TYPE_F16, hsk, held), rows(GGML_TYPE_F16, hsv, held), mask(masks->ne[0] - first, first),
-            rows(GGML_TYPE_F32, hsk, nb), rows(GGML_TYPE_F32, hsv, nb));
+        ggml_tensor * k     = rows(GGML_TYPE_F16, hsk, held);
+        ggml_tensor * k_new = rows(GGML_TYPE_F32, hsk, nb);
+        ggml_rq_flash_attn_ext_add_recent(out, k, values(k), mask(masks->ne[0] - first, first), k_new, values(k_new));
         return out;
     }
 
@@ -108,6 +112,9 @@ static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_c
     add(192, 128, GGML_TYPE_RQ5_64, GGML_TYPE_ISO5, true);
     add(128, 128, GGML_TYPE_Q4_0,   GGML_TYPE_Q4_0, true);
 
+    for (int nb : { 1, 3, 75 }) { // MLA
+        test_cases.emplace_back(new test_rq_recent({576, 512}, 1, {16, 1}, 512, nb, 33, GGML_TYPE_RQ3_64, GGML_TYPE_RQ3_64));
+    }
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_ISO3, GGML_TYPE_F16));
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_Q8_0, GGML_TYPE_ISO4));
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 64, 33, GGML_TYPE_F16, GGML_TYPE_ISO3));

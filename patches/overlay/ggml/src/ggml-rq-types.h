@@ -29,16 +29,16 @@ static inline int ggml_rq_type_bits(enum ggml_type type) {
     return type >= GGML_TYPE_PLANAR5 ? 5 : 2 + ((int) type - (int) GGML_TYPE_PLANAR2) % 3;
 }
 
-// no GPU has kernels for 5 bits yet
-static inline bool ggml_rq_is_for_cpu(enum ggml_type type) {
+// for which CUDA and Metal have no kernels yet
+static inline bool ggml_rq_has_5_bits(enum ggml_type type) {
     return ggml_rq_is_type(type) && ggml_rq_type_bits(type) == 5;
 }
 
-// whether an operation reads or writes such a type
-static inline bool ggml_rq_op_is_for_cpu(const struct ggml_tensor * op) {
-    bool res = ggml_rq_is_for_cpu(op->type);
+// whether an operation reads or writes one of them
+static inline bool ggml_rq_op_has_5_bits(const struct ggml_tensor * op) {
+    bool res = ggml_rq_has_5_bits(op->type);
     for (size_t i = 0; i < sizeof(op->src)/sizeof(op->src[0]); ++i) {
-        res = res || (op->src[i] && ggml_rq_is_for_cpu(op->src[i]->type));
+        res = res || (op->src[i] && ggml_rq_has_5_bits(op->src[i]->type));
     }
     return res;
 }
@@ -109,6 +109,14 @@ static inline void ggml_rq_flash_attn_ext_add_recent(struct ggml_tensor * a, str
     a->src[GGML_RQ_RECENT_MASK]  = mask;
     a->src[GGML_RQ_RECENT_K_NEW] = k_new;
     a->src[GGML_RQ_RECENT_V_NEW] = v_new;
+}
+
+// whether an attention's V is the first values of K (MLA)
+static inline bool ggml_rq_v_in_k(const struct ggml_tensor * a) {
+    const struct ggml_tensor * k = a->src[1];
+    const struct ggml_tensor * v = a->src[2];
+    return v->view_src && (v->view_src == k || (v->view_src == k->view_src && v->view_offs == k->view_offs)) && v->type == k->type &&
+        v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3];
 }
 
 // whether this attention has recent rows

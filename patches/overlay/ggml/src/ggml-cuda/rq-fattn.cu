@@ -14,7 +14,7 @@
 // the one of these that is for K of this type, or nullptr
 template <typename F>
 static F * ggml_cuda_rq_fa_of(const ggml_type type_k, F * f16, F * q8_0, F * const (&ours)[6]) {
-    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : !ggml_rq_is_type(type_k) || ggml_rq_is_for_cpu(type_k) ? nullptr :
+    return type_k == GGML_TYPE_F16 ? f16 : type_k == GGML_TYPE_Q8_0 ? q8_0 : !ggml_rq_is_type(type_k) || ggml_rq_has_5_bits(type_k) ? nullptr :
         ours[ggml_rq_type_bits(type_k) - 2 + (ggml_rq_is_sibling(type_k) ? 3 : 0)];
 }
 

@@ -20,7 +20,7 @@ static inline bool ggml_cuda_rq_decides_node(const ggml_tensor * op, bool & supp
     const ggml_tensor * a = op->src[0];
     const ggml_tensor * b = op->src[1];
 
-    if (ggml_rq_op_is_for_cpu(op)) {
+    if (ggml_rq_op_has_5_bits(op)) {
         supported = ggml_op_is_empty(op->op);
         return true;
     }

@@ -139,7 +139,7 @@ static void ggml_cuda_rq_dequantize_f16(const void * x, half * y, const int64_t 
 
 to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
     to_fp16_cuda_t res = nullptr;
-    if (ggml_rq_is_type(type) && !ggml_rq_is_for_cpu(type)) {
+    if (ggml_rq_is_type(type) && !ggml_rq_has_5_bits(type)) {
         ggml_cuda_rq_with_code(type, [&](auto of) { res = ggml_cuda_rq_dequantize_f16<decltype(of)>; });
     }
     return res;
@@ -147,7 +147,7 @@ to_fp16_cuda_t ggml_cuda_rq_to_fp16(const ggml_type type) {
 
 to_fp16_nc_cuda_t ggml_cuda_rq_to_fp16_nc(const ggml_type type) {
     to_fp16_nc_cuda_t res = nullptr;
-    if (ggml_rq_is_type(type) && !ggml_rq_is_for_cpu(type)) {
+    if (ggml_rq_is_type(type) && !ggml_rq_has_5_bits(type)) {
         ggml_cuda_rq_with_code(type, [&](auto of) { res = ggml_cuda_rq_dequantize_f16_nc<decltype(of)>; });
     }
     return res;

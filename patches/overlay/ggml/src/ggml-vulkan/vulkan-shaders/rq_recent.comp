@@ -36,6 +36,11 @@ layout (binding = 8) readonly buffer M { float16_t data_m[]; };
 #define THREADS 128u
 #define NEG_FLT_MAX_OVER_2 uintBitsToFloat(0xFEFFFFFFu) // as upstream's shaders have it where they have seen nothing
 
+// rows of this batch as they will be held
+float held(const float x) {
+    return unpackHalf2x16(packHalf2x16(vec2(x, 0.0))).x;
+}
+
 shared float sh_q[576];
 shared float sh_max[THREADS];
 shared float sh_p[THREADS];
@@ -99,7 +104,7 @@ void main() {
                 }
             } else {
                 for (uint d = 0; d < p.head_k; ++d) {
-                    s += sh_q[d]*data_k_new[at_k_new + (row - p.n_held)*p.nb_k_new1 + d];
+                    s += sh_q[d]*held(data_k_new[at_k_new + (row - p.n_held)*p.nb_k_new1 + d]);
                 }
             }
             if (p.softcap != 0.0) {
@@ -133,7 +138,7 @@ void main() {
                 const uint d = j*THREADS + tid;
                 if (d < p.head_v) {
                     v[j] += e*(r0 + i < p.n_held ? float(data_v[at_v + (r0 + i)*p.nb_v1 + d]) :
-                        data_v_new[at_v_new + (r0 + i - p.n_held)*p.nb_v_new1 + d]);
+                        held(data_v_new[at_v_new + (r0 + i - p.n_held)*p.nb_v_new1 + d]));
                 }
             }
         }
