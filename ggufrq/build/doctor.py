@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ggufrq.base import machine, paths, proc
-from ggufrq.base.errors import GgufrqError, ToolError
+from ggufrq.base.errors import GgufrqError, ModelError, ToolError
 from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, prebuilt, toolchain, vulkan_toolkit
+from ggufrq.cache.kv import DEFAULT_KV, kv_types, parse_plan
+from ggufrq.ggufs.heads import Heads
 from ggufrq.patchset.series import load, problems
 from ggufrq.source import obtain
 from ggufrq.source.pin import load_pin
@@ -60,6 +63,24 @@ def examine() -> list[Check]:
         _conversion(),
         _models(),
     ]
+
+
+def of_model(name: str, values: Mapping[str, Any], *, gpu: bool) -> Check:
+    """Whether K and V of the model with this metadata can be kept in what ``run`` takes by itself, and in
+    what else. ``gpu``: on one."""
+    title = f"cache of {name}"
+    try:
+        heads = Heads.of_metadata(values)
+    except ModelError as error:
+        return Check(title, "optional", error.message, error.remedy or "")
+    if not heads.layers:
+        return Check(title, "ok", "keeps no K and V")
+    holding = [kind for kind in kv_types() if heads.why_not(parse_plan(kind), gpu=gpu) is None]
+    why = heads.why_not(parse_plan(DEFAULT_KV), gpu=gpu)
+    if why is None:
+        return Check(title, "ok", f"can be in {', '.join(holding)}")
+    best = next((kind for kind in ("q8_0", "q4_0") if kind in holding), "f16")
+    return Check(title, "optional", why, f"ggufrq run {name} --kv {best}")
 
 
 def healthy(checks: list[Check]) -> bool:
@@ -121,7 +142,8 @@ def _vulkan() -> Check:
         return Check("Vulkan", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
     kit = vulkan_toolkit.find()
     told = f"{found}, headers {kit.headers}, glslc {kit.version} ({kit.glslc})"
-    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan")
+    why = ", not taken by itself since no GPU has run its shaders yet" if devices else ""
+    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan{why}")
 
 
 def _memory() -> Check:

@@ -16,7 +16,7 @@ from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make.profile import TYPE as PROFILE
 from ggufrq.models.names import names_beside
-from ggufrq.runtimes.fallback import fits
+from ggufrq.runtimes.fallback import fits, heads
 
 _MANIFEST = ".ggufrq.json"
 
@@ -76,6 +76,21 @@ class Facts:
         return next((name for name in names if (self.folder / name).is_file()), None)
 
     @property
+    def head(self) -> CardFile | None:
+        """The file of the head that predicts further tokens, where it is one of its own."""
+        return next((file for file in self.files if file.kind == "mtp"), None)
+
+    @property
+    def guesses(self) -> bool:
+        """Whether there is such a head, in the files of the model or beside them."""
+        return self.head is not None or bool(self.number("nextn_predict_layers"))
+
+    @property
+    def tag(self) -> str:
+        """What ``-hf USER/MODEL:TAG`` of llama.cpp calls the smallest model."""
+        return self.smallest.name.removesuffix(".gguf").removeprefix(f"{self.base}-")
+
+    @property
     def needed(self) -> tuple[str, ...]:
         """Names of all files that the commands of the quickstarts need: the smallest model's, and the
         profile."""
@@ -112,8 +127,14 @@ class Facts:
         return value if isinstance(value, int) else None
 
     def takes(self, kind: KvType) -> bool:
-        """Whether the model's cache can be kept in a type."""
-        return not kind.ours or bool(fits(self.values, kind.name))
+        """Whether the model's cache can be kept in a type, which is known of it."""
+        found = fits(self.values, kind.name)
+        return bool(found) if kind.ours else found is not False
+
+    def why_not(self, kind: KvType) -> str | None:
+        """Why the model's cache cannot be kept in a type, None where it can or that is not known."""
+        found = heads(self.values)
+        return None if found is None else found.why_not(KvPlan(KvPair(kind, kind)))
 
     def bits(self, kind: KvType) -> float:
         """Bits per value of the model's cache in a type."""
@@ -122,7 +143,7 @@ class Facts:
     @property
     def cache_type(self) -> str:
         """The type that the quickstarts use: iso3, or what stands in for it."""
-        return "iso3" if self.takes(kv_types()["iso3"]) else "q8_0"
+        return next((name for name in ("iso3", "q8_0") if self.takes(kv_types()[name])), "f16")
 
 
 def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:

@@ -16,7 +16,7 @@ from ggufrq.cache.kv import (
 )
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
-from ggufrq.ggufs.memory_shape import head_sizes, unread
+from ggufrq.ggufs.memory_shape import head_sizes
 from ggufrq.measure.kept import Row
 from ggufrq.report import numbers
 
@@ -106,6 +106,7 @@ def making(facts: Facts) -> str:
     commit, patches = str(values.get("ggufrq.llama_cpp", "")), str(values.get("ggufrq.patch_set", ""))
     said = [
         ("Source", origin),
+        ("Its weights", str(values.get("ggufrq.source.weights") or "")),
         ("Made by", code(str(values.get("general.quantized_by", "ggufrq")))),
         ("llama.cpp", code(commit)),
         ("Patch set", code(patches)),
@@ -139,13 +140,8 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
         notes += f" Bytes of the rotated types count {exact} in f16 beside them, as `ggufrq run` keeps them."
     if recurrent_mib:
         notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
-    if facts.cache_type == "q8_0":
-        why = unread(facts.values)
-        notes += (
-            " The heads of this model do not fill the blocks of 64 or 128 values of the rotated types."
-            if why is None
-            else f" The rotated types cannot be used: the graph of {facts.arch} {why}."
-        )
+    if (why := facts.why_not(kv_types()["iso3"])) is not None:
+        notes += f" The rotated types cannot be used here: {why}."
     return section(title, table(head, lines, "r" * len(head)), notes)
 
 

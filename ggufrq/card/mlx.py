@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,6 +105,30 @@ def is_mlx(folder: Path) -> bool:
     return bool(_manifests(folder))
 
 
+def members(folder: Path) -> list[Path]:
+    """The models of a family for mlx-lm, where a folder holds one: folders in it that are such models, and no
+    manifest of its own."""
+    if any(folder.glob(_MANIFEST)):
+        return []
+    return sorted(place for place in folder.iterdir() if place.is_dir() and is_mlx(place))
+
+
+def repo_of(member: Path, repo: str) -> str:
+    """The repository of a member of a family: that of the family, and what the weights are."""
+    (name,) = (path.name.removesuffix(_MANIFEST[1:]) for path in _manifests(member))
+    return f"{repo}-{name.rpartition('-mlx-')[2]}"
+
+
+def make_family(places: Sequence[Path], wishes: Wishes) -> list[MlxCard]:
+    """The card of each member, which names all others; none is written. Raises as ``make``."""
+    repos = {place: repo_of(place, wishes.repo) if wishes.repo else None for place in places}
+    cards = []
+    for place, repo in repos.items():
+        others = tuple((other, name or other.name) for other, name in repos.items() if other != place)
+        cards.append(make(place, replace(wishes, repo=repo, siblings=(*others, *wishes.siblings))))
+    return cards
+
+
 def _manifests(folder: Path) -> list[Path]:
     return [path for path in folder.glob(_MANIFEST) if (paths.read_json(path) or {}).get("format") == "mlx"]
 
@@ -196,7 +220,8 @@ def _family(facts: MlxFacts, others: Sequence[tuple[str, MlxFacts]], repo: str |
     """The repositories of a family, the fewest bits first, this one in bold."""
     rows = []
     for name, one in sorted([(repo or facts.name, facts), *others], key=lambda pair: pair[1].entry["bits"]):
-        link = f"**{name}**" if one is facts else f"[{name}](https://huggingface.co/{name})"
+        other = f"[{name}](https://huggingface.co/{name})" if "/" in name else name
+        link = f"**{name}**" if one is facts else other
         what = one.entry["recipe"] + (f", {one.entry['fold']}" if one.entry.get("fold") else "")
         bits = f"{one.entry['bits']:.2f}"
         rows.append((link, what, bits, size_text(one.bytes), f"{one.entry['kld']:.5f}"))

@@ -10,7 +10,7 @@ import click
 from ggufrq.base import log, paths, texts
 from ggufrq.build.builds import require_build
 from ggufrq.card import mlx
-from ggufrq.card.compose import Wishes, make, parse_sibling
+from ggufrq.card.compose import Card, Wishes, make, parse_sibling
 from ggufrq.cli.text_options import TEXT
 
 
@@ -48,7 +48,8 @@ from ggufrq.cli.text_options import TEXT
 def card(
     folder: Path, siblings: tuple[str, ...], no_run: bool, dry_run: bool, as_json: bool, **wishes: Any
 ) -> None:
-    """Write README.md, the model card, for what `ggufrq quantize` made in DIR: a family, or a model for mlx.
+    """Write README.md, the model card, for what `ggufrq quantize` made in DIR: a family, a model for mlx, or
+    several of them, each of which gets its own; --repo is then followed by `-4bit` and the like.
 
     From metadata, from measurements (`ggufrq validate`, or --measure), and from commands that are run on the
     smallest file before they are printed. Where nothing was measured it says so. Your own text between the
@@ -60,13 +61,20 @@ def card(
       ggufrq card Qwen3-0.6B-GGUF --repo me/Qwen3-0.6B-GGUF --measure --quick
     """
     said = Wishes(siblings=tuple(map(parse_sibling, siblings)), run=not no_run, **wishes)
-    made = mlx.make(folder, said) if mlx.is_mlx(folder) else make(folder, require_build(), said)
-    if not dry_run:
-        paths.atomic_write(made.path, made.text)
-        log.say(f"wrote {made.path}")
+    family = mlx.members(folder)
+    cards: list[Card | mlx.MlxCard] = []
+    if family:
+        cards += mlx.make_family(family, said)
+    else:
+        cards.append(mlx.make(folder, said) if mlx.is_mlx(folder) else make(folder, require_build(), said))
+    for made in cards:
+        if not dry_run:
+            paths.atomic_write(made.path, made.text)
+            log.say(f"wrote {made.path}")
+        elif not as_json:
+            click.echo(made.text, nl=False)
+        if made.not_measured:
+            log.say(f"{made.not_measured} cells say 'not measured'; --measure fills them")
     if as_json:
-        click.echo(texts.to_json(made.as_data(), indent=2, default=str))
-    elif dry_run:
-        click.echo(made.text, nl=False)
-    if made.not_measured:
-        log.say(f"{made.not_measured} cells say 'not measured'; --measure fills them")
+        data = [made.as_data() for made in cards]
+        click.echo(texts.to_json(data if family else data[0], indent=2, default=str))

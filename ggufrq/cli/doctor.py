@@ -11,20 +11,30 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufrq.build import doctor as examination
+from ggufrq.build.builds import usable_build
 
 _STYLES = {"ok": "green", "missing": "bold red", "todo": "yellow", "optional": "dim"}
 _WORDS = {"ok": "ok", "missing": "missing", "todo": "to do", "optional": "optional"}
 
 
 @click.command()
+@click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what is there, what is missing, and the command that mends it.
+def doctor(ctx: click.Context, model: str | None, as_json: bool) -> None:
+    """Say what is there, what is missing, and the command that mends it; and with MODEL which types its KV
+    cache can be kept in, by its header alone.
 
     Exits with 1 when something is missing that a build or run needs.
+
+    \b
+    Examples:
+      ggufrq doctor
+      ggufrq doctor model.gguf
     """
     checks = examination.examine()
+    if model is not None:
+        checks.append(_of_model(model))
     good = examination.healthy(checks)
     if as_json:
         report = {"healthy": good, "checks": [check.to_json() for check in checks]}
@@ -33,6 +43,15 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         _render(checks)
     if not good:
         ctx.exit(1)
+
+
+def _of_model(model: str) -> examination.Check:
+    from ggufrq.memory import metadata
+    from ggufrq.models.resolve import resolve
+
+    build = usable_build()
+    header = metadata.read(resolve(model), build).headers[0]
+    return examination.of_model(model, header.values, gpu=build is not None and build.lacks_five_bits)
 
 
 def _render(checks: list[examination.Check]) -> None:

@@ -83,7 +83,7 @@ def _context(advice: core.Advice) -> str:
     if advice.holds is None:
         return f"{text}; whether {core.OURS} can hold this model's heads its metadata does not tell"
     if advice.times is None:
-        return f"{text}; {core.OURS} cannot hold this model's cache, so there is nothing to gain by it"
+        return f"{text}; {core.OURS} cannot hold this model's cache: {advice.why_not}"
     if advice.ours_context is None:
         return f"{text}; {core.OURS} would hold {advice.times:.2f} times as many in the same memory"
     text += f"; {core.OURS} would hold {advice.ours_context:,} in the same memory ({advice.times:.2f} times)"

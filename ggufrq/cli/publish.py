@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ggufrq.base import table
 from ggufrq.base.sizes import size_text
+from ggufrq.card import mlx
 from ggufrq.publish import upload
 from ggufrq.publish.upload import UploadPlan
 
@@ -36,26 +38,34 @@ def publish(
 
     Only files that the manifest of `ggufrq quantize` vouches for are sent, with README.md, LICENSE and the
     manifest. What the repository has already is not sent again: the same command goes on after it was
-    stopped, and a second one sends nothing. The token is that of `hf auth login`, or HF_TOKEN.
+    stopped, and a second one sends nothing. Of a family for mlx each model goes to a repository of its own,
+    REPO-4bit and the like. The token is that of `hf auth login`, or HF_TOKEN.
 
     \b
     Examples:
       ggufrq publish Qwen3-0.6B-GGUF me/Qwen3-0.6B-GGUF --exclude '*-BF16.gguf' --dry-run
       ggufrq publish Qwen3-0.6B-GGUF me/Qwen3-0.6B-GGUF --public --collection "Qwen3 with iso3"
     """
-    if dry_run:
-        plan = upload.plan(folder, repo, public=public, collection=collection, exclude=exclude)
-        click.echo(json.dumps(plan.as_data(), indent=2) if as_json else render(plan))
-        return
-    done = upload.publish(folder, repo, public=public, collection=collection, exclude=exclude)
+    family = mlx.members(folder)
+    places = {place: mlx.repo_of(place, repo) for place in family} or {folder: repo}
+    how: dict[str, Any] = {"public": public, "collection": collection, "exclude": exclude}
+    every = []
+    for place, name in places.items():
+        if dry_run:
+            plan = upload.plan(place, name, **how)
+            data, said = plan.as_data(), render(plan)
+        else:
+            done = upload.publish(place, name, **how)
+            data = {**done.plan.as_data(), "verified": list(done.verified)}
+            data["collection_url"] = done.collection_url
+            said = render(done.plan)
+            said += f"\nverified {len(done.verified)} files by size and hash: {done.plan.url}"
+            said += f"\ncollected in {done.collection_url}" if done.collection_url else ""
+        every.append(data)
+        if not as_json:
+            click.echo(said)
     if as_json:
-        data = {**done.plan.as_data(), "verified": list(done.verified), "collection_url": done.collection_url}
-        click.echo(json.dumps(data, indent=2))
-        return
-    click.echo(render(done.plan))
-    click.echo(f"verified {len(done.verified)} files by size and hash: {done.plan.url}")
-    if done.collection_url:
-        click.echo(f"collected in {done.collection_url}")
+        click.echo(json.dumps(every if family else every[0], indent=2))
 
 
 def render(plan: UploadPlan) -> str:
@@ -72,6 +82,7 @@ def render(plan: UploadPlan) -> str:
     if plan.collection is not None:
         made = "new; " if plan.collection_is_new else ""
         lines.append(f"collection '{plan.collection}': {made}{'to add' if plan.collects else 'has it'}")
+    lines += plan.shadows
     total = sum(file.bytes for file in plan.send)
     lines.append(f"to send: {len(plan.send)} files, {size_text(total)}" if plan.changes else "nothing to do")
     return "\n".join(lines)

@@ -51,16 +51,21 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.Choice(["gguf", "mlx"]),
     default="gguf",
     show_default=True,
-    help="What to make; mlx: a folder for mlx-lm, by --bits or --recipe.",
+    help="What to make; mlx: a folder for mlx-lm for each of --bits and --recipe.",
 )
-@click.option("--bits", type=int, metavar="BITS", help="Bits of all weights, for --to mlx: 2 to 6, or 8.")
+@click.option(
+    "--bits",
+    metavar="LIST",
+    help="Bits of all weights, for --to mlx, with commas.  [default: 2,3,4,5,6,8, and proposal-c]",
+)
 @click.option("--size", metavar="SIZE", help="Budget of --recipe sensitivity: bytes of the file, as 15GB.")
 @click.option("--bpw", metavar="BITS", help="Budget of --recipe sensitivity: bits per weight.")
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the files.  [default: NAME-GGUF here, the cache for an embedded model; NAME-mlx-WHAT]",
+    help="Folder of the files.  [default: NAME-GGUF here, the cache for an embedded model; NAME-mlx-WHAT, "
+    "NAME-mlx for several]",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be made, and what it takes.")
 @click.option("--list-tensors", is_flag=True, help="Only list the type of every tensor.")
@@ -116,7 +121,7 @@ def quantize(
     no_run: bool,
     as_json: bool,
     to: str,
-    bits: int | None,
+    bits: str | None,
     **options: Any,
 ) -> None:
     """Make GGUF files of MODEL: a folder with safetensors, a Hub id, a GGUF file, or an embedded model.
@@ -131,6 +136,7 @@ def quantize(
       ggufrq quantize Qwen/Qwen3-0.6B --types Q4_K_M,Q8_0 --dry-run
       ggufrq quantize ./my-model --recipe proposal-c -o ./my-model-GGUF
       ggufrq quantize ./my-model --to mlx --bits 4
+      ggufrq quantize ./my-model --to mlx --bits 3,4,8 --recipe proposal-c
     """
     if to == "mlx":
         to_mlx(
@@ -218,5 +224,6 @@ def note(made: Made) -> str:
     notes += ["imatrix"] if made.imatrix else []
     notes += [f"{len(made.parts)} parts"] if len(made.parts) > 1 else []
     notes += [f"{made.fallbacks} larger tensors"] if made.fallbacks else []
+    notes += [f"{made.codes} tensors stay as they were"] if made.codes else []
     notes += [] if made.fresh else ["kept"]
     return ", ".join(notes)

@@ -7,7 +7,7 @@ from typing import Any
 from ggufrq.base import table
 from ggufrq.base.errors import GgufrqError
 from ggufrq.base.sizes import size_text
-from ggufrq.make.plan import FamilyPlan, Output
+from ggufrq.make.plan import Conversion, FamilyPlan, Output
 from ggufrq.make.recipe import class_of
 from ggufrq.make.record import SPARE_DISK
 
@@ -16,7 +16,7 @@ def render_plan(plan: FamilyPlan) -> str:
     """The files with exact sizes and bits per weight, then what the run needs and what is there."""
     head = ("file", "type", "size", "bits/weight", "")
     rows = [
-        (part.name, part.type, size_text(part.bytes) if part.bytes else "", "", _state(part.kept))
+        (part.name, part.type, size_text(part.bytes) if part.bytes else "", "", _of(part))
         for part in plan.conversions
     ]
     rows += [
@@ -38,7 +38,7 @@ def render_plan(plan: FamilyPlan) -> str:
     for output in plan.outputs:
         for name, (asked, got) in output.fallbacks.items():
             lines.append(f"{output.name}: {name} has rows that {asked} cannot hold and gets {got}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *plan.told])
 
 
 def render_tensors(plan: FamilyPlan) -> str:
@@ -68,6 +68,7 @@ def plan_as_json(plan: FamilyPlan) -> dict[str, Any]:
         "folder": str(plan.folder),
         "source": plan.source,
         "architecture": plan.model.architecture,
+        "told": plan.told,
         "conversions": [
             {"file": part.name, "part": part.part, "bytes": part.bytes, "kept": part.kept}
             for part in plan.conversions
@@ -82,6 +83,7 @@ def plan_as_json(plan: FamilyPlan) -> dict[str, Any]:
                 "kept": output.kept,
                 "imatrix": output.job.imatrix is not None,
                 "fold": output.fold,
+                "codes": dict(output.codes),
                 "fallbacks": {name: list(pair) for name, pair in output.fallbacks.items()},
                 "tensors": output.forecast.types,
             }
@@ -104,8 +106,10 @@ def refuse_what_does_not_fit(plan: FamilyPlan) -> None:
         )
 
 
-def _state(kept: bool) -> str:
-    return "kept" if kept else ""
+def _of(part: Conversion) -> str:
+    return ", ".join(
+        [*([f"of {part.quantized_by}"] if part.quantized_by else []), *(["kept"] if part.kept else [])]
+    )
 
 
 def _note(output: Output) -> str:

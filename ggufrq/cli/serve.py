@@ -33,8 +33,10 @@ _DRAFT_KV = "q8_0"
 @click.option(
     "--draft",
     metavar="MODEL|mtp",
-    help="Guess tokens ahead by this smaller model of the same vocabulary, or by the head MODEL has for it.",
+    help="Guess tokens ahead by this smaller model of the same vocabulary, by one made for MODEL (EAGLE-3, "
+    "DFlash), or by the head MODEL has for it.",
 )
+@click.option("--mtp", is_flag=True, help="The same as --draft mtp.")
 @click.option(
     "--draft-kv",
     help="KV cache data type of the draft, as --kv but for all layers; the profile is not for it.  "
@@ -57,6 +59,7 @@ def serve(
     port: int | None,
     parallel: int,
     draft: str | None,
+    mtp: bool,
     draft_kv: str | None,
     timeout: float,
     verbose: bool,
@@ -72,11 +75,17 @@ def serve(
       ggufrq serve docs-qwen3-8m --kv iso3
       ggufrq serve model.gguf --kv "iso3/planar4; 0,-1:q8_0" -- --cache-reuse 256
       ggufrq serve Qwen3-8B-Q4_K_M.gguf --draft Qwen3-0.6B-Q8_0.gguf
+      ggufrq serve Qwen3.5-27B-Q4_K_M.gguf --mtp --draft-kv iso4
     """
+    if mtp and draft not in (None, "mtp"):
+        raise UsageError(
+            "--mtp and --draft name two that would guess", remedy="--mtp, or --draft with another model"
+        )
+    draft = "mtp" if mtp else draft
     if draft is None and draft_kv is not None:
         raise UsageError(
             "--draft-kv is for the cache of a draft, and there is none",
-            remedy="--draft MODEL, or --draft mtp",
+            remedy="--draft MODEL, or --mtp",
         )
     programs, plan = settle(
         ["ggufrq", "serve", model], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufrq.base import log, texts
-from ggufrq.base.errors import ToolError
+from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, exact_words, kv_types, parse_plan
+from ggufrq.ggufs.files import model_header
+from ggufrq.ggufs.heads import Heads
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
 from ggufrq.tools.logs import Context, is_printed, uses
 
@@ -47,17 +49,31 @@ def _without_optional(context: Context, plan: KvPlan) -> KvPlan:
     return plan if not plan.optional or context.not_held is None else plan.with_exact(0)
 
 
-def held_cases(cases: Iterable[Case], build: Build | None) -> list[Case]:
+def held_cases(cases: Iterable[Case], build: Build | None, model: Path | None = None) -> list[Case]:
     """The cases, each once, as a build keeps them: without newest and first tokens that nobody asked for
-    where it cannot hold them, which is said."""
+    where it, or it with this GGUF ``model``, cannot hold them, which is said."""
     kept = list(cases)
-    if build is None or build.holds_exact or not any(case.plan.optional for case in kept):
+    if build is None or not any(case.plan.optional for case in kept):
         return kept
-    log.say("no tokens are kept in f16, which this build's devices cannot attend to")
+    if not build.holds_exact:
+        log.say("no tokens are kept in f16, which this build's devices cannot attend to")
+    elif model is not None and not _holds_exact(model, build):
+        log.say("no tokens are kept in f16, which this model's kind of attention does not attend to")
+    else:
+        return kept
     plain = (
         replace(case, plan=case.plan.with_exact(0) if case.plan.optional else case.plan) for case in kept
     )
     return list(dict.fromkeys(plain))
+
+
+def _holds_exact(model: Path, build: Build) -> bool:
+    """Whether tokens can be kept in f16 beside the model's cache, by its header; True where that does not
+    tell."""
+    try:
+        return Heads.of_metadata(model_header(model).values).holds_exact(gpu=build.on_gpu)
+    except ModelError:
+        return True
 
 
 def found(context: Context) -> str:

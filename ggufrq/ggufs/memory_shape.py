@@ -22,8 +22,9 @@ from ggufrq.ggufs.tensors import type_bytes, type_name
 @dataclass(frozen=True)
 class Layer:
     """Values of K and of V that it keeps of a token, in heads of ``head_k`` and ``head_v`` values, of a
-    window only where ``window`` is set; and values of its recurrent state, ``r`` of the convolution and
-    ``s``."""
+    window only where ``window`` is set; of the key that an indexer of sparse attention keeps beside
+    (``index``) and of what is laid out with it for V (``index_v``); and values of its recurrent state, ``r``
+    of the convolution and ``s``."""
 
     k: int = 0
     v: int = 0
@@ -32,6 +33,8 @@ class Layer:
     window: bool = False
     r: int = 0
     s: int = 0
+    index: int = 0
+    index_v: int = 0
 
     @property
     def caches(self) -> bool:
@@ -47,7 +50,8 @@ class MemoryShape:
     compressed; ``native`` is the context that the model was trained for; ``weight_bytes`` is the data of all
     tensors. The rest are widths, in values of one token, of the widest layer: ``query`` of all heads, ``ffn``
     of a feed-forward network, ``expert_ffn`` of each of the ``experts`` that are used, ``convolution`` of a
-    recurrent layer.
+    recurrent layer, ``index_query`` of all heads of an indexer; ``index_scores`` is how many values are there
+    at once for a token and each one before, about.
     """
 
     architecture: str
@@ -63,6 +67,8 @@ class MemoryShape:
     experts: int
     expert_ffn: int
     convolution: int
+    index_query: int = 0
+    index_scores: float = 0.0
 
     @property
     def cached(self) -> tuple[Layer, ...]:
@@ -107,7 +113,11 @@ def memory_shape(headers: Sequence[Header]) -> MemoryShape:
     facts = _Facts(headers[0].values)
     refused = _rules()["refused"].get(facts.architecture)
     if refused is not None:
-        raise ModelError(f"the memory of {facts.architecture} is not computed: it {refused}")
+        fixed = facts.architecture in _rules()["unread"]
+        raise ModelError(
+            f"the memory of {facts.architecture} is not computed: it {refused}",
+            remedy="its cache can be kept in f16 and q8_0: --kv q8_0" if fixed else None,
+        )
     tokens = headers[0].values.get("tokenizer.ggml.tokens", ())
     return MemoryShape(
         architecture=facts.architecture,
@@ -123,6 +133,8 @@ def memory_shape(headers: Sequence[Header]) -> MemoryShape:
         experts=max(facts.per_layer("expert_used_count", 0), default=0),
         expert_ffn=max(facts.per_layer("expert_feed_forward_length", None) or facts.ffn, default=0),
         convolution=facts.convolution,
+        index_query=facts.index_query,
+        index_scores=facts.index_scores,
     )
 
 
@@ -136,6 +148,11 @@ def layers_of(values: Mapping[str, Any]) -> tuple[Layer, ...]:
     return _Facts(values).layers()
 
 
+def is_mla(values: Mapping[str, Any]) -> bool:
+    """Whether the model with this metadata keeps K alone, compressed."""
+    return _Facts(values).mla
+
+
 def head_sizes(values: Mapping[str, Any]) -> tuple[int, ...]:
     """Values of a head of K or V, each size once, over all layers that keep any; none where the metadata does
     not tell."""
@@ -147,15 +164,14 @@ def head_sizes(values: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*k, *v]))
 
 
-def is_mla(values: Mapping[str, Any]) -> bool:
-    """Whether the model with this metadata keeps K alone, compressed."""
-    return _Facts(values).mla
+def is_named(architecture: str, rule: str) -> bool:
+    """Whether ``architectures.toml`` names an architecture in the list of a rule."""
+    return architecture in _rules()[rule]["names"]
 
 
-def unread(values: Mapping[str, Any]) -> str | None:
-    """Why llama.cpp's graph for the model with this metadata cannot read K in a type of ours, None where it
-    can."""
-    found: str | None = _rules()["unread"].get(values.get("general.architecture"))
+def unread(architecture: str) -> str | None:
+    """Why llama.cpp's graph of an architecture cannot read K in a type of ours, None where it can."""
+    found: str | None = _rules()["unread"].get(architecture)
     return found
 
 
@@ -217,17 +233,71 @@ class _Facts:
             return (Layer(),) * self.count
         shared = self._shared_from()
         recurrent, attends = self._kinds()
+        chooses = self._indexers()
         return tuple(
-            self._layer(i, keeps=attends[i] and i < shared, state=recurrent[i])
+            self._layer(i, keeps=attends[i] and i < shared, state=recurrent[i], chooses=chooses[i])
             for i in range(self.own if self.own > 0 else self.count)
         )
 
-    def _layer(self, i: int, *, keeps: bool, state: bool) -> Layer:
+    def _layer(self, i: int, *, keeps: bool, state: bool, chooses: bool) -> Layer:
         head_k, head_v = self.head("key", i), self.head("value", i)
         heads = self.kv_heads[i] if keeps else 0
         r, s = self._state() if state else (0, 0)
         v = 0 if self.mla else heads * head_v
-        return Layer(heads * head_k, v, head_k, head_v, bool(heads) and self.windows[i], r, s)
+        window = bool(heads) and self.windows[i]
+        if not (heads and chooses) or window:
+            return Layer(heads * head_k, v, head_k, head_v, window, r + self._history(i), s)
+        with_v = _rules()["indexer"][self.architecture]["layers"] == "sparse"
+        index = self.number("attention.indexer.key_length")
+        return Layer(heads * head_k, v, head_k, head_v, window, r, s, index, head_v if with_v else 0)
+
+    def _indexers(self) -> tuple[bool, ...]:
+        """Which layers have an indexer, among those that keep K and V of all tokens."""
+        rule = _rules()["indexer"].get(self.architecture)
+        if rule is None or not self.number("attention.indexer.top_k", 0):
+            return (False,) * self.count
+        if rule["layers"] == "sparse":
+            dense = self.number("leading_dense_block_count", 0)
+            return tuple(i >= dense for i in range(self.count))
+        if rule["layers"] == "all":
+            return (True,) * self.count
+        listed = self.per_layer("attention.indexer.types", None)
+        if listed:
+            return tuple(map(bool, listed))
+        if "long" not in rule:
+            raise ModelError(
+                "the metadata does not say which layers have an indexer", remedy="convert the model again"
+            )
+        short = self.number("context_length") < rule["long"]
+        return tuple(short or i < 2 or (i - 2) % 4 == 0 for i in range(self.count))
+
+    @property
+    def index_query(self) -> int:
+        """Values of the queries of an indexer for one token."""
+        if not any(self._indexers()):
+            return 0
+        return self.number("attention.indexer.head_count") * self.number("attention.indexer.key_length")
+
+    @property
+    def index_scores(self) -> float:
+        """Values that choosing takes for a token and each one before: those of each head, twice, where they
+        are pooled; else scores, their order and two masks, of which llama.cpp's dry runs gave four or
+        five."""
+        if not any(self._indexers()):
+            return 0.0
+        if not _rules()["indexer"][self.architecture].get("pools"):
+            return 4.5
+        pooled = max(self.per_layer("attention.compress_ratios", 1), default=1)
+        return 2 * self.number("attention.indexer.head_count") / max(1, pooled)
+
+    def _history(self, i: int) -> int:
+        """Values that a layer with embeddings of n-grams keeps of earlier ones (``ple_conv_state`` in
+        src/llama-hparams.cpp)."""
+        if i not in self.values.get(f"{self.architecture}.ple.layers", ()):
+            return 0
+        kernel, size = self.number("ple.conv_kernel", 0), self.number("ple.ngram_size", 0)
+        streams = self.number("hyper_connection.count", 1)
+        return max(0, kernel - 1) * size * streams * self.number("embedding_length")
 
     def head(self, what: str, i: int) -> int:
         """Values of a head of K (``key``) or V (``value``)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from ggufrq.base.errors import UsageError
@@ -96,6 +96,11 @@ class Tensor:
             count *= length
         return count
 
+    @property
+    def is_kept_code(self) -> bool:
+        """Whether it is quantized already and stays so (see ``Inventory.with_codes_kept``)."""
+        return not self.quantizable and not is_float(self.type)
+
     def bytes_as(self, name: str) -> int:
         """Its bytes in the type ``name``."""
         return type_bytes(name, self.values, self.shape[0])
@@ -115,6 +120,11 @@ class Inventory:
     def quantizable(self) -> list[Tensor]:
         """Those that llama-quantize quantizes."""
         return [tensor for tensor in self.tensors if tensor.quantizable]
+
+    def with_codes_kept(self) -> Inventory:
+        """The same, but what is quantized already stays as it is."""
+        tensors = tuple(replace(t, quantizable=t.quantizable and is_float(t.type)) for t in self.tensors)
+        return Inventory(self.architecture, tensors)
 
     def bytes_as(self, types: dict[str, str]) -> int:
         """Bytes of all data with these types by tensor name."""

@@ -8,7 +8,7 @@ killed goes on with the first file that the record does not vouch for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -151,6 +151,12 @@ def _locked(request: Request, build: Build) -> Iterator[Planner]:
     """The planner of a request, whose folder nobody else writes to for as long as the context lasts: what the
     folder holds is read only then."""
     model, folder = _place(request)
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
-        yield _planner(request, model, folder, build)
+    try:
+        with locked_folder(folder):
+            yield _planner(request, model, folder, build)
+    finally:
+        if fresh:
+            with suppress(OSError):  # a refused run leaves no empty folder
+                folder.rmdir()

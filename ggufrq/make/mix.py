@@ -1,7 +1,7 @@
 """The text that importance matrices are made from by default: prose, code, chat and tool calls, in turns.
 
-Conversations are written as the model's own chat template has it, or as ChatML where it has none. The same
-model gets the same text, to the byte.
+Conversations are written as the model's own chat template has it, or as ChatML where it has none or takes
+none of the forms that a conversation can be given. The same model gets the same text, to the byte.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 #: What the text is called in a matrix.
 NAME = "ggufrq-mix.txt"
-_VERSION = 1
+_VERSION = 2
 #: Characters of a piece of prose or code, and of all the documentation that is taken.
 _PIECE, _PAGES = 2400, 90_000
 #: Templates that write the date get this one.
@@ -57,7 +58,7 @@ def text(values: Mapping[str, Any]) -> str:
     folder = paths.data_dir("texts")
     read = {name: (folder / "mix" / name).read_text(encoding="utf-8") for name in ("prose.txt", "code.txt")}
     lines = (folder / "mix" / "chat.jsonl").read_text(encoding="utf-8").splitlines()
-    chats: list[Conversation] = [json.loads(line) for line in lines]
+    chats: list[Conversation] = [with_ids(json.loads(line)) for line in lines]
     render = renderer(values)
     pages = _pieces((folder / "calibration.txt").read_text(encoding="utf-8"))
     step = max(1, len(pages) * _PIECE // _PAGES)
@@ -92,6 +93,53 @@ def _in_turns(*kinds: list[str]) -> list[str]:
     return [piece for _, _, piece in sorted(placed)]
 
 
+def with_ids(conversation: Conversation) -> Conversation:
+    """A conversation whose calls of tools have ids, nine letters and figures as Mistral's templates want
+    them, and whose answers name them."""
+    ids: list[str] = []
+    messages: list[dict[str, Any]] = []
+    for message in conversation["messages"]:
+        if message.get("tool_calls"):
+            calls = [{**c, "id": f"call{len(ids) + i:05d}"} for i, c in enumerate(message["tool_calls"])]
+            ids += [call["id"] for call in calls]
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            answered = sum(earlier["role"] == "tool" for earlier in messages)
+            message = {**message, "tool_call_id": ids[answered]}
+        messages.append(message)
+    return {**conversation, "messages": messages}
+
+
+def forms(conversation: Conversation) -> Iterator[Conversation]:
+    """What a template may take when it does not take the conversation as it is: calls one after the other
+    (Llama 3 knows one at a time), and no turn of the system (Gemma 2 knows none), but its words before the
+    user's."""
+    yield conversation
+    single = {**conversation, "messages": _one_by_one(conversation["messages"])}
+    if len(single["messages"]) != len(conversation["messages"]):
+        yield single
+    first, *others = single["messages"]
+    if first["role"] == "system" and others and others[0]["role"] == "user":
+        user = {**others[0], "content": f"{first['content']}\n\n{others[0]['content']}"}
+        yield {**conversation, "messages": [user, *others[1:]]}
+
+
+def _one_by_one(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The same messages, but every call of a tool with its answer behind it."""
+    answers = {m["tool_call_id"]: m for m in messages if m.get("tool_call_id")}
+    found: list[Mapping[str, Any]] = []
+    for message in messages:
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2 or not all(call.get("id") in answers for call in calls):
+            if message not in found:
+                found.append(message)
+            continue
+        for i, call in enumerate(calls):
+            content = message["content"] if i == 0 else ""
+            found += [{**message, "content": content, "tool_calls": [call]}, answers[call["id"]]]
+    return found
+
+
 def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
     """How the model writes conversations: as ``apply_chat_template`` of transformers does; ChatML where its
     template is missing, or does not take one, which is said."""
@@ -119,6 +167,7 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
     }
 
     told: set[str] = set()
+    compiled = cache(environment.from_string)
 
     def instead(conversation: Conversation, why: str) -> str:
         if why not in told:
@@ -130,17 +179,19 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
         template = with_tools if conversation.get("tools") and isinstance(with_tools, str) else default
         if conversation.get("tools") and "tool_calls" not in template:
             return instead(conversation, "it knows no calls of tools")
-        try:
-            made = environment.from_string(template).render(
-                messages=conversation["messages"],
-                tools=conversation.get("tools"),
-                documents=None,
-                add_generation_prompt=False,
-                **special,
-            )
-        except Exception as error:  # a template is a program, and may fail in any way
-            return instead(conversation, (str(error).strip() or repr(error)).splitlines()[0])
-        return str(made)
+        why = ""
+        for form in forms(conversation):
+            try:
+                return compiled(template).render(
+                    messages=form["messages"],
+                    tools=form.get("tools"),
+                    documents=None,
+                    add_generation_prompt=False,
+                    **special,
+                )
+            except Exception as error:  # a template is a program, and may fail in any way
+                why = why or (str(error).strip() or repr(error)).splitlines()[0]
+        return instead(conversation, why)
 
     return render
 

@@ -14,6 +14,8 @@ from ggufrq.make.fold.facts import KEY as FOLD_KEY
 from ggufrq.make.pieces import Pieces
 from ggufrq.make.quantizer import Forecast, Job
 from ggufrq.make.recipe import Recipe
+from ggufrq.models.names import PROFILE_END
+from ggufrq.models.tags import shadowed
 from ggufrq.tools.quantize import BUFFER_MIB
 
 #: Types that are not made without an importance matrix: llama.cpp refuses some, the others lose too much.
@@ -68,7 +70,9 @@ class Request:
 @dataclass(frozen=True)
 class Output:
     """A file to make: its name, the job that makes it, what it will be, and the types that its recipe asked
-    for. ``made_from`` tells it from other files of this name; ``kept`` whether it is there."""
+    for. ``made_from`` tells it from other files of this name; ``kept`` whether it is there; ``codes`` are the
+    tensors that are quantized in the source already and stay so, with their types; ``unweighted`` counts
+    those of a head for further tokens, which no importance matrix knows."""
 
     want: Want
     name: str
@@ -77,6 +81,8 @@ class Output:
     made_from: Mapping[str, str]
     wanted: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
+    codes: Mapping[str, str] = field(default_factory=dict)
+    unweighted: int = 0
 
     @property
     def fold(self) -> str:
@@ -96,7 +102,8 @@ class Output:
 @dataclass(frozen=True)
 class Conversion:
     """A file that the converter makes: the model in 16 bits, its projector, or its head for further tokens.
-    ``bytes`` is 0 where only the conversion itself can tell."""
+    ``bytes`` is 0 where only the conversion itself can tell; ``quantized_by`` is how the source's weights
+    are quantized, empty where they are floats."""
 
     name: str
     part: str
@@ -104,13 +111,15 @@ class Conversion:
     made_from: Mapping[str, str]
     bytes: int = 0
     kept: bool = False
+    quantized_by: str = ""
 
 
 @dataclass(frozen=True)
 class FamilyPlan:
     """The files of a run in the order in which they are made, and what it needs: bytes of disk beyond what is
     there, and of memory at its peak. ``folded_bytes`` is what the folded copy takes that each file is made
-    from; there is one at a time. ``pieces`` are those of a model that is streamed."""
+    from; there is one at a time. ``pieces`` are those of a model that is streamed; ``loses_head``: the source
+    has a head for further tokens that the converter leaves out."""
 
     base: str
     folder: Path
@@ -121,6 +130,28 @@ class FamilyPlan:
     split_size: int | None = None
     folded_bytes: int = 0
     pieces: Pieces | None = None
+    loses_head: bool = False
+
+    @property
+    def told(self) -> list[str]:
+        """What people should know before the work: what stays or is left out, and files that llama.cpp's
+        ``-hf`` would not take by their tags."""
+        said = []
+        if self.loses_head:
+            said.append("the head for further tokens is left out: llama.cpp's converter does not take it")
+        for output in self.outputs:
+            if output.codes:
+                stay = ", ".join(sorted(set(output.codes.values())))
+                said.append(f"{output.name}: {len(output.codes)} tensors stay {stay}, as in the source")
+            if output.unweighted:
+                said.append(
+                    f"{output.name}: {output.unweighted} tensors of the head for further tokens are "
+                    "quantized without the importance matrix, as no text runs through them"
+                )
+        names = [*(part.name for part in self.conversions), *(output.name for output in self.outputs)]
+        fold = next((output.fold for output in self.outputs if output.fold), "")
+        profile = f"{self.base}{f'-{fold}' if fold else ''}{PROFILE_END}"
+        return said + shadowed([*names, profile], self.base)
 
     @property
     def disk_needed(self) -> int:
@@ -160,8 +191,9 @@ class FamilyPlan:
 @dataclass(frozen=True)
 class Made:
     """One file of a family. ``imatrix`` tells whether an importance matrix was used, ``fresh`` whether this
-    run made it; ``fallbacks`` counts tensors that could not take the type asked for; ``parts`` are its shards
-    when it is split, the file itself otherwise."""
+    run made it; ``fallbacks`` counts tensors that could not take the type asked for, ``codes`` those that
+    stayed in the codes of the source; ``parts`` are its shards when it is split, the file itself
+    otherwise."""
 
     name: str
     type: str
@@ -173,6 +205,7 @@ class Made:
     fallbacks: int = 0
     recipe: str = ""
     fold: str = ""
+    codes: int = 0
     sha256: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 

@@ -33,6 +33,9 @@ from ggufrq.models.as_gguf import Source
 from ggufrq.models.resolve import Model
 from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
 
+#: Codes in which models are trained: in a GGUF file, too, they are no loss, and stay as they are.
+_AS_TRAINED = {"MXFP4", "NVFP4"}
+
 
 class Planner:
     """Plans of one request over one folder."""
@@ -61,6 +64,8 @@ class Planner:
                 f"{self.model.name} is a GGUF file; projector and head are made of the original model",
                 remedy="name the folder with safetensors, or the Hub id",
             )
+        if found.hf is not None:
+            convert.require_readable(found.hf)
         if self.request.stream:
             self._refuse_stream(found)
         return found
@@ -74,6 +79,8 @@ class Planner:
             why = "projector and head are made of the model's files in one go"
         elif any(want.recipe is None and want.label == found.kind for want in request.wants):
             why = f"{found.kind} is the whole model in 16 bits, which is what does not fit"
+        elif found.hf is not None and found.hf.has_codes:
+            why = f"its weights are {found.hf.quantized_by}, with scales that may lie in other shards"
         if why:
             raise UsageError(f"not with --stream: {why}", remedy="without --stream, or leave that out")
 
@@ -88,15 +95,25 @@ class Planner:
         """The plan for a source that is there as GGUF, if only as a header. Raises ModelError or
         UsageError."""
         facts = read_model(gguf)
-        if facts.is_quantized and not self.request.requantize:
-            codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
+        codes = sorted(kind for kind in facts.types if not is_float(kind.lower()))
+        stay = bool(codes) and not self.request.requantize
+        if stay and found.hf is None and not set(codes) <= _AS_TRAINED:
             raise ModelError(
                 f"{gguf.name if found.hf is None else self.model.name} is quantized already "
                 f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
                 remedy="start from the F16 or BF16 file or the original model, or add --requantize",
             )
+        head = any(".nextn." in name for name in facts.tensor_types)
+        if found.hf is not None and head and not self.options.mtp:
+            raise ModelError(
+                f"the head for further tokens of {self.model.name} cannot be left out: llama.cpp's converter "
+                "keeps it",
+                remedy="--mtp keep",
+            )
         loads(gguf, self.build, self.log)
         model = inventory(gguf, self.build, log=self.log)
+        if stay:
+            model = model.with_codes_kept()
         if self.given is not None:
             matrices.check_entries(self.given.matrix.entries, self.given.files[0], model)
         outputs = tuple(
@@ -115,6 +132,7 @@ class Planner:
             self.request.split_size,
             facts.file_bytes if self.request.fold else 0,
             self._pieces,
+            found.hf is not None and found.hf.has_mtp and self.options.mtp and not head,
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
@@ -131,7 +149,8 @@ class Planner:
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
-            made.append(Conversion(name, part, kind, key, size if part == "model" else 0, kept))
+            size = size if part == "model" else 0
+            made.append(Conversion(name, part, kind, key, size, kept, found.hf.quantized_by))
         return tuple(made)
 
     def converted(self, found: Source) -> Path | None:
@@ -182,19 +201,24 @@ class Planner:
         fold = self.request.fold
         base = f"{self.base}-{fold}" if fold else self.base
         kind, name = want.label, f"{base}-{want.label}.gguf"
+        stay = {tensor.name: tensor.type for tensor in model if tensor.is_kept_code}
+        asked = False
+        if stay and is_float(kind.lower()):
+            raise self._no_floats(name, stay, found)
         if want.recipe is not None:
             wanted, types = want.recipe.wanted(model), want.recipe.plan(model)
-            kind = quantizer.label(types, {tensor.name: tensor.values for tensor in model})
-            name = f"{base}-{want.label}-{kind}.gguf"
-        matrix = self._matrix_for(
-            types if types is not None else kind, asked=want.recipe is not None and want.recipe.imatrix
-        )
+            values = {tensor.name: tensor.values for tensor in model}
+            kind = quantizer.label({n: t for n, t in types.items() if n not in stay}, values)
+            name, asked = f"{base}-{want.label}-{kind}.gguf", want.recipe.imatrix
+        matrix = self._matrix_for(types if types is not None else kind, asked=asked)
+        if types is None and stay:
+            types = stay  # and llama-quantize chooses the others
         made_from = {
             "source": found.key,
             "imatrix": self._matrix_key(matrix, found),
             "recipe": dump(want.recipe) if want.recipe is not None else "",
             "split": str(self.request.split_size or ""),
-        }
+        } | ({"codes": "stay"} if stay else {})
         metadata = self._metadata(want, found, matrix)
         if fold:
             # with a text, though no fold takes one any more: so that files folded before are known again
@@ -206,13 +230,24 @@ class Planner:
             forecast = quantizer.forecast(job, self.build, log=self.log)
         if matrix is not None and self.request.stream:
             self._refuse_to_make_matrix(want.label, found)
+        missed = 0
         if matrix is not None:
-            self._check_matrix(want.label, job, forecast.types, found, model)
+            missed = self._check_matrix(want.label, job, forecast.types, found, model)
         if fold:
             folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
-        return Output(want, name, job, forecast, made_from, wanted, kept)
+        return Output(want, name, job, forecast, made_from, wanted, kept, stay, missed)
+
+    def _no_floats(self, name: str, stay: Mapping[str, str], found: Source) -> ModelError:
+        """What there is to say of a file of floats, of a model that holds codes."""
+        return ModelError(
+            f"no file can be called {name}: {len(stay)} tensors of {self.model.name} stay "
+            f"{', '.join(sorted(set(stay.values())))}, as in the source",
+            remedy=f"{self.base}-{found.kind}.gguf, which is made in any case, has the others in 16 bits"
+            if found.hf is not None
+            else "--requantize decodes them",
+        )
 
     def _refuse_to_make_matrix(self, name: str, found: Source) -> None:
         if self.given is None and self._entries(found) is None:
@@ -224,9 +259,11 @@ class Planner:
 
     def _check_matrix(
         self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory
-    ) -> None:
-        """Raise ModelError where llama-quantize would in the middle of its work: for a tensor of few bits on
-        which the matrix has nothing. One that is still to be made will know what texts run through."""
+    ) -> int:
+        """How many tensors of a head for further tokens are quantized without the matrix. Raises ModelError
+        where llama-quantize would in the middle of its work: for a tensor of few bits on which the matrix has
+        nothing. One that is still to be made will know what texts run through."""
+        missed = 0
         values = read_header(job.source).values
         architecture = values.get("general.architecture", "")
         blocks, apart = (
@@ -238,7 +275,10 @@ class Planner:
             further = bool(apart and layer and int(layer[1]) >= blocks - apart)
             known = tensor.name in entries if entries is not None else not further
             kind = types[tensor.name]
-            if known or kind == tensor.type or not requires_matrix(tensor.name, kind, job.type_name):
+            if known or kind == tensor.type:
+                continue
+            if not requires_matrix(tensor.name, kind, job.type_name):
+                missed += further
                 continue
             why = (
                 "no text runs through the layers that predict further tokens"
@@ -253,6 +293,7 @@ class Planner:
                 f"matrix: {why}",
                 remedy=remedy,
             )
+        return missed
 
     def _entries(self, found: Source) -> frozenset[str] | None:
         """Names of the tensors that the matrix knows, None while it is still to be made."""

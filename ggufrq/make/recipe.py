@@ -32,7 +32,7 @@ from ggufrq.ggufs.tensors import Inventory, Tensor
 
 _SECTIONS = ("classes", "where-present", "tensors")
 _KEYS = {"name", "description", "imatrix", *_SECTIONS}
-_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
+_NAME = re.compile(r"^[a-z0-9.-]+$")
 _TENSOR = re.compile(r"^(?:blk\.\d+\.)?(.+)\.weight$")
 
 
@@ -76,6 +76,8 @@ class Recipe:
             found[tensor.name] = rules.get(
                 "output" if tied and group == "token_embd" else group, rules[group]
             )
+        # what is quantized already stays as it is, and the rules for it are no mistake
+        used |= {class_of(t.name, model.architecture) or "" for t in model if t.is_kept_code}
         unused = [rule for rule in (*self.classes, *self.tensors) if rule not in used]
         if unused:
             raise UsageError(
@@ -139,6 +141,12 @@ def parse(data: dict[str, Any], name: str, where: str = "the recipe") -> Recipe:
     name = str(data.get("name", name)).lower()
     if not _NAME.match(name):
         raise UsageError(f"{where}: the name '{name}' has more than letters, digits, dots and dashes")
+    if not name[0].isalpha():
+        raise UsageError(
+            f"{where}: the name '{name}' does not begin with a letter; llama.cpp's -hf would take its file "
+            "for the plain one",
+            remedy=f'name = "r{name}" in the recipe',
+        )
     sections: dict[str, dict[str, str]] = {}
     for section in _SECTIONS:
         rules = data.get(section, {})

@@ -22,7 +22,7 @@ from ggufrq.make.plan import Conversion, Family, FamilyPlan, Made, Output
 from ggufrq.make.planner import Planner
 from ggufrq.make.quantizer import Job
 from ggufrq.make.record import require_free
-from ggufrq.models import convert, sound
+from ggufrq.models import convert, hub, sound
 from ggufrq.models.as_gguf import Source
 
 #: Models of which all files together take less than this are converted before they are planned.
@@ -45,6 +45,7 @@ class Work:
     def source(self) -> tuple[Source, Path]:
         """The source, and the model as GGUF, converted if need be."""
         self.record.clean()
+        self._look_ahead()
         found = self.planner.find()
         self.record.data["source"] = found.identity
         self.record.data["llama_cpp"] = self.build.manifest.get("llama_cpp", {}).get("commit", "")
@@ -67,6 +68,8 @@ class Work:
             require_free(self.folder, plan.disk_needed, ", ".join(names))
             if found.hf is None:
                 require_numbers(gguf, gguf.name, remedy=DAMAGED)
+        for line in plan.told if names else ():
+            log.say(line)
         parts = [self._convert(part, found) for part in plan.conversions if part.part != "model"]
         if self.make_matrix(plan, found):
             plan = self.planner.plan(found, gguf)  # whose files name the matrix that is there now
@@ -81,6 +84,18 @@ class Work:
         self.record.clean()  # a program of a run that was killed may have gone on for a while
         return Family(plan.base, self.folder, found.identity, (*files, *parts), profile)
 
+    def _look_ahead(self) -> None:
+        """Refuse what would be refused later before the weights of a model on the Hub are fetched, by their
+        headers. Mirrors that send no parts of files leave that for later."""
+        if self.planner.model.kind != "hub" or self.planner.model.label:
+            return
+        try:
+            found = self.planner.find(weights=False)
+        except hub.NoParts:
+            return
+        if self.planner.converted(found) is None:
+            self._foresee_whole(found)
+
     def _foresee(self, found: Source) -> None:
         """Refuse a run that would fill the disk or fail later on, before it starts. A small model is
         converted about as fast as it is planned, and looked at then."""
@@ -92,6 +107,10 @@ class Work:
                 return
             except GgufrqError:
                 pass
+        self._foresee_whole(found)
+
+    def _foresee_whole(self, found: Source) -> None:
+        """As ``_foresee``, by a plan."""
         with self.planner.header(found) as header:
             plan = self.planner.plan(found, header)
         names = [part.name for part in plan.conversions if not part.kept]
@@ -149,6 +168,8 @@ class Work:
                 "fallbacks": max(len(output.fallbacks), output.forecast.fallbacks),
                 "tokens_run": ran,
             }
+            if output.codes:
+                more["codes"] = len(output.codes)
             entry = self.record.finish(output.name, parts, output.made_from, {**more, **_told(facts)})
         if entry["fallbacks"]:
             log.say(
@@ -216,6 +237,7 @@ class Work:
                     log=self.log,
                     listener=bar,
                 )
+                convert.require_kind(temporary, found.hf, part.part)
                 bar.step("looking at the values")
                 sound.require_numbers(temporary, found.hf, what)
                 if part.part == "model":
@@ -243,6 +265,7 @@ class Work:
             fallbacks=entry.get("fallbacks", 0),
             recipe=entry.get("recipe", ""),
             fold=entry.get("fold", ""),
+            codes=entry.get("codes", 0),
             sha256=tuple(part["sha256"] for part in entry["parts"]),
             parts=tuple(parts),
         )

@@ -1,4 +1,4 @@
-"""The caches of a context as llama.cpp lays them out: cells, bytes, recurrent state, and what cannot be.
+"""The caches of a context as llama.cpp lays them out: cells, bytes, recurrent state.
 
 Follows ``llama_context`` (padding of the context), ``llama_kv_cache_iswa`` (cells of a window) and
 ``llama_memory_recurrent`` in llama.cpp's src, with flash attention on.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufrq.base.errors import UsageError
-from ggufrq.cache.kv import KvPair, KvPlan, KvType, Sought, filled_up, kv_type, parse_kv
+from ggufrq.cache.kv import KvPlan, Sought, filled_up, kv_type
 from ggufrq.ggufs.header import pad
+from ggufrq.ggufs.heads import Heads
 from ggufrq.ggufs.memory_shape import MemoryShape
 
 #: Contexts, and caches of windows, are padded to multiples of so many cells.
@@ -44,13 +44,26 @@ class ContextSettings:
 
 
 def kv_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> tuple[int, int]:
-    """Bytes of K and of V in all caches. ``why_not`` must have nothing against the plan."""
+    """Bytes of K and of V in all caches. ``Heads.why_not`` must have nothing against the
+    plan."""
     k = v = 0
     for layer, (k_row, v_row) in zip(shape.cached, plan.layer_bytes(shape), strict=True):
         cells = settings.window_cells(shape.window) if layer.window else settings.cells
         k += k_row * cells * settings.parallel
         v += v_row * cells * settings.parallel
     return k, v
+
+
+def index_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> int:
+    """Bytes of the cache of an indexer: its keys, in f16 where those of the model are in a type of ours, and
+    what llama.cpp lays out for V with them. All layers alike, by the base types."""
+    key = kv_type("f16") if plan.base.k.ours else plan.base.k
+    row = sum(
+        key.bytes_for(layer.index) + plan.base.v.row_bytes(layer.index_v, layer.index_v, filled=False)
+        for layer in shape.cached
+        if layer.index
+    )
+    return row * settings.cells * settings.parallel
 
 
 def exact_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> int:
@@ -67,7 +80,7 @@ def exact_bytes(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> 
 def profile_bytes(shape: MemoryShape, plan: KvPlan) -> int:
     """Bytes of a profile: for each head of K a matrix for K and one for the queries, in f16 where K is
     quantized, and at most a mean."""
-    if plan.profile is None or shape.mla:
+    if plan.profile is None:
         return 0
     pairs = plan.resolve(len(shape.cached))
     return sum(
@@ -88,55 +101,10 @@ def output_bytes(shape: MemoryShape, settings: ContextSettings) -> int:
 
 
 def held_plan(shape: MemoryShape, plan: KvPlan) -> KvPlan:
-    """The plan without what nobody asked for and llama.cpp leaves out where V is read from K (MLA): a profile
-    that would be found, and tokens in f16."""
-    if not shape.mla:
-        return plan
-    plan = plan.with_exact(0) if plan.optional else plan
-    return plan.with_profile(None) if isinstance(plan.profile, Sought) else plan
-
-
-def why_not(shape: MemoryShape, plan: KvPlan, *, gpu: bool = False) -> str | None:
-    """Why llama.cpp does not keep the model's cache in these types: a sentence, or None when it does.
-    ``gpu``: on one (``Build.on_gpu``); which heads each has kernels for is told at load."""
-    try:
-        pairs = plan.resolve(len(shape.cached)) if shape.cached else ()
-    except UsageError as error:
-        return error.message
-    if shape.mla and plan.layered:
-        return "K and V are one here (MLA): layers cannot have types of their own"
-    if shape.mla and plan.base.k != plan.base.v:
-        return "K and V are one here (MLA): they cannot have different types"
-    if shape.mla and plan.base.ours and gpu:
-        return f"K and V are one here (MLA), which is kept in {plan.base.name} on the CPU alone"
-    for layer, pair in zip(shape.cached, pairs, strict=True):
-        for side, kind, head in (("K", pair.k, layer.head_k), ("V", pair.v, layer.head_v)):
-            if gpu and kind.on_cpu_alone:
-                return f"{kind.name} is for the CPU alone; {_instead(shape, kind)} can be used"
-            if not kind.holds(head, fill=not shape.mla):
-                why = _why_head(kind, side, head, fill=not shape.mla)
-                return f"{why}; {_instead(shape, kind)} can be used"
-    return None
-
-
-def _why_head(kind: KvType, side: str, head: int, *, fill: bool) -> str:
-    """Why heads of so many values are not kept in a type."""
-    whole = filled_up(head)
-    if kind.ours and fill and whole != head:
-        bits = f"{kind.for_heads(head).bits:.2f} bits a value"
-        return f"{kind.name} takes {bits} in heads of {side} with {head}, which are filled up to {whole}"
-    blocks = f"64 or {kind.block}" if kind.ours else f"{kind.block}"
-    return f"{kind.name} takes blocks of {blocks} values, which heads of {side} with {head} do not fill"
-
-
-def _instead(shape: MemoryShape, kind: KvType) -> str:
-    """The smallest usual types that any of the layers can keep, and the widest of the same family as
-    ``kind``."""
-    family = [f"{kind.name[:-1]}{bits}" for bits in range(int(kind.name[-1]) - 1, 1, -1)] if kind.ours else []
-
-    def fits(pair: KvPair) -> bool:
-        heads = {head for layer in shape.cached for head in (layer.head_k, layer.head_v)}
-        return all(pair.k.holds(head, fill=not shape.mla) for head in heads)
-
-    usual = [pair.name for pair in map(parse_kv, ("q8_0", "q4_0")) if fits(pair)] or ["f16"]
-    return " or ".join([*usual, *[pair.name for pair in map(parse_kv, family) if fits(pair)][:1]])
+    """The plan without what nobody asked for and llama.cpp leaves out: tokens in f16 where an indexer chooses
+    the keys, and a profile that would be found where V is read from K (MLA) or the graph turns K itself."""
+    if plan.optional and any(layer.index for layer in shape.layers):
+        plan = plan.with_exact(0)
+    heads = Heads.of(shape)
+    none = isinstance(plan.profile, Sought) and (heads.mla or heads.turned)
+    return plan.with_profile(None) if none else plan

@@ -40,14 +40,17 @@ class Buffers:
 
 
 def estimate(shape: MemoryShape, plan: KvPlan, settings: ContextSettings) -> Buffers:
-    """The buffers by rule: masks of attention, the results of a layer, and logits."""
+    """The buffers by rule: masks of attention, what an indexer chooses by, the results of a layer, and
+    logits."""
     cells = {
         settings.window_cells(shape.window) if layer.window else settings.cells for layer in shape.cached
     }
     masks = sum(cells) * settings.tokens * _MASK
     layer = settings.tokens * _F32 * _layer_values(shape)
     logits = settings.tokens * _F32 * (shape.vocabulary + 2 * shape.embedding)
-    served = masks + layer + _rotations(shape, plan)
+    choosing = shape.index_scores * settings.cells + 2 * shape.index_query
+    index = round(settings.tokens * _F32 * choosing)
+    served = masks + layer + index + _rotations(shape, plan)
     return Buffers(served, max(served, logits), exact=False)
 
 

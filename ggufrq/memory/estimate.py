@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ggufrq.base.errors import ToolError
 from ggufrq.cache.kv import KvPlan
+from ggufrq.ggufs.heads import Heads
 from ggufrq.ggufs.memory_shape import MemoryShape
 from ggufrq.ggufs.placement import Placement, fitting
 from ggufrq.memory import compute
@@ -16,11 +17,11 @@ from ggufrq.memory.cells import (
     ContextSettings,
     exact_bytes,
     held_plan,
+    index_bytes,
     kv_bytes,
     output_bytes,
     profile_bytes,
     state_bytes,
-    why_not,
 )
 from ggufrq.memory.compute import Buffers
 
@@ -33,9 +34,10 @@ BuffersOf = Callable[[KvPlan, ContextSettings], Buffers]
 class Estimate:
     """Bytes that a model takes with a cache of these types and a context of so many tokens, or ``why_not``.
 
-    ``exact_tokens`` are the newest and first ones in f16. ``compute`` and ``output`` are where the logits of
-    one token of each sequence are asked for (llama-server, llama-cli); ``batch_extra`` comes on top where
-    those of whole batches are (llama-completion, -perplexity).
+    ``exact_tokens`` are the newest and first ones in f16, ``index`` the cache of an indexer of sparse
+    attention. ``compute`` and ``output`` are where the logits of one token of each sequence are asked for
+    (llama-server, llama-cli); ``batch_extra`` comes on top where those of whole batches are
+    (llama-completion, -perplexity).
     """
 
     kv: str
@@ -43,6 +45,7 @@ class Estimate:
     weights: int
     k: int = 0
     v: int = 0
+    index: int = 0
     exact_tokens: int = 0
     profile: int = 0
     state: int = 0
@@ -60,7 +63,7 @@ class Estimate:
     @property
     def cache(self) -> int:
         """K and V and what is kept beside them."""
-        return self.k + self.v + self.exact_tokens + self.profile
+        return self.k + self.v + self.index + self.exact_tokens + self.profile
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Fit:
 @dataclass(frozen=True)
 class Memory:
     """Estimates for a model. ``dry`` says what llama.cpp computes in, where there is a build; what it cannot
-    say, and all without it, is estimated. ``gpu`` as for ``why_not``."""
+    say, and all without it, is estimated. ``gpu`` as for ``Heads.why_not``."""
 
     shape: MemoryShape
     weights: int
@@ -87,7 +90,7 @@ class Memory:
     def estimate(self, plan: KvPlan, settings: ContextSettings) -> Estimate:
         """What the model takes."""
         plan = held_plan(self.shape, plan)
-        why = why_not(self.shape, plan, gpu=self.gpu)
+        why = Heads.of(self.shape).why_not(plan, gpu=self.gpu)
         if why is not None:
             return Estimate(plan.title, settings.ctx, self.weights, why_not=why)
         k, v = kv_bytes(self.shape, plan, settings)
@@ -98,6 +101,7 @@ class Memory:
             weights=self.weights,
             k=k,
             v=v,
+            index=index_bytes(self.shape, plan, settings),
             exact_tokens=exact_bytes(self.shape, plan, settings),
             profile=profile_bytes(self.shape, plan),
             state=state_bytes(self.shape, settings),

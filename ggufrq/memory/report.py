@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -133,6 +134,9 @@ class Report:
         windows = sum(layer.window for layer in shape.layers)
         if windows:
             said.append(f"{windows} of them of the last {shape.window:,} tokens")
+        indexed = sum(bool(layer.index) for layer in shape.layers)
+        if indexed:
+            said.append(f"{indexed} of them the keys of an indexer, too")
         if shape.state:
             state = mib_text(state_bytes(shape, ContextSettings(1)))
             said.append(f"recurrent state {state} MiB per sequence")
@@ -210,6 +214,8 @@ class Report:
         for (k, v, window), count in kinds.items():
             where = f", of the last {shape.window:,} tokens" if window else ""
             lines.append(f"  {count} layers x ({k:,} values of K + {v:,} of V) per token{where}")
+        for index, count in Counter(layer.index for layer in shape.cached if layer.index).items():
+            lines.append(f"  {count} layers x {index:,} values of an indexer's key per token")
         state = {(layer.r, layer.s) for layer in shape.layers if layer.r or layer.s}
         for r, s in sorted(state):
             count = sum((layer.r, layer.s) == (r, s) for layer in shape.layers)

@@ -75,6 +75,13 @@ class QuantizedCache(lm._BaseCache):  # type: ignore[misc]
         )
         self._padding: list[int] | None = None  # of a batch: cells behind the end of each sequence, for now
 
+    def __getitem__(self, layer: int) -> Any:
+        """A model that is given one of these takes it for the list of all layers. Raises UsageError."""
+        raise UsageError(
+            f"{type(self).__name__} keeps K and V of one layer, and a model takes a list of them",
+            remedy=f'prompt_cache=make_cache(model, bits={self.bits}, family="{self.family}")',
+        )
+
     @property
     def group_size(self) -> int:
         """What mlx-lm asks of caches with ``bits``: values that share a scale, in heads of 128."""

@@ -39,15 +39,18 @@ class Source:
     @property
     def metadata(self) -> dict[str, str]:
         """What new files say of their source; no paths of this machine."""
+        quantized = self.hf.quantized_by if self.hf is not None else ""
+        more = {"ggufrq.source.weights": quantized} if quantized else {}
         repo, revision = self.identity.get("repo"), self.identity.get("revision")
         if repo:
             return {
+                **more,
                 "general.source.repo_url": f"https://huggingface.co/{repo}",
                 "ggufrq.source.repo": str(repo),
                 "ggufrq.source.revision": str(revision),
             }
         name = str(self.identity.get("file") or self.identity.get("folder"))
-        return {"ggufrq.source.name": texts.clean(name)}
+        return {**more, "ggufrq.source.name": texts.clean(name)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def header(
     ``sources`` is told where tensors come from, see ``convert.convert``."""
     assert source.hf is not None
     with TemporaryDirectory(prefix="ggufrq-") as folder:
-        yield convert.convert(
+        made = convert.convert(
             source.hf,
             Path(folder) / "header.gguf",
             tree,
@@ -106,6 +109,8 @@ def header(
             what="header" if sources is None else f"sources:{sources}",
             log=log,
         )
+        convert.require_kind(made, source.hf)
+        yield made
 
 
 def _of_gguf(path: Path, identity: dict[str, Any]) -> Source:

@@ -50,6 +50,10 @@ class HubModel:
     folder: Path
 
 
+class NoParts(ModelError):
+    """A mirror that sends whole files alone: headers cannot be read without the weights."""
+
+
 def parse_id(text: str) -> tuple[str, str | None] | None:
     """``user/model`` or ``user/model:Q4_K_M`` as id and label; None for anything else."""
     found = _ID.match(text)
@@ -275,7 +279,7 @@ def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[byt
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
-            raise ModelError(f"the Hub does not send parts of {name}", remedy="without --dry-run")
+            raise NoParts(f"the Hub does not send parts of {name}", remedy="without --dry-run")
         size = int(answer.headers["Content-Range"].rpartition("/")[2])
         return answer.raw.read(length), size
 
@@ -319,6 +323,9 @@ def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     pattern = re.compile(rf"(?:^|[^A-Za-z0-9]){re.escape(wanted)}\.gguf$", re.IGNORECASE)
     found = [name for name in groups if not wanted or pattern.search(name)]
     found = _exact(repo, found, wanted) or found
+    if not found:  # the name of a recipe, as llama.cpp takes it, too
+        inner = re.compile(rf"(?:^|[^A-Za-z0-9]){re.escape(wanted)}-", re.IGNORECASE)
+        found = [name for name in groups if inner.search(name)]
     if len(found) != 1:
         labels = [name.rpartition("/")[2].removesuffix(".gguf") for name in groups]
         raise ModelError(

@@ -64,7 +64,12 @@ class Tensors:
                 f"dequantize: {error}",
                 remedy="make the profile from another quantization of the model; all of them share it",
             ) from error
-        return np.asarray(found, np.float32).reshape(count, width)
+        values = np.asarray(found, np.float32).reshape(count, width)
+        scale = f"{name.removesuffix('.weight')}.scale"  # of NVFP4: what llama.cpp multiplies the product by
+        return values * self.rows(scale) if scale != name and self._is_one(scale) else values
+
+    def _is_one(self, name: str) -> bool:
+        return name in self._found and self._found[name][2].values == 1
 
     def vector(self, name: str) -> F64 | None:
         """A tensor of one row, or several, in its shape; None when there is none."""

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.machine import cores
-from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
+from ggufrq.ggufs.memory_shape import MemoryShape, is_named, memory_shape
 from ggufrq.profile.angles import layer_rope
 from ggufrq.profile.facts import Facts
 from ggufrq.profile.file import LayerProfile
@@ -51,7 +51,7 @@ class Whole:
         """
         tensors = Tensors(model)
         facts = Facts(tensors.headers[0].values)
-        _refuse_mla(tensors, facts)
+        _refuse_others(tensors, facts)
         shape = memory_shape(tensors.headers)
         n_ctx = min(shape.native or LONGEST, LONGEST) if n_ctx is None else n_ctx
         if n_ctx < 1:
@@ -101,9 +101,15 @@ class Whole:
             yield from zip(self.readers, pool.map(layer, self.readers), strict=True)
 
 
-def _refuse_mla(tensors: Tensors, facts: Facts) -> None:
+def _refuse_others(tensors: Tensors, facts: Facts) -> None:
     if facts.get("attention.kv_lora_rank") or "blk.0.attn_kv_a_mqa.weight" in tensors:
         raise ModelError(
-            f"{tensors.path.name} keeps K compressed (MLA), for which no profile is made yet",
+            f"{tensors.path.name} keeps K compressed (MLA), for which no profile is made: V is read from "
+            "the same values, which a matrix that suits the keys would make coarser",
+            remedy="run it without a profile: --kv-profile none",
+        )
+    if is_named(facts.architecture, "turned"):
+        raise ModelError(
+            f"the graph of {tensors.path.name} turns K by itself (MSA), for which no profile is made",
             remedy="run it without a profile: --kv-profile none",
         )

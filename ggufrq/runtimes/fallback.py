@@ -18,12 +18,12 @@ from string import Template
 from typing import Any
 
 from ggufrq.base import paths, texts
-from ggufrq.base.errors import UsageError
-from ggufrq.cache.kv import kv_type, parse_plan
+from ggufrq.base.errors import ModelError, UsageError
+from ggufrq.cache.kv import kv_type, kv_types, parse_plan
 from ggufrq.ggufs.files import first_file, model_header, read_model, shards
 from ggufrq.ggufs.header import Header
+from ggufrq.ggufs.heads import Heads
 from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
-from ggufrq.ggufs.memory_shape import head_sizes, is_mla, unread
 from ggufrq.models.names import base_name
 from ggufrq.runtimes import Runtime
 
@@ -49,8 +49,9 @@ class SettingsFile:
 class Advice:
     """Settings of a runtime for a model. ``kv_bytes`` are the bytes of the cache for ``context`` tokens in
     ``use``, ``ours_context`` the tokens that iso3 would hold in as many (None where the shape of the cache
-    cannot be told), ``times`` their ratio, None when the model cannot be kept in iso3 or,
-    with ``holds`` None, its metadata does not tell whether it can."""
+    cannot be told), ``times`` their ratio, None when the model cannot be kept in iso3, for the reason
+    ``why_not``, or, with ``holds`` None, its metadata does not tell whether it can. ``unusable`` is why the
+    model cannot be kept in ``use`` either."""
 
     runtime: Runtime
     model: Path
@@ -62,12 +63,16 @@ class Advice:
     files: tuple[SettingsFile, ...]
     steps: tuple[str, ...]
     holds: bool | None = None
+    why_not: str | None = None
+    unusable: str | None = None
     folding: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What else there is to know: of the runtime, and of folded keys."""
-        return (*self.runtime.notes, *([self.folding] if self.folding is not None else []))
+        """What else there is to know: of a model that the settings do not fit, of the runtime, and of folded
+        keys."""
+        before = [] if self.unusable is None else [f"Leave the cache type out: {self.unusable}."]
+        return (*before, *self.runtime.notes, *([self.folding] if self.folding is not None else []))
 
     @property
     def use(self) -> str:
@@ -94,6 +99,8 @@ class Advice:
             "ours_context": self.ours_context,
             "times": self.times,
             "holds": self.holds,
+            "why_not": self.why_not,
+            "unusable": self.unusable,
             "environment": dict(r.environment),
             "files": [vars(file) for file in self.files],
             "steps": list(self.steps),
@@ -116,7 +123,12 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     shape = find_kv_shape(model)
     taken = None if shape is None else _bytes(runtime, shape, chosen)
     times, ours = None, None
-    holds = fits(values, OURS)
+    kept = heads(values)
+    why_not = None if kept is None else kept.why_not(parse_plan(OURS))
+    unusable = None
+    if kept is not None and runtime.use in kv_types():
+        unusable = kept.why_not(parse_plan(runtime.use))
+    holds = None if kept is None else why_not is None
     if holds:
         times = runtime.bits_per_value / (
             kv_type(OURS).bits if shape is None else parse_plan(OURS).bits(shape)
@@ -140,7 +152,21 @@ def advise(runtime: Runtime, model: Path, context: int | None = None, *, place: 
     known["file"] = shlex.quote(files[0].name) if files else None
     steps = tuple(step for line in runtime.steps if (step := _fill(line, known, "plain")) is not None)
     steps = (*merge, *steps)
-    return Advice(runtime, model, chosen, trained, taken, ours, times, files, steps, holds, _folding(header))
+    return Advice(
+        runtime,
+        model,
+        chosen,
+        trained,
+        taken,
+        ours,
+        times,
+        files,
+        steps,
+        holds,
+        why_not,
+        unusable,
+        _folding(header),
+    )
 
 
 def _folding(header: Header) -> str | None:
@@ -168,17 +194,20 @@ def write(advice: Advice, folder: Path) -> list[Path]:
     return written
 
 
-def fits(values: Mapping[str, Any], name: str, *, gpu: bool = False) -> bool | None:
-    """Whether heads of a model with this metadata fill whole blocks of a cache type, None where it does not
-    tell, or whether they are filled up in fewer bits than otherwise. ``gpu``: on one (``Build.on_gpu``)."""
-    sizes, kind = head_sizes(values), kv_type(name)
-    if not sizes:
+def heads(values: Mapping[str, Any]) -> Heads | None:
+    """What a model with this metadata keeps of K and V, None where it does not tell."""
+    try:
+        found = Heads.of_metadata(values)
+    except ModelError:
         return None
-    if kind.ours and unread(values) is not None:
-        return False
-    if gpu and kind.ours and (kind.on_cpu_alone or is_mla(values)):
-        return False
-    return all(kind.holds(size, fill=not is_mla(values)) for size in sizes)
+    return found if found.layers else None
+
+
+def fits(values: Mapping[str, Any], name: str, *, gpu: bool = False) -> bool | None:
+    """Whether K and V of a model with this metadata can be kept in a type, None where it does not tell.
+    ``gpu``: on one without five bits (``Build.lacks_five_bits``)."""
+    found = heads(values)
+    return None if found is None else found.why_not(parse_plan(name), gpu=gpu) is None
 
 
 def _files(runtime: Runtime, known: dict[str, Any]) -> list[SettingsFile]:

@@ -167,7 +167,8 @@ class Context:
     ``profile`` is the one of K in all caches; ``scale`` how our codes find their scale when it is not by
     least squares; ``recent`` and ``first`` how many of the newest and of the first tokens are kept in f16
     beside, ``recent_bytes`` what these take over all caches, and ``not_held`` why they are not kept;
-    ``filled`` that heads are filled up. The cache of an indexer is none of ``caches``.
+    ``filled`` that heads are filled up. The cache of an indexer is none of ``caches``: ``index_mib`` is what
+    it takes.
     """
 
     caches: tuple[KvCache, ...]
@@ -183,6 +184,7 @@ class Context:
     recent_bytes: int = 0
     not_held: str | None = None
     filled: bool = False
+    index_mib: float = 0.0
 
     @property
     def k_types(self) -> set[str]:
@@ -294,9 +296,9 @@ def _contexts(text: str) -> list[tuple[str | None, str]]:
 
 
 def _parse_context(part: str) -> Context | None:
-    part = _INDEXER.split(part)[0] + "".join(
-        _CACHE.sub("", rest, count=1) for rest in _INDEXER.split(part)[1:]
-    )
+    part, *rests = _INDEXER.split(part)
+    index = [found for rest in rests if (found := _CACHE.search(rest)) is not None]
+    part += "".join(_CACHE.sub("", rest, count=1) for rest in rests)
     rotations = {m[1]: Rotation(m[2], m[3], m[4], int(m[5] or 128)) for m in _ROTATION.finditer(part)}
     narrow = {side for side, rotation in rotations.items() if rotation.values % 128}
     caches = tuple(
@@ -334,6 +336,7 @@ def _parse_context(part: str) -> Context | None:
         recent_bytes=sum(size for _, _, size in exact),
         not_held=_last_group(_NOT_HELD, part),
         filled=_FILLED.search(part) is not None,
+        index_mib=sum(float(found[1]) for found in index),
     )
 
 

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import head_models
 import pytest
 from kv_drivers import DENSE, HYBRID, NARROW, ONE_THREAD, means, metric, run
 from loopback import changing, rpc_server, rpc_servers
@@ -89,21 +90,24 @@ def test_a_profile_on_two_devices(
 @pytest.mark.parametrize(
     ("model", "kind", "newest"), [(DENSE, "iso3", 32), (HYBRID, "iso3", 32), (DENSE, "q4_0", 100)]
 )
-def test_newest_tokens_on_a_device(
+def test_newest_tokens_on_devices(
     driver: Path, twins: Path, f16_models: dict[str, Path], tmp_path: Path, model: str, kind: str, newest: int
 ) -> None:
-    """The rows are where the layers are, and so is the attention to them."""
+    """The rows are where the layers are, and so are the masks and the attention to them: on one device, on
+    two, and on two with the first layers on the CPU."""
     arguments = (f16_models[model], TEXT, kind, kind, "1", tmp_path / "state.bin", "write")
     want = run(driver, *arguments, recent=newest, first=1)
     assert want["plain"] < run(driver, *arguments)["plain"]
-    assert run(driver, *arguments, recent=newest, first=1, devices=on_twins(twins, "none")) == want
+    few = {"LLAMA_ARG_N_GPU_LAYERS": "6"}
+    for where in (on_twins(twins, "none"), on_twins(twins, "layer"), on_twins(twins, "layer") | few):
+        assert run(driver, *arguments, recent=newest, first=1, devices=where) == want, where
 
 
 def test_where_newest_tokens_cannot_be_held_the_device_is_named(
     llama_build: Build, twins: Path, f16_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A device without such an attention, one behind RPC, layers on several, and a split by heads; also with
-    q8_0, which any device knows."""
+    """A device without such an attention, one behind RPC, and a split by heads; also with q8_0, which any
+    device knows. Layers on several devices, or some of them on the CPU, are none of these."""
     local: proc.Environment = {"GGML_BACKEND_PATH": str(twins)}
     sentence = "layer 0 is on Twin0, which cannot attend to them with K in {0} and V in {0} at head_dim 128"
     newest, here = ("--kv-recent", "32"), ("--device", "Twin0,Twin1")
@@ -112,12 +116,11 @@ def test_where_newest_tokens_cannot_be_held_the_device_is_named(
         done = perplexity(*given, *here, env={**local, "GGUFRQ_TWINS_LACK": "recent"})
         assert f"the newest 32 and first 0 tokens are not held in f16: {sentence.format(kind)}" in done.stderr
         assert figure(done) == figure(perplexity(*given[:-2]))
-        one = perplexity(*given, "--device", "Twin0", env=local).stderr
-        assert "newest 32 and first 0 tokens in f16: " in one
-    for where, named in ((here, "Twin1"), (("--device", "Twin0", "-ngl", "3"), "Twin0")):
-        apart = perplexity(*given, *where, env=local)
-        assert f"is on {named}, and others are elsewhere" in apart.stderr
-        figure(apart)
+        want = figure(perplexity(*given))
+        for where in (("--device", "Twin0"), here, (*here, "-ngl", "3")):
+            held = perplexity(*given, *where, env=local)
+            assert "newest 32 and first 0 tokens in f16: " in held.stderr
+            assert figure(held) == want, where
     split = perplexity(*given, *here, "-sm", "tensor", env=local)
     assert "split by heads among devices, which cannot attend to them so" in split.stderr
     figure(split)
@@ -243,6 +246,26 @@ def test_heads_of_64_on_a_device(llama_build: Build, twins: Path, f16_models: di
     assert done.rc == 1
     said = explain(done.stderr, "nothing")
     assert "which layer 0 is on, cannot store rows of iso3 at head_dim 64: take other cache types" in said
+
+
+def test_latent_keys_on_a_device(llama_build: Build, twins: Path, tmp_path: Path) -> None:
+    """With MLA a device is asked for attention to V as a view of K, in blocks that both are made up of."""
+    for size, rope in ((512, 64), (512, 128)):
+        model = head_models.latent(tmp_path / f"{size + rope}.gguf", size, rope)
+        given = (llama_build, model, *types("iso3", "iso3"), "--device", "Twin0,Twin1")
+        here = {"GGML_BACKEND_PATH": str(twins)}
+        there = perplexity(*given, env=here)
+        assert figure(there) == figure(perplexity(*given[:-2]))
+        assert re.search(r"Twin[01] KV buffer size = +[\d.]+ MiB", there.stderr)
+        exact = ("--kv-recent", "32", "--kv-first", "1")
+        there = perplexity(*given, *exact, env=here)
+        assert "newest 32 and first 1 tokens in f16: " in there.stderr
+        assert figure(there) == figure(perplexity(*given[:-2], *exact))
+        done = perplexity(*given, env={**here, "GGUFRQ_TWINS_LACK": "latent"})
+        assert done.rc == 1
+        said = explain(done.stderr, "nothing")
+        assert "has no attention kernel for K in iso3, of which V is a view (MLA)," in said
+        assert f"at head_dim {size + rope}/{size}" in said
 
 
 def test_an_rpc_client_keeps_room_for_the_layers_that_take_most(

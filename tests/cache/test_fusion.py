@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import head_models
 import pytest
 from kv_drivers import DENSE, HYBRID, NARROW, means, metric, run
 
@@ -98,6 +99,18 @@ def test_a_profile_takes_no_launch_more(
     assert found[2, 2, 0] + found[3, 2, 1] == found[0, 0, 0] == layers
     assert found[1, 0, 1] == found[2, 2, 0]
     assert sum(found.values()) <= sum(plain.values()) + layers
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_latent_keys_take_one_for_k_and_one_for_queries(
+    launches: Callable[..., Counter[tuple[int, ...]]], tmp_path: Path, tokens: int
+) -> None:
+    """With MLA, where V is a view of K; or one for both."""
+    both = (2, 1, 1, 6)
+    found = launches(head_models.latent(tmp_path / "latent.gguf"), "iso3", "iso3", tokens)
+    assert found.keys() <= {K_OR_V, Q, both, OUT}
+    assert found[K_OR_V] + found[both] == found[OUT] == head_models.LAYERS
+    assert found[Q] == found[K_OR_V]
 
 
 def test_products_of_many_tokens_are_left_to_tensor_cores(

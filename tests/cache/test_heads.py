@@ -13,9 +13,12 @@ import pytest
 from kv_drivers import ONE_THREAD, metric, run
 
 from ggufrq.base import paths, proc
+from ggufrq.base.loopback import free_port, session
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import kv_type
-from ggufrq.tools.logs import parse_context
+from ggufrq.cache.kv import kv_type, parse_kv, parse_plan
+from ggufrq.drive.serve import Draft, started
+from ggufrq.tools import server
+from ggufrq.tools.logs import parse_context, parse_draft
 
 pytestmark = [pytest.mark.build, pytest.mark.models]
 
@@ -31,6 +34,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "192/128": lambda path: head_models.expanded(path, 128, 64, 128),
     "96/64": lambda path: head_models.expanded(path, 64, 32, 64),
     "112/80": lambda path: head_models.expanded(path, 64, 48, 80),
+    "256 in windows, 512": head_models.gemma4,
+    "80 in windows, 112": lambda path: head_models.gemma4(path, 80, 112),
     "MLA 576/512": head_models.latent,
     "MLA 640/512": lambda path: head_models.latent(path, 512, 128),
     "MLA 256/192": lambda path: head_models.latent(path, 192, 64),
@@ -94,6 +99,22 @@ def test_newest_tokens_and_a_profile_beside_heads_that_are_filled_up(
     )
     got = run(driver, *arguments, profile=profile)
     assert 0 < max(got[step] for step in ("plain", "next", "shifted")) < THREE, got
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("MLA 576/512", "iso2"), ("MLA 640/512", "rotor3"), ("192/128", "planar2")]
+)
+def test_newest_tokens_beside_compressed_keys(
+    driver: Path, made: Callable[[str], Path], tmp_path: Path, name: str, kind: str
+) -> None:
+    """With MLA rows of K alone are held, and V is the first values of these, too."""
+    arguments = (made(name), TEXT, kind, kind, "1", tmp_path / "state.bin")
+    without, got = run(driver, *arguments, "write"), run(driver, *arguments, "write", recent=1024)
+    for step in ("plain", "next", "sequences_unified", "sequences_streams", "copied"):
+        assert got[step] < without["plain"] / 300, (step, got, without)
+    some = run(driver, *arguments, "write", recent=32, first=1)
+    assert got["next"] < some["next"] < without["next"]
+    assert run(driver, *arguments, "read", recent=32)["restored"]
 
 
 def _log(build: Build, model: Path, k: str, v: str, n_ctx: int = 256) -> proc.Completed:
@@ -201,3 +222,31 @@ def test_sinks_and_capped_scores_with_a_profile(
     exact = run(driver, *arguments, profile=profile, recent=1024, first=1)
     assert exact["plain"] < got["plain"] / 20 and exact["next"] < got["next"] / 20, exact
     assert np.isfinite(list(got.values())).all()
+
+
+def test_a_draft_that_reads_the_cache_of_its_model(llama_build: Build, tmp_path: Path) -> None:
+    """Heads are filled up in it, too, whatever types are asked for it. All tokens are one, so that what is
+    guessed depends on the cache alone: the nearer to what it is in f16 the more bits that has."""
+    model, draft = tmp_path / "model.gguf", tmp_path / "draft.gguf"
+    head_models.gemma4(model, 80, 112)
+    head_models.gemma4_assistant(draft, 80, 112)
+    body = {"n_predict": 32, "temperature": 0, "ignore_eos": True, "logit_bias": [[66, 1000]]}
+    prompt = [3 + i * i % (head_models.TOKENS - 3) for i in range(300)]
+    alike, exact = {}, []
+    for kv in ("f16", "iso4", "iso2"):
+        port, log = free_port(), tmp_path / "server.log"
+        how = Draft(draft, parse_kv("f16")).arguments()
+        args = server.arguments(
+            model, parse_plan(kv), host="127.0.0.1", port=port, n_ctx=512, threads=1, extra=how
+        )
+        url = f"http://127.0.0.1:{port}"
+        command = [llama_build.tool("llama-server"), *args, "-lv", "5"]
+        with started(command, url, log_path=log, env=ONE_THREAD):
+            assert session().post(f"{url}/completion", json=body | {"prompt": prompt}, timeout=60).ok
+        told = log.read_text()
+        guesses = re.findall(r"draft candidate +(\d+, pos +\d+: +\d+) ", told)
+        exact = exact or guesses
+        alike[kv] = sum(a == b for a, b in zip(exact, guesses, strict=True)) / len(exact)
+        found = parse_draft(told)
+        assert found is not None and found[0] == draft.name and found[1].filled == (kv != "f16")
+    assert alike["f16"] == 1 > alike["iso4"] > 0.4 and alike["iso2"] < 0.8 * alike["iso4"], alike

@@ -513,8 +513,11 @@ def test_every_architecture_runs_or_is_refused_with_a_sentence(
 @pytest.mark.parametrize("op", ["FLASH_ATTN_EXT", "MUL_MAT", "GET_ROWS", "SET_ROWS", "CPY"])
 def test_upstreams_test_of_operations_passes_for_our_types(llama_build: Build, op: str) -> None:
     command = [llama_build.tool("test-backend-ops"), "test", "-b", "CPU", "-o", op]
-    command += ["-p", "planar|iso|rotor|recent="]
+    command += ["-p", "planar|iso|rotor|recent=|rq.*v_is_view_of_k=1"]
     done = proc.run(command, env=ONE_THREAD, timeout=900)
     assert "1/1 backends passed" in done.stdout.replace("\x1b[1;32m", "").replace("\x1b[0m", "")
     assert done.stdout.count("iso3") > 2
-    assert op != "FLASH_ATTN_EXT" or done.stdout.count("recent=33,") > 30
+    if op == "FLASH_ATTN_EXT":
+        assert done.stdout.count("recent=33,apart=0") > 30 and done.stdout.count("recent=33,apart=1") > 6
+        latent = r"hsk=(?:576|640|256),hsv=(?:512|192).*type_K=(?:rq|iso).*v_is_view_of_k=1"
+        assert len(re.findall(latent, done.stdout)) > 18

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import head_models
 import pytest
 from kv_drivers import DENSE, HYBRID, ONE_THREAD, run
 
@@ -48,6 +49,18 @@ def test_a_query_sees_just_its_newest_and_first_tokens_as_they_were_computed(
     what = "all" if model == DENSE else "recurrent"
     arguments = (f16_models[model], TEXT, k, v, f"{newest},{first}", "1", what)
     assert run(looking, *arguments, layers=layers)["checked"] > 3000
+
+
+@pytest.mark.parametrize("name", ["576/512 (MLA)", "640/512 (MLA)", "192/128"])
+def test_so_it_is_where_k_is_compressed(looking: Path, tmp_path: Path, name: str) -> None:
+    """With MLA V is the first values of what is held of K."""
+    models: dict[str, Callable[[Path], Path]] = {
+        "576/512 (MLA)": head_models.latent,
+        "640/512 (MLA)": lambda path: head_models.latent(path, 512, 128),
+        "192/128": lambda path: head_models.expanded(path, 128, 64, 128),
+    }
+    arguments = (models[name](tmp_path / "m.gguf"), TEXT, "iso3", "iso3", "32,1", "1", "all")
+    assert run(looking, *arguments)["checked"] > 3000
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 // Two devices that count as GPUs and compute on the CPU: each has memory of its own, which no other device reads. What
 // GGUFRQ_TWINS_LACK names is not supported: "pairs" (attention over two types of K and V), "recent" (attention to tokens that
-// were kept in f16), "set_rows", "siblings" (blocks of 64).
+// were kept in f16), "set_rows", "siblings" (blocks of 64), "latent" (V as a view of K). As on CUDA, the two masks of attention to
+// tokens that were kept in f16 must be parts of one tensor, or the program is ended.
 //
 // llama.cpp loads the library where GGML_BACKEND_PATH says.
 
 #include "ggml-backend-impl.h"
+#include "ggml-impl.h"
+#include "ggml-rq-types.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -39,11 +42,22 @@ static void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
     get_memory(dev, &props->memory_free, &props->memory_total);
 }
 
+static ggml_status (* compute)(ggml_backend_t backend, ggml_cgraph * graph);
+
+static ggml_status check_and_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    for (int i = 0; i < graph->n_nodes; i++) {
+        GGML_ASSERT(!ggml_rq_has_recent(graph->nodes[i]) || ggml_rq_recent_width(graph->nodes[i]) > 0);
+    }
+    return compute(backend, graph);
+}
+
 static ggml_backend_t init_backend(ggml_backend_dev_t dev, const char *) {
     ggml_backend_t backend = ggml_backend_dev_init(cpu(), nullptr);
     auto * set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu()), "ggml_backend_set_n_threads");
     set_n_threads(backend, 1);
     backend->device = dev;
+    compute = backend->iface.graph_compute;
+    backend->iface.graph_compute = check_and_compute;
     return backend;
 }
 
@@ -65,6 +79,7 @@ static bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     const bool lacks = env && ((strcmp(env, "set_rows") == 0 && op->op == GGML_OP_SET_ROWS) ||
                                (strcmp(env, "recent")   == 0 && op->op == GGML_OP_FLASH_ATTN_EXT && op->src[5] != nullptr) ||
                                (strcmp(env, "siblings") == 0 && op->op == GGML_OP_SET_ROWS && op->type >= GGML_TYPE_RQ2_64) ||
+                               (strcmp(env, "latent")   == 0 && op->op == GGML_OP_FLASH_ATTN_EXT && op->src[2]->view_src && op->src[2]->view_src == op->src[1]->view_src) ||
                                (strcmp(env, "pairs")    == 0 && op->op == GGML_OP_FLASH_ATTN_EXT && op->src[1]->type != op->src[2]->type));
     return !lacks && ggml_backend_dev_supports_op(cpu(), op);
 }

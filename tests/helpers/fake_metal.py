@@ -21,11 +21,14 @@ HERE = msl.HERE
 HOST = ("ops", "device", "common", "fusion", "tuning")  # upstream's, in ggml-metal-*.cpp
 OURS = ("device", "driver", "questions", "shim/lanes", "shim/kernels")
 
+HEADS = (64, 64), (128, 128), (192, 128), (256, 256), (320, 256), (512, 512), (576, 512)
+F16_HEADS = tuple(f"dk{k}_dv{v}" for k, v in HEADS)
+
 #: Upstream's kernels that the tests run: those of ours, and what its attention needs.
 UPSTREAM: dict[str, Callable[[str], bool]] = {
     "quantize": lambda name: name.endswith(("q8_0", "q4_0", "q8_0_f32", "q4_0_f32", "q8_0_f16", "q4_0_f16")),
     "fa_aux": lambda name: name.startswith("kernel_flash_attn_ext"),
-    "fa_f16": lambda name: "bf16" not in name and any(f"dk{n}_dv{n}" in name for n in (64, 128, 256)),
+    "fa_f16": lambda name: "bf16" not in name and name.endswith(F16_HEADS),
     "fa_q8_0": lambda name: "dk128_dv128" in name,
     "fa_q4_0": lambda name: "dk128_dv128" in name,
     "fa_vec_q8_0": lambda name: name.endswith("dk128_dv128"),
@@ -64,10 +67,34 @@ class Harness:
     def link(self, target: Path, kernels: dict[str, Path]) -> Driver:
         """A driver of the host's objects and these kernels."""
         hosts = [path for name, path in self.objects.items() if name.startswith("host ")]
-        rpath = f"-Wl,-rpath,{self.build.bin}"
-        libraries = [f"-L{self.build.bin}", "-lggml-cpu", "-lggml-base", rpath]
-        proc.run([compiler(), *hosts, *kernels.values(), "-o", target, *libraries])
+        proc.run([compiler(), *hosts, *kernels.values(), "-o", target, *self._libraries("ggml-cpu")])
         return Driver(target)
+
+    def link_program(self, name: str) -> Path:
+        """The program of name.cpp beside driver.cpp, with the host's side and no kernels."""
+        source = self.build.source
+        inside = ("ggml/src/ggml-metal", "ggml/src", "ggml/include", "include")
+        include = [HERE, HERE.parent / "cache", *(source / folder for folder in inside)]
+        skipped = ("host driver", "host questions")
+        hosts = [path for key, path in self.objects.items() if key.startswith("host ") and key not in skipped]
+        target = self.folder / name
+        flags = ["-std=c++17", "-O1", *(f"-I{folder}" for folder in include)]
+        proc.run(
+            [
+                compiler(),
+                *flags,
+                HERE / f"{name}.cpp",
+                *hosts,
+                "-o",
+                target,
+                *self._libraries("llama", "ggml"),
+            ]
+        )
+        return target
+
+    def _libraries(self, *more: str) -> list[str]:
+        names = [f"-l{name}" for name in (*more, "ggml-base")]
+        return [f"-L{self.build.bin}", *names, f"-Wl,-rpath,{self.build.bin}"]
 
     def kernels(self) -> dict[str, Path]:
         """The object files of all libraries."""

@@ -16,7 +16,10 @@ from ggufrq.models.resolve import embedded_models
 
 DENSE = "docs-qwen3-8m"
 Tensors = dict[str, np.ndarray]
-_NAMES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "uint8": "U8"}
+_NAMES = {
+    **{"float32": "F32", "float16": "F16", "uint16": "BF16", "uint8": "U8"},
+    **{"int8": "I8", "int32": "I32", "int64": "I64"},
+}
 
 
 def copy(folder: Path, name: str = DENSE) -> Path:
@@ -43,12 +46,13 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def write(path: Path, values: Mapping[str, np.ndarray]) -> Path:
-    """A safetensors file; ``uint16`` stands for BF16."""
+def write(path: Path, values: Mapping[str, np.ndarray], kinds: Mapping[str, str] | None = None) -> Path:
+    """A safetensors file; ``uint16`` stands for BF16, and ``kinds`` names the types of tensors that numpy has
+    none for."""
     header: dict[str, Any] = {}
     at = 0
     for name, array in values.items():
-        kind = _NAMES[array.dtype.name]
+        kind = (kinds or {}).get(name) or _NAMES[array.dtype.name]
         header[name] = {
             "dtype": kind,
             "shape": list(array.shape),

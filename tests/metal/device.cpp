@@ -20,6 +20,7 @@ struct ggml_metal_cv {
 };
 
 struct ggml_metal_pipeline {
+    std::string                 name;
     const kernels::entry *      entry = nullptr;
     std::vector<kernels::value> values;
 };
@@ -32,7 +33,7 @@ struct ggml_metal_library {
 struct ggml_metal_device {
     ggml_metal_library       library = { this };
     ggml_metal_device_props  props = {};
-    ggml_metal_fusion_info * finfo = ggml_metal_fusion_info_init(false, 0);
+    ggml_metal_fusion_info * finfo = ggml_metal_fusion_info_init(true, 0);
 };
 
 struct ggml_metal_encoder {
@@ -41,6 +42,17 @@ struct ggml_metal_encoder {
     std::vector<std::vector<uint8_t>> bytes = std::vector<std::vector<uint8_t>>(kernels::MAX_BUFFERS);
     size_t                            memory = 0;
 };
+
+static std::vector<std::string> launched;
+static bool dry_run;
+
+void fake_metal_dry_run(bool dry) {
+    dry_run = dry;
+}
+
+const std::vector<std::string> & fake_metal_launched() {
+    return launched;
+}
 
 static std::set<std::string> looked_up;
 
@@ -74,6 +86,7 @@ ggml_metal_pipeline_with_params ggml_metal_library_compile_pipeline(ggml_metal_l
     looked_up.insert(base);
 
     ggml_metal_pipeline_t pipeline = ggml_metal_pipeline_init();
+    pipeline->name  = base;
     pipeline->entry = kernels::find(base);
     if (cv) {
         pipeline->values = cv->values;
@@ -115,6 +128,10 @@ void ggml_metal_encoder_set_threadgroup_memory_size(ggml_metal_encoder_t encoder
 }
 
 void ggml_metal_encoder_dispatch_threadgroups(ggml_metal_encoder_t encoder, int tg0, int tg1, int tg2, int tptg0, int tptg1, int tptg2) {
+    launched.push_back(encoder->pipeline->name);
+    if (dry_run) {
+        return;
+    }
     if (!encoder->pipeline->entry) {
         GGML_ABORT("a kernel that was not compiled is run");
     }
@@ -153,7 +170,7 @@ ggml_metal_fusion_info * ggml_metal_device_get_fusion_info(ggml_metal_device_t d
 // ours; upstream's own answers are in Objective-C
 bool ggml_metal_device_supports_op(ggml_metal_device_t dev, const ggml_tensor * op) {
     bool supported;
-    return !ggml_metal_rq_supports_op(op, dev->props.has_simdgroup_reduction, dev->props.has_simdgroup_mm, &supported) || supported;
+    return !ggml_metal_rq_supports_op(dev, op, dev->props.has_simdgroup_reduction, dev->props.has_simdgroup_mm, &supported) || supported;
 }
 
 ggml_metal_buffer_id ggml_metal_buffer_get_id(ggml_metal_buffer_t, const ggml_tensor * t) {
@@ -182,6 +199,9 @@ void fake_metal_compute(ggml_cgraph * gf) {
 size_t fake_metal_alloc_size(const ggml_tensor * t) {
     size_t size = ggml_nbytes(t);
     if (t->op == GGML_OP_FLASH_ATTN_EXT) {
+        ggml_metal_rq_node rq;
+        size += ggml_metal_rq_more_pad(t);
+        t = ggml_metal_rq_make_node(t, true, &rq);
         size += ggml_metal_op_flash_attn_ext_extra_pad(t);
         size += ggml_metal_op_flash_attn_ext_extra_blk(t);
         size += ggml_metal_op_flash_attn_ext_extra_tmp(t);

@@ -7,6 +7,7 @@
 
 #include <set>
 #include <string>
+#include <vector>
 
 constexpr size_t FAKE_METAL_MEMORY = 32*1024; // of a threadgroup, as all Apple GPUs have it
 
@@ -17,6 +18,11 @@ void fake_metal_compute(ggml_cgraph * gf);
 size_t fake_metal_alloc_size(const ggml_tensor * t);
 
 ggml_metal_device_t fake_metal_device();
+
+// the kernels that have been run, or only named in a dry run
+const std::vector<std::string> & fake_metal_launched();
+
+void fake_metal_dry_run(bool dry);
 
 // the names of all kernels that the host side has asked for
 const std::set<std::string> & fake_metal_looked_up();

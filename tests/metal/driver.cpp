@@ -1,9 +1,12 @@
 // Random operations through the fake Metal device, against ggml's CPU code.
 //
 //   driver set_rows|get_rows|cpy TYPE SEED COUNT          our types: bytes must be those of the C code
+//   driver store TYPE SEED COUNT                          the same for rows that a rotation or a profile turns before, in one launch
 //   driver flash_attn TYPE_K TYPE_V HEAD SEED COUNT [NE]  against doubles, from what the C code decodes; HEAD may be DK/DV; NE rows
 //                                                         at once in the vector kernel, else what upstream's host chooses
+//   driver recent ...                                     the same with recent rows (ggml-rq-types.h)
 //   driver names                                          kernel names that the host side can ask for with our types
+//   driver launches                                       how many kernels it takes to store K, see questions.cpp
 //   driver supports                                       what ggml_metal_rq_supports_op says
 //
 // Prints JSON; errors are relative: square of the difference over that of the result, of the worst case.
@@ -47,10 +50,19 @@ struct bytes {
 
     std::vector<uint8_t> memory;
 
-    explicit bytes(size_t size) : memory(size + ALIGN) {}
+    static constexpr size_t GUARD = 1 << 16;
 
-    void * data() {
-        return (void *) (((uintptr_t) memory.data() + ALIGN - 1)/ALIGN*ALIGN);
+    size_t size;
+
+    explicit bytes(size_t size) : memory(size + ALIGN + GUARD, 0xff), size(size) {} // NaN, should anybody read what nobody wrote
+
+    uint8_t * data() {
+        return (uint8_t *) (((uintptr_t) memory.data() + ALIGN - 1)/ALIGN*ALIGN);
+    }
+
+    // nobody wrote behind the end
+    bool is_whole() {
+        return std::all_of(data() + size, data() + size + GUARD, [](uint8_t b) { return b == 0xff; });
     }
 };
 
@@ -102,6 +114,12 @@ struct graph {
 
     void metal() {
         fake_metal_compute(gf);
+        for (const auto & m : memory) {
+            if (!m->is_whole()) {
+                fprintf(stderr, "written behind the end of a tensor\n");
+                exit(3);
+            }
+        }
     }
 };
 
@@ -312,29 +330,117 @@ static double cpy(ggml_type type) {
     });
 }
 
-static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_v, double & cpu_error) {
+// All values are such that sums are exact in any order. What the graph has is what llama-rq.cpp makes of K and V.
+static double store(ggml_type type) {
+    graph g;
+    const int  head = (int) ggml_blck_size(type)*(maybe() ? 1 : type >= GGML_TYPE_RQ2_64 ? 3 : 2), heads = pick(1, 3), tokens = maybe() ? 1 : pick(2, 32);
+    const bool maps = maybe(), mean = maybe();
+    const int  n    = maps || maybe() ? head : (int) ggml_blck_size(type);
+
+    const auto fill = [&](ggml_tensor * t, int most, float unit) {
+        std::vector<float> x(ggml_nelements(t));
+        for (auto & v : x) {
+            v = (float) pick(-most, most)*unit;
+        }
+        if (t->type == GGML_TYPE_F32) {
+            memcpy(t->data, x.data(), ggml_nbytes(t));
+        } else {
+            ggml_get_type_traits(t->type)->from_float_ref(x.data(), t->data, (int64_t) x.size());
+        }
+        return x;
+    };
+
+    // beside other values where a mean comes first, as in a product for Q, K and V
+    const int beside = mean && maybe() ? 64 : 0;
+    ggml_tensor * wide = g.tensor(GGML_TYPE_F32, head*heads + beside, tokens);
+    fill(wide, 8, 1.0f);
+    ggml_tensor * k = g.view(ggml_view_3d(g.ctx, wide, head, heads, tokens, head*sizeof(float), wide->nb[1], beside*sizeof(float)));
+    ggml_tensor * offset = g.tensor(GGML_TYPE_F32, head, heads);
+    const std::vector<float> offsets = fill(offset, 4, 1.0f);
+    ggml_tensor * matrix = maps ? g.tensor(maybe() ? GGML_TYPE_F16 : GGML_TYPE_F32, n, n, 1, heads) : g.tensor(GGML_TYPE_F32, n, n);
+    const std::vector<float> entries = fill(matrix, 4, 0.25f);
+
+    ggml_tensor * x = mean ? g.alloc(ggml_sub(g.ctx, k, offset)) : k;
+    ggml_tensor * y;
+    if (maps) {
+        x = g.view(ggml_permute(g.ctx, g.view(ggml_reshape_4d(g.ctx, x, n, 1, heads, tokens)), 0, 2, 3, 1));
+        y = g.alloc(ggml_mul_mat(g.ctx, matrix, x));
+        y->op_params[1] = GGML_RQ_HINT_MAP;
+        y = g.view(ggml_permute(g.ctx, g.view(ggml_reshape_3d(g.ctx, y, n, tokens, heads)), 0, 2, 1, 3));
+        y = ggml_is_contiguous(y) ? y : g.alloc(ggml_cont(g.ctx, y));
+    } else {
+        y = g.alloc(ggml_mul_mat(g.ctx, matrix, g.view(ggml_reshape_2d(g.ctx, x, n, ggml_nelements(x)/n))));
+        y->op_params[1] = ggml_rq_hint(GGML_RQ_ISO, GGML_RQ_FULL);
+    }
+    const ggml_tensor * turned = y->view_src ? y->view_src : y;
+    y = g.view(ggml_reshape_2d(g.ctx, y, head*heads, tokens));
+
+    ggml_tensor * cells = g.tensor(type, head*heads, tokens + pick(0, 5));
+    ggml_tensor * idx   = g.tensor(maybe() ? GGML_TYPE_I64 : GGML_TYPE_I32, tokens);
+    const int first = pick(0, (int) cells->ne[1] - 1);
+    std::vector<float> expected((size_t) head*heads*tokens);
+    std::vector<uint8_t> rows(ggml_nbytes(cells));
+    random_bytes(cells);
+    memcpy(rows.data(), cells->data, rows.size());
+    for (int t = 0; t < tokens; t++) {
+        const int row = (int) ((first + t) % cells->ne[1]);
+        if (idx->type == GGML_TYPE_I64) {
+            ((int64_t *) idx->data)[t] = row;
+        } else {
+            ((int32_t *) idx->data)[t] = row;
+        }
+        float * to = expected.data() + (size_t) t*head*heads;
+        for (int i = 0; i < head*heads; i++) {
+            const int part = i/n;
+            double sum = 0;
+            for (int j = 0; j < n; j++) {
+                const float v = ((const float *) wide->data)[(size_t) t*wide->ne[0] + beside + part*n + j] - (mean ? offsets[part*n + j] : 0.0f);
+                sum += (double) v*entries[((size_t) (maps ? part : 0)*n + i%n)*n + j];
+            }
+            to[i] = (float) sum;
+        }
+        ggml_get_type_traits(type)->from_float_ref(to, rows.data() + row*cells->nb[1], head*heads);
+    }
+    g.build(ggml_set_rows(g.ctx, cells, y, idx));
+
+    const size_t before = fake_metal_launched().size();
+    g.metal();
+    const bool right = fake_metal_launched().size() == before + 1 && memcmp(rows.data(), cells->data, rows.size()) == 0 &&
+        memcmp(expected.data(), turned->data, expected.size()*sizeof(float)) == 0;
+    return right ? 0 : std::numeric_limits<double>::infinity();
+}
+
+static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_v, bool recent, double & cpu_error) {
     graph g;
     static const int queries[] = { 1, 1, 1, 2, 3, 5, 7, 20, 23, 32, 33, 40 };
-    const int nq = queries[pick(0, 11)], heads_kv = pick(1, 2), group = pick(1, 3), ne3 = pick(1, 4) == 1 ? 2 : 1;
+    const bool wide = pick(1, 12) == 1; // many heads and few rows: a row of the cache, not of a head, is what upstream reserves
+    const int nq = wide ? 1 : queries[pick(0, 11)], heads_kv = wide ? 18 : pick(1, 2), group = wide ? 1 : pick(1, 3), ne3 = !wide && pick(1, 4) == 1 ? 2 : 1;
     const int heads = heads_kv*group;
-    const int nkv   = maybe() ? pick(1, 200) : pick(1, 4)*64;
+    const int nkv   = wide ? pick(33, 63) : maybe() ? pick(1, 200) : pick(1, 4)*64;
 
-    const bool  has_mask = pick(0, 3) != 0;
+    const int held   = recent ? pick(1, 3) == 1 ? pick(34, 150) : pick(1, 33) : 0;
+    const int n_all  = nkv + (recent ? held + nq : 0);
+    const int masked = recent ? n_all + pick(0, 2)*pick(1, 90) : nkv; // columns of both masks
+
+    const bool  has_mask = recent || pick(0, 3) != 0;
     const float bias     = has_mask && pick(0, 3) == 0 ? 8.0f : 0.0f;
     const float cap      = pick(0, 3) == 0 ? 10.0f : 0.0f;
     const bool  sinks    = pick(0, 3) == 0;
 
     // as llama.cpp keeps them, all heads of a token in a row, or head by head
-    const bool by_token = maybe();
+    const bool by_token = wide || maybe();
     auto cache = [&](ggml_type type, int size, float scale) {
         ggml_tensor * t = by_token ? g.tensor(type, size, heads_kv, nkv, ne3) : g.tensor(type, size, nkv, heads_kv, ne3);
         random_cache(t, scale);
         return t;
     };
     ggml_tensor * k0 = cache(type_k, head,   1.0f);
-    ggml_tensor * v0 = cache(type_v, head_v, 1.0f);
+    const bool v_in_k = head == 576; // MLA
+    ggml_tensor * v0 = !v_in_k ? cache(type_v, head_v, 1.0f) :
+        g.view(ggml_view_4d(g.ctx, k0, head_v, k0->ne[1], k0->ne[2], k0->ne[3], k0->nb[1], k0->nb[2], k0->nb[3], 0));
     const std::vector<float> kf = decoded(k0);
-    const std::vector<float> vf = decoded(v0);
+    const std::vector<float> vf = v_in_k ? kf : decoded(v0);
+    const int size_v = v_in_k ? head : head_v;
     auto view = [&](ggml_tensor * t) {
         return by_token ? g.view(ggml_permute(g.ctx, t, 0, 2, 1, 3)) : t;
     };
@@ -345,14 +451,32 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_
 
     ggml_tensor * mask = nullptr;
     if (has_mask) {
-        mask = g.tensor(GGML_TYPE_F16, nkv, nq, 1, ne3);
+        mask = g.tensor(GGML_TYPE_F16, masked, nq, 1, ne3);
         const int kind = pick(0, 2);
+        const int only = recent ? pick(0, 7) : 2; // 0: nothing of the cache is seen, 1: no recent rows are
         for (int64_t i = 0; i < ggml_nelements(mask); i++) {
-            const int64_t j = i%nkv;
-            const int64_t r = i/nkv%nq;
-            const bool hidden = kind == 0 ? j > nkv - nq + r && j > 0 : kind == 1 ? j < nkv/2 : pick(0, 4) == 0 && j > 0;
-            const float m = hidden ? -INFINITY : bias != 0.0f ? -(float) std::abs(j - nkv + 1) : kind == 2 ? gauss() : 0.0f;
+            const int64_t j = i%masked;
+            const int64_t r = i/masked%nq;
+            bool hidden;
+            if (j < nkv) {
+                hidden = only == 0 || (kind == 0 ? j > nkv - nq + r && j > 0 : kind == 1 ? j < nkv/2 : pick(0, 4) == 0 && j > 0);
+            } else {
+                hidden = only == 1 || j >= n_all || (j < nkv + held ? pick(0, 3) == 0 : j - nkv - held > r);
+            }
+            const float m = hidden ? -INFINITY : bias != 0.0f ? -(float) std::abs(j < nkv ? j - nkv + 1 : j - n_all + 1) : kind == 2 ? gauss() : 0.0f;
             ((ggml_fp16_t *) mask->data)[i] = ggml_fp32_to_fp16(m);
+        }
+    }
+
+    // recent rows, all heads of a token side by side
+    std::vector<ggml_tensor *>      rows;
+    std::vector<std::vector<float>> rows_f;
+    for (int i = 0; recent && i < 4; i++) {
+        rows.push_back(g.tensor(i < 2 ? GGML_TYPE_F16 : GGML_TYPE_F32, i % 2 ? head_v : head, heads_kv, i < 2 ? held : nq, ne3));
+        random_cache(rows.back(), 1.0f);
+        rows_f.push_back(decoded(rows.back()));
+        for (float & x : rows_f.back()) {
+            x = ggml_fp16_to_fp32(ggml_fp32_to_fp16(x)); // those of the batch are rounded, too
         }
     }
 
@@ -367,6 +491,14 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_
         }
         ggml_flash_attn_ext_add_sinks(out, t);
     }
+    if (recent) {
+        const auto columns = [&](int n, int first) {
+            return g.view(ggml_view_4d(g.ctx, mask, n, nq, 1, ne3, mask->nb[1], mask->nb[2], mask->nb[3], first*mask->nb[0]));
+        };
+        out->src[3] = columns(nkv, 0);
+        const auto by_head = [&](int i) { return g.view(ggml_permute(g.ctx, rows[i], 0, 2, 1, 3)); };
+        ggml_rq_flash_attn_ext_add_recent(out, by_head(0), by_head(1), columns(masked - nkv, nkv), by_head(2), by_head(3));
+    }
     g.alloc(out);
     g.build(out);
 
@@ -380,27 +512,37 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_
         auto at = [&](int size, int j) {
             return (size_t) size*(by_token ? ((size_t) i3*nkv + j)*heads_kv + hk : ((size_t) i3*heads_kv + hk)*nkv + j);
         };
+        // row j of K or V, the recent ones behind those of the cache
+        auto row = [&](bool is_v, int j) {
+            const int size = is_v ? head_v : head;
+            if (j < nkv) {
+                return is_v ? vf.data() + at(size_v, j) : kf.data() + at(head, j);
+            }
+            const bool fresh = j - nkv >= held;
+            const int  first = fresh ? nkv + held : nkv, count = fresh ? nq : held;
+            return (const float *) rows_f[2*fresh + is_v].data() + (size_t) size*(((size_t) i3*count + j - first)*heads_kv + hk);
+        };
         const float * qr = (const float *) q->data + (((int64_t) i3*heads + h)*nq + r)*head;
-        std::vector<double> s(nkv);
+        std::vector<double> s(n_all);
         double top = sinks ? sink[h] : -INFINITY;
-        for (int j = 0; j < nkv; j++) {
+        for (int j = 0; j < n_all; j++) {
             double dot = 0;
             for (int d = 0; d < head; d++) {
-                dot += (double) qr[d]*kf[at(head, j) + d];
+                dot += (double) qr[d]*row(false, j)[d];
             }
             dot *= scale;
             dot  = cap != 0.0f ? cap*std::tanh(dot/cap) : dot;
-            dot += has_mask ? slope*ggml_fp16_to_fp32(((ggml_fp16_t *) mask->data)[((int64_t) i3*nq + r)*nkv + j]) : 0.0;
+            dot += has_mask ? slope*ggml_fp16_to_fp32(((ggml_fp16_t *) mask->data)[((int64_t) i3*nq + r)*masked + j]) : 0.0;
             s[j] = dot;
             top  = std::max(top, dot);
         }
         double sum = sinks ? std::exp(sink[h] - top) : 0.0;
         double * o = expected.data() + (((int64_t) i3*nq + r)*heads + h)*head_v;
-        for (int j = 0; j < nkv; j++) {
+        for (int j = 0; j < n_all; j++) {
             const double p = top == -INFINITY ? 0.0 : std::exp(s[j] - top);
             sum += p;
             for (int d = 0; d < head_v; d++) {
-                o[d] += p*vf[at(head_v, j) + d];
+                o[d] += p*row(true, j)[d];
             }
         }
         for (int d = 0; d < head_v; d++) {
@@ -434,18 +576,18 @@ int main(int argc, char ** argv) {
     const std::string op = argc > 1 ? argv[1] : "";
     ggml_cpu_init();
 
-    if ((op == "set_rows" || op == "get_rows" || op == "cpy") && argc == 5) {
+    if ((op == "set_rows" || op == "get_rows" || op == "cpy" || op == "store") && argc == 5) {
         const ggml_type type = type_of(argv[2]);
         rng.seed(atoi(argv[3]));
         const int count = atoi(argv[4]);
         double worst = 0;
         for (int i = 0; i < count; i++) {
-            worst = std::max(worst, op == "set_rows" ? set_rows(type) : op == "get_rows" ? get_rows(type) : cpy(type));
+            worst = std::max(worst, op == "set_rows" ? set_rows(type) : op == "get_rows" ? get_rows(type) : op == "store" ? store(type) : cpy(type));
         }
         print(count, worst);
         return 0;
     }
-    if (op == "flash_attn" && argc >= 7) {
+    if ((op == "flash_attn" || op == "recent") && argc >= 7) {
         rng.seed(atoi(argv[5]));
         if (argc > 7) {
             ggml_metal_tuning::fa_vec_set_override({ 1, (int8_t) atoi(argv[7]) });
@@ -457,13 +599,17 @@ int main(int argc, char ** argv) {
         double worst = 0;
         double worst_cpu = 0;
         for (int i = 0; i < count; i++) {
-            worst = std::max(worst, flash_attn(type_of(argv[2]), type_of(argv[3]), head, head_v, worst_cpu));
+            worst = std::max(worst, flash_attn(type_of(argv[2]), type_of(argv[3]), head, head_v, op == "recent", worst_cpu));
         }
         print(count, worst, worst_cpu);
         return 0;
     }
     if (op == "names") {
         print_names();
+        return 0;
+    }
+    if (op == "launches") {
+        print_launches();
         return 0;
     }
     if (op == "supports") {

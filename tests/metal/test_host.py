@@ -71,10 +71,10 @@ def test_what_objective_c_includes_of_ours_is_plain_c(metal: Path, tmp_path: Pat
     source = tmp_path / "hook.c"
     source.write_text(
         '#include "ggml-metal-rq.h"\n'
-        "bool hook(const struct ggml_tensor * op);\n"
-        "bool hook(const struct ggml_tensor * op) {\n"
+        "bool hook(struct ggml_metal_device * dev, const struct ggml_tensor * op);\n"
+        "bool hook(struct ggml_metal_device * dev, const struct ggml_tensor * op) {\n"
         "    bool supported;\n"
-        "    return ggml_metal_rq_supports_op(op, true, true, &supported) && supported;\n"
+        "    return ggml_metal_rq_supports_op(dev, op, true, true, &supported) && supported;\n"
         "}\n"
     )
     include = [f"-I{path}" for path in (metal, metal.parent, metal.parent.parent / "include")]
@@ -96,6 +96,8 @@ def test_what_is_not_there_is_refused(driver: Driver) -> None:
     }
     assert answers["yes"] == {
         "flash_attn head 256",
+        "flash_attn head 512",
+        "flash_attn V in K 576/512",
         "flash_attn rq3_64/rq3_64 64",
         "flash_attn rq3_64/iso3 192/128",
         "flash_attn rq4_64/iso4 320/256",
@@ -108,6 +110,13 @@ def test_what_is_not_there_is_refused(driver: Driver) -> None:
         "cpy f32 -> ours",
         "cpy ours -> f32",
         "cpy ours -> f16",
+        "recent iso3/iso3 128",
+        "recent iso3/planar3 256",
+        "recent rq3_64/iso3 192/128",
+        "recent iso3/iso3 512",
+        "recent q8_0/q8_0 128",
+        "recent q4_0/q4_0 512",
+        "recent f16/f16 80",
     }
     assert answers["upstream"] == {
         "set_rows f32",
@@ -124,3 +133,18 @@ def test_a_scale_that_the_encoder_has_not_is_refused(driver: Driver) -> None:
         found = driver("supports", env={"LLAMA_RQ_SCALE": scale})
         assert found["set_rows"] == found["cpy f32 -> ours"] == expected, scale
         assert found["get_rows"] == "yes"
+
+
+def test_what_leads_to_a_store_takes_no_launch_of_its_own(driver: Driver) -> None:
+    """But where other nodes read what would not be written, or write over what is read later than it was."""
+    found = driver("launches")
+    for what, apart in {"rotation": 3, "profile": 4}.items():
+        alone = {
+            beside: found[f"{what}, {beside}"] for beside in ("1 token", "32 tokens", "33 tokens", "over")
+        }
+        assert alone == {"1 token": 1, "32 tokens": 1, "33 tokens": apart, "over": apart}, what
+        for beside in ("mean", "product", "result", "reused", "mean later"):
+            assert found[f"{what}, {beside}"] == apart + 1, (what, beside)
+        assert found[f"{what}, later"] == 2
+    assert found["rotation, output"] == 1  # the result, which is written
+    assert found["profile, output"] == 4

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import chats
 import numpy as np
 import pytest
 from families import family_of
@@ -200,3 +201,35 @@ def test_the_mix_is_the_default(llama_build: Build, families: dict[str, Family],
             out=tmp_path / "other",
             imatrix=tmp_path / f"{HYBRID}-imatrix.gguf",
         )
+
+
+#: Real templates that take all conversations of the mix, though some want calls one by one or no system.
+REAL = (
+    *("Qwen-Qwen3-0.6B", "Qwen3-Coder", "Qwen3.5-4B", "Qwen-Qwen2.5-7B-Instruct", "GLM-4.6"),
+    *("meta-llama-Llama-3.1-8B-Instruct", "meta-llama-Llama-3.2-3B-Instruct", "google-gemma-4-31B-it"),
+    *("mistralai-Mistral-Nemo-Instruct-2407", "Mistral-Small-3.2-24B-Instruct-2506", "Kimi-K3"),
+    *("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "deepseek-ai-DeepSeek-V3.1", "openai-gpt-oss-120b"),
+    *("ibm-granite-granite-4.0", "MiniMax-M2", "NVIDIA-Nemotron-Nano-v2", "upstage-Solar-Open-100B"),
+)
+
+
+#: Those that do not: no calls of tools, or calls in a form of their own.
+PARTLY = (
+    "google-gemma-2-2b-it",
+    "HuggingFaceTB-SmolLM3-3B",
+    "microsoft-Phi-3.5-mini-instruct",
+    "Kimi-K2-Instruct",
+)
+
+
+def test_the_templates_of_real_models(llama_build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ``apply_chat_template`` writes them; where not, a line says why."""
+    every = chats.conversations()
+    tools = [c for c in every if "tools" in c]
+    double = [c for c in tools if any(len(m.get("tool_calls", ())) > 1 for m in c["messages"])]
+    system = [c for c in every if c["messages"][0]["role"] == "system"]
+    some = [*every[:2], system[0], tools[0], double[0]]
+    for name in (*REAL, *PARTLY):
+        path = llama_build.source / "models" / "templates" / f"{name}.jinja"
+        same, told = chats.alike(path.read_text(encoding="utf-8"), some, capsys)
+        assert (same == len(some)) == (name in REAL), (name, told)

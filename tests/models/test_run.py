@@ -223,7 +223,7 @@ def test_head_that_a_type_cannot_hold(llama_build: Build, programs: Programs, tm
     for raw in (False, True):
         with pytest.raises(ToolError, match=r"iso3 .*head_dim of 32.* use q4_0") as caught:
             generate(model, PROMPT, parse_plan("f16/iso3"), programs, tokens=4, n_ctx=512, raw=raw)
-        assert caught.value.remedy == "--kv q8_0"
+        assert caught.value.remedy == "--kv q4_0"
     assert generate(model, PROMPT, parse_plan("q8_0"), programs, tokens=4, n_ctx=512).tokens >= 1
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guessing import with_head
+from guessing import dflash, eagle, with_head
 
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.base.loopback import free_port, session
 from ggufrq.base.paths import data_dir
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_kv, parse_plan
-from ggufrq.drive.serve import Draft, Server, serving
+from ggufrq.drive.serve import Draft, Server, serving, started
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.kv_shape import kv_shape
 from ggufrq.make.plan import Family
@@ -303,6 +303,46 @@ def test_a_head_of_the_model_guesses(
                 assert running.draft is not None and uses(running.draft[1], guess.kv)
     assert answers[0]["content"] == answers[1]["content"]
     assert answers[1]["timings"]["draft_n"] > 0
+
+
+def test_drafts_that_are_made_for_a_model(
+    families: dict[str, Family], programs: Programs, tmp_path: Path
+) -> None:
+    """EAGLE-3 and DFlash: the text stays as it is, and what they guess with their caches in a type of ours is
+    near what they guess in f16, the nearer the more bits."""
+    model, plan = families[DENSE].file("Q8_0"), parse_plan("iso3").with_exact(32, 1)
+
+    def run(draft: Draft | None, how: str = "") -> tuple[str, list[str], str]:
+        port, log = free_port(), tmp_path / "server.log"
+        extra = () if draft is None else draft.arguments()
+        args = server.arguments(model, plan, host="127.0.0.1", port=port, n_ctx=1024, threads=1, extra=extra)
+        url = f"http://127.0.0.1:{port}"
+        with started([programs.tool("llama-server"), *args, "-lv", "5"], url, log_path=log):
+            body = {"prompt": text(700), "n_predict": 48, "temperature": 0, "ignore_eos": True}
+            answer = session().post(f"{url}/completion", json=body, timeout=60).json()
+        told = log.read_text()
+        context = parse_context(told)
+        assert context is not None and uses(context, plan.base)
+        assert (context.recent, context.first) == (32, 1), "whatever the draft can hold"
+        if draft is not None:
+            found = parse_draft(told)
+            assert found is not None and uses(found[1], draft.kv) and f"'{how}'" in told
+        guesses = re.findall(r"draft candidate +(\d+, pos +\d+: +\d+) ", told)
+        return str(answer["content"]), guesses, told
+
+    plain = run(None)[0]
+    for make, how in ((eagle, "draft-eagle3"), (dflash, "draft-dflash")):
+        path = make(model, tmp_path / f"{how}.gguf")
+        exact = run(Draft(path, parse_kv("f16")), how)[1]
+        alike = {}
+        for kv in ("iso4/iso5", "iso2"):
+            said, guesses, told = run(Draft(path, parse_kv(kv)), how)
+            assert said == plain and len(guesses) > 100
+            alike[kv] = sum(a == b for a, b in zip(exact, guesses, strict=False)) / len(exact)
+            found = parse_draft(told)
+            stores = "this model stores K and V in graphs that do not attend to them"
+            assert found is not None and found[1].not_held == (stores if how == "draft-dflash" else None)
+        assert alike["iso4/iso5"] > max(0.4, alike["iso2"]), alike
 
 
 def test_a_draft_that_is_refused_is_named(families: dict[str, Family], programs: Programs) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from ggufrq.build.project import Build
@@ -194,16 +195,45 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
 
 def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
-    cuda, vulkan = (
-        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cuda", "vulkan")
+    cuda, metal, vulkan, other = (
+        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name})
+        for name in ("cuda", "metal", "vulkan", "other")
     )
-    assert cache_check.held_cases(cases, cuda) == cases == cache_check.held_cases(cases, None)
+    for build in (cuda, metal, vulkan, None):
+        assert cache_check.held_cases(cases, build) == cases
     assert capsys.readouterr().err == ""
-    names = [case.name for case in cache_check.held_cases(cases, vulkan)]
+    names = [case.name for case in cache_check.held_cases(cases, other)]
     assert names == ["iso3", "iso4", "q8_0"]
     assert "no tokens are kept in f16, which this build's devices cannot attend to" in capsys.readouterr().err
     asked = parse_cases("iso3", None, 32, 1)
-    assert cache_check.held_cases(asked, vulkan) == asked
+    assert cache_check.held_cases(asked, other) == asked
+
+
+def test_a_model_beside_whose_cache_none_are_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an indexer chooses the keys, and on a GPU where V is read from K."""
+    cpu, cuda = (Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cpu", "cuda"))
+    cases, asked = parse_cases("iso3", None, None, None), parse_cases("iso3", None, 32, 1)
+    numbers = {"block_count": 4, "attention.head_count": 4, "embedding_length": 512}
+    indexer = {"head_count": 8, "key_length": 128, "top_k": 64}
+    models = {
+        "qwen4exp": {f"attention.indexer.{key}": value for key, value in indexer.items()},
+        "deepseek2": {"attention.key_length": 576, "attention.key_length_mla": 192},
+        "llama": {},
+    }
+    for arch, more in models.items():
+        path = tmp_path / f"{arch}.gguf"
+        writer = gguf.GGUFWriter(path, arch)
+        for key, value in (numbers | more).items():
+            writer.add_uint32(f"{arch}.{key}", value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        for build in (cpu, cuda):
+            none = arch == "qwen4exp" or (arch == "deepseek2" and build is cuda)
+            kept = cache_check.held_cases(cases, build, path)
+            assert [case.name for case in kept] == ["iso3" if none else "iso3 +first1 +recent32"]
+            assert ("this model's kind of attention" in capsys.readouterr().err) is none
+            assert cache_check.held_cases(asked, build, path) == asked
 
 
 @pytest.mark.parametrize(
@@ -262,3 +292,4 @@ def test_the_keys_of_an_indexer_are_no_cache_of_k_and_v() -> None:
     )
     context = parse_context(text + line.format("0.14", "iso4", "0.14"))
     assert context is not None and context.k_types == {"iso4"} and len(context.caches) == 2
+    assert context.index_mib == 0.12

@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hubs
+import loopback
 import pytest
 import yaml
 from click.testing import CliRunner
+from huggingface_hub import constants
 
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.card.compose import Wishes
 from ggufrq.card.mlx import is_mlx, make
 from ggufrq.cli.card import card
+from ggufrq.cli.publish import publish
 from ggufrq.make.record import Record
 from ggufrq.publish.local import local_files
 
@@ -70,6 +74,28 @@ def test_what_a_card_says(tmp_path: Path) -> None:
     ):
         assert said in made.text
     assert "It | is blue." in made.text and made.ran == dict.fromkeys(made.ran, False)
+
+
+def test_a_family_goes_to_repositories_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each member's card names all others, and each is uploaded as a whole."""
+    for bits in (3, 8):
+        model(tmp_path / f"Small-1B-mlx-{bits}bit", bits)
+    (tmp_path / "notes").mkdir()
+    done = CliRunner().invoke(card, [str(tmp_path), "--repo", "user/Small-mlx", "--no-run"])
+    assert done.exit_code == 0, done.output
+    with hubs.fake().fake_hub({}, tokens={hubs.TOKEN: "user"}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
+        loopback.no_proxies(monkeypatch)
+        sent = CliRunner().invoke(publish, [str(tmp_path), "user/Small-mlx", "--json"])
+        assert sent.exit_code == 0, sent.output
+        assert set(hub.repos) == {"user/Small-mlx-3bit", "user/Small-mlx-8bit"}
+        text = hub.repos["user/Small-mlx-3bit"]["README.md"].decode()
+    assert [one["repo"] for one in json.loads(sent.stdout)] == ["user/Small-mlx-3bit", "user/Small-mlx-8bit"]
+    assert "| **user/Small-mlx-3bit** | 3 bits | 3.51 |" in text
+    other = "[user/Small-mlx-8bit](https://huggingface.co/user/Small-mlx-8bit)"
+    assert f"| {other} | 8 bits | 8.51 |" in text
 
 
 def test_the_command_writes_it_and_keeps_what_was_added(tmp_path: Path) -> None:

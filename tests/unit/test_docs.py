@@ -74,7 +74,7 @@ def test_every_command_in_the_documents_parses(snippet: Snippet) -> None:
         ("build --backend abacus", "'abacus' is not"),
         ("upstream check", "--source is missing"),
         ("upstream czech --source 0.3.35", "no command 'czech'"),
-        ("doctor bin", "too many"),
+        ("doctor MODEL bin", "too many"),
     ],
 )
 def test_a_command_that_is_none_is_found(line: str, error: str) -> None:

@@ -125,3 +125,31 @@ def test_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_real_machine_can_be_examined() -> None:
     assert len(report()) == 17
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head", "state", "found", "remedy"),
+    [
+        ("llama", 128, "ok", "can be in f32, f16, bf16, q8_0, q4_0", ""),
+        (
+            "llama",
+            32,
+            "optional",
+            "iso3 takes 6.50 bits a value in heads of K with 32",
+            "ggufrq run m --kv q8_0",
+        ),
+        ("llama", 16, "ok", "can be in f32, f16, bf16, ", ""),
+        ("deepseek4", 512, "optional", "cannot be read; q8_0 or q4_0 can be used", "ggufrq run m --kv q8_0"),
+        ("grok", 128, "optional", "without which V cannot be quantized; f16", "ggufrq run m --kv f16"),
+        ("bert", 64, "ok", "keeps no K and V", ""),
+    ],
+)
+def test_what_the_cache_of_a_model_can_be_in(
+    architecture: str, head: int, state: str, found: str, remedy: str
+) -> None:
+    numbers = {"block_count": 2, "attention.head_count": 4, "embedding_length": 512}
+    numbers |= {"attention.key_length": head, "attention.value_length": head}
+    values: dict[str, Any] = {f"{architecture}.{key}": value for key, value in numbers.items()}
+    check = doctor.of_model("m", values | {"general.architecture": architecture}, gpu=False)
+    assert (check.state, check.remedy) == (state, remedy) and found in check.found, check
+    assert doctor.of_model("m", {"general.architecture": architecture}, gpu=False).state == "optional"

@@ -212,8 +212,8 @@ def test_what_fits() -> None:
     assert fallback.fits(values("llama", 128), "iso5")
     assert not fallback.fits(values("llama", 128), "iso5", gpu=True)
     latent = {"attention__key_length_mla": 192}
-    assert fallback.fits(values("deepseek2", 576, 512, **latent), "iso3")
-    assert not fallback.fits(values("deepseek2", 576, 512, **latent), "iso3", gpu=True)
+    for gpu in (False, True):
+        assert fallback.fits(values("deepseek2", 576, 512, **latent), "iso3", gpu=gpu)
     assert not fallback.fits(values("deepseek2", 608, 512, **latent), "iso3")
     assert not fallback.fits(values("deepseek4", 512), "iso3")
     assert fallback.fits(values("deepseek4", 512), "q8_0")

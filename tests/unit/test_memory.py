@@ -19,9 +19,17 @@ from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.cli import cli
 from ggufrq.cli import memory as command
 from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.heads import Heads
 from ggufrq.ggufs.kv_shape import find_kv_shape, kv_shape
 from ggufrq.ggufs.memory_shape import MemoryShape, head_sizes, memory_shape
-from ggufrq.memory.cells import ContextSettings, exact_bytes, kv_bytes, profile_bytes, state_bytes, why_not
+from ggufrq.memory.cells import (
+    ContextSettings,
+    exact_bytes,
+    index_bytes,
+    kv_bytes,
+    profile_bytes,
+    state_bytes,
+)
 from ggufrq.memory.compute import Buffers, estimate
 from ggufrq.memory.estimate import Memory
 from ggufrq.memory.told import published
@@ -175,10 +183,11 @@ def test_compressed_models_keep_one_row_of_k(tmp_path: Path) -> None:
     assert values(shape) == [(576, 0)] * 4
     assert kv_bytes(shape, parse_plan("q8_0"), ContextSettings(4096)) == (4 * 4096 * 576 * 34 // 32, 0)
     assert kv_bytes(shape, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 9 * 26, 0)
-    assert Memory(shape, 0).estimate(parse_plan("iso3").as_usual(), ContextSettings(4096)).kv == "iso3"
-    assert "cannot have different types" in str(why_not(shape, parse_plan("q8_0/f16")))
-    assert "types of their own" in str(why_not(shape, parse_plan("f16; 0:q8_0")))
-    assert why_not(shape, parse_plan("q4_0")) is None
+    usual = Memory(shape, 0).estimate(parse_plan("iso3").as_usual(), ContextSettings(4096))
+    assert (usual.kv, usual.exact_tokens) == ("iso3 +first1 +recent32", 4 * 34 * 576 * 2)
+    assert "cannot have different types" in str(Heads.of(shape).why_not(parse_plan("q8_0/f16")))
+    assert "types of their own" in str(Heads.of(shape).why_not(parse_plan("f16; 0:q8_0")))
+    assert Heads.of(shape).why_not(parse_plan("q4_0")) is None
 
 
 @pytest.mark.parametrize(
@@ -252,9 +261,49 @@ def test_recurrent_models(
     assert (len(shape.cached), shape.state) == (kept, state)
 
 
+INDEXER = {
+    "attention.indexer.head_count": 8,
+    "attention.indexer.key_length": 128,
+    "attention.indexer.top_k": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "index"),
+    [
+        ("deepseek32", {}, [128] * 4),
+        ("glm-dsa", {}, [128] * 4),
+        ("glm-dsa", {"context_length": 1 << 20, "block_count": 8}, [128, 128, 128, 0, 0, 0, 128, 0]),
+        ("glm-dsa", {"attention.indexer.types": [1, 0, 0, 1]}, [128, 0, 0, 128]),
+        ("hy_v4", {"attention.indexer.types": [1, 0, 1, 0]}, [128, 0, 128, 0]),
+        ("hy_v4", {"attention.indexer.top_k": 0}, [0] * 4),
+        ("minimax-m3", {"leading_dense_block_count": 1}, [0, 128, 128, 128]),
+        ("qwen4exp", {}, [0, 0, 0, 128]),
+        ("llama", {}, [0] * 4),
+    ],
+)
+def test_the_keys_of_an_indexer(
+    tmp_path: Path, architecture: str, more: dict[str, Any], index: list[int]
+) -> None:
+    """In f16 beside types of ours, and as K is otherwise; tests/cache/test_memory.py holds it to logs."""
+    shape = shape_of(tmp_path, architecture, DENSE | INDEXER | more)
+    assert [layer.index for layer in shape.layers] == index
+    keys = sum(map(bool, index)) * 128
+    spare = {"q8_0": 34 / 32, "iso3": 50 / 128} if architecture == "minimax-m3" else {}
+    for kv, size in (("q8_0", 34 / 32), ("iso3", 2)):
+        plan = parse_plan(kv)
+        assert index_bytes(shape, plan, ContextSettings(512)) == 512 * keys * (size + spare.get(kv, 0))
+        found = Memory(shape, 0).estimate(plan.as_usual(), ContextSettings(512))
+        assert found.cache == found.k + found.v + found.index + found.exact_tokens + found.profile
+        assert (found.exact_tokens > 0) == (keys == 0 and kv == "iso3"), "an indexer chooses among all keys"
+
+
 def test_models_that_are_not_computed(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="deepseek32 is not computed: it keeps an index"):
-        shape_of(tmp_path, "deepseek32", DENSE)
+    with pytest.raises(ModelError, match="deepseek4 is not computed: it keeps compressed K") as caught:
+        shape_of(tmp_path, "deepseek4", DENSE)
+    assert "--kv q8_0" in str(caught.value.remedy)
+    with pytest.raises(ModelError, match="which layers have an indexer"):
+        shape_of(tmp_path, "hy_v4", DENSE | INDEXER)
     with pytest.raises(ModelError, match=r"no llama\.block_count"):
         shape_of(tmp_path, "llama", {})
     with pytest.raises(ModelError, match="which layers have a window"):
@@ -264,37 +313,37 @@ def test_models_that_are_not_computed(tmp_path: Path) -> None:
 
 def test_types_that_heads_cannot_hold(tmp_path: Path) -> None:
     narrow = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 96, "attention.value_length": 96})
-    assert why_not(narrow, parse_plan("iso3")) is None
-    assert why_not(narrow, parse_plan("iso4")) == (
+    assert Heads.of(narrow).why_not(parse_plan("iso3")) is None
+    assert Heads.of(narrow).why_not(parse_plan("iso4")) == (
         "iso4 takes 5.50 bits a value in heads of K with 96, which are filled up to 128; "
         "q8_0 or q4_0 or iso3 can be used"
     )
-    assert "heads of V" in str(why_not(narrow, parse_plan("f16/iso4")))
+    assert "heads of V" in str(Heads.of(narrow).why_not(parse_plan("f16/iso4")))
     assert kv_bytes(narrow, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 2 * 50,) * 2
     latent = {"attention.key_length": 576, "attention.value_length": 512, "attention.key_length_mla": 192}
     mla = shape_of(tmp_path, "deepseek2", DENSE | latent | {"attention.head_count_kv": 1})
-    assert why_not(mla, parse_plan("iso3")) is None
+    assert all(Heads.of(mla).why_not(parse_plan("iso3"), gpu=gpu) is None for gpu in (False, True))
     assert kv_bytes(mla, parse_plan("iso3"), ContextSettings(4096)) == (4 * 4096 * 9 * 26, 0)
-    assert "on the CPU alone" in str(why_not(mla, parse_plan("iso3"), gpu=True))
+    assert "iso5 is for the CPU alone" in str(Heads.of(mla).why_not(parse_plan("iso5"), gpu=True))
     other = shape_of(tmp_path, "deepseek2", DENSE | latent | {"attention.key_length": 608})
-    said = str(why_not(other, parse_plan("iso3")))
+    said = str(Heads.of(other).why_not(parse_plan("iso3")))
     assert "blocks of 64 or 128 values, which heads of K with 608" in said
     assert said.endswith("q8_0 or q4_0 can be used"), "heads are not filled up where V is read from K"
     for sides in ((64, 64), (192, 128), (320, 64)):
         lengths = dict(zip(("attention.key_length", "attention.value_length"), sides, strict=True))
         shape = shape_of(tmp_path, "llama", DENSE | lengths)
-        assert why_not(shape, parse_plan("iso3")) is why_not(shape, parse_plan("iso3"), gpu=True) is None
+        assert all(Heads.of(shape).why_not(parse_plan("iso3"), gpu=gpu) is None for gpu in (False, True))
         k, v = kv_bytes(shape, parse_plan("iso3"), ContextSettings(4096))
         rows = [2 * n // 64 * 26 if n % 128 else 2 * n // 128 * 50 for n in sides]
         assert [k, v] == [4 * 4096 * row for row in rows]
     wide = shape_of(tmp_path, "llama", DENSE)
-    assert why_not(wide, parse_plan("iso5")) is None
+    assert Heads.of(wide).why_not(parse_plan("iso5")) is None
     for kv in ("iso5", "iso3/planar5", "iso3; 0:rotor5"):
-        said = str(why_not(wide, parse_plan(kv), gpu=True))
+        said = str(Heads.of(wide).why_not(parse_plan(kv), gpu=True))
         assert "5 is for the CPU alone; q8_0 or q4_0 or" in said and said.endswith("4 can be used")
     odd = shape_of(tmp_path, "llama", DENSE | {"attention.key_length": 80, "attention.value_length": 80})
-    assert str(why_not(odd, parse_plan("q8_0"))).endswith("f16 can be used")
-    assert "there is no layer 4" in str(why_not(narrow, parse_plan("f16; 4:q8_0")))
+    assert str(Heads.of(odd).why_not(parse_plan("q8_0"))).endswith("f16 can be used")
+    assert "there is no layer 4" in str(Heads.of(narrow).why_not(parse_plan("f16; 4:q8_0")))
 
 
 def test_the_largest_context(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import chats
 import pytest
 
 from ggufrq.base import paths
@@ -142,3 +143,28 @@ def test_the_text_of_a_model(tmp_path: Path) -> None:
     writer.close()
     out = mix.write(tmp_path / "m.gguf", tmp_path / mix.NAME)
     assert out.read_text(encoding="utf-8") == mix.text({"tokenizer.chat_template": TEMPLATE})
+
+
+#: In the manner of real templates: what each family needs of jinja and of transformers.
+STYLES = {path.stem: path for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_as_transformers_writes_it(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the byte, whatever the template uses."""
+    pytest.importorskip("transformers")
+    every = chats.conversations()
+    same, told = chats.alike(STYLES[style].read_text(encoding="utf-8"), every, capsys)
+    assert same == len(every) and not told
+
+
+def test_a_template_that_takes_one_call_at_a_time_or_no_system_gets_that() -> None:
+    every = chats.conversations()
+    double = next(c for c in every if any(len(m.get("tool_calls", ())) > 1 for m in c["messages"]))
+    forms = list(mix.forms(double))
+    assert [len(f["messages"]) - len(double["messages"]) for f in forms][:2] == [0, 1]
+    called = [m["tool_calls"][0]["id"] for m in forms[1]["messages"] if m.get("tool_calls")]
+    assert called == [m["tool_call_id"] for m in forms[1]["messages"] if m["role"] == "tool"]
+    system = next(c for c in every if c["messages"][0]["role"] == "system")
+    user = list(mix.forms(system))[-1]["messages"][0]
+    assert user["role"] == "user" and user["content"].startswith(system["messages"][0]["content"])

@@ -56,6 +56,12 @@ def test_blocks_are_those_of_numpy(bits: int, block: int) -> None:
     )
 
 
+def test_one_cache_where_a_model_takes_a_list(dense: Any) -> None:
+    model, tokenizer = dense
+    with pytest.raises(UsageError, match="keeps K and V of one layer"):
+        mlx_lm.generate(model, tokenizer, "A list", max_tokens=1, prompt_cache=ours.RotorQuantCache(bits=3))
+
+
 def decoded(x: F32, family: Any, bits: int) -> F32:
     """What a cache gives back of x [..., dim]."""
     dim = x.shape[-1]

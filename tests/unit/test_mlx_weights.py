@@ -72,6 +72,36 @@ def test_a_model_is_as_it_was_told_beforehand(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_family_in_one_command(tmp_path: Path) -> None:
+    """Each in a folder of its own, of the size that was told; the same command again goes on."""
+    folder = tmp_path / "family"
+    what = ["docs-qwen3-8m", "--bits", "4,8", "--recipe", "proposal-c", "-o", str(folder)]
+    names = [f"docs-qwen3-8m-mlx-{called}" for called in ("4bit", "8bit", "proposal-c")]
+    told = run(*what, "--dry-run")
+    assert [one["name"] for one in told["models"]] == names and not folder.exists()
+    made = run("docs-qwen3-8m", "--bits", "4", "-o", str(folder / names[0]))
+    first = made["files"]
+    made = run(*what)
+    assert [one["fresh"] for one in made["models"]] == [False, True, True]
+    for one, before in zip(made["models"], told["models"], strict=True):
+        assert one["files"] == before["files"] == sizes(Path(one["folder"]))
+    assert made["models"][0]["files"] == first
+    klds = [one["kld"] for one in made["models"]]
+    assert klds[0] > klds[2] > klds[1]
+    shown = CliRunner().invoke(quantize, [*what, "--to", "mlx"])
+    assert shown.exit_code == 0 and shown.stdout.count("kept") == 3
+
+
+def test_what_a_family_is_unless_it_is_said() -> None:
+    """Two to eight bits and a recipe, told before anything is made."""
+    data = run("docs-qwen3-8m", "--dry-run")
+    assert data["folder"] == "docs-qwen3-8m-mlx"
+    called = [one["name"].rpartition("-mlx-")[2] for one in data["models"]]
+    assert called == [*(f"{bits}bit" for bits in (2, 3, 4, 5, 6, 8)), "proposal-c"]
+    assert [one["bits"] for one in data["models"]][:6] == sorted(one["bits"] for one in data["models"][:6])
+
+
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_the_model_goes_to_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,12 +273,13 @@ def test_names_in_gguf(name: str, path: str, called: str) -> None:
     [
         (["--bits", "7"], "no code of 7 bits"),
         (["--bits", "4", "--types", "Q4_K_M"], "--types is for GGUF files"),
-        ([], "either --bits or one --recipe"),
+        (["--bits", "4,four"], "--bits 4,four: numbers are wanted"),
+        (["--bits", "4,7"], "no code of 7 bits"),
         (["--bits", "4", "--fold", "kv"], "--fold kv is for GGUF files"),
         (["--recipe", "sensitivity"], "made for a budget"),
         (["--recipe", "sensitivity", "--bpw", "5"], "there is no dry run of it"),
         (["--bits", "4", "--bpw", "5"], "the budget of --recipe sensitivity"),
-        (["--bits", "4", "--recipe", "proposal-c"], "either --bits or one --recipe"),
+        (["--bits", "4", "--recipe", "sensitivity"], "sensitivity is made for a budget"),
     ],
     ids=str,
 )

@@ -174,8 +174,10 @@ def test_a_profile_goes_where_k_is_ours(world: World, monkeypatch: pytest.Monkey
     [
         ("cpu", (None, None), (32, 1), "the first token and the newest 32"),
         ("cuda", (None, None), (32, 1), "the first token and the newest 32"),
-        ("metal", (None, None), (0, 0), ""),
-        ("metal", (8, None), (8, 0), "the newest 8 tokens"),
+        ("metal", (None, None), (32, 1), "the first token and the newest 32"),
+        ("vulkan", (None, None), (32, 1), "the first token and the newest 32"),
+        ("other", (None, None), (0, 0), ""),
+        ("other", (8, None), (8, 0), "the newest 8 tokens"),
         ("cpu", (0, 2), (0, 2), "the first 2 tokens"),
         ("cpu", (0, 0), (0, 0), ""),
     ],

@@ -108,8 +108,7 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
             if (!ggml_rq_is_type(asked_k) && !ggml_rq_is_type(asked_v)) {
                 continue;
             }
-            llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
-                hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
+            llama_rq_shape shape = llama_rq_shape::of(hparams, il);
             if (fill_k) {
                 shape.n_embd_head_k = llama_rq_padded(shape.n_embd_head_k);
             }
@@ -121,8 +120,9 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
                 LLAMA_LOG_ERROR("llama_rq: --split-mode tensor does not divide heads that are filled up to a multiple of 64: use --split-mode layer\n");
                 return false;
             }
-            for (const auto & [asked, n_embd_head] : { std::make_pair(asked_k, shape.n_embd_head_k), std::make_pair(asked_v, shape.n_embd_head_v) }) {
-                if (!llama_rq_device_knows(dev, ggml_rq_type_for_head(asked, n_embd_head))) {
+            for (const bool is_v : { false, true }) {
+                const ggml_type asked = is_v ? asked_v : asked_k;
+                if (!llama_rq_device_knows(dev, shape.stored(asked, is_v))) {
                     LLAMA_LOG_ERROR("llama_rq: %s (%s), which layer %d is on, does not know %s: run ggml-rpc-server of this build there, or take another cache type\n",
                             ggml_backend_dev_name(dev), ggml_backend_dev_description(dev), (int) il, ggml_type_name(asked));
                     return false;
@@ -131,7 +131,7 @@ static bool llama_rq_check_devices(const llama_model & model, const std::vector<
             if (!params.offload_kqv) {
                 continue;
             }
-            const std::string lack = hparams.is_mla() ? "has no attention for types of ours where V is read from K (MLA)" : llama_rq_device_lacks(dev, asked_k, asked_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
+            const std::string lack = llama_rq_device_lacks(dev, asked_k, asked_v, shape, params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED);
             if (!lack.empty()) {
                 LLAMA_LOG_ERROR("llama_rq: %s, which layer %d is on, %s: take other cache types (the same for K and V), or keep the cache on the CPU (--no-kv-offload)\n",
                         ggml_backend_dev_name(dev), (int) il, lack.c_str());

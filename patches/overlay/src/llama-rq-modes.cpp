@@ -61,11 +61,12 @@ int64_t llama_rq_padded(int64_t n_embd_head) {
     return GGML_PAD(n_embd_head, QK_RQ_64);
 }
 
-int64_t llama_rq_head(const llama_hparams & hparams, uint32_t il, bool is_v) {
-    const int64_t k = llama_rq_padded(hparams.n_embd_head_k(il));
-    const int64_t v = llama_rq_padded(hparams.n_embd_head_v(il));
+int64_t llama_rq_whole(int64_t n_embd_head_k, int64_t n_embd_head_v, bool v_in_k, bool is_v) {
+    return v_in_k ? std::gcd(n_embd_head_k, n_embd_head_v) : is_v ? n_embd_head_v : n_embd_head_k;
+}
 
-    return hparams.is_mla() ? std::gcd(k, v) : is_v ? v : k;
+int64_t llama_rq_head(const llama_hparams & hparams, uint32_t il, bool is_v) {
+    return llama_rq_whole(llama_rq_padded(hparams.n_embd_head_k(il)), llama_rq_padded(hparams.n_embd_head_v(il)), hparams.is_mla(), is_v);
 }
 
 int64_t llama_rq_n(const llama_hparams & hparams, bool is_v) {

@@ -24,8 +24,10 @@ ggml_rq_mode llama_rq_mode(bool is_v);
 // values of a head as rotated types keep it: filled up with zeros to the next multiple of 64
 int64_t llama_rq_padded(int64_t n_embd_head);
 
-// What whole blocks and rotations have to make up: the heads of a layer as they are kept. With MLA, where V is the first values of
-// K, both that and K.
+// What whole blocks and rotations have to make up: heads of K or V. Where V is the first values of K (MLA), both.
+int64_t llama_rq_whole(int64_t n_embd_head_k, int64_t n_embd_head_v, bool v_in_k, bool is_v);
+
+// the same for a layer, with heads as they are kept
 int64_t llama_rq_head(const llama_hparams & hparams, uint32_t il, bool is_v);
 
 // values that are rotated together: 256, 128 or 64, the most that the heads of all layers allow, which spreads outliers over more

@@ -36,9 +36,10 @@ std::pair<uint32_t, uint32_t> llama_rq_wished_recent() {
     return { llama_rq_n_tokens("LLAMA_RQ_RECENT"), llama_rq_n_tokens("LLAMA_RQ_FIRST") };
 }
 
-// whether attention over this layer is computed by the CPU, wherever its weights are
-static bool llama_rq_attends_on_cpu(const llama_model & model, int32_t il, bool offload) {
-    return !offload || ggml_backend_dev_type(model.dev_layer(il)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+// the device that computes attention over this layer, wherever its weights are; null for the CPU
+static ggml_backend_dev_t llama_rq_attends_on(const llama_model & model, int32_t il, bool offload) {
+    auto * dev = model.dev_layer(il);
+    return !offload || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU ? nullptr : dev;
 }
 
 // why the newest tokens cannot be held; empty when they can
@@ -54,34 +55,32 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
     if (!flash_attn) {
         return "that takes flash attention, use -fa on";
     }
-    // DFlash stores K and V in graphs that do not attend
-    if (hparams.is_mla() || hparams.n_lora_kv > 0 || hparams.n_rel_attn_bkts > 0 || hparams.indexer_head_size > 0 || model.arch == LLM_ARCH_DFLASH) {
-        return "this model's attention is of another kind";
+    if (hparams.n_rel_attn_bkts > 0) {
+        return "this model adds a bias to the scores of attention";
     }
-    const int32_t il_first = layers.begin()->first;
-    const bool    cpu_only = llama_rq_attends_on_cpu(model, il_first, offload);
+    if (hparams.indexer_head_size > 0) {
+        return "this model's indexer chooses the keys, which the mask of the cache does not tell";
+    }
+    if (model.arch == LLM_ARCH_DFLASH) {
+        return "this model stores K and V in graphs that do not attend to them";
+    }
     // the name of a stored type as people know it
     const auto name = [](ggml_type type) {
         return ggml_rq_is_sibling(type) ? std::to_string(ggml_rq_type_bits(type)) + " bits" : std::string(ggml_type_name(type));
     };
     for (const auto & [il, layer] : layers) {
-        const bool on_cpu = llama_rq_attends_on_cpu(model, il, offload);
-        auto * dev = model.dev_layer(il);
-        const std::string where = "layer " + std::to_string(il) + " is on " + (on_cpu ? "the CPU" : ggml_backend_dev_name(dev)) + ", ";
-        // both masks are parts of one tensor, which attention by copies on a GPU takes as a whole: only where that lies
-        if (on_cpu != cpu_only || (!on_cpu && dev != model.dev_layer(il_first))) {
-            return where + "and others are elsewhere";
-        }
-        if (on_cpu) {
+        auto * dev = llama_rq_attends_on(model, il, offload);
+        if (!dev) {
             continue;
         }
+        const std::string where = "layer " + std::to_string(il) + " is on " + ggml_backend_dev_name(dev) + ", ";
         if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
             return where + "split by heads among devices, which cannot attend to them so";
         }
-        const llama_rq_shape shape = { hparams.n_embd_head_k(il), hparams.n_embd_head_v(il), hparams.n_head(il), hparams.n_head_kv(il),
-            hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f };
-        if (!llama_rq_device_holds_recent(dev, layer.k->type, layer.v->type, shape)) {
-            return where + "which cannot attend to them with K in " + name(layer.k->type) + " and V in " + name(layer.v->type) +
+        const llama_rq_shape shape = llama_rq_shape::of(hparams, il);
+        const ggml_type    type_v = (layer.v ? layer.v : layer.k)->type; // with MLA V is the first values of K
+        if (!llama_rq_device_holds_recent(dev, layer.k->type, type_v, shape, layer.k->ne[1])) {
+            return where + "which cannot attend to them with K in " + name(layer.k->type) + " and V in " + name(type_v) +
                 " at head_dim " + std::to_string(shape.n_embd_head_k);
         }
     }
@@ -101,24 +100,22 @@ std::shared_ptr<llama_rq_recent> llama_rq_make_recent(const llama_model & model,
         return nullptr;
     }
 
-    for (auto & [il, layer] : layers) {
-        layer.on_cpu = llama_rq_attends_on_cpu(model, il, offload);
-    }
-    return std::make_shared<llama_rq_recent>(layers, cells, n_newest, n_first, n_seq_max, hparams.no_alloc);
+    return std::make_shared<llama_rq_recent>(layers, cells, n_newest, n_first, n_seq_max, hparams.no_alloc,
+        [&](int32_t il) { return llama_rq_attends_on(model, il, offload); });
 }
 
 llama_rq_recent::llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_newest, uint32_t n_first,
-        uint32_t n_seq_max, bool no_alloc) :
+        uint32_t n_seq_max, bool no_alloc, const std::function<ggml_backend_dev_t(int32_t il)> & device) :
         cells(cells), n_newest(n_newest), n_first(n_first), n_seq_max(n_seq_max),
         n_rows(std::min(cells[0].size(), (n_newest + n_first)*n_seq_max/(uint32_t) cells.size())),
         tensors(2*layers.size()), tables(cells.size()) {
-    for (auto & [_, layer] : layers) {
+    for (auto & [il, layer] : layers) {
         const auto add = [&](const ggml_tensor * like) {
             ggml_tensor * res = tensors.add(layer.buft, GGML_TYPE_F16, like->ne[0], n_rows + 1, like->ne[2]);
             ggml_format_name(res, "%s (recent)", like->name);
             return res;
         };
-        rows[&layer] = { add(layer.k), add(layer.v) };
+        rows[&layer] = { add(layer.k), layer.v ? add(layer.v) : nullptr, device(il) };
         layer.recent = this;
     }
     tensors.allocate(GGML_BACKEND_BUFFER_USAGE_ANY, no_alloc);
@@ -216,7 +213,7 @@ void llama_rq_recent::hold(uint32_t strm, const std::vector<uint32_t> & idxs, in
 
 // The mask of the recent rows and where those of this ubatch go. It is set after the mask of the cache, from which it
 // takes what it lets be seen: so it follows all that decides there, causality, windows, sequences and ALiBi. The graph puts both
-// behind each other, once for all layers, for backends that do so with K and V, whose kernels want whole rows of 256.
+// behind each other, once on each device, for backends that do so with K and V, whose kernels want whole rows of 256.
 class llm_graph_input_rq_recent : public llm_graph_input_i {
 public:
     llm_graph_input_rq_recent(llama_rq_recent & recent, ggml_context * ctx, ggml_tensor * kq_mask, const ggml_tensor * k_idxs) :
@@ -225,9 +222,6 @@ public:
         mask = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, GGML_PAD(n_kv + recent.n_rows + kq_mask->ne[1], 256) - n_kv, kq_mask->ne[1], 1, kq_mask->ne[3]);
         ggml_set_input(mask);
         ggml_set_name(mask, "attn_inp_recent_mask");
-
-        masks = ggml_concat(ctx, kq_mask, mask, 0);
-        ggml_set_name(masks, "attn_recent_masks");
 
         idxs = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, kq_mask->ne[1]*kq_mask->ne[3]);
         ggml_set_input(idxs);
@@ -248,9 +242,10 @@ public:
 private:
     const ggml_tensor * k_idxs; // I64 [n_tokens], cells of all streams that this ubatch is stored in
 
-    ggml_tensor * mask;  // F16 [n_rows + n_tokens/n_stream or more, n_tokens/n_stream, 1, n_stream]
-    ggml_tensor * masks; // F16 [n_kv + that, ...]
-    ggml_tensor * idxs;  // I64 [n_tokens]
+    ggml_tensor * mask; // F16 [n_rows + n_tokens/n_stream or more, n_tokens/n_stream, 1, n_stream]
+    ggml_tensor * idxs; // I64 [n_tokens]
+
+    std::map<ggml_backend_dev_t, ggml_tensor *> masks; // both behind each other F16 [n_kv + that, ...], not for the CPU
 
     std::unordered_set<const llama_rq_layer *> stored; // layers whose rows this graph writes
 };
@@ -311,6 +306,17 @@ void llm_graph_input_rq_recent::set_input(const llama_ubatch * ubatch) {
     }
 }
 
+// the backend of a device in this graph; for null that of the CPU
+static ggml_backend_t llama_rq_backend_of(const llm_graph_context & graph, ggml_backend_dev_t dev) {
+    for (int i = 0; dev && i < ggml_backend_sched_get_n_backends(graph.sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(graph.sched, i);
+        if (ggml_backend_get_device(backend) == dev) {
+            return backend;
+        }
+    }
+    return graph.backend_cpu;
+}
+
 void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_tensor * attn, ggml_tensor * out, const llama_rq_layer & layer) {
     const auto & held = recent.rows.at(&layer);
 
@@ -333,16 +339,30 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
         t = ggml_view_4d(ctx, t, t->ne[0], t->ne[1], n_tps, n_stream, t->nb[1], t->nb[2], t->nb[2]*n_tps, 0);
         return ggml_permute(ctx, t, 0, 2, 1, 3);
     };
-    // columns of both masks
-    const auto view_mask = [&](int64_t n, int64_t first) {
-        return ggml_view_4d(ctx, masks, n, masks->ne[1], 1, masks->ne[3], masks->nb[1], masks->nb[2], masks->nb[3], first*masks->nb[0]);
+    // V where it is the first values of K (MLA)
+    const auto of_k = [&](ggml_tensor * t) {
+        return ggml_view_4d(ctx, t, attn->src[2]->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], 0);
     };
     const auto & cur = layer.fresh;
-    const int64_t n_kv = kq_mask->ne[0];
-    attn->src[3] = view_mask(n_kv, 0);
-    ggml_rq_flash_attn_ext_add_recent(attn, view_held(held.k, cur.k), view_held(held.v, cur.v), view_mask(mask->ne[0], n_kv), view_cur(cur.k), view_cur(cur.v));
-    if (layer.on_cpu) {
-        ggml_backend_sched_set_tensor_backend(graph.sched, attn, graph.backend_cpu); // whatever others say of it
+    ggml_backend_t backend = llama_rq_backend_of(graph, held.dev);
+    ggml_tensor *  more    = mask;
+    if (held.dev) {
+        ggml_tensor *& both = masks[held.dev];
+        if (!both) {
+            both = ggml_format_name(ggml_concat(ctx, kq_mask, mask, 0), "attn_recent_masks");
+            ggml_backend_sched_set_tensor_backend(graph.sched, both, backend);
+        }
+        const auto columns = [&](int64_t n, int64_t first) {
+            return ggml_view_4d(ctx, both, n, both->ne[1], 1, both->ne[3], both->nb[1], both->nb[2], both->nb[3], first*both->nb[0]);
+        };
+        attn->src[3] = columns(kq_mask->ne[0], 0);
+        more         = columns(mask->ne[0], kq_mask->ne[0]);
+    }
+    ggml_tensor * k_held = view_held(held.k, cur.k);
+    ggml_tensor * k_cur  = view_cur(cur.k);
+    ggml_rq_flash_attn_ext_add_recent(attn, k_held, held.v ? view_held(held.v, cur.v) : of_k(k_held), more, k_cur, held.v ? view_cur(cur.v) : of_k(k_cur));
+    if (!held.dev || ggml_backend_dev_supports_op(held.dev, attn)) {
+        ggml_backend_sched_set_tensor_backend(graph.sched, attn, backend); // whatever others say of it
     }
     ggml_build_forward_expand(graph.gf, out);
 
@@ -355,7 +375,9 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
     };
     if (stored.insert(&layer).second) {
         store(held.k, cur.k);
-        store(held.v, cur.v);
+        if (held.v) {
+            store(held.v, cur.v);
+        }
     }
 }
 

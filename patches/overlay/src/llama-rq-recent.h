@@ -3,7 +3,10 @@
 #include "llama-rq.h"
 #include "llama-rq-tensors.h"
 
+#include "ggml-backend.h"
+
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <unordered_map>
@@ -23,9 +26,9 @@
 // held before it, then the rows are written. What a query sees hence does not depend on how a text is cut into batches.
 class llama_rq_recent {
 public:
-    // makes rows for all layers and tells them of it
+    // makes rows for all layers and tells them of it; device: that attends over a layer, null for the CPU
     llama_rq_recent(std::map<int32_t, llama_rq_layer> & layers, const llama_kv_cells_vec & cells, uint32_t n_newest, uint32_t n_first,
-            uint32_t n_seq_max, bool no_alloc);
+            uint32_t n_seq_max, bool no_alloc, const std::function<ggml_backend_dev_t(int32_t il)> & device);
 
     // all rows of a stream, or of all streams, are of cells that have been written otherwise
     void forget(uint32_t strm);
@@ -36,7 +39,9 @@ private:
 
     struct layer_rows {
         ggml_tensor * k; // f16 [n_embd_gqa, n_rows + 1, n_stream], the last row is for tokens that are not held
-        ggml_tensor * v;
+        ggml_tensor * v; // null with MLA: the first values of K
+
+        ggml_backend_dev_t dev; // that attends to them; null for the CPU
     };
 
     struct row {

@@ -63,11 +63,12 @@ static llama_rq_rotation llama_rq_choose(ggml_type type, bool is_v, const llama_
     return res;
 }
 
-// the hparams of a cache for K and V with heads filled up, on each side that has a type of ours
-static std::shared_ptr<const llama_hparams> llama_rq_pad(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v) {
+// the hparams of a cache for K and V with heads filled up, on each side that has a type of ours or shares a cache that has
+static std::shared_ptr<const llama_hparams> llama_rq_pad(const llama_model & model, const llama_hparams & hparams, ggml_type type_k, ggml_type type_v,
+        const llama_rq_cache * shared) {
     const auto entries = llama_rq_entries();
-    const bool pad_k = ggml_rq_is_type(llama_rq_rotating_type(type_k, entries, false));
-    const bool pad_v = ggml_rq_is_type(llama_rq_rotating_type(type_v, entries, true));
+    const bool pad_k = shared ? shared->rotates(false) : ggml_rq_is_type(llama_rq_rotating_type(type_k, entries, false));
+    const bool pad_v = shared ? shared->rotates(true)  : ggml_rq_is_type(llama_rq_rotating_type(type_v, entries, true));
 
     if (&hparams != &model.hparams || (!pad_k && !pad_v)) {
         return std::shared_ptr<const llama_hparams>(std::shared_ptr<void>(), &hparams);
@@ -91,8 +92,8 @@ static std::shared_ptr<const llama_hparams> llama_rq_pad(const llama_model & mod
 }
 
 llama_rq_cache::llama_rq_cache(const llama_model & model, const llama_hparams & given, ggml_type & type_k, ggml_type type_v,
-        bool offload, bool shared, const std::function<bool(int32_t il)> & filter) :
-    model(model), padded(llama_rq_pad(model, given, type_k, type_v)), hparams(*padded), offload(offload), by_graph(llama_rq_turned_by_graph(model)) {
+        bool offload, const llama_rq_cache * shared, const std::function<bool(int32_t il)> & filter) :
+    model(model), padded(llama_rq_pad(model, given, type_k, type_v, shared)), hparams(*padded), offload(offload), by_graph(llama_rq_turned_by_graph(model)) {
     // a second cache beside the one for K and V, for the keys of an indexer, which its graph turns
     const bool indexer = &given != &model.hparams;
     if (indexer && ggml_rq_is_type(type_k)) {
@@ -126,6 +127,10 @@ llama_rq_cache::~llama_rq_cache() {
     for (const auto & [_, layer] : layers) {
         known.layers.erase(layer.k);
     }
+}
+
+bool llama_rq_cache::rotates(bool is_v) const {
+    return ggml_rq_is_type(is_v ? v.type : k.type);
 }
 
 uint32_t llama_rq_cache::n_embd_k(int32_t il, uint32_t n) const {
@@ -546,7 +551,7 @@ ggml_tensor * llama_rq_output(const llm_graph_context & graph, ggml_tensor * att
         return attn;
     }
     ggml_tensor * out = llama_rq_rotate(graph.ctx0, attn, layer->v_rot);
-    if (layer->recent && layer->fresh.ctx == graph.ctx0 && layer->fresh.v && !graph.cparams.training) {
+    if (layer->recent && layer->fresh.ctx == graph.ctx0 && (layer->fresh.v || !layer->v) && !graph.cparams.training) {
         llama_rq_attend_recent(graph, attn, out, kq_mask, *layer);
     }
     if (layer->v && out->ne[0] > layer->n_embd_head_out) {

@@ -48,7 +48,6 @@ struct llama_rq_layer {
 
     // the newest tokens in f16 (llama-rq-recent.h), null without
     llama_rq_recent * recent = nullptr;
-    bool              on_cpu = false; // attention to them
 
     // what goes into the cache, in the graph of this context
     struct {
@@ -70,14 +69,17 @@ struct llama_rq_rotation {
 // What a KV cache with rotated types, with types by layer or with tokens in f16 has beside K and V. Without these it does nothing.
 class llama_rq_cache {
 public:
-    // hparams, types and filter as in the constructor of llama_kv_cache; shared: the cache is one with the layers of another
+    // hparams, types and filter as in the constructor of llama_kv_cache; shared: of the cache whose layers this one has, null without
     // type_k becomes f16 in the cache of an indexer, which hparams of its own tell; throws std::runtime_error with a sentence
     llama_rq_cache(const llama_model & model, const llama_hparams & hparams, ggml_type & type_k, ggml_type type_v,
-            bool offload, bool shared, const std::function<bool(int32_t il)> & filter);
+            bool offload, const llama_rq_cache * shared, const std::function<bool(int32_t il)> & filter);
     ~llama_rq_cache();
 
     // the cache's hparams with heads as they are kept: filled up to a multiple of 64 where K or V has a type of ours
     const llama_hparams & kept() const { return hparams; }
+
+    // whether K or V has a type of ours in some layer
+    bool rotates(bool is_v) const;
 
     // values of K or V of a token in a layer, of which there are n without filling up
     uint32_t n_embd_k(int32_t il, uint32_t n) const;

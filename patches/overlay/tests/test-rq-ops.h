@@ -43,61 +43,90 @@ struct test_rq_rotation : public test_mul_mat {
     }
 };
 
-// FLASH_ATTN_EXT with recent rows (ggml-rq-types.h), the two masks behind each other
+// FLASH_ATTN_EXT with recent rows (ggml-rq-types.h), the two masks behind each other or apart
 struct test_rq_recent : public test_flash_attn_ext {
-    const int64_t held; // rows in f16; each query has one in f32
+    const int64_t held;  // rows in f16; each query has one in f32
+    const bool    apart; // the masks
 
-    test_rq_recent(int64_t hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
-            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f) :
-        test_flash_attn_ext(hs, hs, nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}), held(held) {}
+    test_rq_recent(std::array<int64_t, 2> hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
+            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false) :
+        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}), held(held), apart(apart) {}
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         ggml_tensor * out   = test_flash_attn_ext::build_graph(ctx);
-        ggml_tensor * masks = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, GGML_PAD(kv + held + nb, 256), nb, 1, nr23[1]);
-        ggml_set_name(masks, "m");
+        const int64_t first = apart ? 0 : kv; // column of the mask of recent rows
+        ggml_tensor * masks = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, GGML_PAD(first + held + nb, 256), nb, 1, nr23[1]);
+        ggml_set_name(masks, "masks");
 
-        const auto mask = [&](int64_t n, int64_t first) {
-            return ggml_view_4d(ctx, masks, n, nb, 1, nr23[1], masks->nb[1], masks->nb[2], masks->nb[3], first*masks->nb[0]);
+        const auto mask = [&](int64_t n, int64_t from) {
+            return ggml_view_4d(ctx, masks, n, nb, 1, nr23[1], masks->nb[1], masks->nb[2], masks->nb[3], from*masks->nb[0]);
         };
-        const auto rows = [&](ggml_type type, int64_t n) {
-            return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, hsk, nh, n, nr23[1]), 0, 2, 1, 3);
+        const auto rows = [&](ggml_type type, int64_t hs, int64_t n) {
+            return ggml_permute(ctx, ggml_new_tensor_4d(ctx, type, hs, nh, n, nr23[1]), 0, 2, 1, 3);
         };
-        out->src[3] = mask(kv, 0);
-        ggml_rq_flash_attn_ext_add_recent(out, rows(GGML_TYPE_F16, held), rows(GGML_TYPE_F16, held), mask(masks->ne[0] - kv, kv),
-            rows(GGML_TYPE_F32, nb), rows(GGML_TYPE_F32, nb));
+        if (!apart) {
+            out->src[3] = mask(kv, 0);
+        }
+        ggml_rq_flash_attn_ext_add_recent(out, rows(GGML_TYPE_F16, hsk, held), rows(GGML_TYPE_F16, hsv, held), mask(masks->ne[0] - first, first),
+            rows(GGML_TYPE_F32, hsk, nb), rows(GGML_TYPE_F32, hsv, nb));
         return out;
     }
 
     void initialize_tensors(ggml_context * ctx) override {
         test_flash_attn_ext::initialize_tensors(ctx);
-        for (ggml_tensor * t = ggml_get_first_tensor(ctx); t != nullptr; t = ggml_get_next_tensor(ctx, t)) {
-            if (strcmp(t->name, "m") != 0 || t->ne[0] == kv) {
-                continue;
-            }
-            std::vector<ggml_fp16_t> hidden(t->ne[0] - (kv + held + nb), ggml_fp32_to_fp16(-INFINITY));
-            for (int64_t row = 0; row < ggml_nrows(t); ++row) {
-                ggml_backend_tensor_set(t, hidden.data(), row*t->nb[1] + (t->ne[0] - hidden.size())*sizeof(ggml_fp16_t), hidden.size()*sizeof(ggml_fp16_t));
-            }
+        ggml_tensor * masks = ggml_get_tensor(ctx, "masks");
+        init_tensor_kq_mask(masks);
+
+        const int64_t seen = (apart ? 0 : kv) + held + nb;
+        std::vector<ggml_fp16_t> hidden(masks->ne[0] - seen, ggml_fp32_to_fp16(-INFINITY));
+        for (int64_t row = 0; row < ggml_nrows(masks); ++row) {
+            ggml_backend_tensor_set(masks, hidden.data(), row*masks->nb[1] + seen*sizeof(ggml_fp16_t), hidden.size()*sizeof(ggml_fp16_t));
         }
     }
 
     std::string vars() override {
-        return "recent=" + std::to_string(held) + "," + test_flash_attn_ext::vars();
+        return "recent=" + std::to_string(held) + ",apart=" + std::to_string(apart) + "," + test_flash_attn_ext::vars();
     }
 };
 
 static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    const auto add = [&](int64_t hsk, int64_t hsv, ggml_type type_K, ggml_type type_V, bool apart) {
+        for (int nb : { 1, 3, 75 }) {
+            test_cases.emplace_back(new test_rq_recent({ hsk, hsv }, 2, { hsk == hsv ? 4 : 8, 1}, 512, nb, 33,   type_K, type_V, false, 0.0f, 0.0f, apart));
+            test_cases.emplace_back(new test_rq_recent({ hsk, hsv }, 3, { 1, 2}, 113, nb, 1030, type_K, type_V, true,  8.0f, hsk % 128 == 0 ? 30.0f : 0.0f, apart));
+        }
+    };
     for (ggml_type type : { GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
-        for (int hs : { 128, 256 }) {
-            for (int nb : { 1, 3, 75 }) {
-                test_cases.emplace_back(new test_rq_recent(hs, 2, { 4, 1}, 512, nb, 33,   type, type));
-                test_cases.emplace_back(new test_rq_recent(hs, 3, { 1, 2}, 113, nb, 1030, type, type, true, 8.0f, 30.0f));
-            }
+        add(128, 128, type, type, false);
+        add(256, 256, type, type, type == GGML_TYPE_ISO3);
+    }
+    for (ggml_type type : { GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 }) {
+        add( 64,  64, type, type,             false);
+        add(192, 128, type, GGML_TYPE_ROTOR4, false);
+    }
+    add( 64,  64, GGML_TYPE_RQ3_64, GGML_TYPE_Q8_0, true);
+    add(192, 128, GGML_TYPE_RQ5_64, GGML_TYPE_ISO5, true);
+    add(128, 128, GGML_TYPE_Q4_0,   GGML_TYPE_Q4_0, true);
+
+    test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_ISO3, GGML_TYPE_F16));
+    test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_Q8_0, GGML_TYPE_ISO4));
+    test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 64, 33, GGML_TYPE_F16, GGML_TYPE_ISO3));
+}
+
+// V as the first values of K, in blocks that make up both (MLA)
+static void add_rq_latent_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
+    const auto add = [&](int64_t hsk, int64_t hsv, int64_t heads, int64_t streams, int64_t kv, int64_t nb, ggml_type type, bool kv_view) {
+        test_cases.emplace_back(new test_flash_attn_ext(hsk, hsv, 1, { heads, streams }, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 1, 2, 3}, kv_view, true));
+    };
+    for (ggml_type type : { GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 }) {
+        for (int nb : { 1, 3, 75 }) {
+            add(576, 512, 16, 1, 512, nb, type, false);
+            add(576, 512, 20, 2, 256, nb, type, true);
         }
     }
-    test_cases.emplace_back(new test_rq_recent(128, 2, { 8, 1}, 256, 1, 33, GGML_TYPE_ISO3, GGML_TYPE_F16));
-    test_cases.emplace_back(new test_rq_recent(128, 2, { 8, 1}, 256, 1, 33, GGML_TYPE_Q8_0, GGML_TYPE_ISO4));
-    test_cases.emplace_back(new test_rq_recent(128, 2, { 8, 1}, 256, 64, 33, GGML_TYPE_F16, GGML_TYPE_ISO3));
+    add(576, 512,  4, 1, 113, 3, GGML_TYPE_RQ3_64, true);
+    add(640, 512, 16, 1, 256, 3, GGML_TYPE_ISO3,   true);
+    add(256, 192, 16, 1, 256, 3, GGML_TYPE_RQ3_64, true);
 }
 
 static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_cases);
@@ -105,6 +134,7 @@ static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_
 static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
     add_rq_sibling_tests(test_cases);
     add_rq_recent_tests(test_cases);
+    add_rq_latent_tests(test_cases);
 
     for (ggml_rq_family family : { GGML_RQ_PLANAR, GGML_RQ_ISO, GGML_RQ_ROTOR }) {
         for (ggml_rq_mode mode : { GGML_RQ_BLOCK, GGML_RQ_FULL }) {
@@ -167,6 +197,14 @@ static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cas
                         test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 32/group, {group, 1}, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 2, 1, 3}));
                     }
                 }
+            }
+        }
+    }
+    // MLA: one KV head, V the first 512 values of K
+    for (int kv : { 4096, 32768 }) {
+        for (int nb : { 1, 512 }) {
+            for (ggml_type type : narrow) {
+                test_cases.emplace_back(new test_flash_attn_ext(576, 512, 1, {16, 1}, kv, nb, true, false, 0, 0, GGML_PREC_F32, type, type, {0, 2, 1, 3}, true, true));
             }
         }
     }

@@ -122,10 +122,19 @@ template <int BITS, int QK> struct rq_code {
 static_assert(rq_code<3, QK_RQ>::size == sizeof(block_rq3) && rq_code<3, QK_RQ_64>::size == sizeof(block_rq3_64), "blocks have no padding");
 static_assert(rq_code<5, QK_RQ>::size == sizeof(block_rq5) && rq_code<5, QK_RQ_64>::size == sizeof(block_rq5_64), "blocks have no padding");
 
-static inline float rq_step(const uint8_t * block) {
-    ggml_half d;
-    memcpy(&d, block, sizeof(d));
-    return GGML_CPU_FP16_TO_FP32(d)*(1.0f/128.0f);
+// scales of n blocks, one per row, and zeros up to RQ_KV
+static inline void rq_steps(const uint8_t * block, size_t nb, int n, float * step) {
+    ggml_half d[RQ_KV];
+    for (int r = 0; r < n; ++r) {
+        memcpy(d + r, block + r*nb, sizeof(ggml_half));
+    }
+    for (int r = n; r < RQ_KV; ++r) {
+        d[r] = 0;
+    }
+    ggml_cpu_fp16_to_fp32(d, step, RQ_KV);
+    for (int r = 0; r < RQ_KV; ++r) {
+        step[r] *= 1.0f/128.0f;
+    }
 }
 
 // one block of n K rows -> out[QK/4][RQ_KV][4] centroids plus RQ_K_BIAS, step[RQ_KV]
@@ -134,13 +143,7 @@ static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, floa
     typedef rq_code<BITS, QK> code;
     const auto table = rq_make_table<BITS>(RQ_K_BIAS);
 
-    for (int r = 0; r < n; ++r) {
-        step[r] = rq_step(k + r*nb);
-    }
-    for (int r = n; r < RQ_KV; ++r) {
-        step[r] = 0.0f;
-    }
-
+    rq_steps(k, nb, n, step);
     for (int r = 0; r < RQ_KV; r += RQ_W) {
         const uint8_t * p = k + r*nb;
         size_t stride = nb;
@@ -167,23 +170,30 @@ static void rq_unpack_k(const uint8_t * k, size_t nb, int n, uint8_t * out, floa
     }
 }
 
-// one block of four V rows -> out[QK][4] centroids
+// one block of n V rows -> out[n_group][QK][4] centroids: group[a] = which four rows, the last one again for those behind it
 template <int BITS, int QK>
-static void rq_unpack_v(const uint8_t * const rows[4], uint8_t * out) {
+static void rq_unpack_v(const uint8_t * v, size_t nb, int n, const uint8_t * group, int n_group, uint8_t * out) {
     typedef rq_code<BITS, QK> code;
     const auto table = rq_make_table<BITS>(0);
-    rq_vec q[code::n_qs*16/RQ_W];
-    rq_vec h[16/RQ_W];
-    for (int c = 0; c < code::n_qs; ++c) {
-        rq_interleave(rows, code::qs + 16*c, q + c*16/RQ_W);
-    }
-    if (BITS % 2 == 1) {
-        rq_interleave(rows, code::h16, h);
-        if (QK == QK_RQ_64) {
-            rq_upper_bytes(h);
+
+    for (int a = 0; a < n_group; ++a, out += 4*QK) {
+        const uint8_t * rows[4];
+        for (int i = 0; i < 4; ++i) {
+            rows[i] = v + std::min(4*group[a] + i, n - 1)*nb;
         }
+        rq_vec q[code::n_qs*16/RQ_W];
+        rq_vec h[16/RQ_W];
+        for (int c = 0; c < code::n_qs; ++c) {
+            rq_interleave(rows, code::qs + 16*c, q + c*16/RQ_W);
+        }
+        if (BITS % 2 == 1) {
+            rq_interleave(rows, code::h16, h);
+            if (QK == QK_RQ_64) {
+                rq_upper_bytes(h);
+            }
+        }
+        rq_expand<BITS, QK/RQ_W>(q, h, table, out, 4*RQ_W);
     }
-    rq_expand<BITS, QK/RQ_W>(q, h, table, out, 4*RQ_W);
 }
 
 // products
@@ -325,8 +335,8 @@ struct rq_fattn {
     const ggml_tensor * recent_v[2];
     const ggml_tensor * recent_mask; // over all of them
 
-    void (*unpack_k)(const uint8_t * k, size_t nb, int n, uint8_t * out, float * step); // null: another type
-    void (*unpack_v)(const uint8_t * const rows[4], uint8_t * out);                     // null: another type
+    decltype(&rq_unpack_k<3, QK_RQ>) unpack_k; // null: another type
+    decltype(&rq_unpack_v<3, QK_RQ>) unpack_v; // null: another type
 
     decltype(&rq_all_scores<QK_RQ>) scores;
     decltype(&rq_all_values<QK_RQ>) values;
@@ -541,34 +551,26 @@ static bool rq_tile_masked(const rq_fattn & f, int64_t i3, int grp, int64_t row0
     return true;
 }
 
-static float rq_max(const float * x) {
-    float m[16];
-    for (int j = 0; j < 16; ++j) {
-        m[j] = x[j];
-    }
-    for (int c = 16; c < RQ_KV; c += 16) {
-        for (int j = 0; j < 16; ++j) {
-            m[j] = m[j] > x[c + j] ? m[j] : x[c + j];
-        }
-    }
-    float r = m[0];
-    for (int j = 1; j < 16; ++j) {
-        r = r > m[j] ? r : m[j];
-    }
-    return r;
-}
-
 // online softmax of a tile: t.p becomes weights relative to the maximum so far; false if all of them are negligible.
 // Column c of the tile has its mask in column ic + c of tmask, or with cols in column cols[c].
 static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s, int64_t i3, int grp,
         int64_t row0, int rows, const ggml_tensor * tmask, int64_t ic, const int32_t * cols, int n, int slot) {
     bool any = false;
-    const ggml_fp16_t * mask = nullptr;
     float mf[RQ_KV];
 
-    for (int r = 0; r < rows; ++r) {
+    int64_t i1 = row0/f.group; // query and head of row r
+    int     h  = (int) (row0 % f.group);
+    for (int r = 0; r < rows; ++r, h = h + 1 < f.group ? h + 1 : 0, i1 += h == 0) {
         float * p = t.p + r*RQ_KV;
         const float slope = t.slope[slot*rows + r];
+        if (tmask && (r == 0 || h == 0 || tmask->ne[2] > 1)) {
+            const ggml_fp16_t * m = rq_mask_row(tmask, i3, grp*f.group + h, i1);
+            ggml_fp16_t mc[RQ_KV];
+            for (int c = 0; cols && c < n; ++c) {
+                mc[c] = m[cols[c]];
+            }
+            ggml_cpu_fp16_to_fp32(cols ? mc : m + ic, mf, n);
+        }
         if (std::isnan(slope)) { // a broken query: its output is NaN
             memset(p, 0, RQ_KV*sizeof(float));
             s.M[r] = 0.0f;
@@ -580,15 +582,6 @@ static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s
             ggml_vec_scale_f32(n, p, f.softcap);
         }
         if (tmask) {
-            const ggml_fp16_t * m = rq_mask_row(tmask, i3, grp*f.group + (int) ((row0 + r) % f.group), (row0 + r)/f.group);
-            if (m != mask) {
-                ggml_fp16_t mc[RQ_KV];
-                for (int c = 0; cols && c < n; ++c) {
-                    mc[c] = m[cols[c]];
-                }
-                ggml_cpu_fp16_to_fp32(cols ? mc : m + ic, mf, n);
-                mask = m;
-            }
             for (int c = 0; c < n; ++c) {
                 p[c] = mf[c] == -INFINITY ? -INFINITY : p[c] + slope*mf[c];
             }
@@ -597,7 +590,7 @@ static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s
             p[c] = -INFINITY;
         }
 
-        const float max = rq_max(p);
+        const float max = rq_max(p, RQ_KV);
         if (max == -INFINITY || max < s.M[r] - RQ_NEGLIGIBLE) {
             memset(p, 0, RQ_KV*sizeof(float));
             continue;
@@ -609,7 +602,7 @@ static bool rq_tile_softmax(const rq_fattn & f, const rq_buffers & t, rq_state s
             s.M[r]  = max;
             ggml_vec_scale_f32(f.DV, s.out + (size_t) r*f.DV, ms);
         }
-        s.S[r] += (float) ggml_vec_soft_max_f32(RQ_KV, p, p, s.M[r]);
+        s.S[r] += rq_exp(p, RQ_KV, s.M[r]);
     }
     return any;
 }
@@ -620,7 +613,7 @@ static float rq_round_weights(const float * p, const float * step, uint8_t * hig
     for (int c = 0; c < RQ_KV; ++c) {
         w[c] = p[c] > 0.0f ? p[c]*step[c] : 0.0f;
     }
-    const float max = rq_max(w);
+    const float max = rq_max(w, RQ_KV);
     if (!(max > RQ_TINY)) {
         memset(high, 0, RQ_KV);
         memset(low,  0, RQ_KV);
@@ -629,9 +622,11 @@ static float rq_round_weights(const float * p, const float * step, uint8_t * hig
     const float inv = RQ_P_MAX/max;
     for (int c = 0; c < RQ_KV; ++c) {
         const int32_t i = std::min((int32_t) (w[c]*inv + 0.5f), RQ_P_MAX);
-        high[c] = (uint8_t) (i >> 7);
-        low[c]  = (uint8_t) (i & 127);
-        used[c] |= high[c] | low[c];
+        const uint8_t h = (uint8_t) (i >> 7);
+        const uint8_t l = (uint8_t) (i & 127);
+        high[c] = h;
+        low[c]  = l;
+        used[c] |= h | l;
     }
     return max/RQ_P_MAX;
 }
@@ -658,9 +653,7 @@ static void rq_tile_values(const rq_fattn & f, const rq_buffers & t, rq_state s,
     const size_t bs = ggml_type_size(f.v->type);
     for (int b = 0; b < f.DV/f.QV; ++b) {
         const uint8_t * vb = (const uint8_t *) v + b*bs;
-        for (int c = 0; c < RQ_KV; ++c) {
-            t.step[c] = c < n ? rq_step(vb + c*nb) : 0.0f;
-        }
+        rq_steps(vb, nb, n, t.step);
         uint8_t used[RQ_KV] = { 0 };
         for (int r = 0; r < rows; ++r) {
             t.ps[r] = rq_round_weights(t.p + r*RQ_KV, t.step, t.high + r*RQ_KV, t.low + r*RQ_KV, used);
@@ -668,16 +661,11 @@ static void rq_tile_values(const rq_fattn & f, const rq_buffers & t, rq_state s,
         uint8_t group[RQ_KV/4];
         int n_used = 0;
         for (int g = 0; g < RQ_KV/4; ++g) {
-            if (rq_load32(used + 4*g) == 0) {
-                continue;
+            if (rq_load32(used + 4*g) != 0) {
+                group[n_used++] = (uint8_t) g;
             }
-            const uint8_t * r[4];
-            for (int i = 0; i < 4; ++i) {
-                r[i] = vb + std::min(4*g + i, n - 1)*nb;
-            }
-            f.unpack_v(r, t.vt + n_used*4*f.QV);
-            group[n_used++] = (uint8_t) g;
         }
+        f.unpack_v(vb, nb, n, group, n_used, t.vt);
         f.values(n_used, group, t.high, t.low, t.ps, t.vt, rows, s.out + b*f.QV, f.DV);
     }
 }

@@ -5,6 +5,7 @@
 
 #include "ggml-cpu-impl.h"
 #include "simd-mappings.h"
+#include "vec.h"
 
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,7 @@ static inline int32_t rq_load32(const void * p) {
 //                         twice, shifted right by one bit the second time
 //   rq_fma(y, acc, x, s)  y[l] += acc[l]*x[l]*s
 //   rq_fma2(y, h, l, s)   y[l] += (128*h[l] + l[l])*s
+//   rq_max(x, n)          the largest of n floats, a multiple of 16, with no promise for NaN
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 
@@ -115,6 +117,14 @@ static inline void rq_fma(float * y, rq_vec acc, const float * x, float s) {
 static inline void rq_fma2(float * y, rq_vec h, rq_vec l, float s) {
     const __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(h, 7), l));
     _mm512_storeu_ps(y, _mm512_fmadd_ps(f, _mm512_set1_ps(s), _mm512_loadu_ps(y)));
+}
+
+static inline float rq_max(const float * x, int n) {
+    __m512 m = _mm512_loadu_ps(x);
+    for (int i = 16; i < n; i += 16) {
+        m = _mm512_max_ps(m, _mm512_loadu_ps(x + i));
+    }
+    return _mm512_reduce_max_ps(m);
 }
 
 #elif defined(__AVX2__)
@@ -210,6 +220,16 @@ static inline void rq_fma2(float * y, rq_vec h, rq_vec l, float s) {
     _mm256_storeu_ps(y, _mm256_add_ps(_mm256_mul_ps(f, _mm256_set1_ps(s)), _mm256_loadu_ps(y)));
 }
 
+static inline float rq_max(const float * x, int n) {
+    __m256 m = _mm256_loadu_ps(x);
+    for (int i = 8; i < n; i += 8) {
+        m = _mm256_max_ps(m, _mm256_loadu_ps(x + i));
+    }
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+
 #elif defined(__ARM_NEON) && (defined(__aarch64__) || defined(_M_ARM64))
 
 #define RQ_W      4
@@ -297,6 +317,14 @@ static inline void rq_fma(float * y, rq_vec acc, const float * x, float s) {
 static inline void rq_fma2(float * y, rq_vec h, rq_vec l, float s) {
     const float32x4_t f = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(rq_to32(h), 7), rq_to32(l)));
     vst1q_f32(y, vfmaq_n_f32(vld1q_f32(y), f, s));
+}
+
+static inline float rq_max(const float * x, int n) {
+    float32x4_t m = vld1q_f32(x);
+    for (int i = 4; i < n; i += 4) {
+        m = vmaxnmq_f32(m, vld1q_f32(x + i));
+    }
+    return vmaxnmvq_f32(m);
 }
 
 #else
@@ -398,4 +426,27 @@ static inline void rq_fma2(float * y, rq_vec h, rq_vec l, float s) {
     }
 }
 
+static inline float rq_max(const float * x, int n) {
+    float m = x[0];
+    for (int i = 1; i < n; ++i) {
+        m = m > x[i] ? m : x[i];
+    }
+    return m;
+}
+
 #endif
+
+// n floats, a multiple of 16, become exp(x - max); returns their sum. Upstream's sums up every vector of 16 by itself.
+static inline float rq_exp(float * x, int n, float max) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        const __m512 e = ggml_v_expf(_mm512_sub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(max)));
+        _mm512_storeu_ps(x + i, e);
+        sum = _mm512_add_ps(sum, e);
+    }
+    return _mm512_reduce_add_ps(sum);
+#else
+    return (float) ggml_vec_soft_max_f32(n, x, x, max);
+#endif
+}

@@ -96,7 +96,8 @@ static ggml_cuda_rq_fa_vec_t ggml_cuda_rq_fa_vec_find_v(const ggml_type type_v) 
             switch (ggml_rq_type_bits(type_v)) {
                 case 2:  return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR2 : GGML_TYPE_RQ2_64>;
                 case 3:  return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR3 : GGML_TYPE_RQ3_64>;
-                default: return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR4 : GGML_TYPE_RQ4_64>;
+                case 4:  return ggml_cuda_rq_fa_vec_case<D, type_k, wide ? GGML_TYPE_PLANAR4 : GGML_TYPE_RQ4_64>;
+                default: return nullptr;
             }
         }
         if constexpr (type_k != GGML_TYPE_F16 && type_k != GGML_TYPE_Q8_0) {

@@ -552,7 +552,8 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_v(const ggml_type type_v) {
     switch (ggml_rq_type_bits(type_v)) {
         case 2:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<2, N>, DV>();
         case 3:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<3, N>, DV>();
-        default: return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<4, N>, DV>();
+        case 4:  return ggml_cuda_rq_fa_make<D, KC, ggml_cuda_rq_kv<4, N>, DV>();
+        default: return {};
     }
 }
 

@@ -224,7 +224,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_store_block(
     switch (job.bits) {
         case 2:  ggml_cuda_rq_store_block<ggml_cuda_rq_code<2, N>>(v, job, i, scale_kind, valid); break;
         case 3:  ggml_cuda_rq_store_block<ggml_cuda_rq_code<3, N>>(v, job, i, scale_kind, valid); break;
-        default: ggml_cuda_rq_store_block<ggml_cuda_rq_code<4, N>>(v, job, i, scale_kind, valid); break;
+        default: ggml_cuda_rq_store_block<ggml_cuda_rq_code<4, N>>(v, job, i, scale_kind, valid); break; // the host has refused others
     }
 }
 

@@ -30,7 +30,8 @@ static void ggml_cuda_rq_with_code_of(const int bits, const F & f) {
     switch (bits) {
         case 2:  f(ggml_cuda_rq_code<2, N>()); break;
         case 3:  f(ggml_cuda_rq_code<3, N>()); break;
-        default: f(ggml_cuda_rq_code<4, N>()); break;
+        case 4:  f(ggml_cuda_rq_code<4, N>()); break;
+        default: GGML_ABORT("no kernels for %d bits", bits);
     }
 }
 
@@ -162,6 +163,7 @@ static void ggml_cuda_rq_set_store(ggml_cuda_rq_job & job, const ggml_tensor * s
     job.block    = ggml_rq_type_block(store->type);
     job.units    = init_fastdiv_values(store->ne[0]/job.block);
     job.bits     = ggml_rq_type_bits(store->type);
+    GGML_ASSERT(job.bits >= 2 && job.bits <= 4);
 }
 
 static ggml_cuda_rq_job ggml_cuda_rq_make_job(const ggml_cuda_rq_rotation & rotation) {
@@ -219,9 +221,10 @@ static ggml_cuda_rq_map ggml_cuda_rq_make_map(const ggml_cuda_rq_rotation & prod
 template <typename F>
 static void ggml_cuda_rq_with_width(const int64_t n, const F & f) {
     switch (n) {
-        case 2*QK_RQ: f(std::integral_constant<int, 2*QK_RQ>());  break;
-        case QK_RQ:   f(std::integral_constant<int, QK_RQ>());    break;
-        default:      f(std::integral_constant<int, QK_RQ_64>()); break;
+        case 2*QK_RQ:  f(std::integral_constant<int, 2*QK_RQ>());  break;
+        case QK_RQ:    f(std::integral_constant<int, QK_RQ>());    break;
+        case QK_RQ_64: f(std::integral_constant<int, QK_RQ_64>()); break;
+        default: GGML_ABORT("no kernel rotates %d values together", (int) n);
     }
 }
 

@@ -34,3 +34,11 @@ template [[host_name("kernel_flash_attn_ext_vec_rq4_64_dk192_dv128")]] kernel fl
 template [[host_name("kernel_flash_attn_ext_vec_rq2_64_dk320_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq2_64, block_rq2), 320, 256, 4>;
 template [[host_name("kernel_flash_attn_ext_vec_rq3_64_dk320_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq3_64, block_rq3), 320, 256, 4>;
 template [[host_name("kernel_flash_attn_ext_vec_rq4_64_dk320_dv256")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV2(block_rq4_64, block_rq4), 320, 256, 4>;
+
+// heads of 512, and of 576 of which V is the first 512 values (MLA): with matrices there are upstream's alone, over a copy in f16
+template [[host_name("kernel_flash_attn_ext_vec_rq2_dk512_dv512")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2), 512, 512, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq3_dk512_dv512")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq3), 512, 512, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq4_dk512_dv512")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq4), 512, 512, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq2_64_dk576_dv512")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq2_64), 576, 512, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq3_64_dk576_dv512")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq3_64), 576, 512, 4>;
+template [[host_name("kernel_flash_attn_ext_vec_rq4_64_dk576_dv512")]] kernel flash_attn_ext_vec_rq_t kernel_flash_attn_ext_vec<FA_TYPES, RQ_KV(block_rq4_64), 576, 512, 4>;

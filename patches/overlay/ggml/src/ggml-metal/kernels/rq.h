@@ -174,15 +174,16 @@ static inline uint rq_units(ushort d, int e) {
     return shift >= 0 ? m << shift : -shift < 32 ? m >> -shift : 0;
 }
 
-// A block is encoded by LANES threads of a simdgroup, or by one. Sums are exact, so that their order does not matter.
+// A block is encoded by LANES threads of a simdgroup, or by one. Sums are exact, so that their order does not matter. ints: a pointer to the bit
+// patterns of its values, in whatever memory they are.
 template <short LANES> int  rq_sum(int  x) { return LANES > 1 ? simd_sum(x) : x; }
 template <short LANES> int  rq_max(int  x) { return LANES > 1 ? simd_max(x) : x; }
 
-template <typename block_q, short LANES>
+template <typename block_q, short LANES, typename ints>
 struct rq_encoder {
     typedef rq_code<block_q> code;
 
-    device const int * x; // bit patterns of the values
+    ints  x;
     short lane;
     int   e;              // exponent of the largest magnitude
     int   t[code::MIDS];  // magnitudes above t[k] take a level beyond k
@@ -335,10 +336,10 @@ template <> struct rq_packer<4> {
 };
 
 // lane: which of the LANES threads this is
-template <typename block_q, short LANES>
-void quantize_rq(device const float * x, device block_q & y, short lane) {
-    rq_encoder<block_q, LANES> enc;
-    enc.x    = (device const int *) x;
+template <typename block_q, short LANES, typename ints>
+void quantize_rq(ints x, device block_q & y, short lane) {
+    rq_encoder<block_q, LANES, ints> enc;
+    enc.x    = x;
     enc.lane = lane;
 
     const ushort d = enc.scale();
