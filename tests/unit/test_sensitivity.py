@@ -424,11 +424,24 @@ def test_quick_costs_choose_the_best_of_all(world: type[World]) -> None:
                 assert sum(kinds[name][kind] for name, kind in chosen.items()) >= cost
 
 
-def test_the_search_begins_with_the_quick_recipe_too(world: type[World]) -> None:
-    quick = best_recipe.analyse(Request("toy", ()), BUILD, replace(goal(Budget(bpw=Fraction(5))), quick=True))
-    analysed(Budget(bpw=Fraction(5)))
-    assert quick.found is not None
-    assert quick.found.types in [types for _, types in world.asked]
+def test_the_search_begins_with_the_quick_recipe_too(
+    world: type[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misled(model: Inventory, *args: Any, **more: Any) -> dict[parts.Unit, list[float]]:
+        """As if one class alone counted, which no measurement would make anybody try."""
+        return {
+            unit: [LOSS[option.kind] * (unit.name == "attn_v") for option in unit.options] for unit in args[2]
+        }
+
+    monkeypatch.setattr(best_recipe.quick, "costs", misled)
+    quick = best_recipe.analyse(
+        Request("toy", ()), BUILD, replace(goal(Budget(bpw=Fraction(5))), quick=True)
+    ).found
+    assert quick is not None and quick.chosen["attn_v"] == "bf16"
+    result = analysed(Budget(bpw=Fraction(5)))
+    assert ("a.txt", quick.types) in world.asked
+    assert result.found is not None and result.found.checked[1].name == "--quick"
+    assert result.found.checked[1].types == quick.types
 
 
 def test_without_room_to_measure_it_falls_back(
