@@ -57,7 +57,7 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
         titles.add(plan.with_profile(None).title)
     rung = next((r for r in advice["rungs"] if r["title"] in titles), None) if advice else None
     if advice is None or rung is None or (rung["kld"] is None and rung["why_not"] is None):
-        return _foretold(header, plan, name, gpu=build is not None and build.on_gpu)
+        return _foretold(header, plan, name, gpu=build is not None and build.lacks_five_bits)
     best = advice["recommended"] or "q8_0"
     better = f": better --kv {shlex.quote(best)}"
     if best == rung["kv"]:

@@ -123,7 +123,7 @@ def climb(
     scored = Scored(min(TEXT_TOKENS, shape.native), chunks, together=1, threads=threads)
     rungs, rows = [], dict[str, Row]()
     with DryRun(headers, build, log) as dry, Divergences(model, build, text, scored) as runs:
-        memory = Memory(shape, shape.weight_bytes, dry.buffers, gpu=build.on_gpu)
+        memory = Memory(shape, shape.weight_bytes, dry.buffers, gpu=build.lacks_five_bits)
         take = partial(runs.take, log=log, listener=Part(listener, 0))
         for case in (F16, *settled):
             rung = _sized(case, memory, wishes)

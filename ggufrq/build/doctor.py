@@ -142,7 +142,8 @@ def _vulkan() -> Check:
         return Check("Vulkan", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
     kit = vulkan_toolkit.find()
     told = f"{found}, headers {kit.headers}, glslc {kit.version} ({kit.glslc})"
-    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan")
+    why = ", not taken by itself since no GPU has run its shaders yet" if devices else ""
+    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan{why}")
 
 
 def _memory() -> Check:

@@ -96,13 +96,13 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside quantized types: CPU, CUDA, HIP and Metal attend to them."""
-        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal")
+        """Whether it keeps tokens in f16 beside quantized types, as all backends do that are known."""
+        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal", "vulkan")
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether caches lie on a GPU unless told otherwise: what no GPU has kernels for is refused then."""
-        return bool(self.manifest.get("backend", "cpu") != "cpu")
+    def lacks_five_bits(self) -> bool:
+        """Whether caches lie on a GPU, unless told otherwise, by a backend without kernels for five bits."""
+        return self.manifest.get("backend", "cpu") not in ("cpu", "vulkan")
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""

@@ -68,7 +68,7 @@ class KvType:
 
     @property
     def on_cpu_alone(self) -> bool:
-        """Whether no GPU has kernels for the type, one that can be asked for: those of five bits."""
+        """Whether no GPU but by Vulkan has kernels for the type, one to be asked for: those of five bits."""
         return self.ours and self.bits >= 5
 
     def holds(self, head: int, *, fill: bool = True) -> bool:

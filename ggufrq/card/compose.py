@@ -123,6 +123,7 @@ def _text(
         files.files(facts, measured.weights, repo),
         files.siblings(facts, others, repo),
         usage.quickstart(facts, starts, repo, date),
+        usage.ahead(facts, starts, repo, date),
         usage.elsewhere(facts),
         files.memory(facts, _recurrent(measured)),
         ladder.caches(facts, kept(facts.smallest.path, build)),

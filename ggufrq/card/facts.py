@@ -76,6 +76,21 @@ class Facts:
         return next((name for name in names if (self.folder / name).is_file()), None)
 
     @property
+    def head(self) -> CardFile | None:
+        """The file of the head that predicts further tokens, where it is one of its own."""
+        return next((file for file in self.files if file.kind == "mtp"), None)
+
+    @property
+    def guesses(self) -> bool:
+        """Whether there is such a head, in the files of the model or beside them."""
+        return self.head is not None or bool(self.number("nextn_predict_layers"))
+
+    @property
+    def tag(self) -> str:
+        """What ``-hf USER/MODEL:TAG`` of llama.cpp calls the smallest model."""
+        return self.smallest.name.removesuffix(".gguf").removeprefix(f"{self.base}-")
+
+    @property
     def needed(self) -> tuple[str, ...]:
         """Names of all files that the commands of the quickstarts need: the smallest model's, and the
         profile."""

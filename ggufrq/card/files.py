@@ -106,6 +106,7 @@ def making(facts: Facts) -> str:
     commit, patches = str(values.get("ggufrq.llama_cpp", "")), str(values.get("ggufrq.patch_set", ""))
     said = [
         ("Source", origin),
+        ("Its weights", str(values.get("ggufrq.source.weights") or "")),
         ("Made by", code(str(values.get("general.quantized_by", "ggufrq")))),
         ("llama.cpp", code(commit)),
         ("Patch set", code(patches)),

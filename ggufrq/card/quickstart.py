@@ -17,8 +17,10 @@ from ggufrq.card.facts import Facts
 from ggufrq.drive import cache_check
 from ggufrq.drive.serve import ANY_PORT, choose_port, started
 from ggufrq.tools import completion, server
-from ggufrq.tools.logs import Context, ended, parse_context, retried
+from ggufrq.tools.logs import Context, ended, parse_context, parse_draft, retried
 
+#: The quickstart that has a section of its own.
+AHEAD = "llama-server, tokens guessed ahead"
 PROMPT = "Why is the sky blue?"
 _BIN = "$(ggufrq where bin)/"
 _CTX, _PORT = 4096, 8080
@@ -52,6 +54,8 @@ def quickstarts(facts: Facts, build: Build, *, run: bool = True) -> list[Quickst
             starts.cli("llama-cli, with thinking", kv, "--reasoning", "on"),
             starts.cli("llama-cli, without thinking", kv, "--reasoning", "off"),
         ]
+    if facts.guesses:
+        found.append(starts.ahead(kv))
     if kv != "q8_0":
         found.append(starts.cli("upstream llama.cpp, q8_0", "q8_0", upstream=True))
     return found
@@ -100,9 +104,15 @@ class _Starts:
         by = ", by the patched build, which takes the same options" if upstream else ""
         return Quickstart(title, (_line(program, args),), self.run, by)
 
-    def server(self, kv: str) -> Quickstart:
+    def ahead(self, kv: str) -> Quickstart:
+        """llama-server with the model's own head, which guesses further tokens."""
+        head = self.facts.head
+        draft = ["-md", head.parts[0]] if head is not None else []
+        return self.server(kv, "--spec-type", "draft-mtp", *draft, title=AHEAD)
+
+    def server(self, kv: str, *more: str, title: str = "llama-server") -> Quickstart:
         """llama-server, and a request to it."""
-        args = ["-m", self.file, "-c", str(_CTX), *_cache(self._plan(kv)), "--port"]
+        args = ["-m", self.file, "-c", str(_CTX), *_cache(self._plan(kv)), *more, "--port"]
         body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64}
         if self.run:
             self._tell("llama-server", kv)
@@ -115,7 +125,7 @@ class _Starts:
             json.dumps(body),
         ]
         lines = (_line(f"{_BIN}llama-server", [*args, str(_PORT)]), _line("curl", curl))
-        return Quickstart(f"llama-server, {kv}", lines, self.run)
+        return Quickstart(f"{title}, {kv}", lines, self.run)
 
     def _serve(self, args: Sequence[str], body: dict[str, object], kv: str) -> None:
         url = f"http://127.0.0.1:{args[-1]}"
@@ -132,6 +142,8 @@ class _Starts:
         if not answer["usage"]["completion_tokens"]:
             raise self._failed("llama-server", "its answer is empty")
         self._check("llama-server", parse_context(text), kv)
+        if "--spec-type" in args and parse_draft(text) is None:
+            raise self._failed("llama-server", "no tokens are guessed ahead")
 
     def _check(self, program: str, context: Context | None, kv: str) -> None:
         if context is None or not cache_check.as_asked(context, self._plan(kv)):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ggufrq.cache.kv import kv_types
 from ggufrq.card.facts import Facts
 from ggufrq.card.markdown import block, code, folded, section, table
-from ggufrq.card.quickstart import Quickstart
+from ggufrq.card.quickstart import AHEAD, Quickstart
 from ggufrq.runtimes import runtime, runtimes
 from ggufrq.runtimes.fallback import Advice, advise
 
@@ -28,9 +28,7 @@ def quickstart(facts: Facts, starts: Sequence[Quickstart], repo: str | None, dat
     if repo:
         names = shlex.join(facts.needed)
         parts += ["**Download** (not run here)", block(f"hf download {repo} {names} --local-dir .", "sh")]
-    for start in starts:
-        ran = f"run on {date} before it was printed{start.by}" if start.ran else "not run"
-        parts += [f"**{start.title}** ({ran})", block("\n".join(start.lines), "sh")]
+    parts += _commands([start for start in starts if not start.title.startswith(AHEAD)], date)
     note = (
         "Those that were run had a few more options, to stop after some tokens and to show in the log that K "
         "and V are kept in the type that is named; the server had another port."
@@ -38,6 +36,34 @@ def quickstart(facts: Facts, starts: Sequence[Quickstart], repo: str | None, dat
         else ""
     )
     return section("Quickstart", *parts, note)
+
+
+def ahead(facts: Facts, starts: Sequence[Quickstart], repo: str | None, date: str) -> str:
+    """The head that predicts further tokens: where it is, and the command that was tried."""
+    if not facts.guesses:
+        return ""
+    head = facts.head
+    place = f"in {code(head.name)} beside the model" if head is not None else "in the files of the model"
+    parts = [
+        f"The model has a head that predicts further tokens, {place}. The model checks what it guesses "
+        "several tokens at a time: the greedy text is the same with and without, but for ties.",
+        *_commands([start for start in starts if start.title.startswith(AHEAD)], date),
+    ]
+    if repo:
+        finds = ", where llama.cpp finds the head by its name" if head is not None else ""
+        parts += [
+            f"**From the Hub**{finds} (not run here)",
+            block(f"llama-server -hf {repo}:{facts.tag} --spec-type draft-mtp", "sh"),
+        ]
+    return section("Tokens guessed ahead", *parts)
+
+
+def _commands(starts: Sequence[Quickstart], date: str) -> list[str]:
+    parts = []
+    for start in starts:
+        ran = f"run on {date} before it was printed{start.by}" if start.ran else "not run"
+        parts += [f"**{start.title}** ({ran})", block("\n".join(start.lines), "sh")]
+    return parts
 
 
 def elsewhere(facts: Facts) -> str:

@@ -51,7 +51,7 @@ def _of_model(model: str) -> examination.Check:
 
     build = usable_build()
     header = metadata.read(resolve(model), build).headers[0]
-    return examination.of_model(model, header.values, gpu=build is not None and build.on_gpu)
+    return examination.of_model(model, header.values, gpu=build is not None and build.lacks_five_bits)
 
 
 def _render(checks: list[examination.Check]) -> None:

@@ -98,7 +98,7 @@ def memory(
     tensors = weight_sizes(model, weights, revision) if weights else tensor_bytes(found.headers)
     with ExitStack() as stack:
         dry = stack.enter_context(DryRun(found.headers, build)).buffers if build else None
-        memory = Memory(shape, sum(tensors.values()), dry, gpu=build is not None and build.on_gpu)
+        memory = Memory(shape, sum(tensors.values()), dry, gpu=build is not None and build.lacks_five_bits)
         report = Report(found.name, memory, plans, parallel, weights, tensors, room)
         click.echo(
             json.dumps(report.as_data(contexts, budget), indent=2)

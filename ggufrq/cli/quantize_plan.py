@@ -36,12 +36,9 @@ def render_plan(plan: FamilyPlan) -> str:
     there = f", {size_text(memory[1])} of {size_text(memory[0])} free" if memory is not None else ""
     lines.append(f"memory  {size_text(plan.memory_needed)} needed{there}")
     for output in plan.outputs:
-        if output.codes:
-            stay = ", ".join(sorted(set(output.codes.values())))
-            lines.append(f"{output.name}: {len(output.codes)} tensors stay {stay}, as in the source")
         for name, (asked, got) in output.fallbacks.items():
             lines.append(f"{output.name}: {name} has rows that {asked} cannot hold and gets {got}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *plan.told])
 
 
 def render_tensors(plan: FamilyPlan) -> str:
@@ -71,6 +68,7 @@ def plan_as_json(plan: FamilyPlan) -> dict[str, Any]:
         "folder": str(plan.folder),
         "source": plan.source,
         "architecture": plan.model.architecture,
+        "told": plan.told,
         "conversions": [
             {"file": part.name, "part": part.part, "bytes": part.bytes, "kept": part.kept}
             for part in plan.conversions

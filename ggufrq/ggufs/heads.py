@@ -45,8 +45,8 @@ class Heads:
 
     def why_not(self, plan: KvPlan, *, gpu: bool = False) -> str | None:
         """Why llama.cpp does not keep the cache in these types: a sentence that names what can be used, or
-        None when it does. ``gpu``: on one (``Build.on_gpu``); which heads each has kernels for is told at
-        load."""
+        None when it does. ``gpu``: on one without five bits (``Build.lacks_five_bits``); which heads
+        each has is told at load."""
         try:
             pairs = plan.resolve(len(self.layers)) if self.layers else ()
         except UsageError as error:

@@ -14,6 +14,8 @@ from ggufrq.make.fold.facts import KEY as FOLD_KEY
 from ggufrq.make.pieces import Pieces
 from ggufrq.make.quantizer import Forecast, Job
 from ggufrq.make.recipe import Recipe
+from ggufrq.models.names import PROFILE_END
+from ggufrq.models.tags import shadowed
 from ggufrq.tools.quantize import BUFFER_MIB
 
 #: Types that are not made without an importance matrix: llama.cpp refuses some, the others lose too much.
@@ -69,7 +71,8 @@ class Request:
 class Output:
     """A file to make: its name, the job that makes it, what it will be, and the types that its recipe asked
     for. ``made_from`` tells it from other files of this name; ``kept`` whether it is there; ``codes`` are the
-    tensors that are quantized in the source already and stay so, with their types."""
+    tensors that are quantized in the source already and stay so, with their types; ``unweighted`` counts
+    those of a head for further tokens, which no importance matrix knows."""
 
     want: Want
     name: str
@@ -79,6 +82,7 @@ class Output:
     wanted: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
     codes: Mapping[str, str] = field(default_factory=dict)
+    unweighted: int = 0
 
     @property
     def fold(self) -> str:
@@ -114,7 +118,8 @@ class Conversion:
 class FamilyPlan:
     """The files of a run in the order in which they are made, and what it needs: bytes of disk beyond what is
     there, and of memory at its peak. ``folded_bytes`` is what the folded copy takes that each file is made
-    from; there is one at a time. ``pieces`` are those of a model that is streamed."""
+    from; there is one at a time. ``pieces`` are those of a model that is streamed; ``loses_head``: the source
+    has a head for further tokens that the converter leaves out."""
 
     base: str
     folder: Path
@@ -125,6 +130,28 @@ class FamilyPlan:
     split_size: int | None = None
     folded_bytes: int = 0
     pieces: Pieces | None = None
+    loses_head: bool = False
+
+    @property
+    def told(self) -> list[str]:
+        """What people should know before the work: what stays or is left out, and files that llama.cpp's
+        ``-hf`` would not take by their tags."""
+        said = []
+        if self.loses_head:
+            said.append("the head for further tokens is left out: llama.cpp's converter does not take it")
+        for output in self.outputs:
+            if output.codes:
+                stay = ", ".join(sorted(set(output.codes.values())))
+                said.append(f"{output.name}: {len(output.codes)} tensors stay {stay}, as in the source")
+            if output.unweighted:
+                said.append(
+                    f"{output.name}: {output.unweighted} tensors of the head for further tokens are "
+                    "quantized without the importance matrix, as no text runs through them"
+                )
+        names = [*(part.name for part in self.conversions), *(output.name for output in self.outputs)]
+        fold = next((output.fold for output in self.outputs if output.fold), "")
+        profile = f"{self.base}{f'-{fold}' if fold else ''}{PROFILE_END}"
+        return said + shadowed([*names, profile], self.base)
 
     @property
     def disk_needed(self) -> int:

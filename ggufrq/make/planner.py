@@ -79,6 +79,8 @@ class Planner:
             why = "projector and head are made of the model's files in one go"
         elif any(want.recipe is None and want.label == found.kind for want in request.wants):
             why = f"{found.kind} is the whole model in 16 bits, which is what does not fit"
+        elif found.hf is not None and found.hf.has_codes:
+            why = f"its weights are {found.hf.quantized_by}, with scales that may lie in other shards"
         if why:
             raise UsageError(f"not with --stream: {why}", remedy="without --stream, or leave that out")
 
@@ -100,6 +102,13 @@ class Planner:
                 f"{gguf.name if found.hf is None else self.model.name} is quantized already "
                 f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
                 remedy="start from the F16 or BF16 file or the original model, or add --requantize",
+            )
+        head = any(".nextn." in name for name in facts.tensor_types)
+        if found.hf is not None and head and not self.options.mtp:
+            raise ModelError(
+                f"the head for further tokens of {self.model.name} cannot be left out: llama.cpp's converter "
+                "keeps it",
+                remedy="--mtp keep",
             )
         loads(gguf, self.build, self.log)
         model = inventory(gguf, self.build, log=self.log)
@@ -123,6 +132,7 @@ class Planner:
             self.request.split_size,
             facts.file_bytes if self.request.fold else 0,
             self._pieces,
+            found.hf is not None and found.hf.has_mtp and self.options.mtp and not head,
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
@@ -220,13 +230,14 @@ class Planner:
             forecast = quantizer.forecast(job, self.build, log=self.log)
         if matrix is not None and self.request.stream:
             self._refuse_to_make_matrix(want.label, found)
+        missed = 0
         if matrix is not None:
-            self._check_matrix(want.label, job, forecast.types, found, model)
+            missed = self._check_matrix(want.label, job, forecast.types, found, model)
         if fold:
             folds.check_types(fold, forecast.types, want.label)
         job = Job(gguf, kind, types, matrix, metadata, requantize)
         kept = self.record.kept(name, made_from) is not None
-        return Output(want, name, job, forecast, made_from, wanted, kept, stay)
+        return Output(want, name, job, forecast, made_from, wanted, kept, stay, missed)
 
     def _no_floats(self, name: str, stay: Mapping[str, str], found: Source) -> ModelError:
         """What there is to say of a file of floats, of a model that holds codes."""
@@ -248,9 +259,11 @@ class Planner:
 
     def _check_matrix(
         self, name: str, job: Job, types: Mapping[str, str], found: Source, model: Inventory
-    ) -> None:
-        """Raise ModelError where llama-quantize would in the middle of its work: for a tensor of few bits on
-        which the matrix has nothing. One that is still to be made will know what texts run through."""
+    ) -> int:
+        """How many tensors of a head for further tokens are quantized without the matrix. Raises ModelError
+        where llama-quantize would in the middle of its work: for a tensor of few bits on which the matrix has
+        nothing. One that is still to be made will know what texts run through."""
+        missed = 0
         values = read_header(job.source).values
         architecture = values.get("general.architecture", "")
         blocks, apart = (
@@ -262,7 +275,10 @@ class Planner:
             further = bool(apart and layer and int(layer[1]) >= blocks - apart)
             known = tensor.name in entries if entries is not None else not further
             kind = types[tensor.name]
-            if known or kind == tensor.type or not requires_matrix(tensor.name, kind, job.type_name):
+            if known or kind == tensor.type:
+                continue
+            if not requires_matrix(tensor.name, kind, job.type_name):
+                missed += further
                 continue
             why = (
                 "no text runs through the layers that predict further tokens"
@@ -277,6 +293,7 @@ class Planner:
                 f"matrix: {why}",
                 remedy=remedy,
             )
+        return missed
 
     def _entries(self, found: Source) -> frozenset[str] | None:
         """Names of the tensors that the matrix knows, None while it is still to be made."""

@@ -32,7 +32,7 @@ from ggufrq.ggufs.tensors import Inventory, Tensor
 
 _SECTIONS = ("classes", "where-present", "tensors")
 _KEYS = {"name", "description", "imatrix", *_SECTIONS}
-_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
+_NAME = re.compile(r"^[a-z0-9.-]+$")
 _TENSOR = re.compile(r"^(?:blk\.\d+\.)?(.+)\.weight$")
 
 
@@ -141,6 +141,12 @@ def parse(data: dict[str, Any], name: str, where: str = "the recipe") -> Recipe:
     name = str(data.get("name", name)).lower()
     if not _NAME.match(name):
         raise UsageError(f"{where}: the name '{name}' has more than letters, digits, dots and dashes")
+    if not name[0].isalpha():
+        raise UsageError(
+            f"{where}: the name '{name}' does not begin with a letter; llama.cpp's -hf would take its file "
+            "for the plain one",
+            remedy=f'name = "r{name}" in the recipe',
+        )
     sections: dict[str, dict[str, str]] = {}
     for section in _SECTIONS:
         rules = data.get(section, {})

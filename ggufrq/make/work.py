@@ -68,6 +68,8 @@ class Work:
             require_free(self.folder, plan.disk_needed, ", ".join(names))
             if found.hf is None:
                 require_numbers(gguf, gguf.name, remedy=DAMAGED)
+        for line in plan.told if names else ():
+            log.say(line)
         parts = [self._convert(part, found) for part in plan.conversions if part.part != "model"]
         if self.make_matrix(plan, found):
             plan = self.planner.plan(found, gguf)  # whose files name the matrix that is there now
@@ -235,8 +237,7 @@ class Work:
                     log=self.log,
                     listener=bar,
                 )
-                if part.part == "model":
-                    convert.require_kind(temporary, found.hf)
+                convert.require_kind(temporary, found.hf, part.part)
                 bar.step("looking at the values")
                 sound.require_numbers(temporary, found.hf, what)
                 if part.part == "model":

@@ -131,6 +131,17 @@ def main(source: Path, declared: str, what: str, arguments: list[str]) -> None:
         tell_sources(base, Path(what.partition(":")[2]))
     elif what.startswith("only:"):
         keep_only(base, set(json.loads(Path(what.partition(":")[2]).read_text(encoding="utf-8"))))
+    if "--no-mtp" in arguments:
+        import conversion  # type: ignore[import-not-found,unused-ignore]
+
+        get_class = conversion.get_model_class
+
+        def get_model_class(*named: Any, **more: Any) -> Any:
+            found = get_class(*named, **more)
+            found.supports_mtp_export = True  # without it a model whose head is never converted is refused
+            return found
+
+        conversion.get_model_class = get_model_class
     script = source / "convert_hf_to_gguf.py"
     sys.argv = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")

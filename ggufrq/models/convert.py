@@ -42,6 +42,8 @@ _VALUE_BYTES = {
 }
 _WRAPPER = Path(__file__).with_name("_hf_to_gguf.py")
 _WRITTEN = re.compile(r"Writing: +(\d+)%")
+#: A layer of the language model, in safetensors.
+_LAYER = re.compile(r"(?:language_model\.)?model\.(?:language_model\.)?layers\.(\d+)\.")
 _PRE_TOKENIZER = re.compile(r'tokenizer_pre == "([\w.-]+)"')
 
 
@@ -121,8 +123,36 @@ class HfModel:
 
     @property
     def has_mtp(self) -> bool:
-        """Whether it brings the layers that predict several tokens."""
-        return any(name.startswith(("mtp.", "model.mtp.")) for name in self.tensors)
+        """Whether it brings the layers that predict several tokens: by their names, or as layers behind the
+        last one (GLM, MiMo, DeepSeek)."""
+        return any(self._is_head(name) for name in self.tensors)
+
+    @property
+    def mtp_has_codes(self) -> bool:
+        """Whether codes are among these layers."""
+        return any(self._is_head(name) for name in codes(self.entries))
+
+    def _is_head(self, name: str) -> bool:
+        if name.startswith(("mtp.", "model.mtp.")):
+            return True
+        layers, layer = self._number("num_hidden_layers"), _LAYER.match(name)
+        further = self._number("num_nextn_predict_layers")
+        return bool(layer and layers and further and int(layer[1]) >= layers)
+
+    @property
+    def assumes_mtp(self) -> bool:
+        """Whether the converter takes it for granted that the model brings such layers."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0]).startswith(("Qwen3_5", "Qwen3Next")) or bool(
+            self._number("num_nextn_predict_layers")
+        )
+
+    def _number(self, key: str) -> int:
+        """A number of the configuration, of its text part first; 0 when there is none."""
+        text = self.config.get("text_config")
+        places = [text if isinstance(text, dict) else {}, self.config]
+        found = next((place[key] for place in places if key in place), 0)
+        return found if isinstance(found, int) else 0
 
     @property
     def has_vision(self) -> bool:
@@ -316,13 +346,15 @@ def require_readable(model: HfModel) -> None:
         )
 
 
-def require_kind(made: Path, model: HfModel) -> None:
-    """Raise ModelError when a file would be called BF16, F16 or F32 and holds codes, or the other way round:
-    whatever the converter makes of weights that were quantized before."""
+def require_kind(made: Path, model: HfModel, part: str = "model") -> None:
+    """Raise ModelError when the file of a part would be called BF16, F16 or F32 and holds codes, or the model
+    the other way round: whatever the converter makes of weights that were quantized before."""
     held = sorted(kind for kind in read_gguf(made).types if not is_float(kind.lower()))
-    if bool(held) != (model.kind != model.out_type.upper()):
+    kind = part_kind(model, part)
+    floats = is_float(kind.lower())
+    if (held and floats) or (part == "model" and not held and not floats):
         raise ModelError(
-            f"{model.called} would be called {model.kind}, but the converter made of it "
+            f"{model.called} would be called {kind}, but the converter made of it "
             f"{', '.join(held) if held else 'floats alone'}",
             remedy="start from the original model, in 16 bits",
         )
@@ -335,7 +367,8 @@ def part_type(model: HfModel, part: str) -> str:
 
 def part_kind(model: HfModel, part: str) -> str:
     """The type that the file of a part is named by (``BF16``)."""
-    return model.kind if part == "model" else part_type(model, part).upper()
+    codes_stay = part == "mtp" and model.mtp_has_codes
+    return model.kind if part == "model" or codes_stay else part_type(model, part).upper()
 
 
 def require_part(model: HfModel, part: str) -> None:
@@ -349,13 +382,12 @@ def require_part(model: HfModel, part: str) -> None:
 
 
 def _part_options(model: HfModel, part: str, mtp: bool) -> list[str]:
-    """Options of the converter. Upstream takes it for granted that some architectures bring the layers that
-    predict several tokens, and must be told when they do not."""
+    """Options of the converter, which must be told when the layers that predict several tokens are not there
+    or not wanted."""
     if part != "model":
         return [f"--{part}"]
-    names = model.config.get("architectures") or [""]
-    assumed = str(names[0]).startswith(("Qwen3_5", "Qwen3Next"))
-    return ["--no-mtp"] if (model.has_mtp and not mtp) or (assumed and not model.has_mtp) else []
+    unwanted = model.has_mtp and not mtp
+    return ["--no-mtp"] if unwanted or (model.assumes_mtp and not model.has_mtp) else []
 
 
 def _failure(folder: Path, completed: proc.Completed, log: Path | None) -> ModelError:
@@ -389,6 +421,12 @@ def _failure(folder: Path, completed: proc.Completed, log: Path | None) -> Model
         return ModelError(
             f"the tokenizer of {folder.name} has more tokens than its config.json says (vocab_size)",
             remedy="download the model again; where tokens were added, resize the embedding by them",
+        )
+    no_head = re.search(r"--mtp / --no-nextn are not supported for (\S+)", output)
+    if no_head is not None:
+        return ModelError(
+            f"llama.cpp's converter does not take the head for further tokens of {no_head[1]} apart",
+            remedy="leave out --mtp",
         )
     unsupported = re.search(r"Model (\S+) is not supported", output)
     if unsupported is not None:

@@ -323,6 +323,9 @@ def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     pattern = re.compile(rf"(?:^|[^A-Za-z0-9]){re.escape(wanted)}\.gguf$", re.IGNORECASE)
     found = [name for name in groups if not wanted or pattern.search(name)]
     found = _exact(repo, found, wanted) or found
+    if not found:  # the name of a recipe, as llama.cpp takes it, too
+        inner = re.compile(rf"(?:^|[^A-Za-z0-9]){re.escape(wanted)}-", re.IGNORECASE)
+        found = [name for name in groups if inner.search(name)]
     if len(found) != 1:
         labels = [name.rpartition("/")[2].removesuffix(".gguf") for name in groups]
         raise ModelError(

@@ -135,7 +135,7 @@ def packed_as(config: Mapping[str, Any], folder: Path) -> str | None:
 
 
 def told(config: Mapping[str, Any], folder: Path) -> str:
-    """What the weights are quantized by, for people: ``FP8 in blocks of 128 × 128``, ``GPTQ of 4 bits``."""
+    """What the weights are quantized by, for people: ``FP8 in blocks of 128x128``, ``GPTQ of 4 bits``."""
     said = settings(config, folder)
     method = str(said.get("quant_method") or "codes")
     name = _NAMES.get(method, method)
@@ -144,7 +144,7 @@ def told(config: Mapping[str, Any], folder: Path) -> str:
         return {"NVFP4": "NVFP4", "MXFP4_MOE": "MXFP4"}[kept]
     block = said.get("weight_block_size")
     if method == "fp8" and isinstance(block, list):
-        return f"{name} in blocks of {' × '.join(map(str, block))}"
+        return f"{name} in blocks of {'x'.join(map(str, block))}"
     if method == "gptq":
         return f"{name} of {said.get('bits')} bits"
     if method == "compressed-tensors":

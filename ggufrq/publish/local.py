@@ -14,7 +14,8 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.paths import read_json
 from ggufrq.base.progress import progress
 
-MANIFESTS = "*.ggufrq.json"
+MANIFEST_END = ".ggufrq.json"
+MANIFESTS = f"*{MANIFEST_END}"
 #: What goes along without being in a manifest.
 _COMPANIONS = ("README.md", "LICENSE*", "NOTICE*", MANIFESTS)
 _BLOCK = 1 << 20

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufrq.base.errors import HubError, UsageError
-from ggufrq.publish.local import LocalFile, local_files
+from ggufrq.models.tags import shadowed
+from ggufrq.publish.local import MANIFEST_END, LocalFile, local_files
 from ggufrq.publish.remote import Hub, RemoteFile
 
 
@@ -16,7 +17,8 @@ from ggufrq.publish.remote import Hub, RemoteFile
 class UploadPlan:
     """All that would change: files to ``send`` (``there`` are those that the repository has already, ``kept``
     those that it has beside them), and whether the repository is new or becomes visible. ``collection`` is
-    the title asked for; ``collection_is_new`` and ``collects`` whether it must be made, and be added to."""
+    the title asked for; ``collection_is_new`` and ``collects`` whether it must be made, and be added to.
+    ``bases`` are the models that the files are of."""
 
     repo: str
     url: str
@@ -29,6 +31,13 @@ class UploadPlan:
     collection: str | None = None
     collection_is_new: bool = False
     collects: bool = False
+    bases: tuple[str, ...] = ()
+
+    @property
+    def shadows(self) -> list[str]:
+        """Sentences for files of the repository that llama.cpp's ``-hf`` does not take by their tags."""
+        names = [*(file.name for file in (*self.send, *self.there)), *self.kept]
+        return [line for base in self.bases for line in shadowed(names, base)]
 
     @property
     def changes(self) -> bool:
@@ -52,6 +61,7 @@ class UploadPlan:
             "collection": self.collection,
             "collection_is_new": self.collection_is_new,
             "collects": self.collects,
+            "shadows": self.shadows,
         }
 
 
@@ -133,6 +143,9 @@ def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str
         collection=collection,
         collection_is_new=collection is not None and known is None,
         collects=collects,
+        bases=tuple(
+            file.name.removesuffix(MANIFEST_END) for file in files if file.name.endswith(MANIFEST_END)
+        ),
     )
 
 

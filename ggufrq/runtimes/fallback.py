@@ -205,7 +205,7 @@ def heads(values: Mapping[str, Any]) -> Heads | None:
 
 def fits(values: Mapping[str, Any], name: str, *, gpu: bool = False) -> bool | None:
     """Whether K and V of a model with this metadata can be kept in a type, None where it does not tell.
-    ``gpu``: on one (``Build.on_gpu``)."""
+    ``gpu``: on one without five bits (``Build.lacks_five_bits``)."""
     found = heads(values)
     return None if found is None else found.why_not(parse_plan(name), gpu=gpu) is None
 

@@ -90,8 +90,8 @@ int main(int argc, char ** argv) {
     for (ggml_type type : { GGML_RQ_TYPE_LIST, GGML_RQ_SIBLING_LIST }) {
         const std::string name = ggml_type_name(type);
         const bool asked = argc == 4 || std::find(argv + 4, argv + argc, name) != argv + argc;
-        if (ggml_rq_type_bits(type) == 5 || !asked) {
-            continue; // 5 bits are the CPU's
+        if (!asked) {
+            continue;
         }
         const size_t size = ggml_row_size(type, n);
         std::vector<uint8_t> want(rows*size);

@@ -33,7 +33,8 @@ static ggml_type type_from_name(const char * name) {
     die("unknown type");
 }
 
-// at least 800 tokens; of llama.cpp's log only the errors are printed. LLAMA_ARG_SPLIT_MODE (layer, tensor; none: the first alone) is for devices.
+// at least 800 tokens; of llama.cpp's log only the errors are printed. LLAMA_ARG_SPLIT_MODE (layer, tensor; none: the first alone) is for devices,
+// LLAMA_ARG_N_GPU_LAYERS how many layers these have.
 static void load_model_and_text(const char * model_path, const char * text_path) {
     llama_log_set([](ggml_log_level level, const char * line, void *) {
         if (level == GGML_LOG_LEVEL_ERROR) {
@@ -49,6 +50,9 @@ static void load_model_and_text(const char * model_path, const char * text_path)
         }
         params.split_mode = strcmp(mode, "tensor") == 0 ? LLAMA_SPLIT_MODE_TENSOR :
                             strcmp(mode, "none")   == 0 ? LLAMA_SPLIT_MODE_NONE : LLAMA_SPLIT_MODE_LAYER;
+    }
+    if (const char * layers = getenv("LLAMA_ARG_N_GPU_LAYERS")) {
+        params.n_gpu_layers = atoi(layers);
     }
     model = llama_model_load_from_file(model_path, params);
     if (!model) {

@@ -312,7 +312,7 @@ MIXED = {
 }
 #: Those that become BF16, to the bit.
 DECODED: dict[str, Callable[[], Packed]] = {
-    "FP8 in blocks of 128 × 128": lambda: dense(FP8, fp8_blocks),
+    "FP8 in blocks of 128x128": lambda: dense(FP8, fp8_blocks),
     "compressed-tensors (float-quantized)": lambda: dense(
         compressed("float-quantized", strategy="channel", type="float", num_bits=8), fp8_rows
     ),

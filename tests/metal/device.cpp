@@ -200,6 +200,7 @@ size_t fake_metal_alloc_size(const ggml_tensor * t) {
     size_t size = ggml_nbytes(t);
     if (t->op == GGML_OP_FLASH_ATTN_EXT) {
         ggml_metal_rq_node rq;
+        size += ggml_metal_rq_more_pad(t);
         t = ggml_metal_rq_make_node(t, true, &rq);
         size += ggml_metal_op_flash_attn_ext_extra_pad(t);
         size += ggml_metal_op_flash_attn_ext_extra_blk(t);

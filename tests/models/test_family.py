@@ -26,6 +26,7 @@ from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import Sought
+from ggufrq.card import compose, quickstart
 from ggufrq.cli.quantize import as_data, render
 from ggufrq.cli.quantize import quantize as command
 from ggufrq.drive.profiles import find
@@ -290,6 +291,10 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
     assert "blk.8.nextn.eh_proj.weight" in head or head
     assert not head & names["Headed-8M-Q8_0.gguf"].tensor_types.keys()
     assert head <= names["mtp-Headed-8M-BF16.gguf"].tensor_types.keys()
+    for folder, draft in ((kept.folder, ""), (dropped.folder, "-md mtp-Headed-8M-BF16.gguf")):
+        start = quickstart._Starts(compose.collect(folder), llama_build, True).ahead("iso3")
+        lines = start.lines[0].replace(" \\\n ", "")
+        assert start.ran and "--spec-type draft-mtp" in lines and draft in lines
     with pytest.raises(ModelError, match="has no vision encoder"):
         family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
     with pytest.raises(ModelError, match="has no head for further tokens"):

@@ -220,6 +220,12 @@ def test_no_text_runs_through_layers_that_predict_further_tokens(llama_build: Bu
     with pytest.raises(ModelError, match=says):
         family_of(str(folder), ["IQ2_M"], llama_build, out=tmp_path / "out")
     assert not left_in(tmp_path / "out")
+    told = plan_family(
+        Request(str(folder), parse_wants(["Q3_K_M"], llama_build), tmp_path / "out"), llama_build
+    )
+    assert (
+        "tensors of the head for further tokens are quantized without the importance matrix" in told.told[0]
+    )
 
 
 @pytest.mark.parametrize("rows", [-64, 64])

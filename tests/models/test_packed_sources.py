@@ -65,13 +65,13 @@ def test_codes_that_become_floats(llama_build: Build, tmp_path: Path) -> None:
 
 
 def test_a_family_of_floats_in_8_bits(llama_build: Build, tmp_path: Path) -> None:
-    model = packed_models.DECODED["FP8 in blocks of 128 × 128"]()
+    model = packed_models.DECODED["FP8 in blocks of 128x128"]()
     folder = model.write(tmp_path / "Eight")
     family = family_of(str(folder), ["BF16", "Q8_0"], llama_build, out=tmp_path / "out", run=False)
     assert [made.name for made in family.files] == ["Eight-BF16.gguf", "Eight-Q8_0.gguf"]
     same(family.file("BF16"), model, {"bf16"})
     values = read_header(family.file("Q8_0")).values
-    assert values["ggufrq.source.weights"] == "FP8 in blocks of 128 × 128"
+    assert values["ggufrq.source.weights"] == "FP8 in blocks of 128x128"
 
 
 def test_experts_that_stay(llama_build: Build, tmp_path: Path) -> None:
@@ -135,5 +135,18 @@ def test_on_the_hub_nothing_is_fetched_that_would_be_refused(
             )
             assert done.returncode == ModelError("").exit_code
             assert "the weights of Some-AWQ are quantized by AWQ, which llama.cpp's conv" in done.stderr
+        hub.repos["somebody/Some-FP8"] = {
+            path.name: path.read_bytes()
+            for path in packed_models.DECODED["FP8 of ModelOpt"]().write(tmp_path / "eight").iterdir()
+        }
+        done = subprocess.run(
+            command_line(llama_build, "quantize", "somebody/Some-FP8", "--types", "Q8_0", "--stream"),
+            cwd=tmp_path,
+            env=hubs.environment(hub.url, tmp_path / "hf", token=None),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "not with --stream: its weights are FP8 of ModelOpt, with scales that" in done.stderr
         assert hub.sent < len(files["model.safetensors"]) / 2
     assert not (tmp_path / "Some-AWQ-GGUF").exists()

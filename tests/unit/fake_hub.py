@@ -225,9 +225,14 @@ def info(h: _Handler, _: bytes, repo: str, revision: str | None = None) -> None:
     h.json({"id": repo, "sha": SHA, "siblings": siblings, "private": h.hub.private.get(repo, False)})
 
 
+def refs(h: _Handler, _: bytes, repo: str) -> None:
+    h.files(repo)
+    h.json({"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": SHA}], "tags": []})
+
+
 def tree(h: _Handler, _: bytes, repo: str) -> None:
     entries = []
-    for name, data in h.files(repo).items():
+    for name, data in sorted(h.files(repo).items(), key=lambda file: file[0].encode()):  # as git has them
         entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": git_id(data)}
         if is_large(name):
             entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
@@ -433,6 +438,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (f"GET /api/collections/{_SLUG}", get_collection),
     (f"POST /api/collections/{_SLUG}/items", add_item),
     (f"GET /api/models/{_REPO}", info),
+    (f"GET /api/models/{_REPO}/refs", refs),
     (f"GET /api/models/{_REPO}/revision/(.+)", info),
     (f"GET /api/models/{_REPO}/tree/.+", tree),
     (f"PUT /api/models/{_REPO}/settings", settings),

@@ -195,17 +195,18 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
 
 def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
-    cuda, metal, vulkan = (
-        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cuda", "metal", "vulkan")
+    cuda, metal, vulkan, other = (
+        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name})
+        for name in ("cuda", "metal", "vulkan", "other")
     )
-    for build in (cuda, metal, None):
+    for build in (cuda, metal, vulkan, None):
         assert cache_check.held_cases(cases, build) == cases
     assert capsys.readouterr().err == ""
-    names = [case.name for case in cache_check.held_cases(cases, vulkan)]
+    names = [case.name for case in cache_check.held_cases(cases, other)]
     assert names == ["iso3", "iso4", "q8_0"]
     assert "no tokens are kept in f16, which this build's devices cannot attend to" in capsys.readouterr().err
     asked = parse_cases("iso3", None, 32, 1)
-    assert cache_check.held_cases(asked, vulkan) == asked
+    assert cache_check.held_cases(asked, other) == asked
 
 
 def test_a_model_beside_whose_cache_none_are_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,6 +151,22 @@ def test_the_profile_among_the_files(tmp_path: Path, build: Build) -> None:
     assert [file.name for file in made.facts.models] == [f"{NAME}-Q8_0.gguf", f"{NAME}-Q4_K_M.gguf"]
 
 
+def test_a_head_that_predicts_further_tokens(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    assert "Tokens guessed ahead" not in make(folder, build, DRY).text
+    record = Record(folder, NAME)
+    name = f"mtp-{NAME}-BF16.gguf"
+    with record.making(name) as temporary:
+        gguf_file(temporary)
+        record.finish(name, [(temporary, name)], {}, {"type": "mtp", "bits": 16.0})
+    card = make(folder, build, replace(DRY, repo="me/Small-1B-GGUF"))
+    text = card.text.partition("## Tokens guessed ahead\n")[2].partition("\n## ")[0]
+    assert f"in `{name}` beside the model" in text
+    assert f"--spec-type draft-mtp -md {name}" in text.replace(" \\\n ", "")
+    assert "llama-server -hf me/Small-1B-GGUF:Q4_K_M --spec-type draft-mtp" in text
+    assert "guessed ahead, iso3** (not run)" in text
+
+
 def test_memory(tmp_path: Path, build: Build) -> None:
     made = make(family(tmp_path / "f"), build, DRY)
     rows = tables(made.text)["Memory of the KV cache"]

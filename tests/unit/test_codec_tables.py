@@ -142,7 +142,7 @@ def test_emit_check(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for path in emit.headers():
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     assert emit.main([]) == 0
     assert emit.main(["--check"]) == 0
     target.write_text(target.read_text().replace(*change, 1))

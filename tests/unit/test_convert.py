@@ -35,7 +35,7 @@ out.write_text(f"GGUF {name} {' '.join(sys.argv[2:4])}{' --no-mtp' if '--no-mtp'
 def source(tmp_path: Path) -> Path:
     tree = tmp_path / "llama.cpp"
     (tree / "conversion").mkdir(parents=True)
-    (tree / "conversion" / "__init__.py").touch()
+    (tree / "conversion" / "__init__.py").write_text("def get_model_class(): ...\n")
     (tree / "conversion" / "base.py").write_text(_BASE)
     (tree / "build.py").touch()
     (tree / "convert_hf_to_gguf.py").write_text(_SCRIPT.replace("EXTRA", ""))
@@ -266,12 +266,19 @@ def test_unknown_name_is_refused(model: Path, source: Path, tmp_path: Path) -> N
         ("Qwen3_5ForCausalLM", "a", True),
         ("Qwen3_5ForCausalLM", "mtp.fc.weight", False),
         ("Qwen3ForCausalLM", "a", False),
+        ("Glm4MoeForCausalLM", "model.layers.1.mlp.up_proj.weight", True),
+        ("Glm4MoeForCausalLM", "model.layers.2.eh_proj.weight", False),
+        ("Glm4MoeForCausalLM", "model.visual.layers.9.mlp.up_proj.weight", True),
     ],
 )
 def test_layers_that_predict_several_tokens(
     source: Path, tmp_path: Path, architecture: str, tensor: str, expected: bool
 ) -> None:
     model = make_model(tmp_path / "m", "known", architecture)
+    if architecture.startswith("Glm"):
+        config = json.loads((model / "config.json").read_text())
+        layers = {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+        (model / "config.json").write_text(json.dumps(config | layers))
     write_safetensors(model / "model.safetensors", {tensor: 4})
     out = convert.convert(model, tmp_path / "out.gguf", source)
     assert ("--no-mtp" in out.read_text()) is expected
@@ -289,6 +296,11 @@ def test_layers_that_predict_several_tokens(
             "sys.exit('ERROR:hf-to-gguf:Model FooForCausalLM is not supported')",
             "architecture FooForCausalLM",
             None,
+        ),
+        (
+            "sys.exit('ERROR:hf-to-gguf:--mtp / --no-nextn are not supported for FooForCausalLM')",
+            "does not take the head for further tokens of FooForCausalLM apart",
+            "leave out --mtp",
         ),
         ("raise ValueError('odd shape')", "could not be converted: ValueError: odd shape", "see "),
         ("assert 1 > 2", "could not be converted: AssertionError at: assert 1 > 2", "see "),

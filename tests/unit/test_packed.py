@@ -205,6 +205,16 @@ def test_codes_that_stay_by_the_converters_own_ways(
     assert convert.inspect(made.write(tmp_path / "Packed", **more)).kind in ("NVFP4", "MXFP4_MOE")
 
 
+def test_a_head_in_codes_is_called_by_them(tmp_path: Path) -> None:
+    """A head apart, too, is not called BF16 when codes stay in it."""
+    made = nvfp4()
+    model = convert.inspect(made.write(tmp_path / "Plain", num_nextn_predict_layers=1))
+    assert (model.has_mtp, convert.part_kind(model, "mtp")) == (False, "BF16")
+    made.tensors["model.layers.1.eh_proj.weight"] = np.zeros((8, 8), np.uint8)
+    model = convert.inspect(made.write(tmp_path / "Headed", num_nextn_predict_layers=1))
+    assert (model.has_mtp, convert.part_kind(model, "mtp")) == (True, "NVFP4")
+
+
 def test_floats_beside_whole_numbers_are_floats(tmp_path: Path) -> None:
     """Positions and masks of a model in 16 bits are no codes."""
     made = dense({}, packed_models.int8_rows)

@@ -215,6 +215,16 @@ def test_only_what_changed_is_sent(publish: Callable[..., Any], hub: Any, folder
     assert hub.commits[1:] == [(REPO, ["README.md"])] and len(hub.puts) == 2
 
 
+def test_a_tag_that_means_another_file(publish: Callable[..., Any], hub: Any) -> None:
+    """What is in the repository beside the family counts, too."""
+    hub.repos[REPO] = {"Model-4x-Q4_K_M.gguf": b"GGUF"}
+    done = publish(REPO, "--public", "--dry-run")
+    says = "llama.cpp's -hf takes Model-4x-Q4_K_M.gguf for :Q4_K_M, and not Model-Q4_K_M.gguf"
+    assert says in done.stdout.splitlines()
+    shadows = json.loads(publish(REPO, "--public", "--dry-run", "--json").stdout)["shadows"]
+    assert shadows == [says]
+
+
 def test_public_only_when_that_is_said(publish: Callable[..., Any], hub: Any) -> None:
     hub.repos[REPO], hub.private[REPO] = {}, False
     done = publish(REPO)

@@ -180,6 +180,7 @@ def test_rows_that_do_not_fill_blocks_get_what_llama_cpp_takes() -> None:
         ("[classes]\nffn_up = 'q8_0'\n[where-present]\nffn_up = 'q4_0'", "'ffn_up' has two rules"),
         ("imatrix = 1\n[classes]\nffn_up = 'q8_0'", "imatrix is true or false"),
         ("name = 'a/b'\n[classes]\nffn_up = 'q8_0'", "letters, digits"),
+        ("name = '4-bit'\n[classes]\nffn_up = 'q8_0'", "does not begin with a letter; llama.cpp's -hf"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, says: str) -> None:

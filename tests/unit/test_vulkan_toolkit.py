@@ -114,6 +114,9 @@ def test_devices(sdk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     vulkaninfo(tmp_path / "bin", monkeypatch, card)
     assert backends.default() == "cpu", "no GPU has run its shaders yet"
     assert doctor._vulkan().state == "ok" and doctor._vulkan().found.startswith("AMD Radeon RX 7900")
+    assert doctor._vulkan().found.endswith(
+        "--backend vulkan, not taken by itself since no GPU has run its shaders yet"
+    )
     assert "7900" in backends.get("vulkan").versions()["devices"]
     (sdk / "lib" / "libvulkan.so").unlink()
     told = doctor._vulkan()

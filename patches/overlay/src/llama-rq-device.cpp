@@ -91,12 +91,12 @@ std::string llama_rq_device_lacks(ggml_backend_dev_t dev, ggml_type asked_k, ggm
     return "";
 }
 
-bool llama_rq_device_holds_recent(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape) {
+bool llama_rq_device_holds_recent(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, int64_t n_kv) {
     const ggml_init_params params = { /*.mem_size =*/ 128*ggml_tensor_overhead(), /*.mem_buffer =*/ nullptr, /*.no_alloc =*/ true };
     const std::unique_ptr<ggml_context, decltype(&ggml_free)> held(ggml_init(params), ggml_free);
     ggml_context * ctx = held.get();
 
-    const int64_t n_kv = 256, n_held = 33;
+    const int64_t n_held = 33;
 
     const auto holds = [&](ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, int64_t n_tokens) {
         const int64_t n_all = GGML_PAD(n_kv + n_held + n_tokens, 256);

@@ -31,5 +31,5 @@ bool llama_rq_device_knows(ggml_backend_dev_t dev, ggml_type type);
 // The scheduler would move such operations to the CPU without a word, or find no place for them and abort.
 std::string llama_rq_device_lacks(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, bool flash_attn);
 
-// whether the device can attend to rows in f16 beside a cache of these types (llama-rq-recent.h), with one token and with a prompt
-bool llama_rq_device_holds_recent(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape);
+// whether the device can attend to rows in f16 beside a cache of these types and so many cells (llama-rq-recent.h), with one token and with a prompt
+bool llama_rq_device_holds_recent(ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v, const llama_rq_shape & shape, int64_t n_kv);

@@ -79,7 +79,7 @@ static std::string llama_rq_recent_refused(const llama_model & model, const llam
         }
         const llama_rq_shape shape = llama_rq_shape::of(hparams, il);
         const ggml_type    type_v = (layer.v ? layer.v : layer.k)->type; // with MLA V is the first values of K
-        if (!llama_rq_device_holds_recent(dev, layer.k->type, type_v, shape)) {
+        if (!llama_rq_device_holds_recent(dev, layer.k->type, type_v, shape, layer.k->ne[1])) {
             return where + "which cannot attend to them with K in " + name(layer.k->type) + " and V in " + name(type_v) +
                 " at head_dim " + std::to_string(shape.n_embd_head_k);
         }
@@ -361,7 +361,9 @@ void llm_graph_input_rq_recent::attend(const llm_graph_context & graph, ggml_ten
     ggml_tensor * k_held = view_held(held.k, cur.k);
     ggml_tensor * k_cur  = view_cur(cur.k);
     ggml_rq_flash_attn_ext_add_recent(attn, k_held, held.v ? view_held(held.v, cur.v) : of_k(k_held), more, k_cur, held.v ? view_cur(cur.v) : of_k(k_cur));
-    ggml_backend_sched_set_tensor_backend(graph.sched, attn, backend); // whatever others say of it
+    if (!held.dev || ggml_backend_dev_supports_op(held.dev, attn)) {
+        ggml_backend_sched_set_tensor_backend(graph.sched, attn, backend); // whatever others say of it
+    }
     ggml_build_forward_expand(graph.gf, out);
 
     // after the attention, which reads the rows that are overwritten

@@ -111,6 +111,14 @@ static inline void ggml_rq_flash_attn_ext_add_recent(struct ggml_tensor * a, str
     a->src[GGML_RQ_RECENT_V_NEW] = v_new;
 }
 
+// whether an attention's V is the first values of K (MLA)
+static inline bool ggml_rq_v_in_k(const struct ggml_tensor * a) {
+    const struct ggml_tensor * k = a->src[1];
+    const struct ggml_tensor * v = a->src[2];
+    return v->view_src && (v->view_src == k || (v->view_src == k->view_src && v->view_offs == k->view_offs)) && v->type == k->type &&
+        v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3];
+}
+
 // whether this attention has recent rows
 static inline bool ggml_rq_has_recent(const struct ggml_tensor * a) {
     return a->op == GGML_OP_FLASH_ATTN_EXT && a->src[GGML_RQ_RECENT_MASK];

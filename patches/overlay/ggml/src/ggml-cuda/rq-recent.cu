@@ -39,7 +39,12 @@ ggml_cuda_rq_in_f16::ggml_cuda_rq_in_f16(const ggml_tensor * dst) {
         return t;
     };
     k = place(dst->src[1]);
-    v = place(dst->src[2]);
+    if (ggml_rq_v_in_k(dst)) {
+        v = k;
+        v.ne[0] = dst->src[2]->ne[0];
+    } else {
+        v = place(dst->src[2]);
+    }
 
     mask = *dst->src[3];
     mask.ne[0] = rows;
@@ -133,7 +138,9 @@ void ggml_cuda_rq_flash_attn_recent(ggml_backend_cuda_context & ctx, const ggml_
     ggml_cuda_set_device(ctx.device);
     ggml_cuda_rq_in_f16 f16(dst);
     ggml_cuda_rq_gather_rows(ctx, dst->src[1], dst->src[GGML_RQ_RECENT_K], dst->src[GGML_RQ_RECENT_K_NEW], f16.k);
-    ggml_cuda_rq_gather_rows(ctx, dst->src[2], dst->src[GGML_RQ_RECENT_V], dst->src[GGML_RQ_RECENT_V_NEW], f16.v);
+    if (f16.v.data != f16.k.data) {
+        ggml_cuda_rq_gather_rows(ctx, dst->src[2], dst->src[GGML_RQ_RECENT_V], dst->src[GGML_RQ_RECENT_V_NEW], f16.v);
+    }
     ggml_cuda_flash_attn_ext(ctx, &f16.node);
 }
 

@@ -18,6 +18,13 @@ static ggml_metal_kargs_rq_rows ggml_metal_rq_rows(const ggml_tensor * held, con
     return { { held->nb[1], held->nb[2], held->nb[3] }, { fresh->nb[1], fresh->nb[2], fresh->nb[3] } };
 }
 
+size_t ggml_metal_rq_more_pad(const ggml_tensor * op) {
+    ggml_metal_rq_node few, many;
+    const size_t as_is  = ggml_metal_op_flash_attn_ext_extra_pad(ggml_metal_rq_make_node(op, false, &few));
+    const size_t copied = ggml_metal_op_flash_attn_ext_extra_pad(ggml_metal_rq_make_node(op, true, &many));
+    return as_is > copied ? as_is - copied : 0;
+}
+
 // Lives as long as upstream's function, which runs node in place of the operation
 class ggml_metal_rq_flash_attn {
 public:
@@ -58,7 +65,7 @@ private:
         as.v.data = as.k.data;
 
         unpack(op->src[1], as.k);
-        if (!ggml_metal_rq_v_in_k(op)) {
+        if (!ggml_rq_v_in_k(op)) {
             as.v.data = (char *) as.k.data + GGML_PAD(ggml_nbytes(&as.k), 16);
             unpack(op->src[2], as.v);
         }
@@ -198,8 +205,13 @@ static const ggml_tensor * ggml_metal_rq_root(const ggml_tensor * t) {
     return t->view_src ? t->view_src : t;
 }
 
+// bytes that a node writes, with what it keeps behind its result
+static size_t ggml_metal_rq_written(const ggml_tensor * t) {
+    return t->buffer ? ggml_backend_buft_get_alloc_size(ggml_backend_buffer_get_type(t->buffer), t) : ggml_nbytes(t);
+}
+
 static bool ggml_metal_rq_overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    return (const char *) a->data < (const char *) b->data + ggml_nbytes(b) && (const char *) b->data < (const char *) a->data + ggml_nbytes(a);
+    return (const char *) a->data < (const char *) b->data + ggml_nbytes(b) && (const char *) b->data < (const char *) a->data + ggml_metal_rq_written(a);
 }
 
 static bool ggml_metal_rq_reads(const ggml_tensor * node, const ggml_tensor * t) {

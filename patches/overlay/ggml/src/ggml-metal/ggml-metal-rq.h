@@ -47,14 +47,6 @@ struct ggml_metal_rq_node {
     struct ggml_tensor mask;
 };
 
-// whether V is the first values of K (MLA)
-static inline bool ggml_metal_rq_v_in_k(const struct ggml_tensor * op) {
-    const struct ggml_tensor * k = op->src[1];
-    const struct ggml_tensor * v = op->src[2];
-    return v->view_src && (v->view_src == k || (v->view_src == k->view_src && v->view_offs == k->view_offs)) && v->type == k->type &&
-        v->nb[1] == k->nb[1] && v->nb[2] == k->nb[2] && v->nb[3] == k->nb[3];
-}
-
 static inline void ggml_metal_rq_to_f16(struct ggml_tensor * t, int64_t rows) {
     t->type     = GGML_TYPE_F16;
     t->op       = GGML_OP_NONE;
@@ -83,7 +75,7 @@ static inline struct ggml_tensor * ggml_metal_rq_make_node(const struct ggml_ten
     if (res->in_f16) {
         const int64_t rows = recent ? ggml_rq_recent_width(op) : op->src[1]->ne[1];
         ggml_metal_rq_to_f16(&res->k, rows);
-        if (ggml_metal_rq_v_in_k(op)) {
+        if (ggml_rq_v_in_k(op)) {
             res->v       = res->k;
             res->v.ne[0] = op->src[2]->ne[0];
         } else {
@@ -106,6 +98,12 @@ static inline struct ggml_tensor * ggml_metal_rq_make_node(const struct ggml_ten
     return &res->node;
 }
 
+// What an attention of few queries, which reads K and V as they are, takes more than one over copies for rows behind the last whole tile: an operation
+// has memory for either, and upstream computes it from the strides of what is read.
+#ifdef __cplusplus
+size_t ggml_metal_rq_more_pad(const struct ggml_tensor * op);
+#endif
+
 static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * op) {
     const struct ggml_tensor * q = op->src[0];
     const struct ggml_tensor * k = op->src[1];
@@ -114,7 +112,7 @@ static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * 
     const int64_t dk = k->ne[0];
     const int64_t dv = v->ne[0];
 
-    if (q->type == GGML_TYPE_F32 && ggml_metal_rq_v_in_k(op)) {
+    if (q->type == GGML_TYPE_F32 && ggml_rq_v_in_k(op)) {
         return ggml_rq_is_sibling(k->type) && dk == 576 && dv == 512;
     }
     return q->type == GGML_TYPE_F32 && ggml_metal_rq_same_code(k->type, v->type) &&
@@ -151,7 +149,7 @@ static inline bool ggml_metal_rq_supports_recent(const struct ggml_tensor * op) 
             return false;
         }
     }
-    return op->src[0]->type == GGML_TYPE_F32 && ggml_metal_rq_in_fours(op->src[0]) && !ggml_metal_rq_v_in_k(op) && k->ne[3] == op->src[0]->ne[3] &&
+    return op->src[0]->type == GGML_TYPE_F32 && ggml_metal_rq_in_fours(op->src[0]) && !ggml_rq_v_in_k(op) && k->ne[3] == op->src[0]->ne[3] &&
         k->ne[0] % 16 == 0 && v->ne[0] % 16 == 0 && v->ne[0] <= RQ_RECENT_MAX_DV &&
         ggml_rq_recent_width(op) >= k->ne[1] + op->src[GGML_RQ_RECENT_K]->ne[1] + op->src[GGML_RQ_RECENT_K_NEW]->ne[1];
 }

@@ -313,7 +313,7 @@ static inline float4 rq_recent_t4(device const char * held, device const char * 
     if (row < n_held) {
         return (float4) ((device const half4 *) (held + row*nb.held[0]))[i];
     }
-    return ((device const float4 *) (fresh + (row - n_held)*nb.fresh[0]))[i];
+    return (float4) (half4) ((device const float4 *) (fresh + (row - n_held)*nb.fresh[0]))[i]; // as they will be held
 }
 
 // behind a copy in f16, and zeros behind them; a simdgroup for each row

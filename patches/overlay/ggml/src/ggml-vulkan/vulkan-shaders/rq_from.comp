@@ -22,6 +22,6 @@ void main() {
     RQ_DEQUANTIZE4(v, data_a, get_aoffset() + src0_idx_quant(first, RQ_N), i, RQ_BITS, RQ_N)
 
     [[unroll]] for (uint k = 0; k < 4; ++k) {
-        data_d[get_doffset() + dst_idx(first + i + k)] = v[k];
+        data_d[get_doffset() + dst_idx(first + i + k)] = D_TYPE(v[k]);
     }
 }

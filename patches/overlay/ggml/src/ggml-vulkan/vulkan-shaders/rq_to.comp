@@ -39,7 +39,7 @@ shared uint sh_high[BLOCKS];
 
 uint block;   // of the workgroup
 uint a[16];   // magnitudes of this thread's values, scaled by 2^(14 - e)
-uint t[7];    // magnitudes above t[k] take a level beyond k
+uint t[15];   // magnitudes above t[k] take a level beyond k
 
 // the magnitude with bit pattern u, scaled by 2^(14 - e) and truncated
 uint scaled(uint u, int e) {
@@ -50,14 +50,14 @@ uint scaled(uint u, int e) {
 
 // s: scale in units of 2^-11 of a per centroid unit, s < 2^24
 void thresholds(uint s) {
-    [[unroll]] for (uint k = 0; k < 7; ++k) {
-        t[k] = k < HALF - 1u ? min((s*rq_byte(RQ_MID2(RQ_BITS), k)) >> 12, 32767u) : 32767u;
+    [[unroll]] for (uint k = 0; k < 15; ++k) {
+        t[k] = k < HALF - 1u ? min((s*rq_byte(rq_mid2(RQ_BITS), k, RQ_BITS)) >> 12, 32767u) : 32767u;
     }
 }
 
 uint level(uint v) {
     uint res = 0;
-    [[unroll]] for (uint k = 0; k < 7; ++k) {
+    [[unroll]] for (uint k = 0; k < 15; ++k) {
         res += k < HALF - 1u && v > t[k] ? 1u : 0u;
     }
     return res;
@@ -68,7 +68,7 @@ void add(uint round) {
     uint num = 0;
     uint den = 0;
     [[unroll]] for (uint j = 0; j < 16; ++j) {
-        const uint c = rq_byte(RQ_MAGNITUDES(RQ_BITS), level(a[j]));
+        const uint c = rq_byte(rq_magnitudes(RQ_BITS), level(a[j]), RQ_BITS);
         num += a[j]*c;
         den += c*c;
     }
@@ -224,7 +224,7 @@ void main() {
 
     // least squares: three starts between a clipped and a full range, the best of them refined once
     for (uint i = 0; i < 3; ++i) {
-        thresholds((amax*rq_byte(RQ_STARTS(RQ_BITS), i)) >> 3);
+        thresholds((amax*rq_byte(rq_starts(RQ_BITS), i, RQ_BITS)) >> 3);
         add(i);
     }
     barrier();
@@ -257,19 +257,19 @@ void main() {
         return;
     }
 
-    uint words[4] = uint[4](0u, 0u, 0u, 0u); // of the indices, or of their low two bits
+    uint words[4] = uint[4](0u, 0u, 0u, 0u); // of the indices, or of all but their highest bit
     uint word_high = 0;
     [[unroll]] for (uint j = 0; j < 16; ++j) {
         const uint i     = HALF + level(a[j]);
         const uint idx   = ((neg >> j & 1u) != 0u ? ~i : i) & (2u*HALF - 1u); // the complement for negative values
         const uint shift = 8u*(j % 2u);
         const uint k     = j/2u;
-        if (RQ_BITS == 4u) {
-            words[k % 4u] |= idx << (shift + 4u*(k/4u));
+        if (RQ_BITS >= 4u) {
+            words[k % 4u] |= (idx & 15u) << (shift + 4u*(k/4u));
         } else {
             words[k % 2u] |= (idx & 3u) << (shift + 2u*(k/2u));
-            word_high     |= (idx >> 2) << (shift + k);
         }
+        word_high |= (idx >> (RQ_BITS - 1u)) << (shift + k);
     }
 
     const uint at = to*(1u + RQ_N*RQ_BITS/16u);
@@ -277,11 +277,11 @@ void main() {
         data_d[at] = uint16_t(d);
     }
     [[unroll]] for (uint k = 0; k < 4; ++k) {
-        if (RQ_BITS == 4u || k < 2u) {
+        if (RQ_BITS >= 4u || k < 2u) {
             data_d[at + 1u + lane + LANES*k] = uint16_t(d == 0u ? 0u : words[k]);
         }
     }
-    if (RQ_BITS == 3u) {
-        data_d[at + 1u + RQ_N/8u + lane] = uint16_t(d == 0u ? 0u : word_high);
+    if ((RQ_BITS & 1u) != 0u) {
+        data_d[at + 1u + (RQ_BITS == 5u ? RQ_N/4u : RQ_N/8u) + lane] = uint16_t(d == 0u ? 0u : word_high);
     }
 }
