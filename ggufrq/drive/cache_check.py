@@ -71,7 +71,8 @@ def _holds_exact(model: Path, build: Build) -> bool:
     """Whether tokens can be kept in f16 beside the model's cache, by its header; True where that does not
     tell."""
     try:
-        return Heads.of_metadata(model_header(model).values).holds_exact(gpu=build.on_gpu)
+        gpu = build.manifest.get("backend", "cpu") != "cpu"
+        return Heads.of_metadata(model_header(model).values).holds_exact(gpu=gpu)
     except ModelError:
         return True
 
