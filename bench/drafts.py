@@ -3,8 +3,8 @@
     python bench/drafts.py MODEL DRAFT|mtp [--kv iso3] [--draft-kv f16,q8_0,iso4,iso3,iso2]
 
 MODEL and DRAFT are as ``ggufrq serve`` takes them. Four prompts of 5,000 characters of the held-out text are
-continued greedily by 128 tokens each, without a draft and with one in each type. Guesses do not depend on the
-machine; tokens per second do, so run it where nothing else runs.
+continued greedily by 128 tokens each, without a draft and with one in each type. For tokens per second run it
+where nothing else runs.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -17,8 +19,9 @@ from ggufrq import cli
 from ggufrq.base import machine
 from ggufrq.base.errors import GgufrqError, ToolError, UsageError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import Sought, parse_plan
+from ggufrq.cache.kv import Sought, parse_kv, parse_plan
 from ggufrq.drive import run, serve, threads
+from ggufrq.drive.serve import Draft
 from ggufrq.tools import passed_on, server
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
@@ -597,3 +600,29 @@ def test_help_fits_in_80_columns(command: str) -> None:
     assert result.exit_code == 0
     assert "Examples:" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tensors", "kind"),
+    [
+        ("llama", ("blk.0.attn_norm.weight",), "draft-simple"),
+        ("qwen35", ("blk.0.attn_norm.weight", "blk.8.nextn.eh_proj.weight"), "draft-simple"),
+        ("qwen35", ("blk.8.attn_norm.weight", "blk.8.nextn.eh_proj.weight"), "draft-mtp"),
+        ("eagle3", ("fc.weight",), "draft-eagle3"),
+        ("dflash", ("fc.weight",), "draft-dflash"),
+        ("dflash", ("fc.weight", "markov_w1.weight"), "draft-dspark"),
+        ("gemma4-assistant", ("blk.0.attn_norm.weight",), "draft-mtp"),
+    ],
+)
+def test_how_a_draft_guesses(tmp_path: Path, architecture: str, tensors: tuple[str, ...], kind: str) -> None:
+    path = tmp_path / "draft.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    for name in tensors:
+        writer.add_tensor(name, np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    arguments = Draft(path, parse_kv("iso4/iso3")).arguments()
+    assert arguments == ("--spec-type", kind, "-md", str(path), "-ctkd", "iso4", "-ctvd", "iso3")
+    assert Draft(None, parse_kv("f16")).arguments()[:2] == ("--spec-type", "draft-mtp")
