@@ -67,6 +67,8 @@ def to_mlx(
         raise UsageError("--size and --bpw are the budget of --recipe sensitivity")
     whats: list[Any] = [*_numbers(bits or "")]
     whats += [budget if name == sensitivity else load(name) for name in dict.fromkeys(recipes)]
+    if not whats:
+        raise UsageError("--bits names no bits", remedy="--bits 4, or --bits 3,4,8")
     try:
         from ggufrq.mlx import family, weights
     except ImportError:

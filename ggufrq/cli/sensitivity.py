@@ -222,7 +222,12 @@ def two_memories(model: str, revision: str | None, vram: int, ram: int, kv: str,
 
     build = require_build()
     headers = metadata.read(resolve(model), build, revision).headers
-    (case,) = held_cases(parse_cases(kv, Sought.AUTO, None, None), build)
+    cases = held_cases(parse_cases(kv, Sought.AUTO, None, None), build)
+    if len(cases) != 1:
+        raise UsageError(
+            f"weights are chosen beside one cache, and {kv} are {len(cases)}", remedy=f"--kv {cases[0].name}"
+        )
+    case = cases[0]
     with DryRun(headers, build) as dry:
         beside = Memory(memory_shape(headers), 0, dry.buffers).estimate(case.plan, ContextSettings(ctx))
     if beside.why_not is not None:

@@ -1,9 +1,10 @@
 """Which weights lie in the memory of a GPU and which in that of the machine, and the options of llama.cpp
 that say so.
 
-With all layers on the GPU llama.cpp keeps there all but the embedding of the tokens, which is looked up by
-the CPU; where that computes the output, too, the GPU has a copy. ``--n-cpu-moe N`` and ``--n-cpu-ffn N`` of
-common/arg.cpp keep the experts, or the dense feed-forward part, of the first N layers with the CPU.
+With all layers on the GPU llama.cpp keeps there all but the embeddings, which are looked up by the CPU
+(LLM_TENSOR_LAYER_INPUT in llama-arch.cpp); where that of the tokens computes the output, too, the GPU has a
+copy. ``--n-cpu-moe N`` and ``--n-cpu-ffn N`` of common/arg.cpp keep the experts, or the dense feed-forward
+part, of the first N layers with the CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from dataclasses import dataclass
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 #: The embedding of the tokens, which computes the output in models without ``output.weight``.
 EMBEDDING = "token_embd.weight"
+#: All of them; that of Gemma 3n and 4 by layers is most of such a model.
+EMBEDDINGS = frozenset(
+    (EMBEDDING, "per_layer_token_embd.weight", "position_embd.weight", "token_types.weight")
+)
 #: What may stay with the CPU: upstream's patterns, experts before the dense part.
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 _DENSE = r"\.ffn_(up|down|gate)\."
@@ -60,6 +65,11 @@ def _has_experts(names: Iterable[str]) -> bool:
     return any(re.search(_EXPERTS, name) for name in names)
 
 
+def on_gpu(name: str, *, tied: bool) -> bool:
+    """Whether a tensor is on the GPU where all layers are; ``tied``: the embedding computes the output."""
+    return name not in EMBEDDINGS or (tied and name == EMBEDDING)
+
+
 def placements(sizes: Mapping[str, int]) -> list[Placement]:
     """All ways to place a model, from all layers on the GPU to all that may be with the CPU there. ``sizes``
     are bytes of its tensors by name."""
@@ -67,10 +77,8 @@ def placements(sizes: Mapping[str, int]) -> list[Placement]:
     for name, layer in movable(sizes).items():
         layers[layer] = layers.get(layer, 0) + sizes[name]
     experts = _has_experts(sizes)
-    embedding = sizes.get(EMBEDDING, 0)
-    tied = "output.weight" not in sizes
-    vram = sum(sizes.values()) - (0 if tied else embedding)
-    ram, count = embedding, 1 + max(layers, default=-1)
+    ram, count = sum(sizes.get(name, 0) for name in EMBEDDINGS), 1 + max(layers, default=-1)
+    vram = sum(size for name, size in sizes.items() if on_gpu(name, tied="output.weight" not in sizes))
     found = [Placement(0, count, vram, ram, experts)]
     for layer_number in range(count):
         moved = layers.get(layer_number, 0)

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ggufrq.base import paths
+from ggufrq.base import log, paths
 from ggufrq.base.errors import GgufrqError
 from ggufrq.base.progress import Listener, progress
 from ggufrq.ggufs.files import GgufFacts, read_gguf, verify_types
@@ -66,14 +66,22 @@ class Stream(Work):
             self.record.refuse_foreign([output.name for output in todo], force=self.request.force)
             if todo:
                 # What an earlier run has of them is there already
-                there = sum(path.stat().st_blocks * 512 for path in self._streamed.rglob("*.gguf"))
+                parts = [path for path in map(self._part, todo) if path.is_file()]
+                fetched = [path for path in self._shards.rglob("*") if path.is_file()]
+                there = sum(path.stat().st_blocks * 512 for path in (*parts, *fetched))
                 names = ", ".join(output.name for output in todo)
                 require_free(self.folder, plan.disk_needed - there, names)
                 assert plan.pieces is not None
+                for line in plan.told:
+                    log.say(line)
                 # What was asked for, not what is left of it: a run that was killed later on goes on, too
                 made_from = [(one.name, dict(one.made_from), one.forecast.types) for one in plan.outputs]
                 self._fill_all(todo, found, plan.pieces.every, read_header(gguf), made_from)
-        files = [self._quantize(output) for output in plan.outputs]
+                paths.remove_tree(self._shards)
+        files = []
+        for output in plan.outputs:
+            files.append(self._quantize(output))
+            self._part(output).unlink(missing_ok=True)  # the file may have been split into others
         best = max(files, key=lambda made: made.bits)
         profile = self._profile(found, best.path, files)
         paths.remove_tree(self._streamed)
@@ -137,6 +145,7 @@ class Stream(Work):
         self._state.unlink(missing_ok=True)
         for path in self._streamed.glob("*.gguf"):
             path.unlink()
+        paths.remove_tree(self._shards)  # they may be of another revision, under the same names
         return 0
 
     def _fetch(self, piece: Piece, later: Sequence[Piece], found: Source) -> None:

@@ -40,7 +40,7 @@ class Source:
     def metadata(self) -> dict[str, str]:
         """What new files say of their source; no paths of this machine."""
         quantized = self.hf.quantized_by if self.hf is not None else ""
-        more = {"ggufrq.source.weights": quantized} if quantized else {}
+        more = {"ggufrq.source.weights": texts.clean(quantized)} if quantized else {}
         repo, revision = self.identity.get("repo"), self.identity.get("revision")
         if repo:
             return {

@@ -279,7 +279,10 @@ def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[byt
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
         answer.raise_for_status()
         if answer.status_code != 206:
-            raise NoParts(f"the Hub does not send parts of {name}", remedy="without --dry-run")
+            raise NoParts(
+                f"the Hub does not send parts of {name}",
+                remedy="another mirror (HF_ENDPOINT), or fetch the model first",
+            )
         size = int(answer.headers["Content-Range"].rpartition("/")[2])
         return answer.raw.read(length), size
 

@@ -59,3 +59,9 @@ def test_dense_models_and_one_embedding_for_both_ends() -> None:
     assert found is not None and found.option == "--n-cpu-ffn 2"
     assert found.override == r"blk\.(0|1)\.ffn_(up|down|gate)\.=CPU"
     assert (found.vram, found.ram) == (1051, 1040), "the embedding is in both"
+
+
+def test_embeddings_by_layers_are_with_the_cpu_too() -> None:
+    """Those of Gemma 3n and 4, which are most of the model."""
+    place = placements({**DENSE, "per_layer_token_embd.weight": 5000})[0]
+    assert (place.vram, place.ram) == (1000 + 90 + 1, 1000 + 5000)

@@ -189,7 +189,14 @@ class _Analysis:
         return quick.costs(self.model, self.shop.gguf, self.matrix, self.units, self.build, listener=listener)
 
     def _cheapest(self, estimates: Mapping[Unit, Sequence[float]]) -> Assignment:
-        return self._as_problem([list(estimates[unit]) for unit in self.units]).best(1)[0]
+        found = self._as_problem([list(estimates[unit]) for unit in self.units]).best(1)
+        if not found:
+            assert self.goal.budget is not None
+            raise UsageError(
+                f"no types were found for {self.goal.budget.text}",
+                remedy="more of the memory that is short, or smaller types among --types",
+            )
+        return found[0]
 
     def _result(
         self,

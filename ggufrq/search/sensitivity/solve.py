@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ggufrq.ggufs.header import pad
-from ggufrq.ggufs.placement import EMBEDDING, Placement, fitting, movable, placements
+from ggufrq.ggufs.placement import EMBEDDINGS, Placement, fitting, movable, on_gpu, placements
 from ggufrq.ggufs.tensors import Inventory
 from ggufrq.make.quantizer import Forecast
 from ggufrq.search.knapsack import cheapest
@@ -232,22 +232,26 @@ class Placed(Problem):
 
     def _rest(self, start: Assignment, here: Sequence[int], count: int, dropped: int) -> list[Assignment]:
         """The cheapest options of the units that stay on the GPU, next to what is chosen for the others, of
-        which as much as it holds is in the other memory; with room there for the largest embedding."""
+        which as much as it holds is in the other memory; with room there for the largest embeddings, and for
+        the smallest ones."""
         assert self.budget.rooms is not None
         vram, ram = self.budget.rooms
         sizes = self.bytes_of(start)
-        largest = max(option.get(EMBEDDING, 0) for unit in self.tensors for option in unit)
-        more = max(0, largest - sizes.get(EMBEDDING, 0))
-        places = [place for place in placements(sizes) if place.ram + more <= ram]
-        if not places:
-            return []
         tied = "output.weight" not in sizes
-        on_gpu = [
-            [sum(n for name, n in option.items() if tied or name != EMBEDDING) for option in unit]
+        there = [
+            [sum(n for name, n in option.items() if on_gpu(name, tied=tied)) for option in unit]
             for unit in self.tensors
         ]
-        others = places[-1].vram - sum(on_gpu[unit][start[unit]] for unit in here)
-        return self._best(here, on_gpu, vram - self.budget.beside - others, count, dropped)
+        grows = sum(
+            max(sum(option.get(name, 0) for name in EMBEDDINGS) for option in unit) for unit in self.tensors
+        ) - sum(size for name, size in sizes.items() if name in EMBEDDINGS and name not in self.fixed)
+        found: list[Assignment] = []
+        for more in {max(0, grows), 0}:
+            places = [place for place in placements(sizes) if place.ram + more <= ram]
+            if places:
+                others = places[-1].vram - sum(there[unit][start[unit]] for unit in here)
+                found += self._best(here, there, vram - self.budget.beside - others, count, dropped)
+        return found
 
 
 def search(
