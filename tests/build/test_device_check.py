@@ -23,8 +23,9 @@ def program(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("device") / "device_check"
     compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
     source = llama_build.source
-    include = [f"-I{folder}" for folder in (OVERLAY, source / "ggml" / "include", source / "ggml" / "src")]
-    link = [f"-L{llama_build.bin}", "-lggml-base", f"-Wl,-rpath,{llama_build.bin}"]
+    folders = ("src", "include", "ggml/include", "ggml/src")
+    include = [f"-I{folder}" for folder in (OVERLAY, *(source / folder for folder in folders))]
+    link = [f"-L{llama_build.bin}", "-lllama", "-lggml-base", f"-Wl,-rpath,{llama_build.bin}"]
     sources = [HERE / "device_check.cpp", OVERLAY / "llama-rq-device.cpp"]
     proc.run([compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", *include, *sources, "-o", out, *link])
     return out
