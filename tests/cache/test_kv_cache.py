@@ -66,7 +66,7 @@ NARROWED = [
     ("planar3", "f16", False, None, 0.02),
     ("f16", "iso3", True, None, 0.02),
     ("iso3", "planar4", True, "0,-1:q8_0;1:iso4/f16", 0.02),
-    ("planar5", "iso5", True, None, 0.0015),
+    ("planar5", "planar5", True, None, 0.0015),
 ]
 
 

@@ -100,10 +100,10 @@ def test_k_of_the_first_layer_is_what_the_parts_say(
 
 #: Architectures without an entry: MLA, encoders, drafts, no attention, or layers in an order of their own.
 WITHOUT = {
-    "arwkv7", "bailingmoe3", "clip", "deepseek2", "deepseek2-ocr", "dream", "eagle3", "glm5-next",
-    "hrm_text", "jina-bert-v2", "kimi-k3", "kimi-linear", "llada", "llada-moe", "llama-embed", "mamba",
-    "mamba2", "minicpm3", "mistral4", "plm", "rnd1", "rwkv6", "rwkv6qwen2", "rwkv7", "t5", "t5encoder",
-    "wavtokenizer-dec",
+    "arwkv7", "bailingmoe3", "clip", "deepseek2", "deepseek2-ocr", "deepseek32", "dots3note", "dream",
+    "eagle3", "glm-dsa", "glm5-next", "hrm_text", "hy_v4", "jina-bert-v2", "kimi-k3", "kimi-linear", "llada",
+    "llada-moe", "llama-embed", "mamba", "mamba2", "minicpm3", "mistral4", "plm", "qwen4exp", "rnd1", "rwkv6",
+    "rwkv6qwen2", "rwkv7", "t5", "t5encoder", "wavtokenizer-dec",
 }  # fmt: skip
 
 

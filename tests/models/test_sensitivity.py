@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from families import family_of
 
-from ggufrq.base import parallel, paths
+from ggufrq.base import paths
 from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
 from ggufrq.cli.quantize import quantize as quantize_command
@@ -68,7 +68,7 @@ def test_recipe_becomes_the_file_that_was_measured(
         row = quality.row(file.path)
     assert row["kld_mean"] == pytest.approx(found.checked[0].measured.kld, abs=2e-6)
 
-    monkeypatch.setattr(parallel, "each", None)  # nothing is measured twice
+    monkeypatch.setattr(trials, "parallel", None)  # nothing is measured twice
     again = best_recipe.analyse(request, llama_build, goal(budget)).found
     assert again is not None and again.recipe == found.recipe and again.checked == found.checked
     assert not list(tmp_path.glob(".*"))
