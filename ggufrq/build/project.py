@@ -96,14 +96,9 @@ class Build:
 
     @property
     def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside quantized types unasked; by Vulkan a model's perplexity with
-        them is not yet the CPU's (docs/vulkan.md)."""
+        """Whether it keeps tokens in f16 beside quantized types unasked; not by Vulkan, where a wrong
+        perplexity with them was seen once (docs/vulkan.md)."""
         return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal")
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether caches lie on a GPU unless told otherwise."""
-        return bool(self.manifest.get("backend", "cpu") != "cpu")
 
     @property
     def lacks_five_bits(self) -> bool:

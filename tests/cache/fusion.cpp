@@ -6,37 +6,11 @@
 
 #include "ggml-cuda/rq-fuse.h"
 
-#include "kv_driver.h"
-
-static std::vector<ggml_tensor *> nodes;
-
-static bool see(ggml_tensor * t, bool ask, void *) {
-    if (ask) {
-        nodes.push_back(t);
-    }
-    return false;
-}
+#include "graph_nodes.h"
 
 int main(int argc, char ** argv) {
-    if (argc != 6) {
-        die("arguments: model text type_k type_v tokens");
-    }
-    load_model_and_text(argv[1], argv[2]);
-
-    llama_context_params params = llama_context_default_params();
-    params.n_ctx           = 256;
-    params.type_k          = type_from_name(argv[3]);
-    params.type_v          = type_from_name(argv[4]);
-    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    params.cb_eval         = see;
-    llama_context * ctx = llama_init_from_model(model, params);
-    if (!ctx) {
-        die("no context");
-    }
-    nodes.clear();
-    if (llama_decode(ctx, llama_batch_get_one(text.data(), atoi(argv[5]))) != 0) {
-        die("not decoded");
-    }
+    std::vector<ggml_tensor *> nodes;
+    llama_context * ctx = graph_of(argc, argv, nodes);
 
     // the same nodes in the same order, in a graph that knows how often each is used
     ggml_context * meta  = ggml_init({ ggml_graph_overhead_custom(nodes.size() + 1, false), nullptr, true });
