@@ -150,7 +150,7 @@ def test_the_profile_of_the_family(families: dict[str, Family], llama_build: Bui
     entry = json.loads((family.folder / f"{name}.ggufrq.json").read_text())["files"][family.profile.name]
     (part,) = entry["parts"]
     assert part["sha256"] == hashlib.sha256(family.profile.read_bytes()).hexdigest()
-    assert (entry["type"], entry["source"]) == ("kv-profile", "weights")
+    assert (entry["type"], entry["source"]) == ("kv-profile", "text")
     assert "kv-profile" in render(family) and as_data(family)["profile"] == str(family.profile)
 
 
