@@ -959,7 +959,7 @@ MUTATIONS = [
     ("rq-fattn.cuh", "s[i][l] += other[l];", "(void) other[l];"),
     ("rq-fattn.cuh", "part*KC::row_bytes(fa::next_k)", "0*part"),
     ("rq-fattn.cuh", "i < n ? 0.0f : v[i/32]", "v[i/32]"),
-    ("rq-fattn.cuh", "part*fa::next_k*(int) sizeof(float)", "part*D*(int) sizeof(float)"),
+    ("rq-fattn.cuh", "part*fa::next_k*(int) sizeof(half)", "0*part"),
     ("rq-fattn.cuh", "(part == 0 ? words_tiles : -words_tiles)", "0"),
 ]
 
