@@ -12,7 +12,16 @@ from typing import Any, Literal
 
 from ggufrq.base import machine, paths, proc
 from ggufrq.base.errors import GgufrqError, ModelError, ToolError
-from ggufrq.build import backends, builds, cuda_toolkit, hip_toolkit, manifest, prebuilt, toolchain, vulkan_toolkit
+from ggufrq.build import (
+    backends,
+    builds,
+    cuda_toolkit,
+    hip_toolkit,
+    manifest,
+    prebuilt,
+    toolchain,
+    vulkan_toolkit,
+)
 from ggufrq.cache.kv import DEFAULT_KV, kv_types, parse_plan
 from ggufrq.ggufs.heads import Heads
 from ggufrq.patchset.series import load, problems
