@@ -3,8 +3,8 @@
     debootstrap --variant=minbase --include=python3,python3-venv trixie ROOT
     python scripts/first_run.py ROOT dist
 
-It takes root (chroot, and a mount of /proc while it lasts). What is installed in ROOT is fetched here, for
-its Python; what runs in it has no network and an empty home. ROOT without Python gets the archive alone.
+It takes root (chroot, a mount of /proc while it lasts) and ``ip``. What is installed in ROOT is fetched here,
+for its Python; what runs in it has no network and an empty home. ROOT without Python gets the archive alone.
 ``dist`` holds the archive, the wheel ggufrq-bin and the wheel of ggufrq itself (``make wheel``). It prints
 seconds of unpacking and installing, and of each run until its first letter and to its end.
 """
@@ -60,7 +60,8 @@ def main() -> int:
             _wheels(args.root, args.dist, args.python)
             ggufrq = f"/{_PLACE}/env/bin/ggufrq"
             print("doctor:", _line(_in(args.root, "/", ggufrq, "doctor", "--json").stdout, "ggufrq-bin"))
-            _run(args.root, "the wheel", ggufrq)
+            _run(args.root, "the wheel, first", ggufrq)
+            _run(args.root, "the wheel, as a chat", ggufrq, raw=False)
             inside = f"/{folder.relative_to(args.root)}"
             proc.run(["chroot", args.root, f"/{_PLACE}/env/bin/pip", "uninstall", "-q", "-y", "ggufrq-bin"])
             _run(args.root, "the archive", ggufrq, f"GGUFRQ_BIN={inside}")
@@ -100,8 +101,20 @@ def _wheels(root: Path, dist: Path, python: str) -> None:
     print(f"{sizes}; Python {version}, installed in {taken:.1f} s")
 
 
-def _run(root: Path, name: str, ggufrq: str, *variables: str) -> None:
-    words = ["run", MODEL, "-p", PROMPT, "--raw", "--kv", "iso3", "-n", "16", "--seed", "1"]
+def _run(root: Path, name: str, ggufrq: str, *variables: str, raw: bool = True) -> None:
+    words = [
+        "run",
+        MODEL,
+        "-p",
+        PROMPT,
+        *(["--raw"] if raw else []),
+        "--kv",
+        "iso3",
+        "-n",
+        "16",
+        "--seed",
+        "1",
+    ]
     done = _told(f"ggufrq run by {name}", root, "/", "env", *variables, ggufrq, *words)
     print(f"  {_line(done.stderr, 'cache ')}")
 
@@ -131,11 +144,12 @@ def _in(
     check: bool = True,
     on_stdout: Callable[[str], None] | None = None,
 ) -> proc.Completed:
-    """Run a program in the root, without a network, with a bare environment and a home of its own."""
+    """Run a program in the root, with no network but itself, a bare environment and a home of its own."""
     bare = ["env", "-i", f"HOME=/{_PLACE}/home", "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
     script = ["/bin/sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", folder, *command]
-    alone = ["unshare", "--net", "chroot", str(root), *bare, "OMP_WAIT_POLICY=passive"]
-    return proc.run([*alone, *script], check=check, timeout=1200, on_stdout=on_stdout)
+    alone = ["unshare", "--net", "/bin/sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    whole = [*alone, "chroot", str(root), *bare, "OMP_WAIT_POLICY=passive", *script]
+    return proc.run(whole, check=check, timeout=1200, on_stdout=on_stdout)
 
 
 def _line(text: str, part: str) -> str:
