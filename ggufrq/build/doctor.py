@@ -225,6 +225,8 @@ def _build() -> Check:
         cache = paths.find_cache()
         others = len(list(cache.glob(f"builds/*/{manifest.MANIFEST}"))) if cache is not None else 0
         text = f"none for this patch set and processor ({others} for others)" if others else "none"
+        if toolchain.compiler() is None and platform.system() == "Linux":
+            return Check("build", "todo", f"{text}; the wheel takes no compiler", prebuilt.INSTALL)
         return Check("build", "todo", text, "ggufrq build")
     try:
         proc.run([found.tool("llama-cli"), "--version"], timeout=60)
