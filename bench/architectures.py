@@ -37,8 +37,8 @@ TEXT = paths.data_dir("texts") / "heldout.txt"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1", "LLAMA_RQ_PROFILE": "none"}
 #: Types that models with heads of other sizes are tried in.
 PAIRS = ("iso2", "iso3", "iso4", "iso3/f16", "f16/iso3")
-#: K or V alone, how many standard errors of ln PPL are noise, and what changes of it are not told from 0, since
-#: errors below some millionths are printed as 0.
+#: K or V alone, how many standard errors of ln PPL are noise, and what is not told from 0, since errors below
+#: some millionths are printed as 0.
 ONE_SIDE = ("iso3/f16", "f16/iso3")
 NOISE, LEAST = 3, 1e-5
 
