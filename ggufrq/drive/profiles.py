@@ -115,7 +115,7 @@ def make(model: Path, positions: int | None, build: Build | None) -> tuple[Profi
         whole = Whole.of(model, positions)
         try:
             with (
-                progress(f"Profile from {TOKENS} tokens of text", unit="texts") as bar,
+                progress(f"Profile from {TOKENS} tokens of text (once)", unit="texts") as bar,
                 TemporaryDirectory(prefix="ggufrq-") as folder,
             ):
                 sums, text = Path(folder) / "sums.gguf", paths.data_dir("texts") / "calibration.txt"

@@ -47,10 +47,11 @@ struct test_rq_rotation : public test_mul_mat {
 struct test_rq_recent : public test_flash_attn_ext {
     const int64_t held;  // rows in f16; each query has one in f32
     const bool    apart; // the masks
+    const float   lift;  // added to the scores of these rows
 
     test_rq_recent(std::array<int64_t, 2> hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
-            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false) :
-        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, hs[0] == 576), held(held), apart(apart) {}
+            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false, float lift = 0.0f) :
+        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, hs[0] == 576), held(held), apart(apart), lift(lift) {}
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         ggml_tensor * out   = test_flash_attn_ext::build_graph(ctx);
@@ -85,11 +86,20 @@ struct test_rq_recent : public test_flash_attn_ext {
         std::vector<ggml_fp16_t> hidden(masks->ne[0] - seen, ggml_fp32_to_fp16(-INFINITY));
         for (int64_t row = 0; row < ggml_nrows(masks); ++row) {
             ggml_backend_tensor_set(masks, hidden.data(), row*masks->nb[1] + seen*sizeof(ggml_fp16_t), hidden.size()*sizeof(ggml_fp16_t));
+
+            const size_t at = row*masks->nb[1] + (seen - held - nb)*sizeof(ggml_fp16_t);
+            std::vector<ggml_fp16_t> scores(held + nb);
+            ggml_backend_tensor_get(masks, scores.data(), at, scores.size()*sizeof(ggml_fp16_t));
+            for (ggml_fp16_t & score : scores) {
+                score = ggml_fp32_to_fp16(ggml_fp16_to_fp32(score) + lift);
+            }
+            ggml_backend_tensor_set(masks, scores.data(), at, scores.size()*sizeof(ggml_fp16_t));
         }
     }
 
     std::string vars() override {
-        return "recent=" + std::to_string(held) + ",apart=" + std::to_string(apart) + "," + test_flash_attn_ext::vars();
+        const std::string res = "recent=" + std::to_string(held) + ",apart=" + std::to_string(apart) + "," + test_flash_attn_ext::vars();
+        return lift == 0.0f ? res : res + ",lift=" + std::to_string((int) lift);
     }
 };
 
@@ -117,6 +127,10 @@ static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_c
 
     for (int nb : { 1, 3, 75 }) { // MLA
         test_cases.emplace_back(new test_rq_recent({576, 512}, 1, {16, 1}, 512, nb, 33, GGML_TYPE_RQ3_64, GGML_TYPE_RQ3_64));
+    }
+    // the largest score among these rows, then in the cache: what was summed before has to be scaled in the first case
+    for (float lift : { 5.0f, -5.0f }) {
+        test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 4, 1}, 512, 3, 300, GGML_TYPE_ISO3, GGML_TYPE_ISO3, false, 0.0f, 0.0f, false, lift));
     }
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_ISO3, GGML_TYPE_F16));
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_Q8_0, GGML_TYPE_ISO4));
