@@ -19,7 +19,6 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import DEFAULT_KV, Sought
 from ggufrq.cli.text_options import TEXT_FILE
-from ggufrq.drive.cache_check import held_cases
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
 from ggufrq.measure.weight_quality import WeightSettings
@@ -222,7 +221,7 @@ def two_memories(model: str, revision: str | None, vram: int, ram: int, kv: str,
 
     build = require_build()
     headers = metadata.read(resolve(model), build, revision).headers
-    cases = held_cases(parse_cases(kv, Sought.AUTO, None, None), build)
+    cases = parse_cases(kv, Sought.AUTO, None, None)
     if len(cases) != 1:
         raise UsageError(
             f"weights are chosen beside one cache, and {kv} are {len(cases)}", remedy=f"--kv {cases[0].name}"
