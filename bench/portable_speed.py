@@ -4,8 +4,9 @@
     tar -xf dist/ggufrq-bin-*.tar.xz -C /tmp
     python bench/portable_speed.py MODEL /tmp/ggufrq-bin-* --kv f16,q8_0,iso3 --rounds 6
 
-Each round runs llama-bench of both, one after the other, with the same threads and cache, without profile
-and tokens in f16. For a machine that does nothing else.
+Each round runs llama-bench of both, one after the other and every second round the other way round, with the
+same threads and cache, without profile and tokens in f16; one run of each goes before, uncounted. For a
+machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -52,18 +53,21 @@ def main() -> None:
     own = builds.find_build()
     if own is None:
         raise BuildError("there is no build of one's own", remedy="ggufrq build")
+    folders = (own.bin, options.folder / "bin")
     rows: list[list[str]] = []
     for pair in map(parse_kv, options.kv.split(",")):
-        both = [
-            [speeds(folder, options.model, pair, options) for folder in (own.bin, options.folder / "bin")]
-            for _ in range(options.rounds)
-        ]
+        both = []
+        for number in range(-1, options.rounds):
+            sides = (0, 1) if number % 2 == 0 else (1, 0)
+            found = {side: speeds(folders[side], options.model, pair, options) for side in sides}
+            if number >= 0:
+                both.append((found[0], found[1]))
         for at, what in enumerate(("prefill", "decode")):
             median, error, verdict = judge([theirs[at] / mine[at] for mine, theirs in both])
-            sides = [f"{statistics.median(run[side][at] for run in both):,.1f}" for side in (0, 1)]
-            rows.append([pair.name, what, *sides, f"{median:.3f} ± {error:.3f}", verdict or ""])
+            medians = [f"{statistics.median(run[side][at] for run in both):,.1f}" for side in (0, 1)]
+            rows.append([pair.name, what, *medians, f"{median:.3f} ± {error:.3f}", verdict or ""])
     where = f"{machine.processor().name}, {options.threads} threads, {options.rounds} rounds"
-    print(f"{options.model.name}, {where}")
+    print(f"{options.model.name}, {where}, patch set {own.manifest['patch_set'][:8]}")
     print(table.render(("cache", "", "own build, t/s", "bundle, t/s", "ratio", ""), rows, "llrrrl"))
 
 

@@ -216,7 +216,8 @@ class Work:
         fold = self.request.fold or ""
         made_from = {"source": found.key, "fold": fold}
         model = files[0].path if fold else gguf
-        return profiles.keep(self.record, self._profile_base, model, made_from, force=self.request.force)
+        force = self.request.force
+        return profiles.keep(self.record, self._profile_base, model, made_from, self.build, force=force)
 
     @property
     def _profile_base(self) -> str:

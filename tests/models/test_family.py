@@ -145,12 +145,12 @@ def test_the_profile_of_the_family(families: dict[str, Family], llama_build: Bui
     family = families[name]
     assert family.profile == family.folder / f"{name}-kv.gguf"
     profile = read_profile(family.profile)
-    assert (profile.model, profile.source) == (fingerprint(family.file("Q4_K_M")), "weights")
-    assert find(family.file("Q4_K_M"), Sought.AUTO).said == f"profile {name}-kv.gguf, from the weights"
+    assert (profile.model, profile.source) == (fingerprint(family.file("Q4_K_M")), "text")
+    assert find(family.file("Q4_K_M"), Sought.AUTO).said == f"profile {name}-kv.gguf, from a text"
     entry = json.loads((family.folder / f"{name}.ggufrq.json").read_text())["files"][family.profile.name]
     (part,) = entry["parts"]
     assert part["sha256"] == hashlib.sha256(family.profile.read_bytes()).hexdigest()
-    assert (entry["type"], entry["source"]) == ("kv-profile", "weights")
+    assert (entry["type"], entry["source"]) == ("kv-profile", "text")
     assert "kv-profile" in render(family) and as_data(family)["profile"] == str(family.profile)
 
 

@@ -444,7 +444,7 @@ def test_command_stops_cleanly(
         told += process.stderr.read()
         assert process.wait(60) == 0, told
     assert re.search(r"Q4_K_M\.gguf with its KV cache in iso3 \+profile \+first1 \+recent32: \d", told)
-    assert re.search(rf"^profile {DENSE}-kv\.gguf, from the weights", told, re.MULTILINE)
+    assert re.search(rf"^profile {DENSE}-kv\.gguf, from a text", told, re.MULTILINE)
     assert re.search(r"curl http://127\.0\.0\.1:\d+/v1/chat/completions", told)
     assert told.endswith("stopped\n")
     assert not server.healthy(url)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ggufrq.base import machine, paths
-from ggufrq.build import doctor, hip_toolkit, manifest, toolchain, vulkan_toolkit
+from ggufrq.build import doctor, hip_toolkit, manifest, prebuilt, toolchain, vulkan_toolkit
 from ggufrq.build.toolchain import Program
 from ggufrq.cli.doctor import doctor as command
 
@@ -70,6 +71,16 @@ def test_a_missing_program(monkeypatch: pytest.MonkeyPatch, what: str, state: st
     assert (check.state, check.found) == (state, "not found")
     assert check.remedy
     assert doctor.healthy([check]) == (state == "optional")
+
+
+@pytest.mark.usefixtures("whole", "no_programs")
+@pytest.mark.parametrize(("system", "remedy"), [("Linux", prebuilt.INSTALL), ("Darwin", "ggufrq build")])
+def test_without_compiler_and_build_there_is_the_wheel(
+    monkeypatch: pytest.MonkeyPatch, system: str, remedy: str
+) -> None:
+    monkeypatch.setattr(toolchain, "compiler", lambda: None)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    assert report()["build"].remedy == remedy
 
 
 @pytest.mark.usefixtures("whole", "no_programs")

@@ -207,7 +207,8 @@ def tune(
             f"{least.bits(shape):g}",
             remedy=f"--budget {least.bits(shape):g} or more, or smaller --types",
         )
-    profile = None if goal.profile is None else profiles.find(model.path, goal.profile, goal.scored.n_ctx)
+    wish, n_ctx = goal.profile, goal.scored.n_ctx
+    profile = None if wish is None else profiles.find(model.path, wish, n_ctx, build)
     rows: list[Row] = []
     recent, first = goal.exact(build)
 
