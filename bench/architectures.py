@@ -37,9 +37,10 @@ TEXT = paths.data_dir("texts") / "heldout.txt"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1", "LLAMA_RQ_PROFILE": "none"}
 #: Types that models with heads of other sizes are tried in.
 PAIRS = ("iso2", "iso3", "iso4", "iso3/f16", "f16/iso3")
-#: K or V alone, and how many standard errors of ln PPL are noise.
+#: K or V alone, how many standard errors of ln PPL are noise, and what is not told from 0, since errors below
+#: some millionths are printed as 0.
 ONE_SIDE = ("iso3/f16", "f16/iso3")
-NOISE = 3
+NOISE, LEAST = 3, 1e-5
 
 
 def perplexity(programs: Path, model: Path, kv: str, base: Path, *, divergence: bool) -> proc.Completed:
@@ -116,7 +117,7 @@ def sides(programs: Path, only: str) -> None:
                 whys = [found[kind]["why"] for kind in ("f16", *ONE_SIDE) if "why" in found.get(kind, {})]
                 print(f"{model.stem}: {short(whys[0])}", flush=True)
                 continue
-            within = [abs(value) <= NOISE * error for value, error in ratios]
+            within = [abs(value) <= max(NOISE * error, LEAST) for value, error in ratios]
             counts = [counts[0] + all(within), counts[1] + 1]
             told = ", ".join(
                 f"{kind} {r[0]:+.6f} ± {r[1]:.6f}" for kind, r in zip(ONE_SIDE, ratios, strict=True)

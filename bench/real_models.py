@@ -5,10 +5,10 @@
     python bench/real_models.py checkout DIR [NAME ...]  # folders DIR/NAME as on the Hub, in f16
 
 Weights are taken to f16 first, since with quantized ones llama-perplexity rounds activations, which is a
-floor under all rows. Profiles are made from the weights alone, or by ``ggufrq calibrate`` from so many tokens
-of the calibration text that ships with ggufrq, which is another than the one that is scored. The base of a
-model and each row are kept in DIR, so that a stopped run goes on; a row is measured again when build,
-profile, text or settings changed.
+floor under all rows. Profiles are made from the weights alone, or from so many tokens of the calibration text
+that ships with ggufrq (256 as ``ggufrq run`` makes them), which is another than the one that is scored. The
+base of a model and each row are kept in DIR, so that a stopped run goes on; a row is measured again when
+build, profile, text or settings changed.
 """
 
 from __future__ import annotations
@@ -131,6 +131,13 @@ ROWS = (
     Row("iso5", profile=True, recent=32, first=1),
     Row("q5_0"),
     Row("q5_1"),
+    # as run and serve make it
+    Row("iso3", profile=True, tokens=256),
+    Row("iso3", profile=True, recent=32, first=1, tokens=256),
+    Row("iso4", profile=True, tokens=256),
+    Row("iso4", profile=True, recent=32, first=1, tokens=256),
+    Row("iso3", profile=True, tokens=4096),
+    Row("iso3", profile=True, recent=32, first=1, tokens=4096),
 )
 
 

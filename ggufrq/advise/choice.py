@@ -50,8 +50,6 @@ def warning(model: Path, plan: KvPlan, build: Build | None, name: str) -> str | 
         header = model_header(model)
     except GgufrqError:  # what is wrong with the file is told by what runs it
         return None
-    if plan.optional and build is not None and not build.holds_exact:
-        plan = plan.with_exact(0)
     titles = {plan.title}
     if plan.profile is Sought.AUTO:  # it was measured without where none could be made
         titles.add(plan.with_profile(None).title)

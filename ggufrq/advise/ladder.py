@@ -119,7 +119,7 @@ def climb(
     """
     headers = model_headers(model.path)
     shape = memory_shape(headers)
-    settled = settle_cases([case for case in cases if case != F16], model.path, wishes.ctx)
+    settled = settle_cases([case for case in cases if case != F16], model.path, wishes.ctx, build)
     scored = Scored(min(TEXT_TOKENS, shape.native), chunks, together=1, threads=threads)
     rungs, rows = [], dict[str, Row]()
     with DryRun(headers, build, log) as dry, Divergences(model, build, text, scored) as runs:

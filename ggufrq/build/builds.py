@@ -151,6 +151,9 @@ def _make(root: Path, project: Project, options: BuildOptions, where: str, targe
     if old is None and machine.free_disk(paths.builds_dir()) < NEEDED_DISK:
         raise stages.disk_full(root)
     root.mkdir(exist_ok=True)
+    caution = backends.caution(options.backend)
+    if caution is not None:
+        log.say(caution)
     with _nobody_compiles(root) as busy:
         stages.source_stage(root, project, where)
         stages.configure_stage(root, project, options, busy)

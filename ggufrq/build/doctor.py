@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +12,16 @@ from typing import Any, Literal
 
 from ggufrq.base import machine, paths, proc
 from ggufrq.base.errors import GgufrqError, ModelError, ToolError
-from ggufrq.build import builds, cuda_toolkit, hip_toolkit, manifest, prebuilt, toolchain, vulkan_toolkit
+from ggufrq.build import (
+    backends,
+    builds,
+    cuda_toolkit,
+    hip_toolkit,
+    manifest,
+    prebuilt,
+    toolchain,
+    vulkan_toolkit,
+)
 from ggufrq.cache.kv import DEFAULT_KV, kv_types, parse_plan
 from ggufrq.ggufs.heads import Heads
 from ggufrq.patchset.series import load, problems
@@ -136,14 +146,16 @@ def _amd_gpu() -> Check:
 
 def _vulkan() -> Check:
     devices = vulkan_toolkit.devices()
-    found = ", ".join(devices) or "no GPU that vulkaninfo shows"
+    none = "GPU that vulkaninfo shows" if shutil.which("vulkaninfo") else "vulkaninfo (vulkan-tools) to ask"
+    found = ", ".join(devices) or f"no {none}"
     lacks = vulkan_toolkit.missing()
     if lacks:
         return Check("Vulkan", "optional", f"{found}, and {lacks[0].what}", lacks[0].remedy)
     kit = vulkan_toolkit.find()
     told = f"{found}, headers {kit.headers}, glslc {kit.version} ({kit.glslc})"
-    why = ", not taken by itself since no GPU has run its shaders yet" if devices else ""
-    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan{why}")
+    if devices and backends.default() == "vulkan":
+        return Check("Vulkan", "ok", f"{told}, taken by itself; {backends.caution('vulkan')}")
+    return Check("Vulkan", "ok", f"{told}, for: ggufrq build --backend vulkan")
 
 
 def _memory() -> Check:

@@ -95,12 +95,6 @@ class Build:
     manifest: dict[str, Any] = field(repr=False, compare=False)
 
     @property
-    def holds_exact(self) -> bool:
-        """Whether it keeps tokens in f16 beside quantized types unasked; not by Vulkan, where a wrong
-        perplexity with them was seen once (docs/vulkan.md)."""
-        return self.manifest.get("backend", "cpu") in ("cpu", "cuda", "hip", "metal")
-
-    @property
     def lacks_five_bits(self) -> bool:
         """Whether caches lie on a GPU, unless told otherwise, by a backend without kernels for five bits."""
         return self.manifest.get("backend", "cpu") not in ("cpu", "vulkan")

@@ -41,31 +41,31 @@ _PACKAGES = {
     "apt-get": {
         "compiler": "apt-get install g++",
         "git": "apt-get install git",
-        "vulkan": "apt-get install libvulkan-dev glslc spirv-headers",
+        "vulkan": "apt-get install libvulkan-dev glslc spirv-headers vulkan-tools",
         "ccache": "apt-get install ccache",
     },
     "dnf": {
         "compiler": "dnf install gcc-c++",
         "git": "dnf install git",
-        "vulkan": "dnf install vulkan-loader-devel glslc spirv-headers-devel",
+        "vulkan": "dnf install vulkan-loader-devel glslc spirv-headers-devel vulkan-tools",
         "ccache": "dnf install ccache",
     },
     "pacman": {
         "compiler": "pacman -S gcc",
         "git": "pacman -S git",
-        "vulkan": "pacman -S vulkan-headers vulkan-icd-loader shaderc spirv-headers",
+        "vulkan": "pacman -S vulkan-headers vulkan-icd-loader shaderc spirv-headers vulkan-tools",
         "ccache": "pacman -S ccache",
     },
     "zypper": {
         "compiler": "zypper install gcc-c++",
         "git": "zypper install git",
-        "vulkan": "zypper install vulkan-devel shaderc spirv-headers",
+        "vulkan": "zypper install vulkan-devel shaderc spirv-headers vulkan-tools",
         "ccache": "zypper install ccache",
     },
     "apk": {
         "compiler": "apk add g++",
         "git": "apk add git",
-        "vulkan": "apk add vulkan-loader-dev vulkan-headers shaderc spirv-headers",
+        "vulkan": "apk add vulkan-loader-dev vulkan-headers shaderc spirv-headers vulkan-tools",
         "ccache": "apk add ccache",
     },
 }

@@ -198,7 +198,7 @@ DEFAULT_FIRST = 1
 
 class Sought(Enum):
     """A profile that is yet to be found, see ``drive.profiles``: the file beside the model, or else one made
-    from its weights; or the latter in any case."""
+    from a short text or from its weights; or from its weights in any case."""
 
     AUTO = "auto"
     WEIGHTS = "weights"

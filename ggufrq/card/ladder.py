@@ -31,7 +31,7 @@ def measure(facts: Facts, build: Build, *, quick: bool = False) -> None:
         return
     ladder.climb(
         subject_of(str(facts.smallest.path)),
-        held_cases(parse_cases(ladder.DEFAULT_KV, Sought.AUTO, None, None), build, facts.smallest.path),
+        held_cases(parse_cases(ladder.DEFAULT_KV, Sought.AUTO, None, None), facts.smallest.path),
         build,
         ladder.Wishes(min(_CTX, facts.n_ctx or _CTX)),
         paths.data_dir("texts") / "heldout.txt",

@@ -151,9 +151,7 @@ class _Starts:
 
     def _plan(self, kv: str) -> KvPlan:
         """The cache in a type as ``ggufrq run`` keeps it, with the profile that lies beside the file."""
-        plan, profile = parse_plan(kv), self.facts.profile
-        if self.build.holds_exact:
-            plan = plan.with_wished(None, None)
+        plan, profile = parse_plan(kv).with_wished(None, None), self.facts.profile
         return plan.with_profile(Path(profile)) if profile is not None and plan.k_ours else plan
 
     def _failed(self, program: str, why: str) -> ToolError:

@@ -94,7 +94,7 @@ def advise(
     with progress("Measuring", len(cases), unit="caches") as bar:
         found = ladder.climb(
             measured,
-            held_cases(cases, build, measured.path),
+            held_cases(cases, measured.path),
             build,
             wishes,
             text or paths.data_dir("texts") / "heldout.txt",

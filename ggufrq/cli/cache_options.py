@@ -83,7 +83,7 @@ _OPTIONS = (
     ),
     profile_option(
         "Metric of K in types of ours: a file, one made from the weights, or none.  [default: NAME-kv.gguf "
-        "beside the model, or else weights]"
+        "beside the model, or else one from a short text]"
     ),
     *exact_options(
         "Let each query see its newest N tokens in f16.", "And the first N tokens of its sequence."

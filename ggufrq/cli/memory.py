@@ -12,7 +12,6 @@ from ggufrq.base.errors import UsageError
 from ggufrq.build.builds import usable_build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import Sought
-from ggufrq.drive.cache_check import held_cases
 
 
 @click.command(
@@ -92,7 +91,7 @@ def memory(
     contexts = [sizes.parse_tokens(part) for part in ctx.split(",")] if ctx else None
     budget = sizes.parse_memory(fits) if fits else None
     build = usable_build()
-    plans = [case.plan for case in held_cases(cases, build)]
+    plans = [case.plan for case in cases]
     found = metadata.read(resolve(model), build, revision)
     shape = memory_shape(found.headers)
     tensors = weight_sizes(model, weights, revision) if weights else tensor_bytes(found.headers)

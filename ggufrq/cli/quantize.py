@@ -128,7 +128,7 @@ def quantize(
 
     Files are checked before they get their names, and those that are there already are kept, so that the same
     command goes on after it was stopped. Beside them goes NAME-kv.gguf, the profile by which caches of our
-    types keep K, made from the weights unless it is there.
+    types keep K, made from a short text unless it is there.
 
     \b
     Examples:

@@ -19,7 +19,6 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import DEFAULT_KV, Sought
 from ggufrq.cli.text_options import TEXT_FILE
-from ggufrq.drive.cache_check import held_cases
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
 from ggufrq.measure.weight_quality import WeightSettings
@@ -77,6 +76,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--jobs",
     type=click.IntRange(min=1),
     help="Measurements at once.  [default: one per core; 1 for large models]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=best_recipe.Goal.rounds,
+    show_default=True,
+    help="Rounds of eight neighbours of the best recipe that are measured, at most.",
 )
 @click.option(
     "--quick",
@@ -222,7 +228,7 @@ def two_memories(model: str, revision: str | None, vram: int, ram: int, kv: str,
 
     build = require_build()
     headers = metadata.read(resolve(model), build, revision).headers
-    cases = held_cases(parse_cases(kv, Sought.AUTO, None, None), build)
+    cases = parse_cases(kv, Sought.AUTO, None, None)
     if len(cases) != 1:
         raise UsageError(
             f"weights are chosen beside one cache, and {kv} are {len(cases)}", remedy=f"--kv {cases[0].name}"

@@ -43,7 +43,7 @@ _RECENT, _FIRST = exact_options(
 @click.option("-t", "threads", type=int, help="Threads.  [default: one per core]")
 @profile_option(
     "Metric of K in types of ours: a file, one made from the weights, or none.  [default: NAME-kv.gguf "
-    "beside the model, or else weights]"
+    "beside the model, or else one from a short text]"
 )
 @_RECENT
 @_FIRST

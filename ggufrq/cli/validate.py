@@ -42,7 +42,7 @@ _RECENT, _FIRST = exact_options(
 @click.option("--against", default="f16", show_default=True, help="The cache that all are compared with.")
 @profile_option(
     "Metric of K for the caches of our types but those written iso3+plain, or only for those written "
-    "iso3+profile.  [default: NAME-kv.gguf beside the model, or else weights]"
+    "iso3+profile.  [default: NAME-kv.gguf beside the model, or else one from a short text]"
 )
 @_RECENT
 @_FIRST

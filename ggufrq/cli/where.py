@@ -17,7 +17,7 @@ from ggufrq.cache.kv import Sought
 def where(what: str, model: str | None, n_ctx: int | None, weights: bool) -> None:
     """Print one path: where the built tools are (bin), the patched llama.cpp source (source), the cache,
     the log of the last run (log), the files of options for building by hand (cmake), or the profile that K of
-    MODEL is kept by (profile), which is made from the weights unless it is there.
+    MODEL is kept by (profile), which is made unless it is there.
 
     \b
     Examples:
@@ -38,10 +38,12 @@ def where(what: str, model: str | None, n_ctx: int | None, weights: bool) -> Non
     elif what == "log":
         click.echo(log.latest() or paths.logs_dir())
     elif model is not None:
+        from ggufrq.build.builds import usable_build
         from ggufrq.drive import profiles
         from ggufrq.make.ready import model_file
 
-        found = profiles.find(model_file(model), Sought.WEIGHTS if weights else Sought.AUTO, n_ctx)
+        wish = Sought.WEIGHTS if weights else Sought.AUTO
+        found = profiles.find(model_file(model), wish, n_ctx, usable_build())
         if found.file is None:
             raise ModelError(found.said)
         log.say(found.said)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ggufrq.base import log, texts
 from ggufrq.base.errors import ModelError, ToolError
-from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, exact_words, kv_types, parse_plan
 from ggufrq.ggufs.files import model_header
@@ -49,18 +48,13 @@ def _without_optional(context: Context, plan: KvPlan) -> KvPlan:
     return plan if not plan.optional or context.not_held is None else plan.with_exact(0)
 
 
-def held_cases(cases: Iterable[Case], build: Build | None, model: Path | None = None) -> list[Case]:
-    """The cases, each once, as a build keeps them: without newest and first tokens that nobody asked for
-    where it, or it with this GGUF ``model``, cannot hold them, which is said."""
+def held_cases(cases: Iterable[Case], model: Path) -> list[Case]:
+    """The cases, each once, as they are kept beside the cache of this GGUF ``model``: without newest and
+    first tokens that nobody asked for where it cannot hold them, which is said."""
     kept = list(cases)
-    if build is None or not any(case.plan.optional for case in kept):
+    if not any(case.plan.optional for case in kept) or _holds_exact(model):
         return kept
-    if not build.holds_exact:
-        log.say("no tokens are kept in f16, which this build's devices cannot attend to")
-    elif model is not None and not _holds_exact(model):
-        log.say("no tokens are kept in f16, which this model's kind of attention does not attend to")
-    else:
-        return kept
+    log.say("no tokens are kept in f16, which this model's kind of attention does not attend to")
     plain = (
         replace(case, plan=case.plan.with_exact(0) if case.plan.optional else case.plan) for case in kept
     )

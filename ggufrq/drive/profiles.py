@@ -1,5 +1,5 @@
 """The profile that K of a model is kept by: a file that is given or lies beside the model, or one that is
-made from its weights on first use and kept."""
+made on first use and kept, from a short text or from its weights."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import GgufrqError, ModelError
 from ggufrq.base.progress import progress
+from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
 from ggufrq.cache.kv import KvPlan, Sought
+from ggufrq.drive.moments import sum_moments
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.models.names import names_beside
 from ggufrq.tools.logs import PROFILE_SOURCES
 
 if TYPE_CHECKING:  # numpy takes a while to import, and most commands need no profile
+    from ggufrq.profile import Profile
     from ggufrq.profile.tensors import Tensors
 
-#: Counted up when the same weights give another profile, so that what is kept is made anew.
-_MAKE = 1
+#: Tokens of text that a profile is made from unless it is asked for (``ggufrq calibrate``): on three models
+#: they take a third to a half off the noise that the weights' profile leaves, on code and in other languages,
+#: too, and twice as many hardly more (docs/real-models.md). It takes as long as a prompt.
+TOKENS = 256
+#: Counted up when the same model gets another profile, so that what is kept is made anew.
+MAKE = 2
 #: Small tensors that tell of K and Q, in 32 bits whatever the model was quantized to.
 _OF_KEYS = re.compile(
     r"^blk\.\d+\.attn_(?:(?:norm|norm_2|q_norm|k_norm)\.(?:weight|bias)|(?:q|k|qkv)\.bias)$"
@@ -39,16 +47,20 @@ class Found:
     said: str
 
 
-def settle(plan: KvPlan, model: Path, n_ctx: int | None = None) -> tuple[KvPlan, str | None]:
+def settle(
+    plan: KvPlan, model: Path, n_ctx: int | None = None, build: Build | None = None
+) -> tuple[KvPlan, str | None]:
     """The plan with the profile of this GGUF model for a context of ``n_ctx`` tokens, and what is said of it
     (None where none was asked for). Raises as ``find``."""
     if plan.profile is None:
         return plan, None
-    found = find(model, plan.profile, n_ctx)
+    found = find(model, plan.profile, n_ctx, build)
     return plan.with_profile(found.file), found.said
 
 
-def settle_cases(cases: Iterable[Case], model: Path, n_ctx: int | None = None) -> list[Case]:
+def settle_cases(
+    cases: Iterable[Case], model: Path, n_ctx: int | None = None, build: Build | None = None
+) -> list[Case]:
     """The cases with the profiles of this GGUF model, each once; says which these are. Raises as ``find``."""
     known: dict[Path | Sought, Found] = {}
     settled = []
@@ -56,16 +68,17 @@ def settle_cases(cases: Iterable[Case], model: Path, n_ctx: int | None = None) -
         wish = case.plan.profile
         if wish is not None:
             if wish not in known:
-                known[wish] = find(model, wish, n_ctx)
+                known[wish] = find(model, wish, n_ctx, build)
                 log.say(known[wish].said)
             case = replace(case, plan=case.plan.with_profile(known[wish].file))
         settled.append(case)
     return list(dict.fromkeys(settled))
 
 
-def find(model: Path, wish: Path | Sought, n_ctx: int | None = None) -> Found:
+def find(model: Path, wish: Path | Sought, n_ctx: int | None = None, build: Build | None = None) -> Found:
     """The profile for a GGUF model and a context of ``n_ctx`` tokens: the file ``wish``; or the one beside
-    the model, or else from its weights, or none where that cannot be; or that from its weights.
+    the model, or else one from ``TOKENS`` tokens of text, which the programs of ``build`` read, or from the
+    weights where that cannot be, or none; or that from the weights.
 
     Raises ModelError for a file that is damaged or, where it was asked for, of another model, and when the
     one from the weights was asked for and cannot be made.
@@ -79,11 +92,41 @@ def find(model: Path, wish: Path | Sought, n_ctx: int | None = None) -> Found:
     if beside is not None:
         return beside
     try:
-        return _from_weights(tensors, n_ctx)
+        return _made_once(tensors, n_ctx, build if wish is Sought.AUTO else None)
     except GgufrqError as error:
         if wish is Sought.WEIGHTS:
             raise
         return Found(None, f"no profile: {error.message}")
+
+
+def make(model: Path, positions: int | None, build: Build | None) -> tuple[Profile, str]:
+    """The profile of a GGUF model over so many ``positions`` (its own context, ``LONGEST`` at most) that it
+    has unless there is a better one, and what it is in a few words: from ``TOKENS`` tokens of text, which the
+    programs of ``build`` read, or from the weights where there are none or they fail, which is said.
+
+    Raises ModelError when none can be made.
+    """
+    from ggufrq.profile import profile_from_weights
+    from ggufrq.profile.sums import read_sums
+    from ggufrq.profile.text import profile_from_sums
+    from ggufrq.profile.whole import Whole
+
+    if build is not None:
+        whole = Whole.of(model, positions)
+        try:
+            with (
+                progress(f"Profile from {TOKENS} tokens of text (once)", unit="texts") as bar,
+                TemporaryDirectory(prefix="ggufrq-") as folder,
+            ):
+                sums, text = Path(folder) / "sums.gguf", paths.data_dir("texts") / "calibration.txt"
+                sum_moments(sums, model, text, build, lambda *_: None, n_ctx=TOKENS, chunks=1)
+                made = profile_from_sums(whole, read_sums(sums).all)
+                return made, f"made in {bar.elapsed_text()}"
+        except GgufrqError as error:
+            log.say(f"no profile from a text ({error.message}), so one from the weights")
+    with progress("Profile from the weights", unit="layers") as bar:
+        made = profile_from_weights(model, positions, lambda done, total: bar.update(done, total=total))
+        return made, f"made in {bar.elapsed_text()}"
 
 
 def positions_for(native: int | None, n_ctx: int | None) -> int:
@@ -160,23 +203,22 @@ def _header(path: Path) -> _Header:
     return _Header(kind, model, values.get("rq.profile.source"), n_ctx if isinstance(n_ctx, int) else 0)
 
 
-def _from_weights(model: Tensors, n_ctx: int | None) -> Found:
-    """The profile from the weights, made now unless it is kept. Raises ModelError when it cannot be made."""
-    from ggufrq.profile import profile_from_weights
-
+def _made_once(model: Tensors, n_ctx: int | None, build: Build | None) -> Found:
+    """The profile that is kept, or one made and kept now. Raises ModelError when none can be made."""
     positions = positions_for(_native(model), n_ctx)
-    named = fingerprint(model.path)
-    name = f"{named}-{_keys_of(model)}-{positions}-{_MAKE}.gguf"
-    kept = paths.own_dir("profiles") / name
-    shared = paths.find_cache()
-    for place in dict.fromkeys([*([shared / "profiles" / name] if shared is not None else []), kept]):
-        if _is_sound(place, named, positions):
-            return Found(place, "profile from the weights")
-    with progress("Profile from the weights", unit="layers") as bar:
-        made = profile_from_weights(model.path, positions, lambda done, total: bar.update(done, total=total))
-        taken = bar.elapsed_text()
-    made.write(kept)
-    return Found(kept, f"profile from the weights, made in {taken}")
+    named, keys, cache = fingerprint(model.path), _keys_of(model), paths.find_cache()
+
+    def name(source: str) -> str:
+        return f"{named}-{keys}-{positions}-{source}-{MAKE}.gguf"
+
+    kept, shared = paths.own_dir("profiles"), [] if cache is None else [cache / "profiles"]
+    source = "weights" if build is None else "text"
+    for folder in dict.fromkeys([*shared, kept]):
+        if _is_sound(folder / name(source), named, positions, source):
+            return Found(folder / name(source), f"profile {PROFILE_SOURCES[source]}")
+    made, how = make(model.path, positions, build)
+    made.write(kept / name(made.source))
+    return Found(kept / name(made.source), f"profile {PROFILE_SOURCES[made.source]}, {how}")
 
 
 def _keys_of(model: Tensors) -> str:
@@ -194,11 +236,11 @@ def _keys_of(model: Tensors) -> str:
     return whole.hexdigest()[:12]
 
 
-def _is_sound(kept: Path, named: str, positions: int) -> bool:
+def _is_sound(kept: Path, named: str, positions: int, source: str) -> bool:
     from ggufrq.profile import read_profile
 
     try:
         profile = read_profile(kept)
     except ModelError:
         return False
-    return (profile.model, profile.n_ctx, profile.source) == (named, positions, "weights")
+    return (profile.model, profile.n_ctx, profile.source) == (named, positions, source)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ggufrq.base import log, paths
@@ -25,6 +27,9 @@ NAME = "ggufrq-mix.txt"
 _VERSION = 2
 #: Characters of a piece of prose or code, and of all the documentation that is taken.
 _PIECE, _PAGES = 2400, 90_000
+#: Lines and calls that a template may take for a conversation, and characters that it may write. Real ones
+#: take 1,500, and write 4,000. No seconds, since the text must not depend on how busy a machine is.
+_STEPS, _LONGEST = 200_000, 1_000_000
 #: Templates that write the date get this one.
 _DATE = datetime.datetime(2026, 1, 1)
 
@@ -140,6 +145,34 @@ def _one_by_one(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return found
 
 
+class _Endless(Exception):
+    """A template goes on and on."""
+
+
+def _limited(pieces: Iterable[str]) -> str:
+    """All that a template writes, piece by piece. Raises _Endless when it takes or writes too much."""
+    steps, found, length = 0, list[str](), 0
+
+    def step(frame: FrameType, event: str, value: object) -> Callable[..., Any]:
+        nonlocal steps
+        steps += 1
+        if steps > _STEPS:
+            raise _Endless(f"it has not come to an end after {_STEPS:,} steps")
+        return step
+
+    before = sys.gettrace()
+    sys.settrace(step)
+    try:
+        for piece in pieces:
+            found.append(piece)
+            length += len(piece)
+            if length > _LONGEST:
+                raise _Endless(f"it writes more than {_LONGEST:,} characters for a conversation")
+    finally:
+        sys.settrace(before)
+    return "".join(found)
+
+
 def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
     """How the model writes conversations: as ``apply_chat_template`` of transformers does; ChatML where its
     template is missing, or does not take one, which is said."""
@@ -166,7 +199,7 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
         if isinstance(number, int) and number < len(tokens)
     }
 
-    told: set[str] = set()
+    told, endless = set[str](), set[str]()
     compiled = cache(environment.from_string)
 
     def instead(conversation: Conversation, why: str) -> str:
@@ -179,16 +212,23 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
         template = with_tools if conversation.get("tools") and isinstance(with_tools, str) else default
         if conversation.get("tools") and "tool_calls" not in template:
             return instead(conversation, "it knows no calls of tools")
+        if template in endless:
+            return chatml(conversation)
         why = ""
         for form in forms(conversation):
             try:
-                return compiled(template).render(
-                    messages=form["messages"],
-                    tools=form.get("tools"),
-                    documents=None,
-                    add_generation_prompt=False,
-                    **special,
+                return _limited(
+                    compiled(template).generate(
+                        messages=form["messages"],
+                        tools=form.get("tools"),
+                        documents=None,
+                        add_generation_prompt=False,
+                        **special,
+                    )
                 )
+            except _Endless as error:
+                endless.add(template)
+                return instead(conversation, str(error))
             except Exception as error:  # a template is a program, and may fail in any way
                 why = why or (str(error).strip() or repr(error)).splitlines()[0]
         return instead(conversation, why)

@@ -1,4 +1,4 @@
-"""The profile of a family's KV cache, beside its files: made from the weights, or one that lies there."""
+"""The profile of a family's KV cache, beside its files: made here, or one that lies there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ggufrq.base import log
 from ggufrq.base.errors import ModelError, UsageError
-from ggufrq.base.progress import progress
 from ggufrq.base.results import file_sha256
+from ggufrq.build.project import Build
+from ggufrq.drive import profiles
 from ggufrq.ggufs.files import model_header
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.make.record import Record
@@ -18,23 +19,19 @@ from ggufrq.tools.logs import PROFILE_SOURCES
 
 #: The type of its entry in the manifest.
 TYPE = "kv-profile"
-#: Counted up when the same weights give another profile.
-_MAKE = 1
 
 
 def keep(
-    record: Record, base: str, model: Path, made_from: dict[str, str], *, force: bool = False
+    record: Record, base: str, model: Path, made_from: dict[str, str], build: Build, *, force: bool = False
 ) -> Path | None:
-    """The profile of the GGUF ``model`` in the folder of a family's record, made from the weights unless it
-    is there and entered. One that somebody else has put there, as ``ggufrq calibrate`` does, is entered as it
-    is. None where the model can have none, which is said where its heads would take types of ours.
+    """The profile of the GGUF ``model`` in the folder of a family's record, made by ``profiles.make`` unless
+    it is there and entered. One that somebody else has put there, as ``ggufrq calibrate`` does, is entered as
+    it is. None where the model can have none, which is said where its heads would take types of ours.
 
     Raises UsageError when a file of its name is there that is none, unless ``force`` is set.
     """
-    from ggufrq.profile import profile_from_weights
-
     name = f"{base}{PROFILE_END}"
-    path, key = record.folder / name, {**made_from, "make": str(_MAKE)}
+    path, key = record.folder / name, {**made_from, "make": str(profiles.MAKE)}
     if record.kept(name, key) is not None:
         return path
     if not fits(model_header(model).values, "iso3"):
@@ -48,14 +45,13 @@ def keep(
         record.finish(name, [(path, name)], key, {"type": TYPE, "source": source})
         return path
     try:
-        with progress("Profile from the weights", unit="layers") as bar:
-            made = profile_from_weights(model, progress=lambda done, total: bar.update(done, total=total))
+        made, _ = profiles.make(model, None, build)
     except ModelError as error:
         log.say(f"no {name}: {error.message}")
         return None
     with record.making(name) as temporary:
         made.write(temporary)
-        record.finish(name, [(temporary, name)], key, {"type": TYPE, "source": "weights"})
+        record.finish(name, [(temporary, name)], key, {"type": TYPE, "source": made.source, "made": "here"})
     return path
 
 
@@ -67,10 +63,11 @@ def refuse(record: Record, base: str, model: Path, *, force: bool = False) -> No
 
 
 def _made_here(record: Record, name: str) -> bool:
-    """Whether a file is the one from the weights that this family's record has."""
+    """Whether a file is one that was made for this family's record, and none that somebody put there."""
     entry = record.files.get(name, {})
     parts = [part["sha256"] for part in entry.get("parts", [])]
-    return entry.get("source") == "weights" and [file_sha256(record.folder / name)] == parts
+    ours = entry.get("made") == "here" or entry.get("source") == "weights"
+    return ours and [file_sha256(record.folder / name)] == parts
 
 
 def _source(path: Path, model: Path) -> str:

@@ -198,7 +198,8 @@ class Stream(Work):
     def _profile(self, found: Source, gguf: Path, files: Sequence[Made]) -> Path | None:
         """The profile of K from the best of the files, since the model itself is nowhere."""
         made_from = {"source": found.key, "fold": "", "streamed": "1"}
-        return profiles.keep(self.record, self._profile_base, gguf, made_from, force=self.request.force)
+        force = self.request.force
+        return profiles.keep(self.record, self._profile_base, gguf, made_from, self.build, force=force)
 
 
 def put(piece: Path, whole: Path, forecast: Forecast, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,20 +15,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ggufrq.base import paths, proc
+from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.locks import locked
-from ggufrq.base.machine import cores
 from ggufrq.base.progress import progress
 from ggufrq.base.results import file_sha256
 from ggufrq.build.project import Build
+from ggufrq.drive.moments import sum_moments
 from ggufrq.ggufs.files import shards
 from ggufrq.profile import Profile, profile_from_weights
 from ggufrq.profile.sums import Sums, read_sums
 from ggufrq.profile.text import noise, profile_from_sums
 from ggufrq.profile.whole import Whole
-from ggufrq.tools import moments as tool
-from ggufrq.tools.logs import retried
 
 #: Tokens of a chunk, and how many chunks are taken unless told otherwise: twice as many gain little
 #: (docs/real-models.md).
@@ -104,7 +102,17 @@ def _sums(model: Path, text: Path, build: Build, *, n_ctx: int, chunks: int, thr
             return read_sums(kept)
         except ModelError:
             pass  # not there, not whole yet, or damaged; the program knows what to do
-        _run(kept, model, text, build, n_ctx=n_ctx, chunks=chunks, threads=threads)
+        with progress("Moments of K and Q", chunks, unit="chunks") as bar:
+            sum_moments(
+                kept,
+                model,
+                text,
+                build,
+                lambda done, total: bar.update(done, total=total),
+                n_ctx=n_ctx,
+                chunks=chunks,
+                threads=threads,
+            )
         found = read_sums(kept)
         for other in folder.glob(f"{name}-*.gguf"):
             if other != kept:
@@ -114,33 +122,6 @@ def _sums(model: Path, text: Path, build: Build, *, n_ctx: int, chunks: int, thr
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _run(
-    out: Path, model: Path, text: Path, build: Build, *, n_ctx: int, chunks: int, threads: int | None
-) -> None:
-    args = tool.arguments(model, text, out, n_ctx=n_ctx, chunks=chunks, threads=threads or cores())
-    with progress("Moments of K and Q", chunks, unit="chunks") as bar:
-        output = ""
-
-        def on_stdout(more: str) -> None:
-            nonlocal output
-            output += more
-            planned = tool.plan(output)
-            bar.update(tool.chunks_done(output), total=planned[0] if planned else None)
-
-        def attempt() -> None:
-            nonlocal output
-            output = ""
-            done = proc.run(
-                [build.tool(tool.PROGRAM), *args],
-                log=paths.logs_dir() / "calibrate.log",
-                check=False,
-                on_stdout=on_stdout,
-            )
-            tool.check(done.stdout, done.stderr)
-
-        retried(attempt)
 
 
 def _gains(whole: Whole, sums: Sums) -> tuple[Gain, ...]:

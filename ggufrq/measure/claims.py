@@ -91,7 +91,7 @@ def measure(
     done: list[Case] = []
     with Divergences(model, build, text, Scored(settings.ctx, settings.chunks, together=1)) as runs:
         take = partial(runs.take, log=log)
-        for case in settle_cases(all_cases(claims), model.path, settings.ctx):
+        for case in settle_cases(all_cases(claims), model.path, settings.ctx, build):
             listener.step(case.name)
             rows[case.spec] = {"name": case.name, "spec": case.spec, "error": None}
             try:

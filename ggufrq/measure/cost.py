@@ -72,7 +72,7 @@ def measure(
     size that they must have.
     """
     with Divergences(model, build, text, Scored(settings.n_ctx, settings.chunks)) as runs:
-        settled = settle_cases(cases, model.path, settings.n_ctx)
+        settled = settle_cases(cases, model.path, settings.n_ctx, build)
         work = _Measurement(runs, settings, log, listener)
         return [kept_or_taken(case, work.kept, work.take, fresh=fresh, listener=listener) for case in settled]
 

@@ -11,15 +11,19 @@ from ggufrq.profile.file import LayerProfile, Profile, Source
 from ggufrq.profile.moments import Moments
 from ggufrq.profile.rope import Rope
 from ggufrq.profile.sums import Layers, LayerSums
-from ggufrq.profile.weights import layer_from_weights
+from ggufrq.profile.weights import layer_from_weights, moments_from_weights
 from ggufrq.profile.whole import Whole
 
 F64 = npt.NDArray[np.float64]
 
+#: How much the moments that the weights foretell count beside those of the text, which does not reach all
+#: directions and may be of another kind than what is read later.
+WEIGHTS_SHARE = 0.2
+
 
 def profile_from_sums(whole: Whole, sums: Layers, source: Source = "text") -> Profile:
-    """The profile of a model, with ``sums`` over a text by layer. Layers with K that a text does not reach,
-    those that foretell further tokens, are taken from the weights.
+    """The profile of a model, with ``sums`` over a text by layer, and a fifth of what the weights foretell.
+    Layers with K that a text does not reach, those that foretell further tokens, are from the weights alone.
 
     Raises ModelError when RoPE is not where the architecture is known to have it.
     """
@@ -27,9 +31,27 @@ def profile_from_sums(whole: Whole, sums: Layers, source: Source = "text") -> Pr
     def layer(il: int) -> LayerProfile:
         if il not in sums:
             return layer_from_weights(whole, il)
-        return whole.solved(*averaged(whole, il, sums[il], 0, whole.n_ctx))
+        return whole.solved(*moments_from_text(whole, il, sums[il]))
 
     return Profile(fingerprint(whole.tensors.path), source, whole.n_ctx, dict(whole.by_layer(layer)))
+
+
+def moments_from_text(whole: Whole, il: int, sums: LayerSums) -> tuple[Moments, F64]:
+    """``averaged`` over all positions, with a share of what the weights foretell unless it is not known which
+    tensors K and the queries of layer ``il`` come from. Raises ModelError as ``profile_from_sums``."""
+    k, q = averaged(whole, il, sums, 0, whole.n_ctx)
+    try:
+        foretold, of_q = moments_from_weights(whole, il)
+    except ModelError:
+        return k, q
+    around = _with_share(k.covariance, foretold.covariance)
+    return Moments(k.mean, around + k.mean[:, :, None] * k.mean[:, None, :]), _with_share(q, of_q)
+
+
+def _with_share(text: F64, foretold: F64) -> F64:
+    """Moments [heads, dim, dim] of a text with their share of those foretold, whose size is made theirs."""
+    size = np.trace(text, axis1=1, axis2=2) / np.maximum(np.trace(foretold, axis1=1, axis2=2), 1e-30)
+    return np.asarray((1 - WEIGHTS_SHARE) * text + WEIGHTS_SHARE * size[:, None, None] * foretold, np.float64)
 
 
 def averaged(whole: Whole, il: int, sums: LayerSums, first: int, n: int) -> tuple[Moments, F64]:

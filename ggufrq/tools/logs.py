@@ -54,8 +54,9 @@ _OF_HEADS = re.compile(
 _MODULE = re.compile(r"^(?:cmn|srv|slot|spec) +")
 _FUNCTION = re.compile(r"^[\w~]+(?:\(\))? ?:(?: +(?=\S))")
 _ERROR = re.compile(r"\s*(?:error\b|Error:|ERROR:|\w+: error:|terminate called|GGML_ASSERT)")
-#: The last words of a program that gives up begin with the place in its source.
-_ABORT = re.compile(r"^\S+\.(?:c|cpp|cu|cuh|h|m|mm):\d+: (?=.*\w)")
+#: The last words of a program that gives up begin with the place in its source. The thread that prints the
+#: log may have begun a line by then, whose message comes after them.
+_ABORT = re.compile(r"^(?:\d+\.\d+\.\d+\.\d+ (?:[IWED] )?)?\S+\.(?:c|cpp|cu|cuh|h|m|mm):\d+: (?=.*\w)")
 _WHAT = re.compile(r"\s*what\(\): +")
 #: What assertions are about, in words.
 _WORDS = {
@@ -380,7 +381,7 @@ def error_lines(text: str) -> list[str]:
     causes: dict[str, None] = {}
     followed: dict[str, None] = {}
     for line in text.splitlines():
-        level = _LEVEL.match(line)
+        level = _LEVEL.match(line) if _ABORT.match(line) is None else None
         if level is not None and level[1] != "E":
             continue
         body = line[level.end() :] if level is not None else line

@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import struct
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -295,25 +294,28 @@ def test_a_split_by_heads_needs_the_cache_on_the_devices(
     assert "use --split-mode layer with --no-kv-offload" in explain(done.stderr, "nothing")
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("count", [1, 4, 16])
 def test_a_server_that_dies_ends_the_program_with_a_reason(
-    llama_build: Build, f16_models: dict[str, Path], tmp_path: Path, seconds: float
+    llama_build: Build, f16_models: dict[str, Path], tmp_path: Path, count: int
 ) -> None:
-    """Whether the program was reading or writing, which upstream would end without a word (SIGPIPE)."""
+    """As soon as the program has printed so often, whether it is reading or writing then, which upstream
+    would end without a word (SIGPIPE)."""
+    printed = 0
     with rpc_server(llama_build, tmp_path / "rpc.log") as (address, server):
         command = [llama_build.tool("llama-completion"), "-m", f16_models[DENSE], "-no-cnv", "-p", "CREATE"]
         command += [*types("iso3", "iso3"), "-n", "100000", "-c", "2048", "--ignore-eos", "--rpc", address]
-        timer: list[threading.Timer] = []
 
-        def kill_soon(text: str) -> None:
-            if not timer:
-                timer.append(threading.Timer(seconds, os.kill, (server.pid, signal.SIGKILL)))
-                timer[0].start()
+        def kill(_: str) -> None:
+            nonlocal printed
+            printed += 1
+            if printed == count:
+                os.kill(server.pid, signal.SIGKILL)
 
-        done = proc.run(command, env=ONE_THREAD, check=False, timeout=60, on_stdout=kill_soon)
-    assert timer, done.stderr
+        done = proc.run(command, env=ONE_THREAD, check=False, timeout=60, on_stdout=kill)
+    assert printed >= count, done.stderr
     assert done.rc != 0
-    assert explain(done.stderr, "nothing") == "Remote RPC server crashed or returned malformed response"
+    reason = "Remote RPC server crashed or returned malformed response"
+    assert explain(done.stderr, "nothing") == reason, done.stderr
 
 
 @pytest.mark.parametrize("name", ["gemma2-dense", "gemma3-dense", "gpt-oss-moe"])

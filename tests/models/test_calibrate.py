@@ -18,14 +18,17 @@ from kv_state import read_kv_state
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import ModelError, ToolError
 from ggufrq.build.project import Build
-from ggufrq.cache.kv import parse_kv, parse_plan
+from ggufrq.cache.kv import Sought, parse_kv, parse_plan
 from ggufrq.cli import cli
+from ggufrq.drive.profiles import Found, find
 from ggufrq.ggufs.header import read_header
 from ggufrq.make.plan import Family
 from ggufrq.measure.calibrate import profile_from_text
 from ggufrq.models.convert import convert
+from ggufrq.profile.file import read_profile
 from ggufrq.profile.layers import layer_input, sides
 from ggufrq.profile.sums import LayerSums, read_sums
+from ggufrq.profile.text import noise
 from ggufrq.profile.whole import Whole
 from ggufrq.tools import moments, perplexity
 
@@ -219,6 +222,28 @@ def test_a_profile_from_a_text_pays_where_k_is_biased(llama_build: Build, tmp_pa
     with_profile = kld(llama_build, model, base, "iso3/f16", "--kv-profile", str(out))
     assert without > 0.05
     assert with_profile < without / 5
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_without_one_gets_one_from_a_little_text(
+    llama_build: Build, families: dict[str, Family], tmp_path: Path
+) -> None:
+    """Once, and it leaves less noise on another text than that from the weights."""
+    model = tmp_path / "some.gguf"
+    model.symlink_to(families[DENSE].file("Q8_0"))
+    first = find(model, Sought.AUTO, 512, llama_build)
+    assert first.file is not None and first.said.startswith("profile from a text, made in ")
+    assert find(model, Sought.AUTO, 512, llama_build) == Found(first.file, "profile from a text")
+    weights = find(model, Sought.WEIGHTS, 512, llama_build)
+    assert weights.said.startswith("profile from the weights, made in ") and weights.file is not None
+    args = moments.arguments(model, HELDOUT, tmp_path / "sums.gguf", n_ctx=512, chunks=1, threads=1)
+    proc.run([llama_build.tool(moments.PROGRAM), *args])
+    whole, sums = Whole.of(model, 512), read_sums(tmp_path / "sums.gguf").all
+    of_text, of_weights = (
+        np.mean([np.log(heads).mean() for heads in noise(whole, read_profile(file), sums, 0, 512).values()])
+        for file in (first.file, weights.file)
+    )
+    assert of_text < of_weights  # by a twentieth: K of a model as small as this has few directions that count
 
 
 def test_the_command_makes_a_file_that_llama_cpp_takes(

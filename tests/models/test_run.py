@@ -96,10 +96,10 @@ def test_the_profile_is_made_or_found(
     model.symlink_to(families[name].file("Q4_K_M"))
     plan = parse_plan(kv).with_profile(Sought.AUTO)
     found = generate(model, PROMPT, plan, programs, tokens=4, n_ctx=512, raw=True, temperature=0)
-    assert found.profile is not None and found.profile.startswith("profile from the weights")
+    assert found.profile is not None and found.profile.startswith("profile from a text")
     context = parse_context(found.log.read_text())
     assert context is not None and context.profile is not None
-    assert context.profile.source == "weights" and Path(context.profile.file).is_file()
+    assert context.profile.source == "text" and Path(context.profile.file).is_file()
     assert found.kv_bytes == plan.bytes_for(kv_shape(model), 512)
     beside = tmp_path / f"{name}-kv.gguf"
     profile_from_weights(model, 600).write(beside)
@@ -284,7 +284,7 @@ def test_command_json(families: dict[str, Family]) -> None:
     told = json.loads(result.stdout)
     assert (told["type_k"], told["type_v"], told["tokens"] > 0) == ("iso3", "iso3", True)
     assert 16 * told["kv_bytes"] / told["f16_bytes"] == 3.125 + 16 * 34 / 512
-    assert told["profile"] == f"profile {HYBRID}-kv.gguf, from the weights"
+    assert told["profile"] == f"profile {HYBRID}-kv.gguf, from a text"
     assert (told["first"], told["recent"]) == (1, 32)
 
 

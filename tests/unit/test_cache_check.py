@@ -10,7 +10,6 @@ from typing import Any
 import gguf
 import pytest
 
-from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_case, parse_cases
 from ggufrq.cache.kv import parse_plan
 from ggufrq.drive import cache_check
@@ -193,24 +192,8 @@ def test_usual_tokens_that_are_not_held_are_left_out(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == said
 
 
-def test_a_build_that_cannot_hold_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = parse_cases("iso3,iso4+plain,q8_0", None, None, None)
-    cuda, metal, vulkan = (
-        Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cuda", "metal", "vulkan")
-    )
-    for build in (cuda, metal, None):
-        assert cache_check.held_cases(cases, build) == cases
-    assert capsys.readouterr().err == ""
-    names = [case.name for case in cache_check.held_cases(cases, vulkan)]
-    assert names == ["iso3", "iso4", "q8_0"]
-    assert "no tokens are kept in f16, which this build's devices cannot attend to" in capsys.readouterr().err
-    asked = parse_cases("iso3", None, 32, 1)
-    assert cache_check.held_cases(asked, vulkan) == asked
-
-
 def test_a_model_beside_whose_cache_none_are_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where an indexer chooses the keys. Where V is read from K, CPU and CUDA hold them."""
-    cpu, cuda = (Build("k", tmp_path, tmp_path, tmp_path, {"backend": name}) for name in ("cpu", "cuda"))
+    """Where an indexer chooses the keys. Where V is read from K they are."""
     cases, asked = parse_cases("iso3", None, None, None), parse_cases("iso3", None, 32, 1)
     numbers = {"block_count": 4, "attention.head_count": 4, "embedding_length": 512}
     indexer = {"head_count": 8, "key_length": 128, "top_k": 64}
@@ -227,12 +210,11 @@ def test_a_model_beside_whose_cache_none_are_held(tmp_path: Path, capsys: pytest
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
-        for build in (cpu, cuda):
-            none = arch == "qwen4exp"
-            kept = cache_check.held_cases(cases, build, path)
-            assert [case.name for case in kept] == ["iso3" if none else "iso3 +first1 +recent32"]
-            assert ("this model's kind of attention" in capsys.readouterr().err) is none
-            assert cache_check.held_cases(asked, build, path) == asked
+        none = arch == "qwen4exp"
+        kept = cache_check.held_cases(cases, path)
+        assert [case.name for case in kept] == ["iso3" if none else "iso3 +first1 +recent32"]
+        assert ("this model's kind of attention" in capsys.readouterr().err) is none
+        assert cache_check.held_cases(asked, path) == asked
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from ggufrq.profile import Profile, profile_from_weights, read_profile
 from ggufrq.profile.solve import solve
 from ggufrq.profile.sums import How, LayerSums, read_sums
 from ggufrq.profile.text import averaged, noise, profile_from_sums
+from ggufrq.profile.weights import moments_from_weights
 from ggufrq.profile.whole import Whole
 
 F64 = npt.NDArray[np.float64]
@@ -99,6 +100,11 @@ def test_moments_are_those_at_every_position(model: Path, first: int, n: int) ->
     assert np.allclose(queries, np.einsum("thgi,thgj->hij", qs, qs) / len(qs))
 
 
+def mixed(text: np.ndarray, foretold: np.ndarray) -> np.ndarray:
+    """Four parts of the text's, one of those foretold, made as large by head."""
+    return np.stack([4 * a + b * np.trace(a) / np.trace(b) for a, b in zip(text, foretold, strict=True)]) / 5
+
+
 def test_the_profile_is_the_best_one_for_these_moments(model: Path) -> None:
     whole = Whole.of(model, 24)
     sums = {il: layer_sums(*layer) for il, layer in enumerate(drawn())}
@@ -106,7 +112,8 @@ def test_the_profile_is_the_best_one_for_these_moments(model: Path) -> None:
     assert (profile.source, profile.n_ctx) == ("text", 24)
     for il, layer in profile.layers.items():
         k, q = averaged(whole, il, sums[il], 0, 24)
-        metric = solve(k.covariance, q)
+        foretold, of_q = moments_from_weights(whole, il)
+        metric = solve(mixed(k.covariance, foretold.covariance), mixed(q, of_q))
         assert layer.k_mean is not None and np.allclose(layer.k_mean, k.mean, atol=1e-5)
         assert np.allclose(layer.k_map, metric.forward, rtol=1e-4, atol=1e-4)
         assert np.allclose(layer.q_map, metric.inverse, rtol=1e-4, atol=1e-4)
@@ -149,7 +156,11 @@ def test_where_a_mean_matters_none_is_taken_out(tmp_path: Path, change: dict[str
     profile = profile_from_sums(whole, sums)
     k, q = averaged(whole, 1, sums[1], 0, 24)
     assert profile.layers[1].k_mean is None
-    assert np.allclose(profile.layers[1].k_map, solve(k.second, q).forward, rtol=1e-4, atol=1e-4)
+    foretold, of_q = moments_from_weights(whole, 1)
+    means = np.einsum("hi,hj->hij", k.mean, k.mean)
+    second = mixed(k.second - means, foretold.second) + means  # no bias: the mean foretold is 0
+    expected = solve(second, mixed(q, of_q)).forward
+    assert np.allclose(profile.layers[1].k_map, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_layers_that_the_text_does_not_reach_are_from_the_weights(model: Path) -> None:
@@ -241,7 +252,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def run_by(program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
-    monkeypatch.setattr("ggufrq.measure.calibrate.proc.run", program)
+    monkeypatch.setattr("ggufrq.drive.moments.proc.run", program)
     monkeypatch.setattr("ggufrq.cli.calibrate.require_build", lambda: BUILD)
     return program
 

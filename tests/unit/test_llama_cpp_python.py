@@ -417,7 +417,7 @@ def program(folder: Path, body: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a script of the shell")
-def test_a_profile_from_the_weights_is_asked_of_ggufrq(
+def test_a_profile_is_asked_of_ggufrq(
     module: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
@@ -432,6 +432,8 @@ def test_a_profile_from_the_weights_is_asked_of_ggufrq(
     asked = params()
     asked.n_ctx = 4096
     found = module.Cache(model, asked, "iso3", "iso3").environment["LLAMA_RQ_PROFILE"]
+    assert found == f"where profile {model} -c 4096"
+    found = module.Cache(model, asked, "iso3", "iso3", None, "weights").environment["LLAMA_RQ_PROFILE"]
     assert found == f"where profile {model} --weights -c 4096"
     program(tmp_path, "echo 'error: no such heads' >&2; exit 7")
     with pytest.warns(UserWarning, match="no such heads"):

@@ -26,6 +26,14 @@ def saved(name: str) -> str:
     return (LOGS / f"{name}.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("begun", ["", "0.00.380.123 ", "0.00.380.123 E ", "0.00.380.123 I "])
+def test_last_words_in_a_line_that_the_log_had_begun(begun: str) -> None:
+    """Two threads print: where one gives up, the other may be between the time and the words of a line."""
+    end = {"": "0.00.380.123 E ", "0.00.380.123 ": "E "}.get(begun, "")
+    text = f"{begun}/src/ggml-rpc.cpp:566: the server crashed\n{end}send failed (bytes_sent=-1)\n"
+    assert error_lines(text)[0] == "the server crashed"
+
+
 def test_types_by_layer_calibration_and_scale() -> None:
     context = parse_context(saved("completion-layers.err"))
     assert context is not None

@@ -17,6 +17,8 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
     "{% for c in m.tool_calls or [] %}CALL {{ c.function.name }}{% endfor %}\n{% endfor %}"
 )
+#: Ten thousand million passes.
+FOREVER = "{# tool_calls #}{% for i in range(99999) %}{% for j in range(99999) %}"
 
 
 def test_all_kinds_come_in_turns() -> None:
@@ -113,6 +115,11 @@ def test_the_template_for_tools_is_taken_for_them() -> None:
         ("{{ raise_exception('no turns') }}{# tool_calls #}", "no turns"),
         ("{{ 1 / 0 }}{# tool_calls #}", "division by zero"),
         ("{% for m in messages %}[{{ m.role }}]{% endfor %}", "it knows no calls of tools"),
+        (f"{FOREVER}{{% endfor %}}{{% endfor %}}", "it has not come to an end after 200,000 steps"),
+        (
+            f"{FOREVER}{{{{ messages }}}}{{% endfor %}}{{% endfor %}}",
+            "it writes more than 1,000,000 characters",
+        ),
     ],
 )
 def test_a_fallback_is_told_once(template: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:

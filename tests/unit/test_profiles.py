@@ -14,6 +14,7 @@ from attention_models import QK_NORM, SPLIT, numbers, write
 
 import ggufrq.profile
 from ggufrq.base.errors import ModelError
+from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_cases
 from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.drive import profiles, run
@@ -97,6 +98,18 @@ def test_made_from_the_weights_once(model: Path, cache: Path, made: list[Any]) -
     other.write_bytes(model.read_bytes())
     assert find(other, Sought.AUTO).file == first.file and len(made) == 2
     assert sorted(cache.rglob("*kv*")) == [] and list(cache.rglob("*.tmp")) == []
+
+
+def test_from_the_weights_where_the_programs_fail(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = Build("key", tmp_path / "build", tmp_path, tmp_path, {})
+    found = find(model, Sought.AUTO, 256, build)
+    assert found.file is not None and read_profile(found.file).source == "weights"
+    assert found.said.startswith(f"{WEIGHTS}, made in ")
+    told = capsys.readouterr().err
+    assert "no profile from a text (" in told
+    assert "has no program 'llama-rq-moments'), so one from the weights" in told
 
 
 @pytest.mark.parametrize("damage", ["short", "other model", "other context", "no profile"])
@@ -230,6 +243,6 @@ def test_what_stands_for_the_maker_is_part_of_the_name(
     model: Path, made: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find(model, Sought.AUTO)
-    monkeypatch.setattr(profiles, "_MAKE", profiles._MAKE + 1)
+    monkeypatch.setattr(profiles, "MAKE", profiles.MAKE + 1)
     find(model, Sought.AUTO)
     assert len(made) == 2

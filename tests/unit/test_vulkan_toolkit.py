@@ -111,15 +111,61 @@ def test_devices(sdk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     vulkaninfo(tmp_path / "bin", monkeypatch, SUMMARY)
     assert backends.default() == "cpu"
     assert doctor._vulkan().found.startswith("no GPU that vulkaninfo shows, headers 1.4.309, glslc 2023.8")
+    assert doctor._vulkan().found.endswith(", for: ggufrq build --backend vulkan")
     vulkaninfo(tmp_path / "bin", monkeypatch, card)
-    assert backends.default() == "cpu", "no GPU has run its shaders yet"
-    assert doctor._vulkan().state == "ok" and doctor._vulkan().found.startswith("AMD Radeon RX 7900")
-    assert doctor._vulkan().found.endswith(
-        "--backend vulkan, not taken by itself since no GPU has run its shaders yet"
-    )
+    told = doctor._vulkan()
+    assert told.state == "ok" and told.found.startswith("AMD Radeon RX 7900")
+    assert ", taken by itself; " in told.found and "on no GPU yet; " in told.found
+    assert told.found.endswith("--backend cpu or GGUFRQ_BACKEND=cpu takes the processor instead")
     assert "7900" in backends.get("vulkan").versions()["devices"]
     (sdk / "lib" / "libvulkan.so").unlink()
     told = doctor._vulkan()
     assert told.state == "optional" and "the loader to link with was not found" in told.found and told.remedy
     vulkaninfo(tmp_path / "bin", monkeypatch, "", rc=1)
     assert vulkan_toolkit.devices() == ()
+
+
+def test_who_has_no_vulkaninfo_is_told(sdk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path=None: f"{path}/{name}" if path else None)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    told = doctor._vulkan()
+    assert told.state == "ok" and told.found.startswith("no vulkaninfo (vulkan-tools) to ask, headers 1.4")
+
+
+#: An AMD laptop with lavapipe beside its GPU, as Mesa installs both.
+LAPTOP = SUMMARY + SUMMARY.replace("TYPE_CPU", "TYPE_INTEGRATED_GPU").replace("llvmpipe", "AMD Radeon 780M")
+
+
+def test_a_gpu_is_taken_by_itself(sdk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it can be built for, is no driver alone that computes on the processor, and no other backend has
+    a GPU."""
+    for other in ("cuda", "hip", "metal"):
+        monkeypatch.setattr(f"ggufrq.build.backends.{other}.detected", lambda: False)
+    vulkaninfo(tmp_path / "bin", monkeypatch, SUMMARY)
+    assert backends.default() == "cpu"
+    vulkaninfo(tmp_path / "bin", monkeypatch, LAPTOP)
+    assert backends.default() == "vulkan" == BuildOptions().backend
+    monkeypatch.setenv(backends.VARIABLE, "cpu")
+    assert backends.default() == "cpu"
+    monkeypatch.delenv(backends.VARIABLE)
+    with monkeypatch.context() as there:
+        there.setattr("ggufrq.build.backends.cuda.detected", lambda: True)
+        assert backends.default() == "cuda"
+    glslc(sdk, "shaderc v2022.4 v2022.4")
+    assert backends.default() == "cpu", "its glslc is too old"
+    (sdk / "bin" / "glslc").unlink()
+    assert backends.default() == "cpu"
+
+
+def test_a_build_says_that_no_gpu_has_run_it(
+    sdk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise BuildError("far enough")
+
+    monkeypatch.setattr("ggufrq.build.builds._require_programs", lambda options: None)
+    monkeypatch.setattr("ggufrq.build.stages.source_stage", stop)
+    for name, told in (("vulkan", True), ("cpu", False)):
+        with pytest.raises(BuildError, match="far enough"):
+            builds.ensure_build(BuildOptions(name, native=False))
+        assert ("GGUFRQ_BACKEND=cpu takes the processor instead" in capsys.readouterr().err) is told

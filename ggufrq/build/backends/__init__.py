@@ -34,6 +34,13 @@ BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "hip": hip, "metal": m
 #: Backends that are compiled from the sources of another, and so have its patch.
 _SOURCES = {"hip": "cuda"}
 
+#: Backends that are taken by themselves though no card has run them yet, and what to say of that.
+_UNTRIED = {
+    "vulkan": "by Vulkan the cache types ran on a driver that computes on the processor and on no GPU yet; "
+    "`ggufrq validate docs-qwen3-8m --kv iso3 --quick` tells whether this one is right, and "
+    "--backend cpu or GGUFRQ_BACKEND=cpu takes the processor instead",
+}
+
 #: Environment variable that names the backend to use where none is given.
 VARIABLE = "GGUFRQ_BACKEND"
 
@@ -55,6 +62,11 @@ def get(name: str) -> Backend:
         return BACKENDS[name]
     except KeyError:
         raise UsageError(f"there is no backend '{name}'", remedy=f"one of: {', '.join(BACKENDS)}") from None
+
+
+def caution(name: str) -> str | None:
+    """A sentence on a backend that no card has run yet; None where one has."""
+    return _UNTRIED.get(name)
 
 
 def sources(name: str) -> str:

@@ -8,8 +8,9 @@ from ggufrq.build.toolchain import Missing
 
 
 def detected() -> bool:
-    """Never: our shaders have not run on a GPU yet, so who wants this backend has to name it."""
-    return False
+    """Whether a GPU is present, not a driver alone that computes on the processor, and all that a build
+    needs."""
+    return not vulkan_toolkit.missing() and bool(vulkan_toolkit.devices())
 
 
 def definitions(*, native: bool) -> dict[str, str]:

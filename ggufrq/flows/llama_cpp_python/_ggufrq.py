@@ -1,7 +1,7 @@
 """Rotated KV caches in llama-cpp-python: types by name, profiles of K, newest and first tokens in f16.
 
 ggufrq puts this file into the wheels that it makes, where llama.py calls it. It needs nothing else of ggufrq:
-only a profile that has to be made from the weights is asked of the program ``ggufrq``.
+only a profile that has to be made is asked of the program ``ggufrq``.
 
 SPDX-License-Identifier: MIT
 Copyright (c) 2026 The ggufrq authors
@@ -148,7 +148,7 @@ class Cache:
         if wish in (None, "weights"):
             found, why = (_beside(model) if wish is None else None), ""
             if found is None:
-                found, why = _from_weights(model, n_ctx)
+                found, why = _made(model, n_ctx, by_weights=wish is not None)
             if found is None and wish is not None:
                 raise CacheError(f"no profile from the weights: {why}")
             if found is None:
@@ -215,16 +215,17 @@ def _beside(model: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _from_weights(model: str, n_ctx: int) -> tuple[Path | None, str]:
-    """The profile from the weights, made by ggufrq in seconds or kept from before; None, and why."""
+def _made(model: str, n_ctx: int, *, by_weights: bool) -> tuple[Path | None, str]:
+    """The profile that ggufrq makes or has kept from before, or just that from the weights; None, and why."""
     if importlib.util.find_spec("ggufrq") is not None:
         program = [sys.executable, "-m", "ggufrq"]
     else:
         on_path = shutil.which("ggufrq")
         if on_path is None:
-            return None, "ggufrq, which makes one from the weights, is neither installed here nor on the PATH"
+            return None, "ggufrq, which makes one, is neither installed here nor on the PATH"
         program = [on_path]
-    command = [*program, "where", "profile", model, "--weights", *(["-c", str(n_ctx)] if n_ctx else [])]
+    command = [*program, "where", "profile", model, *(["--weights"] if by_weights else [])]
+    command += ["-c", str(n_ctx)] if n_ctx else []
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode == 0:
         return Path(done.stdout.strip()), ""

@@ -47,7 +47,7 @@ _LLAMA = (
         "            type_v: KV cache data type for V (default: f16), by name or number\n"
         '            kv_layers: Types of some layers apart: "0-1,-1:q8_0;5:iso4/iso3"\n'
         '            kv_profile: Metric of K in a type of ggufrq: a file, "weights" or "none" (default:'
-        " NAME-kv.gguf beside the model, or else weights)\n"
+        " NAME-kv.gguf beside the model, or else one of ggufrq's)\n"
         "            kv_recent: Newest tokens that a query sees in f16 (default: 32 with a type of ggufrq)\n"
         "            kv_first: And the first ones (default: 1 with a type of ggufrq)\n",
     ),

@@ -34,8 +34,8 @@ def validate(
     facts = look(plan)
     plan = within(plan, facts.n_ctx_train)
     longest = max(*plan.settings.ctx, plan.settings.server_ctx)
-    cases = held_cases(plan.cases, build, facts.model.path)
-    plan = replace(plan, cases=tuple(settle_cases(cases, facts.model.path, longest)))
+    cases = held_cases(plan.cases, facts.model.path)
+    plan = replace(plan, cases=tuple(settle_cases(cases, facts.model.path, longest, build)))
     logs = (out or paths.logs_dir() / f"validate-{facts.model.name}") / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with (

@@ -55,10 +55,6 @@ class Goal:
     recent: int | None = 0
     first: int | None = 0
 
-    def exact(self, build: Build) -> tuple[int | None, int | None]:
-        """Newest and first tokens in f16 that a build can hold, or that were asked for."""
-        return (self.recent, self.first) if build.holds_exact else (self.recent or 0, self.first or 0)
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -162,11 +158,11 @@ def candidates(goal: Goal, shape: KvShape, singles: Singles) -> list[tuple[KvPla
     return sorted(found.items(), key=lambda item: item[1])
 
 
-def _exact_words(goal: Goal, build: Build) -> str:
+def _exact_words(goal: Goal) -> str:
     kind = next((kind for kind in goal.types if kind.ours), None)
     if kind is None:
         return ""
-    plan = KvPlan(KvPair(kind, kind)).with_wished(*goal.exact(build))
+    plan = KvPlan(KvPair(kind, kind)).with_wished(goal.recent, goal.first)
     return exact_words(plan.recent, plan.first)
 
 
@@ -207,13 +203,13 @@ def tune(
             f"{least.bits(shape):g}",
             remedy=f"--budget {least.bits(shape):g} or more, or smaller --types",
         )
-    profile = None if goal.profile is None else profiles.find(model.path, goal.profile, goal.scored.n_ctx)
+    wish, n_ctx = goal.profile, goal.scored.n_ctx
+    profile = None if wish is None else profiles.find(model.path, wish, n_ctx, build)
     rows: list[Row] = []
-    recent, first = goal.exact(build)
 
     def case(plan: KvPlan) -> Case:
         plan = plan.with_profile(profile.file if profile and plan.k_ours else None)
-        return Case(plan.with_wished(recent, first) if plan.rotated else plan)
+        return Case(plan.with_wished(goal.recent, goal.first) if plan.rotated else plan)
 
     def measured(plans: Sequence[KvPlan], text: Path) -> list[Row]:
         found = divergences(
@@ -261,5 +257,5 @@ def tune(
         checked=checked,
         commands=list(dict.fromkeys(row["command"] for row in rows)),
         profile=None if profile is None else profile.said,
-        exact=_exact_words(goal, build),
+        exact=_exact_words(goal),
     )

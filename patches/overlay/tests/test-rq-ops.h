@@ -47,10 +47,11 @@ struct test_rq_rotation : public test_mul_mat {
 struct test_rq_recent : public test_flash_attn_ext {
     const int64_t held;  // rows in f16; each query has one in f32
     const bool    apart; // the masks
+    const float   lift;  // added to the scores of these rows
 
     test_rq_recent(std::array<int64_t, 2> hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
-            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false) :
-        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, hs[0] == 576), held(held), apart(apart) {}
+            bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false, float lift = 0.0f) :
+        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, hs[0] == 576), held(held), apart(apart), lift(lift) {}
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         ggml_tensor * out   = test_flash_attn_ext::build_graph(ctx);
@@ -85,11 +86,20 @@ struct test_rq_recent : public test_flash_attn_ext {
         std::vector<ggml_fp16_t> hidden(masks->ne[0] - seen, ggml_fp32_to_fp16(-INFINITY));
         for (int64_t row = 0; row < ggml_nrows(masks); ++row) {
             ggml_backend_tensor_set(masks, hidden.data(), row*masks->nb[1] + seen*sizeof(ggml_fp16_t), hidden.size()*sizeof(ggml_fp16_t));
+
+            const size_t at = row*masks->nb[1] + (seen - held - nb)*sizeof(ggml_fp16_t);
+            std::vector<ggml_fp16_t> scores(held + nb);
+            ggml_backend_tensor_get(masks, scores.data(), at, scores.size()*sizeof(ggml_fp16_t));
+            for (ggml_fp16_t & score : scores) {
+                score = ggml_fp32_to_fp16(ggml_fp16_to_fp32(score) + lift);
+            }
+            ggml_backend_tensor_set(masks, scores.data(), at, scores.size()*sizeof(ggml_fp16_t));
         }
     }
 
     std::string vars() override {
-        return "recent=" + std::to_string(held) + ",apart=" + std::to_string(apart) + "," + test_flash_attn_ext::vars();
+        const std::string res = "recent=" + std::to_string(held) + ",apart=" + std::to_string(apart) + "," + test_flash_attn_ext::vars();
+        return lift == 0.0f ? res : res + ",lift=" + std::to_string((int) lift);
     }
 };
 
@@ -104,6 +114,9 @@ static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_c
         add(128, 128, type, type, false);
         add(256, 256, type, type, type == GGML_TYPE_ISO3);
     }
+    add(512, 512, GGML_TYPE_ISO3, GGML_TYPE_ISO3,    false);
+    add(512, 512, GGML_TYPE_ISO4, GGML_TYPE_PLANAR2, true);
+    add(512, 512, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0,    false);
     for (ggml_type type : { GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 }) {
         add( 64,  64, type, type,             false);
         add(192, 128, type, GGML_TYPE_ROTOR4, false);
@@ -114,6 +127,10 @@ static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_c
 
     for (int nb : { 1, 3, 75 }) { // MLA
         test_cases.emplace_back(new test_rq_recent({576, 512}, 1, {16, 1}, 512, nb, 33, GGML_TYPE_RQ3_64, GGML_TYPE_RQ3_64));
+    }
+    // the largest score among these rows, then in the cache: what was summed before has to be scaled in the first case
+    for (float lift : { 5.0f, -5.0f }) {
+        test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 4, 1}, 512, 3, 300, GGML_TYPE_ISO3, GGML_TYPE_ISO3, false, 0.0f, 0.0f, false, lift));
     }
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_ISO3, GGML_TYPE_F16));
     test_cases.emplace_back(new test_rq_recent({128, 128}, 2, { 8, 1}, 256, 1,  33, GGML_TYPE_Q8_0, GGML_TYPE_ISO4));
@@ -170,6 +187,17 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
             test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 4, 3}, 113, 75, true, true, 8, 30, GGML_PREC_F32, type, type, {0, 2, 1, 3}, false));
         }
     }
+
+    // heads of 512 (Gemma 4), which upstream's kernels for CUDA have in groups and with a padded cache
+    for (ggml_type type_K : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+        for (ggml_type type_V : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+            test_cases.emplace_back(new test_flash_attn_ext(512, 512, 2, { 8, 1}, 256, 2, true, false, 0, 0, GGML_PREC_F32, type_K, type_V));
+        }
+    }
+    for (int nb : { 1, 3, 75 }) {
+        test_cases.emplace_back(new test_flash_attn_ext(512, 512, 2, { 8, 2}, 768, nb, true, true, 0, 30, GGML_PREC_F32, GGML_TYPE_ISO3, GGML_TYPE_ISO3, {0, 2, 1, 3}));
+        test_cases.emplace_back(new test_flash_attn_ext(320, 256, 1, {32, 1}, 512, nb, true, true, 0, 0, GGML_PREC_F32, GGML_TYPE_RQ3_64, GGML_TYPE_ISO3));
+    }
 }
 
 // those that store heads of 64, 192 and so on
@@ -195,7 +223,7 @@ static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_
 static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
     const std::vector<ggml_type> wide   = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 };
     const std::vector<ggml_type> narrow = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 };
-    for (int hs : { 64, 128, 256 }) {
+    for (int hs : { 64, 128, 256, 512 }) {
         for (int group : { 4, 8 }) {
             for (int kv : { 4096, 32768, 131072 }) {
                 for (int nb : { 1, 512 }) {
