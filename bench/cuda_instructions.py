@@ -36,8 +36,9 @@ from ggufrq.source import obtain
 CODES = {"rq2": "ggml_cuda_rq_kv<2, N>", "rq3": "ggml_cuda_rq_kv<3, N>", "rq4": "ggml_cuda_rq_kv<4, N>"}
 CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0", "q4_0": "ggml_cuda_rq_kv_q4_0"}
 BITS = {"rq2": 2, "rq3": 3, "rq4": 4, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
-#: head_dim of K and V
-HEADS = ((128, 128), (256, 256), (64, 64), (192, 128))
+#: head_dim of K and V; the last is MLA, where V is the first values of K
+MLA = (576, 512)
+HEADS = ((128, 128), (256, 256), (512, 512), (64, 64), (192, 128), (320, 256), MLA)
 
 #: Clocks for which an instruction keeps a unit of one of a multiprocessor's four schedulers busy, at compute
 #: capability 8.0 and 9.0: from the lanes per clock in the table of arithmetic throughput of NVIDIA's
@@ -68,13 +69,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the compiler made of a kernel: rows of a warp per pass, ``shared`` and ``spilled`` in bytes."""
+    """What the compiler made of a kernel: rows of a warp per pass, of each of which it has one of ``halves``;
+    ``shared`` and ``spilled`` in bytes."""
 
     registers: int
     spilled: int
     rows: int
     shared: int
     loop: Counter[str]
+    halves: int = 1
 
     @property
     def warps(self) -> int:
@@ -162,14 +165,16 @@ def _usual(some: Iterator[Block]) -> Iterator[str]:
         yield from (name for name, seldom in zip(block.names, block.seldom, strict=True) if not seldom)
 
 
-def _block(dim: int) -> int:
-    """Values of a block of heads of ``dim``."""
-    return 128 if dim % 128 == 0 else 64
+def _blocks(dims: tuple[int, int]) -> tuple[int, int]:
+    """Values of a block of K and of V."""
+    k, v = (128 if dim % 128 == 0 else 64 for dim in dims)
+    return k, k if dims == MLA else v
 
 
-def _bits(kind: str, dim: int) -> float:
-    """Bits of a value, with its share of a block's scale."""
-    return BITS[kind] + (16 / _block(dim) if kind.startswith("rq") else 0)
+def _bytes(dims: tuple[int, int], k: str, v: str) -> float:
+    """Bytes of the cache for a row, with those of the scales."""
+    sides = list(zip((k, v), dims, _blocks(dims), strict=True))[: 1 if dims == MLA else 2]
+    return sum(dim * (BITS[kind] + (16 / n if kind.startswith("rq") else 0)) for kind, dim, n in sides) / 8
 
 
 def compile_kernel(
@@ -177,13 +182,13 @@ def compile_kernel(
 ) -> Kernel:
     """Compile one kernel of a patched tree and count its loop."""
     toolkit = cuda_toolkit.find()
-    codes = [CODES[kind].replace("N", str(_block(dim))) for kind, dim in zip((k, v), dims, strict=True)]
+    codes = [CODES[kind].replace("N", str(n)) for kind, n in zip((k, v), _blocks(dims), strict=True)]
     types = f"{dims[0]}, {codes[0]}, {codes[1]}, {dims[1]}"
     (work / "kernel.cu").write_text(
         '#include "rq-fattn.cuh"\n'
-        "template <int rows, int shared> __global__ void sizes() {}\n"
+        "template <int rows, int halves, int shared> __global__ void sizes() {}\n"
         f"typedef ggml_cuda_rq_fa<{types}> fa;\n"
-        "template __global__ void sizes<fa::rows, fa::nb_shared>();\n"
+        "template __global__ void sizes<fa::rows, fa::halves, fa::nb_shared>();\n"
         f"ggml_cuda_rq_fa_kernel kernel() {{ return ggml_cuda_rq_fa_make<{types}>(); }}\n",
         encoding="utf-8",
     )
@@ -202,7 +207,7 @@ def compile_kernel(
     flags += [f"--generate-code=arch=compute_{arch},code=sm_{arch}", *(f"-I{folder}" for folder in include)]
     flags.append(f"-I{ggml / 'src' / 'ggml-cuda'}")
     made = proc.run([toolkit.nvcc, *flags, "-o", work / "kernel.cubin", work / "kernel.cu"], timeout=600)
-    sizes = re.search(r"5sizesILi(\d+)ELi(\d+)E", made.stderr)
+    sizes = re.search(r"5sizesILi(\d+)ELi(\d+)ELi(\d+)E", made.stderr)
     said = r"flash_attn_kernel.*?(\d+) bytes spill stores.*?Used (\d+) registers"
     facts = re.search(said, made.stderr, re.DOTALL)
     if sizes is None or facts is None:
@@ -211,17 +216,17 @@ def compile_kernel(
     start = listing.index(".text._Z30ggml_cuda_rq_flash_attn_kernel")
     end = listing.find("\n//--------------------- .text", start)
     loop = main_loop(listing[start : end if end > 0 else None])
-    return Kernel(int(facts[2]), int(facts[1]), int(sizes[1]), int(sizes[2]), loop)
+    return Kernel(int(facts[2]), int(facts[1]), int(sizes[1]), int(sizes[3]), loop, int(sizes[2]))
 
 
 def row(
     kernel: Kernel, dims: tuple[int, int], k: str, v: str, multiprocessors: int, clock: float
 ) -> list[str]:
     """A line of the table."""
-    values = sum(dims) * kernel.rows  # of K and V, in a pass of a warp
+    values = sum(dims) * kernel.rows // kernel.halves  # of K and V, in a pass of a warp
     clocks = kernel.clocks()
     unit = max(clocks, key=lambda name: clocks[name])
-    nbytes = (dims[0] * _bits(k, dims[0]) + dims[1] * _bits(v, dims[1])) / 8 * kernel.rows
+    nbytes = _bytes(dims, k, v) * kernel.rows / kernel.halves
     speed = 4 * nbytes / clocks[unit] * multiprocessors * clock / 1000
     return [
         f"{k}/{v} {dims[0]}" + (f"/{dims[1]}" if dims[0] != dims[1] else ""),
@@ -247,9 +252,12 @@ def _nvdisasm(toolkit: cuda_toolkit.Toolkit) -> Path:
     return found[0]
 
 
-def _pairs(every: bool) -> Iterator[tuple[str, str]]:
+def _pairs(every: bool, dims: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    same_bits = dims in ((320, 256), MLA)
     for k in CODES:
         for v in CODES:
+            if same_bits and (k != v or not k.startswith("rq")):
+                continue
             mixed = "q4_0" not in (k, v) and {"rq2", "rq3", "rq4"} & {k, v}
             if mixed or k == v != "f16" if every else k == v == "rq3":
                 yield k, v
@@ -284,7 +292,7 @@ def main() -> int:
         patches.apply(project.patch_set, tree, what="llama.cpp")
         nvdisasm = _nvdisasm(cuda_toolkit.find())
         for dims in HEADS:
-            for k, v in _pairs(options.all):
+            for k, v in _pairs(options.all, dims):
                 kernel = compile_kernel(tree, Path(folder), nvdisasm, options.arch, dims, k, v)
                 lines.append(row(kernel, dims, k, v, options.multiprocessors, options.clock))
     print(table(head, lines))

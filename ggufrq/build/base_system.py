@@ -30,6 +30,11 @@ _PACKAGES = (
     *("libgomp1", f"gcc-{GCC}-base"),
 )
 _VERSIONS = "versions.json"
+#: What llama.cpp's modules for the newest processors are compiled with, and the first GCC that knows it.
+_NEWEST = {
+    "x86_64": (("-mamx-int8", "-mavxvnni"), 11),
+    "aarch64": (("-march=armv9.2-a+sme",), 14),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,18 @@ class BaseSystem:
                 remedy=f"apt-get install {package}",
             )
         return found
+
+    def require_modules(self) -> None:
+        """Raise BuildError when its compiler is missing, or too old for the module of the newest
+        processors."""
+        flags, version = _NEWEST[self.arch]
+        compiler = self.compiler("g++")
+        done = proc.run([compiler, *flags, "-x", "c++", "-E", os.devnull], check=False, timeout=60)
+        if done.rc != 0:
+            raise BuildError(
+                f"{compiler} does not take {' '.join(flags)}, by which one of the modules is compiled",
+                remedy=f"GCC {version} or newer; Debian 13, or a container of it, has 14",
+            )
 
     def definitions(self, build: Path) -> dict[str, str]:
         """CMake's definitions of a build in the folder ``build``. Raises BuildError without the compiler."""

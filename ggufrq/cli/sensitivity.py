@@ -78,6 +78,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Measurements at once.  [default: one per core; 1 for large models]",
 )
 @click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=best_recipe.Goal.rounds,
+    show_default=True,
+    help="Rounds of eight neighbours of the best recipe that are measured, at most.",
+)
+@click.option(
     "--quick",
     is_flag=True,
     help="Choose by the errors of the weights alone, in a minute: nothing is measured.",

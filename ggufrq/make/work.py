@@ -41,6 +41,7 @@ class Work:
         self.log = planner.log
         self._fresh: set[str] = set()
         self._folding: Folding | None = None
+        self._foreseen: dict[str, tuple[int, list[str]]] = {}
 
     def source(self) -> tuple[Source, Path]:
         """The source, and the model as GGUF, converted if need be."""
@@ -110,12 +111,16 @@ class Work:
         self._foresee_whole(found)
 
     def _foresee_whole(self, found: Source) -> None:
-        """As ``_foresee``, by a plan."""
-        with self.planner.header(found) as header:
-            plan = self.planner.plan(found, header)
-        names = [part.name for part in plan.conversions if not part.kept]
-        names += [output.name for output in plan.outputs if not output.kept]
-        require_free(self.folder, plan.disk_needed, ", ".join(names))
+        """As ``_foresee``, by a plan. What it needs of the disk is kept, to be asked for once more when the
+        weights of a model on the Hub are there, which may have been fetched to the same one."""
+        if found.key not in self._foreseen:
+            with self.planner.header(found) as header:
+                plan = self.planner.plan(found, header)
+            names = [part.name for part in plan.conversions if not part.kept]
+            names += [output.name for output in plan.outputs if not output.kept]
+            self._foreseen[found.key] = plan.disk_needed, names
+        need, names = self._foreseen[found.key]
+        require_free(self.folder, need, ", ".join(names))
 
     def make_matrix(self, plan: FamilyPlan, found: Source) -> bool:
         """Make or publish the importance matrix if a file needs one that is not there; whether it was."""

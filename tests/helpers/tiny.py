@@ -1,4 +1,5 @@
-"""A project that goes through every stage of a build in two seconds, with places to stop it in the middle.
+"""A project that goes through every stage of a build in two seconds, with places to stop it in the middle:
+each writes the file that a variable names and goes on when that is removed, or after a minute.
 
 Run as a program it builds the project made in the folder given: ``python tiny.py BASE [target ...]``.
 """
@@ -23,8 +24,7 @@ cmake_minimum_required(VERSION 3.14)
 project(tiny C)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 if(DEFINED ENV{TINY_STOP_CONFIGURE})
-    file(WRITE "$ENV{TINY_STOP_CONFIGURE}" "here")
-    execute_process(COMMAND ${CMAKE_COMMAND} -E sleep 2)
+    execute_process(COMMAND sh "${CMAKE_SOURCE_DIR}/stop.sh" "$ENV{TINY_STOP_CONFIGURE}")
 endif()
 add_custom_command(OUTPUT slow.h COMMAND sh "${CMAKE_SOURCE_DIR}/slow.sh" slow.h VERBATIM)
 add_executable(hello hello.c other.c added.c ${CMAKE_BINARY_DIR}/slow.h)
@@ -33,8 +33,13 @@ add_executable(test-hello EXCLUDE_FROM_ALL hello.c other.c added.c)
 """
 SLOW = """\
 echo '#define SLOW 1' > $1.half
-if [ -n "$TINY_STOP_COMPILE" ]; then echo here > "$TINY_STOP_COMPILE"; sleep 2; fi
+if [ -n "$TINY_STOP_COMPILE" ]; then sh "${0%slow.sh}stop.sh" "$TINY_STOP_COMPILE"; fi
 mv $1.half $1
+"""
+STOP = """\
+echo $$ > "$1.new"
+mv "$1.new" "$1"
+for i in $(seq 600); do [ -e "$1" ] || exit 0; sleep 0.1; done
 """
 HELLO = """\
 #include <stdio.h>
@@ -64,6 +69,7 @@ def make(base: Path) -> None:
     upstream.mkdir(parents=True)
     (upstream / "CMakeLists.txt").write_text(CMAKE)
     (upstream / "slow.sh").write_text(SLOW)
+    (upstream / "stop.sh").write_text(STOP)
     (upstream / "hello.c").write_text(HELLO)
     (upstream / "other.c").write_text("int other(void) {\n    return 1;\n}\n")
     (patch_set / "overlay").mkdir(parents=True)

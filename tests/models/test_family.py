@@ -462,11 +462,22 @@ def test_from_the_hub(
     folder = embedded_models()[MODELS[1]]
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     home = tmp_path / "hf"
+    # As a large model is planned; and the disk is full as soon as the weights are there, where that is wanted
+    large = "import ggufrq.make.work as work\nwork._SMALL = 0\n"
+    full = (
+        "import pathlib, shutil\n"
+        "usage = shutil.disk_usage\n"
+        f"weights = pathlib.Path({str(home)!r})\n"
+        "left = lambda: 1 << 20 if any(weights.rglob('*.safetensors')) else 1 << 40\n"
+        "shutil.disk_usage = lambda folder: usage(folder)._replace(free=left())\n"
+    )
 
-    def run(url: str, *more: str) -> subprocess.CompletedProcess[str]:
+    def run(url: str, *more: str, before: str = large) -> subprocess.CompletedProcess[str]:
         arguments = ("quantize", "somebody/Docs-8M", "--types", "Q8_0", "--json", *more)
+        line = command_line(llama_build, *arguments)
+        line[2] = before + line[2]
         return subprocess.run(
-            command_line(llama_build, *arguments),
+            line,
             cwd=tmp_path,
             env=hubs.environment(url, home, token=None),
             capture_output=True,
@@ -479,9 +490,16 @@ def test_from_the_hub(
         assert plan.returncode == 0, plan.stderr
         assert hub.sent < len(files["model.safetensors"]) / 10
         assert not (tmp_path / "Docs-8M-GGUF").exists()
+        refused = run(hub.url, before=large + full)
+        assert refused.returncode == 1 and "GB free" in refused.stderr, refused.stderr
+        assert hub.sent > len(files["model.safetensors"])
         done = run(hub.url)
         assert done.returncode == 0, done.stderr
         assert not any("pytorch" in name for name in hub.fetched)
+    log = (Path(os.environ["GGUFRQ_CACHE"]) / "logs" / "quantize-Docs-8M.log").read_text(encoding="utf-8")
+    headers = re.findall(r"^\$ .*_hf_to_gguf\.py .* header ", log, re.MULTILINE)
+    assert len(headers) == 3, "each run plans once by headers"
+    assert len(re.findall(r"^\$ .*_hf_to_gguf\.py .* all ", log, re.MULTILINE)) == 1
     told = json.loads(done.stdout)
     assert json.loads(plan.stdout)["files"][0]["bytes"] == told["files"][0]["bytes"]
     assert told["source"]["repo"] == "somebody/Docs-8M"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from guessing import dflash, eagle, with_head
+from processes import gone
 
 from ggufrq.base.errors import ToolError, UsageError
 from ggufrq.base.loopback import free_port, session
@@ -46,14 +47,6 @@ def complete(running: Server, prompt: str | list[int], **options: Any) -> dict[s
     return found
 
 
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 @pytest.mark.parametrize("name", [DENSE, HYBRID])
 def test_start_answer_stop(families: dict[str, Family], programs: Programs, name: str) -> None:
     model, plan, port = families[name].file("Q8_0"), parse_plan("iso3/planar4"), free_port()
@@ -74,7 +67,7 @@ def test_start_answer_stop(families: dict[str, Family], programs: Programs, name
         while not server.parse_requests(running.log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(server.parse_requests(running.log.read_text())) == 1
-    assert gone(pid)
+    assert gone(pid, within=0)
     assert not server.healthy(f"http://127.0.0.1:{port}")
 
 

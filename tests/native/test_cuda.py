@@ -654,7 +654,7 @@ def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
         None if kv_max is None else _at(kv_max),
         None if recent_call is None else ctypes.byref(recent_call), _at(out),
     )  # fmt: skip
-    assert rows in (64, 128, 256)  # that a CUDA block takes at once
+    assert rows in ((32, 64) if dim_v > 256 else (64, 128, 256))  # that a CUDA block takes at once
 
     group = case.heads // case.heads_kv
     if recent is not None:
@@ -699,9 +699,11 @@ def _pairs(ours_k: tuple[int, ...], ours_v: tuple[int, ...]) -> list[tuple[int, 
     return [(k, v) for k in (*ours_k, F16, Q8_0) for v in (*ours_v, F16, Q8_0) if k in ours_k or v in ours_v]
 
 
-PAIRS = [(k, v, dim, dim) for k, v in _pairs(WIDE, WIDE) for dim in (128, 256)]
+PAIRS = [(k, v, dim, dim) for k, v in _pairs(WIDE, WIDE) for dim in (128, 256, 512)]
 PAIRS += [(k, v, 64, 64) for k, v in _pairs(NARROW, NARROW)]
 PAIRS += [(k, v, 192, 128) for k, v in _pairs(NARROW, WIDE)]
+PAIRS += [(kind, kind, 576, 512) for kind in NARROW]  # MLA
+PAIRS += [(k, v, 320, 256) for k, v in zip(NARROW, WIDE, strict=True)]
 
 #: of the largest value; queries and weights have 15 bits, or those of f16 where K or V does
 TOLERANCE = 5e-4
@@ -745,6 +747,20 @@ def test_attention_of_every_pair(kernels: Kernels, type_k: int, type_v: int, dim
         Case(RQ3_64, RQ3, 192, 128, heads=16, heads_kv=1, kv=600, parts=2, sinks=True),
         Case(RQ2_64, RQ4, 192, 128, heads=3, heads_kv=3, queries=4, kv=300, mask="window"),
         Case(F16, RQ3, 192, 128, heads=8, heads_kv=1, kv=70, sequences=2),
+        # two warps share a row: groups of Gemma 4 and others, passes of one pair alone, odd strides
+        Case(dim=512, heads=16, heads_kv=2, kv=300, mask="window", queries=2),
+        Case(dim=512, heads=2, heads_kv=2, queries=9, kv=33),
+        Case(dim=512, heads=5, heads_kv=1, kv=97),
+        Case(dim=512, heads=24, heads_kv=2, kv=1, type_k=RQ2, type_v=RQ4),
+        Case(dim=512, kv=600, parts=3, mask="gap", queries=2, type_k=RQ4, type_v=RQ3),
+        Case(dim=512, kv=512, kv_max=256, mask="none", sequences=2, heads=8, heads_kv=1),
+        Case(dim=512, heads=12, heads_kv=3, max_bias=8.0, kv=130, queries=2, sequences=2, type_v=Q8_0),
+        Case(dim=512, softcap=20.0, sinks=True, kv=70, type_k=F16),
+        Case(dim=512, spread=4.0, kv=500, parts=2),
+        Case(dim=512, kv=300, rows_v=2.5, outlier=20.0),
+        Case(RQ3_64, RQ3, 320, 256, heads=32, heads_kv=1, kv=130, sinks=True, parts=2),
+        Case(RQ3_64, RQ3_64, 576, 512, heads=20, heads_kv=1, kv=300, mask="window", queries=2),
+        Case(RQ4_64, RQ4_64, 576, 512, heads=5, heads_kv=1, kv=97, parts=2, sequences=2, outlier=20.0),
     ],
     ids=str,
 )
@@ -753,7 +769,7 @@ def test_attention_shapes_and_flags(kernels: Kernels, case: Case) -> None:
 
 
 #: kernels that there are for recent rows alone
-ALIKE = [(kind, kind, dim, dim) for kind in (Q8_0, Q4_0) for dim in (64, 128, 256)]
+ALIKE = [(kind, kind, dim, dim) for kind in (Q8_0, Q4_0) for dim in (64, 128, 256, 512)]
 
 
 @pytest.mark.parametrize(("type_k", "type_v", "dim", "dim_v"), [*PAIRS, *ALIKE])
@@ -790,6 +806,11 @@ def test_recent_rows_beside_every_pair(
         Case(spread=0.01, kv=900, held=33, fresh=1),  # flat
         Case(RQ3_64, RQ3_64, 64, heads=9, heads_kv=3, kv=97, held=33, fresh=1),
         Case(RQ3_64, RQ3, 192, 128, heads=8, heads_kv=1, kv=70, held=65, fresh=2, queries=2),
+        Case(dim=512, heads=16, heads_kv=2, kv=200, mask="window", held=65, fresh=2, queries=2),
+        Case(dim=512, heads=5, heads_kv=1, kv=97, held=130, fresh=1, sequences=2),
+        Case(RQ2, RQ4, 512, heads=2, heads_kv=2, kv=300, parts=2, held=1, fresh=9, queries=9, sinks=True),
+        Case(dim=512, max_bias=8.0, softcap=20.0, held=33, fresh=1, type_v=F16),
+        Case(RQ3_64, RQ3_64, 576, 512, heads=20, heads_kv=1, kv=97, held=65, fresh=2, queries=2),
     ],
     ids=str,
 )
@@ -934,6 +955,12 @@ MUTATIONS = [
     ("rq-fattn.cuh", "if constexpr (!scaled)", "if constexpr (scaled)"),
     ("rq-fattn.cuh", "(is_recent ? recent.nb_mask : nb31)", "nb31"),
     ("rq-fattn.cuh", "const int step = parts*", "const int step = gridDim.y*"),
+    # two warps share a row
+    ("rq-fattn.cuh", "s[i][l] += other[l];", "(void) other[l];"),
+    ("rq-fattn.cuh", "part*KC::row_bytes(fa::next_k)", "0*part"),
+    ("rq-fattn.cuh", "i < n ? 0.0f : v[i/32]", "v[i/32]"),
+    ("rq-fattn.cuh", "part*fa::next_k*(int) sizeof(half)", "0*part"),
+    ("rq-fattn.cuh", "(part == 0 ? words_tiles : -words_tiles)", "0"),
 ]
 
 
@@ -955,5 +982,7 @@ def test_a_planted_mistake_is_found(tmp_path: Path, file: str, old: str, new: st
     cases = [
         Case(queries=2, kv=700, outlier=20.0, held=33, fresh=2),
         Case(RQ3_64, RQ3_64, 64, queries=2, kv=150),
+        Case(dim=512, kv=150),
+        Case(RQ3_64, RQ3_64, 576, 512, kv=97, held=33, fresh=2),
     ]
     assert not same or max(_error(wrong, case) for case in cases) > 5 * TOLERANCE

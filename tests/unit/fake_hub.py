@@ -41,7 +41,8 @@ class FakeHub:
     ``tokens`` maps tokens to users; without any all may do everything. ``chunk`` makes uploads come in parts
     of so many bytes; the file ``spoil`` loses its last byte on arrival. ``objects`` is what was sent for the
     large files, ``puts`` each time that something was, ``requests`` all that was asked for. Without
-    ``ranges`` whole files are sent when parts are asked for, as some mirrors do.
+    ``ranges`` whole files are sent when parts are asked for, as some mirrors do. ``sha`` is the commit that
+    repositories are at.
     """
 
     repos: dict[str, dict[str, bytes]]
@@ -53,6 +54,7 @@ class FakeHub:
     private: dict[str, bool] = field(default_factory=dict)
     chunk: int | None = None
     ranges: bool = True
+    sha: str = SHA
     spoil: str = ""
     faults: list[Fault] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -219,15 +221,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 def info(h: _Handler, _: bytes, repo: str, revision: str | None = None) -> None:
     files = h.files(repo)
-    if revision not in (None, "main", SHA):
+    if revision not in (None, "main", h.hub.sha):
         raise Refused(404, "RevisionNotFound")
     siblings = [{"rfilename": name} for name in files]
-    h.json({"id": repo, "sha": SHA, "siblings": siblings, "private": h.hub.private.get(repo, False)})
+    h.json({"id": repo, "sha": h.hub.sha, "siblings": siblings, "private": h.hub.private.get(repo, False)})
 
 
 def refs(h: _Handler, _: bytes, repo: str) -> None:
     h.files(repo)
-    h.json({"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": SHA}], "tags": []})
+    h.json({"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": h.hub.sha}], "tags": []})
 
 
 def tree(h: _Handler, _: bytes, repo: str) -> None:
@@ -248,7 +250,7 @@ def resolve(h: _Handler, _: bytes, repo: str, name: str) -> None:
     if body:
         h.hub.fetched.append(f"{repo}/{name}")
     etag = hashlib.sha1(files[name]).hexdigest()
-    headers = {"ETag": f'"{etag}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
+    headers = {"ETag": f'"{etag}"', "X-Repo-Commit": h.hub.sha, "Accept-Ranges": "bytes"}
     data, status = files[name], 200
     wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", h.headers.get("Range", ""))
     if wanted and h.hub.ranges:

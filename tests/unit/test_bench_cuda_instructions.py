@@ -68,3 +68,13 @@ def test_units(tmp_path: Path) -> None:
     line = cuda_instructions.row(kernel, (192, 128), "rq3", "rq4", 100, 1.0)
     nbytes = 64 * (192 * 3.25 + 128 * 4.125) / 8
     assert line[0] == "rq3/rq4 192/128" and line[7] == f"{4 * nbytes / 12 * 100 / 1000:.1f} TB/s"
+
+
+def test_of_a_row_that_two_warps_share_each_has_a_half(tmp_path: Path) -> None:
+    kernel = cuda_instructions.Kernel(168, 8, 32, 45184, _loop(tmp_path), halves=2)
+    line = cuda_instructions.row(kernel, (512, 512), "rq3", "rq3", 100, 1.0)
+    assert line[5] == f"{32 * 10 / (512 * 32):.2f}"
+    assert line[7] == f"{4 * 32 * 512 * 3.125 / 8 / 12 * 100 / 1000:.1f} TB/s"
+    # MLA: V is in K, in whose blocks of 64
+    line = cuda_instructions.row(kernel, (576, 512), "rq3", "rq3", 100, 1.0)
+    assert line[7] == f"{4 * 16 * 576 * 3.25 / 8 / 12 * 100 / 1000:.1f} TB/s"

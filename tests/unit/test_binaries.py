@@ -290,6 +290,22 @@ def test_definitions_name_its_headers_and_libraries_alone(base: BaseSystem, tmp_
     assert "CMAKE_SYSROOT" not in BaseSystem(platform.machine()).definitions(tmp_path)
 
 
+def test_a_compiler_that_is_too_old_for_a_module_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "aarch64-linux-gnu-g++"
+    compiler.write_text("#!/bin/sh\ncase $1 in *+sme) exit 1;; esac\n")
+    compiler.chmod(0o755)
+    (tmp_path / "x86_64-linux-gnu-g++").symlink_to(compiler)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(base_system, "old", BaseSystem)
+    monkeypatch.setattr(builds, "ensure_build", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(BuildError, match=r"does not take -march=armv9.2-a\+sme") as caught:
+        job.make(tmp_path / "out", arch="aarch64")
+    assert "GCC 14" in str(caught.value.remedy)
+    BaseSystem("x86_64").require_modules()
+
+
 def test_debian_is_asked_for_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from processes import alive, gone
 
 from ggufrq.base import proc
 from ggufrq.base.errors import ToolError
@@ -22,36 +23,28 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-u", "-c", code]
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie that nobody has waited for counts as ended."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")
-
-
-def gone(pid: int, within: float = 5) -> bool:
-    deadline = time.monotonic() + within
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not alive(pid)
-
-
 def test_output_status_and_seconds() -> None:
     done = proc.run(python("import sys; print('out'); print('err', file=sys.stderr)"))
     assert (done.rc, done.stdout, done.stderr) == (0, "out\n", "err\n")
     assert 0 < done.seconds < 20
 
 
-def test_stdout_comes_in_chunks_before_the_end() -> None:
-    seen: list[tuple[str, float]] = []
+def test_stdout_comes_in_chunks_before_the_end(tmp_path: Path) -> None:
+    """The program goes on only when its first word was seen."""
+    seen, mark = list[str](), tmp_path / "seen"
+
+    def see(text: str) -> None:
+        seen.append(text)
+        mark.touch()
+
     code = (
-        "import sys,time; sys.stdout.write('a'); sys.stdout.flush(); time.sleep(0.6); sys.stdout.write('b')"
+        "import os, sys, time\n"
+        "print('a', end='', flush=True)\n"
+        f"while not os.path.exists({str(mark)!r}): time.sleep(0.01)\n"
+        "print('b', end='')"
     )
-    done = proc.run(python(code), on_stdout=lambda text: seen.append((text, time.monotonic())))
-    assert [text for text, _ in seen] == ["a", "b"]
-    assert seen[1][1] - seen[0][1] > 0.3
+    done = proc.run(python(code), on_stdout=see, timeout=60)
+    assert seen == ["a", "b"]
     assert done.stdout == "ab"
 
 
@@ -133,14 +126,9 @@ def test_missing_program_and_folder() -> None:
 @posix
 def test_timeout_ends_grandchildren_too(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    code = (
-        "import subprocess,sys,os,time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
-        "time.sleep(60)"
-    )
+    script = 'sleep 60 & echo "$$ $!" > "$1"; wait'  # a shell is there in no time, however busy the machine
     with pytest.raises(ToolError, match=r"did not finish within 1\.5 s"):
-        proc.run(python(code), timeout=1.5)
+        proc.run(["sh", "-c", script, "sh", pids], timeout=1.5)
     parent, child = map(int, pids.read_text().split())
     assert gone(parent) and gone(child)
 
@@ -148,10 +136,9 @@ def test_timeout_ends_grandchildren_too(tmp_path: Path) -> None:
 @posix
 def test_a_program_that_ignores_term_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proc, "GRACE", 0.3)
-    code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(60)"
     started = time.monotonic()
     with pytest.raises(ToolError, match="did not finish"):
-        proc.run(python(code), timeout=1.0)
+        proc.run(["sh", "-c", "trap '' TERM; sleep 60"], timeout=1.0)
     assert time.monotonic() - started < 15
 
 

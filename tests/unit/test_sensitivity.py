@@ -392,6 +392,17 @@ def test_without_a_budget_only_measures(world: type[World]) -> None:
     assert "q3_k" in report.render(result, goal(None))
 
 
+def test_as_many_rounds_as_wished(world: type[World]) -> None:
+    """Without any, the cheapest recipes and that of --quick; and never more files than are allowed."""
+    asked_for = goal(Budget(bpw=Fraction(5)))
+    tuned = []
+    for rounds in (0, 1, 8):
+        result = best_recipe.analyse(Request("toy", ()), BUILD, replace(asked_for, rounds=rounds))
+        assert result.found is not None
+        tuned.append(len(result.found.tuned))
+    assert 2 <= tuned[0] <= 8 < tuned[1] <= tuned[0] + 8 and tuned[1] <= tuned[2]
+
+
 def test_quick_measures_nothing(world: type[World]) -> None:
     asked_for = replace(goal(Budget(bpw=Fraction(5))), quick=True)
     result = best_recipe.analyse(Request("toy", ()), BUILD, asked_for)

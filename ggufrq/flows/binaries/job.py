@@ -77,6 +77,7 @@ def make(
             f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
         )
     base = base_system.here(arch) if here else base_system.old(arch)
+    base.require_modules()
     options = BuildOptions.portable(backend, base=base, jobs=jobs, cmake_args=cmake_args)
     build = builds.ensure_build(options, source=source)
     ready: Mapping[str, Path] = {}

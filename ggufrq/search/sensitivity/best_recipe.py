@@ -44,15 +44,16 @@ from ggufrq.search.sensitivity.trials import NOTHING, Measured, Trials, say_jobs
 
 #: How many of the cheapest recipes are measured, and how many without the coarsest types.
 _BEST, _DROPPED = 4, 3
-#: Neighbours that are measured in a round of the search, and rounds at most.
-_WIDTH, _ROUNDS = 8, 8
+#: Neighbours that are measured in a round of the search.
+_WIDTH = 8
 
 
 @dataclass(frozen=True)
 class Goal:
     """What is asked for: the budget (None: only measure), the types to choose from (None: the default ones),
     what one type is chosen for (``parts.BY``), the texts to choose on and to check on, and how much of each
-    is read. ``quick``: by the errors of weights alone, nothing is measured."""
+    is read. After the cheapest recipes so many ``rounds`` of neighbours are measured at most. ``quick``: by
+    the errors of weights alone, nothing is measured."""
 
     budget: Budget | None = None
     types: tuple[str, ...] | None = None
@@ -62,6 +63,7 @@ class Goal:
     check_text: Path | None = None
     settings: WeightSettings = field(default_factory=lambda: WeightSettings(chunks=16))
     jobs: int | None = None
+    rounds: int = 8
     quick: bool = False
 
     @property
@@ -222,7 +224,9 @@ class _Analysis:
     def _singles(self, trials: Trials) -> dict[Unit, list[Measured]]:
         every = [(unit, option) for unit in self.units for option in unit.options]
         changes = self._changes
-        later = _BEST + _DROPPED + 1 + 2 * _WIDTH + len(self._others()) if self.goal.budget is not None else 0
+        later = 0
+        if self.goal.budget is not None:
+            later = _BEST + _DROPPED + 1 + min(2, self.goal.rounds) * _WIDTH + len(self._others())
         self._expect(trials.missing(changes), later)
         self.listener.step("one at a time")
         measured = iter(trials.measure(changes))
@@ -250,12 +254,12 @@ class _Analysis:
     def _search(self, trials: Trials, problem: Problem, more: Assignment) -> dict[Assignment, Measured]:
         def measure(chosen: Sequence[Assignment]) -> list[Measured]:
             types = [self._types(assignment) for assignment in chosen]
-            self._expect(trials.missing(types), _WIDTH + len(self._others()))
+            self._expect(trials.missing(types), min(1, self.goal.rounds) * _WIDTH + len(self._others()))
             self.listener.step("the best together")
             return trials.measure(types)
 
         first = list(dict.fromkeys([*solve.start(problem, _BEST, _DROPPED), more]))
-        return solve.search(problem, first, measure, width=_WIDTH, rounds=_ROUNDS)
+        return solve.search(problem, first, measure, width=_WIDTH, rounds=self.goal.rounds)
 
     def _found(
         self,

@@ -114,6 +114,9 @@ static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_c
         add(128, 128, type, type, false);
         add(256, 256, type, type, type == GGML_TYPE_ISO3);
     }
+    add(512, 512, GGML_TYPE_ISO3, GGML_TYPE_ISO3,    false);
+    add(512, 512, GGML_TYPE_ISO4, GGML_TYPE_PLANAR2, true);
+    add(512, 512, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0,    false);
     for (ggml_type type : { GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 }) {
         add( 64,  64, type, type,             false);
         add(192, 128, type, GGML_TYPE_ROTOR4, false);
@@ -184,6 +187,17 @@ static void add_rq_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
             test_cases.emplace_back(new test_flash_attn_ext(hs, hs, 2, { 4, 3}, 113, 75, true, true, 8, 30, GGML_PREC_F32, type, type, {0, 2, 1, 3}, false));
         }
     }
+
+    // heads of 512 (Gemma 4), which upstream's kernels for CUDA have in groups and with a padded cache
+    for (ggml_type type_K : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+        for (ggml_type type_V : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_PLANAR2, GGML_TYPE_ISO3, GGML_TYPE_ROTOR4 }) {
+            test_cases.emplace_back(new test_flash_attn_ext(512, 512, 2, { 8, 1}, 256, 2, true, false, 0, 0, GGML_PREC_F32, type_K, type_V));
+        }
+    }
+    for (int nb : { 1, 3, 75 }) {
+        test_cases.emplace_back(new test_flash_attn_ext(512, 512, 2, { 8, 2}, 768, nb, true, true, 0, 30, GGML_PREC_F32, GGML_TYPE_ISO3, GGML_TYPE_ISO3, {0, 2, 1, 3}));
+        test_cases.emplace_back(new test_flash_attn_ext(320, 256, 1, {32, 1}, 512, nb, true, true, 0, 0, GGML_PREC_F32, GGML_TYPE_RQ3_64, GGML_TYPE_ISO3));
+    }
 }
 
 // those that store heads of 64, 192 and so on
@@ -209,7 +223,7 @@ static void add_rq_sibling_tests(std::vector<std::unique_ptr<test_case>> & test_
 static void add_rq_perf_tests(std::vector<std::unique_ptr<test_case>> & test_cases) {
     const std::vector<ggml_type> wide   = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_ISO2, GGML_TYPE_ISO3, GGML_TYPE_ISO4 };
     const std::vector<ggml_type> narrow = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_RQ2_64, GGML_TYPE_RQ3_64, GGML_TYPE_RQ4_64 };
-    for (int hs : { 64, 128, 256 }) {
+    for (int hs : { 64, 128, 256, 512 }) {
         for (int group : { 4, 8 }) {
             for (int kv : { 4096, 32768, 131072 }) {
                 for (int nb : { 1, 512 }) {

@@ -52,6 +52,7 @@ struct fiber {
     bool       done;
     int        warp_meetings;
     int        block_meetings;
+    int        named_meetings[16];
 };
 
 static fiber      fibers[MAX_THREADS];
@@ -67,6 +68,8 @@ static int           warp_came[MAX_THREADS/32][2];
 static int           warp_left[MAX_THREADS/32][2];
 static int           block_came[2];
 static int           block_left[2];
+static int           named_came[16][2];
+static int           named_left[16][2];
 
 static inline void pause() {
     if (_setjmp(fibers[current].place) == 0) {
@@ -90,9 +93,12 @@ static void run_block() {
     memset(warp_left,  0, sizeof(warp_left));
     memset(block_came, 0, sizeof(block_came));
     memset(block_left, 0, sizeof(block_left));
+    memset(named_came, 0, sizeof(named_came));
+    memset(named_left, 0, sizeof(named_left));
     for (int i = 0; i < n_threads; i++) {
         fibers[i].started = fibers[i].done = false;
         fibers[i].warp_meetings = fibers[i].block_meetings = 0;
+        memset(fibers[i].named_meetings, 0, sizeof(fibers[i].named_meetings));
     }
     // volatile: their values are used after longjmp
     volatile int left = n_threads;
@@ -158,21 +164,27 @@ static inline void meet_warp(const T & part, T (&all)[32]) {
     }
 }
 
-static inline void meet_block() {
-    const int h = fibers[current].block_meetings++ & 1;
-    block_came[h]++;
-    while (block_came[h] < n_threads) {
+// meetings: how many of these this thread had
+static inline void meet(int & meetings, int (&came)[2], int (&left)[2], int n) {
+    const int h = meetings++ & 1;
+    came[h]++;
+    while (came[h] < n) {
         pause();
     }
-    if (++block_left[h] == n_threads) {
-        block_came[h] = block_left[h] = 0;
+    if (++left[h] == n) {
+        came[h] = left[h] = 0;
     }
 }
 
 } // namespace emulator
 
 static inline void __syncthreads() {
-    emulator::meet_block();
+    emulator::meet(emulator::fibers[emulator::current].block_meetings, emulator::block_came, emulator::block_left, emulator::n_threads);
+}
+
+// some warps of a CUDA block; each id is for the same ones throughout
+static inline void __barrier_sync_count(unsigned id, unsigned n) {
+    emulator::meet(emulator::fibers[emulator::current].named_meetings[id], emulator::named_came[id], emulator::named_left[id], (int) n);
 }
 
 // lane: of the lanes that lie together, width of them

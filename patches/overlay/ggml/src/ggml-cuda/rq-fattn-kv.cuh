@@ -112,18 +112,18 @@ static __device__ __forceinline__ ggml_cuda_rq_tile_a8 ggml_cuda_rq_product(cons
 //   unpack_k    the registers of a row for products with a query
 //   unpack_v    words_v words of rows of V side by side: rows 2*t, 2*t + 1, 2*t + 8, 2*t + 9 of sixteen
 //   bytes_v     the first (k = 0) or second dim of tile i of what unpack_v made, of the four rows
-//   tile        tile i of block b, of all D/16 of a head of D values
+//   tile        tile i of block b, of all D/16 of a head of D values, in the order of blocks of N
 
-// Tiles have the dims of a block of 128 as its words do, or of one of 64 where 128 does not divide the head: first of the two dims
-// of tile i, for a lane of group g
-static constexpr __host__ __device__ int ggml_cuda_rq_fa_dim(const int D, const int i, const int g) {
-    return D % 128 == 0 ? i/8*128 + 4*(g + 8*(i/4%2)) + 64*(i/2%2) + 2*(i%2) : i/4*64 + 4*g + 32*(i/2%2) + 2*(i%2);
+// Tiles have the dims of a block of N = 128 or 64 as its words do: first of the two dims of tile i, for a lane of group g
+static constexpr __host__ __device__ int ggml_cuda_rq_fa_dim(const int N, const int i, const int g) {
+    return N == 128 ? i/8*128 + 4*(g + 8*(i/4%2)) + 64*(i/2%2) + 2*(i%2) : i/4*64 + 4*g + 32*(i/2%2) + 2*(i%2);
 }
 
 template <int bits, int N = QK_RQ>
 struct ggml_cuda_rq_kv {
     typedef ggml_cuda_rq_code<bits, N> code;
     static constexpr bool is_f16    = false;
+    static constexpr int  n_bits    = bits;
     static constexpr int  shift_max = 14;
     static constexpr int  values    = N;
     static constexpr int  bytes     = sizeof(typename code::block);
@@ -228,10 +228,21 @@ struct ggml_cuda_rq_kv_q8_0 {
 
     static __device__ __forceinline__ uint32_t bytes_v(const uint32_t (&x)[words_v], const int i, const int k, const uint32_t) { return x[2*i + k]; }
 
-    static constexpr __device__ int tile(const int D, const int b, const int i) {
-        return D % 128 == 0 ? b/4*8 + b%2*4 + b/2%2*2 + i : b/2*4 + b%2*2 + i;
+    static constexpr __device__ int tile(const int order, const int b, const int i) {
+        return order == 128 ? b/4*8 + b%2*4 + b/2%2*2 + i : b/2*4 + b%2*2 + i;
     }
 };
+
+// N of the tiles of D values of V: that of its blocks, or what divides the head
+template <typename VC>
+static constexpr __host__ __device__ int ggml_cuda_rq_fa_order(const int D) {
+    if constexpr (!VC::is_f16) {
+        if (VC::values == QK_RQ_64) {
+            return QK_RQ_64;
+        }
+    }
+    return D % QK_RQ == 0 ? QK_RQ : QK_RQ_64;
+}
 
 // a byte holds values i and i + 16, plus 8 each
 struct ggml_cuda_rq_kv_q4_0 : ggml_cuda_rq_kv_q8_0 {
@@ -358,8 +369,8 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_dots(
 #define GGML_CUDA_RQ_FA_P_SCALE 64.0f
 
 // o += P * V; p[r]: weights of rows g and g + 8 of sixteen rows, columns 2*t and 2*t + 1
-// shift: of row g; shift0 and shift1: of rows 2*t and 2*t + 1
-template <int D, int rows, typename VC>
+// shift: of row g; shift0 and shift1: of rows 2*t and 2*t + 1; order: of the tiles of o
+template <int D, int rows, typename VC, int order>
 static __device__ __forceinline__ void ggml_cuda_rq_fa_mad(
         ggml_cuda_rq_tile_c (&o)[D/16], const uint32_t * tile, const int stride, const int shift, const int shift0, const int shift1,
         const float (&p)[rows/16][4], const int g, const int t, const uint32_t zero) {
@@ -376,7 +387,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_mad(
                 __align__(8) uint32_t v[4][2];
 #pragma unroll
                 for (int k = 0; k < 4; ++k) {
-                    ggml_cuda_rq_fa_read(v[k], tile + (16*r + 2*t + k%2 + k/2*8)*stride + ggml_cuda_rq_fa_dim(D, i, g)/2);
+                    ggml_cuda_rq_fa_read(v[k], tile + (16*r + 2*t + k%2 + k/2*8)*stride + ggml_cuda_rq_fa_dim(order, i, g)/2);
                 }
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
@@ -457,7 +468,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_mad(
                 const ggml_cuda_rq_tile_a8 sum = ggml_cuda_rq_product<n>(a, hi, lo);
 #pragma unroll
                 for (int l = 0; l < 4; ++l) {
-                    o[VC::tile(D, b, i)].x[l] += top[l%2]*(float) sum.x[l];
+                    o[VC::tile(order, b, i)].x[l] += top[l%2]*(float) sum.x[l];
                 }
             }
         }

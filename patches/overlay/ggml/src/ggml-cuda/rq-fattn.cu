@@ -46,8 +46,16 @@ static bool ggml_cuda_rq_fa_has_ours(const ggml_tensor * dst) {
 
 // whether a kernel of ours would be the right one, if there is one
 static bool ggml_cuda_rq_fa_is_for_us(const ggml_tensor * dst) {
-    const int64_t queries = GGML_CUDA_RQ_FA_COLS/ggml_cuda_rq_fa_heads_of(dst); // of a CUDA block
-    return (ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst)) && dst->src[0]->ne[1] <= GGML_CUDA_RQ_FA_MAX_TILES*queries;
+    const int     heads   = ggml_cuda_rq_fa_heads_of(dst);
+    const int64_t queries = GGML_CUDA_RQ_FA_COLS/heads; // of a CUDA block
+    if (!ggml_cuda_rq_fa_has_ours(dst) && !ggml_rq_has_recent(dst)) {
+        return false;
+    }
+    if (ggml_rq_v_in_k(dst)) { // K is unpacked twice, where the other way has one copy for both; all heads share it
+        const int64_t group = dst->src[0]->ne[2]/dst->src[1]->ne[2];
+        return (group + heads - 1)/heads*((dst->src[0]->ne[1] + queries - 1)/queries) <= GGML_CUDA_RQ_FA_MAX_TILES/2;
+    }
+    return dst->src[0]->ne[1] <= GGML_CUDA_RQ_FA_MAX_TILES*queries;
 }
 
 // the vector kernel for this node, or nullptr: it takes a column at a time, and rows without a check for the last of them
@@ -84,9 +92,11 @@ size_t ggml_cuda_rq_flash_attn_size(const int device, const ggml_tensor * dst) {
     return ggml_cuda_rq_use_flash_attn(device, dst) ? ggml_nbytes(dst) : ggml_rq_has_recent(dst) ? ggml_cuda_rq_recent_size(dst) : 0;
 }
 
-void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst) {
+void ggml_cuda_rq_warn_flash_attn(const int device, const ggml_tensor * dst) {
     static bool warned = false;
-    if (!warned && dst->src[0]->ne[1] == 1 && (ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst))) {
+    // where so many heads share K that the other way is the faster one, there is nothing to warn of
+    const bool is_choice = turing_mma_available(ggml_cuda_info().devices[device].cc) && ggml_cuda_rq_fa_find(dst->src[1], dst->src[2]).kernel && !ggml_cuda_rq_fa_is_for_us(dst);
+    if (!warned && !is_choice && dst->src[0]->ne[1] == 1 && (ggml_cuda_rq_fa_has_ours(dst) || ggml_rq_has_recent(dst))) {
         warned = true;
         GGML_LOG_WARN("%s: no attention kernel for K in %s and V in %s at head_dim %d on this device: they are converted to f16 for every token (slow)\n",
             __func__, ggml_type_name(dst->src[1]->type), ggml_type_name(dst->src[2]->type), (int) dst->src[0]->ne[0]);
@@ -109,8 +119,7 @@ static void ggml_cuda_rq_fa_launch(ggml_backend_cuda_context & ctx, const ggml_t
 
     k.prepare();
     ggml_cuda_rq_recent recent = ggml_cuda_rq_make_recent(dst);
-    constexpr int recent_rows = GGML_CUDA_RQ_FA_RECENT_ROWS*GGML_CUDA_RQ_FA_WARPS; // of a CUDA block in one pass
-    recent.parts = (recent.n + recent_rows - 1)/recent_rows;
+    recent.parts = (recent.n + k.rows_recent - 1)/k.rows_recent;
     const int nb_shared = recent.parts > 0 ? k.nb_recent : k.nb_shared;
     int per_sm = 0;
     CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k.kernel, WARP_SIZE*GGML_CUDA_RQ_FA_WARPS, nb_shared));

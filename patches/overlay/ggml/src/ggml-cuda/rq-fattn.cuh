@@ -4,7 +4,8 @@
 //
 // A CUDA block takes eight columns, a column being a query of one of the heads that share a KV head, and each of its
 // warps its own rows of K and V: what is unpacked once serves all columns. A warp needs no other until the end. While it
-// works on rows of V the next ones of K are on their way to shared memory, and the other way round.
+// works on rows of V the next ones of K are on their way to shared memory, and the other way round. Heads beyond 256 are for
+// pairs of warps: each has a half of the values of the same rows, and they add up their products with the queries.
 
 #include "rq-fattn-kv.cuh"
 #include "fattn-common.cuh"
@@ -27,7 +28,6 @@ struct ggml_cuda_rq_fa_copy {
     static constexpr int stride = 4*(pieces | 1);                 // words from row to row: 4 modulo 8, so that no two lanes meet in a bank
     static constexpr int lanes  = pieces <= 4 ? 4 : pieces <= 8 ? 8 : pieces <= 16 ? 16 : 32; // of a row
     static constexpr int step   = WARP_SIZE/lanes;                // rows at once
-    static_assert(pieces <= lanes, "row does not fit");
 
     // where the first piece of a lane would be if all rows began at 16-byte boundaries
     static __device__ __forceinline__ const char * first(const char * x, const int nb1, const int lane) {
@@ -37,6 +37,7 @@ struct ggml_cuda_rq_fa_copy {
     // rows beyond the end get no weight, but must be numbers
     template <int rows, bool whole>
     static __device__ __forceinline__ void copy(uint32_t * dst, const char * src, const int nb1, const int n_rows, const int lane) {
+        static_assert(pieces <= lanes, "row does not fit");
         const int row   = lane/lanes;
         const int piece = lane%lanes;
         if (piece >= pieces) {
@@ -70,14 +71,23 @@ struct ggml_cuda_rq_fa_copy {
 
 template <int D, typename KC, typename VC, int DV = D>
 struct ggml_cuda_rq_fa {
-    typedef ggml_cuda_rq_fa_copy<D,  KC> copy_k;
-    typedef ggml_cuda_rq_fa_copy<DV, VC> copy_v;
+    // warps that share a row: with more than 256 values of V the result would take more registers than a lane has
+    static constexpr int halves = DV > 256 ? 2 : 1;
+    static constexpr int teams  = GGML_CUDA_RQ_FA_WARPS/halves; // of such warps, each with its own rows
+    static constexpr int dim_k  = (D/halves + 63)/64*64; // of a warp, whole blocks: of 576 values both have the middle ones
+    static constexpr int next_k = D - dim_k;              // where those of the other half begin
+    static constexpr int dim_v  = DV/halves;
+    static constexpr int order  = ggml_cuda_rq_fa_order<VC>(dim_v);
+
+    typedef ggml_cuda_rq_fa_copy<dim_k, KC> copy_k;
+    typedef ggml_cuda_rq_fa_copy<dim_v, VC> copy_v;
 
     static constexpr int row_bytes = (copy_k::stride + copy_v::stride)*4*GGML_CUDA_RQ_FA_WARPS;
 
-    static constexpr int words_lane  = KC::is_f16 ? D/8 : D/16;                 // of a query
-    static constexpr int words_query = D/2 + (words_lane % 8 == 0 ? 4 : 16);     // of a column, with room against bank conflicts
-    static constexpr int nb_queries  = GGML_CUDA_RQ_FA_COLS*(words_query + 4)*4;
+    static constexpr int words_lane  = KC::is_f16 ? dim_k/8 : dim_k/16;             // of a query
+    static constexpr int words_query = dim_k/2 + (words_lane % 8 == 0 ? 4 : 16);     // of a column, with room against bank conflicts
+    static constexpr int words_half  = GGML_CUDA_RQ_FA_COLS*words_query;            // of all columns, for the warps of a half
+    static constexpr int nb_queries  = (halves*words_half + GGML_CUDA_RQ_FA_COLS*4)*4;
 
     // a load may look one word past the last row
     static constexpr __host__ __device__ int nb_loop(const int rows) { return nb_queries + rows*row_bytes + 16; }
@@ -85,16 +95,17 @@ struct ggml_cuda_rq_fa {
     // of a warp in one pass: 64 where four CUDA blocks then fit an A100 or H100, or what fits Turing
     static constexpr int rows = nb_loop(64) <= 48*1024 ? 64 : nb_loop(32) <= 64*1024 ? 32 : 16;
 
-    static constexpr int nb_result = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(DV + 2)*4;
+    static constexpr int nb_result = GGML_CUDA_RQ_FA_WARPS*GGML_CUDA_RQ_FA_COLS*(dim_v + 2)*4;
     static constexpr int nb_shared = nb_loop(rows) > nb_result ? nb_loop(rows) : nb_result;
-    static constexpr int words_recent = GGML_CUDA_RQ_FA_RECENT_ROWS*ggml_cuda_rq_fa_copy<(D > DV ? D : DV), ggml_cuda_rq_kv_f16>::stride; // of a warp
+    static constexpr int words_recent = GGML_CUDA_RQ_FA_RECENT_ROWS*ggml_cuda_rq_fa_copy<(dim_k > dim_v ? dim_k : dim_v), ggml_cuda_rq_kv_f16>::stride; // of a warp
     static constexpr int nb_rows      = nb_queries + GGML_CUDA_RQ_FA_WARPS*words_recent*4;
     static constexpr int nb_recent    = nb_shared > nb_rows ? nb_shared : nb_rows;
     static_assert(nb_recent <= 64*1024, "too much shared memory");
 };
 
-// a row of D values of Q times scale, as a column of the fragments; returns what products with K are to be multiplied by
-template <int D, typename KC>
+// A row of D values of Q times scale, as a column of the fragments: the first n of them, and if that is not all, nb bytes behind them the last
+// n, with zeros for those that are among the first, too. Returns what products with K are to be multiplied by.
+template <int D, int n, int nb, typename KC>
 static __device__ __forceinline__ float ggml_cuda_rq_fa_query(char * q, const float * Q, const bool valid, const float scale, const int lane) {
     float v[D/32];
     float amax = 0.0f;
@@ -103,24 +114,62 @@ static __device__ __forceinline__ float ggml_cuda_rq_fa_query(char * q, const fl
         v[i] = valid ? scale*Q[32*i + lane] : 0.0f;
         amax = fmaxf(amax, fabsf(v[i]));
     }
-    if constexpr (KC::is_f16) {
-#pragma unroll
-        for (int i = 0; i < D/32; ++i) {
-            ((half *) q)[KC::q_at(D, 32*i + lane)] = __float2half_rn(v[i]);
+    float inv = 0.0f;
+    if constexpr (!KC::is_f16) {
+        amax = warp_reduce_max(amax);
+        inv  = amax > 0.0f ? GGML_CUDA_RQ_FA_UNITS/amax : 0.0f;
+    }
+    const auto put = [&](char * at, const int i, const float value) {
+        if constexpr (KC::is_f16) {
+            ((half *) at)[KC::q_at(n, i)] = __float2half_rn(value);
+        } else {
+            const int x  = __float2int_rn(inv*value);
+            const int hi = (x + 128) >> 8;
+            at[    KC::q_at(n, i)] = (char) hi;
+            at[n + KC::q_at(n, i)] = (char) (x - 256*hi);
         }
+    };
+#pragma unroll
+    for (int i = 0; i < D; i += 32) {
+        if (i < n) {
+            put(q, i + lane, v[i/32]);
+        }
+        if (n < D && i >= D - n) {
+            put(q + nb, i - (D - n) + lane, i < n ? 0.0f : v[i/32]);
+        }
+    }
+    if constexpr (KC::is_f16) {
         return 1.0f;
     } else {
-        amax = warp_reduce_max(amax);
-        const float inv = amax > 0.0f ? GGML_CUDA_RQ_FA_UNITS/amax : 0.0f;
-#pragma unroll
-        for (int i = 0; i < D/32; ++i) {
-            const int n  = __float2int_rn(inv*v[i]);
-            const int hi = (n + 128) >> 8;
-            q[    KC::q_at(D, 32*i + lane)] = (char) hi;
-            q[D + KC::q_at(D, 32*i + lane)] = (char) (n - 256*hi);
-        }
         return amax*(1.0f/GGML_CUDA_RQ_FA_UNITS/KC::unit);
     }
+}
+
+// Sums s of a warp and the one that has the other half of the same rows, in both; shared and theirs: what each of them lends for it, which
+// neither uses for anything else before this returns. id: of the pair
+template <int rows>
+static __device__ __forceinline__ void ggml_cuda_rq_fa_add_halves(
+        float (&s)[rows/16][4], uint32_t * shared, const uint32_t * theirs, const int id, const int lane) {
+#if defined(TURING_MMA_AVAILABLE)
+#pragma unroll
+    for (int i = 0; i < rows/16; ++i) {
+        ggml_cuda_memcpy_1<16>(shared + 4*(WARP_SIZE*i + lane), s[i]);
+    }
+    __barrier_sync_count(1 + id, 2*WARP_SIZE); // barrier 0 is that of __syncthreads
+#pragma unroll
+    for (int i = 0; i < rows/16; ++i) {
+        __align__(16) float other[4];
+        ggml_cuda_memcpy_1<16>(other, theirs + 4*(WARP_SIZE*i + lane));
+#pragma unroll
+        for (int l = 0; l < 4; ++l) {
+            s[i][l] += other[l]; // the same sum in both, and so all that follows from it
+        }
+    }
+    __barrier_sync_count(1 + id, 2*WARP_SIZE);
+#else
+    GGML_UNUSED_VARS(s, shared, theirs, id, lane);
+    NO_DEVICE_CODE;
+#endif // defined(TURING_MMA_AVAILABLE)
 }
 
 // what becomes of a product of K with a column: softcap*tanh(scale*product), or factor*product, + slope*mask; factor and slope are for exp2
@@ -217,51 +266,53 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_load_recent(
         uint32_t * tile, const char * held, const int64_t nb_held, const char * fresh, const int64_t nb_fresh,
         const int n_held, const int n, const int row0, const int lane) {
     typedef ggml_cuda_rq_fa_copy<D, ggml_cuda_rq_kv_f16> copy;
-    const int piece = lane % copy::lanes; // of 8 values
-    if (piece >= copy::pieces) {
-        return;
-    }
     for (int i = lane/copy::lanes; i < GGML_CUDA_RQ_FA_RECENT_ROWS; i += copy::step) {
         const int row = row0 + i;
-        __align__(16) uint32_t x[4] = { 0, 0, 0, 0 };
-        if (row < n_held) {
-            ggml_cuda_memcpy_1<16>(x, held + row*nb_held + 16*piece);
-        } else if (row < n) {
-            __align__(16) float f[8];
-            const char * from = fresh + (row - n_held)*nb_fresh + 32*piece;
-            ggml_cuda_memcpy_1<16>(f,     from);
-            ggml_cuda_memcpy_1<16>(f + 4, from + 16);
+        for (int piece = lane%copy::lanes; piece < copy::pieces; piece += copy::lanes) { // of 8 values
+            __align__(16) uint32_t x[4] = { 0, 0, 0, 0 };
+            if (row < n_held) {
+                ggml_cuda_memcpy_1<16>(x, held + row*nb_held + 16*piece);
+            } else if (row < n) {
+                __align__(16) float f[8];
+                const char * from = fresh + (row - n_held)*nb_fresh + 32*piece;
+                ggml_cuda_memcpy_1<16>(f,     from);
+                ggml_cuda_memcpy_1<16>(f + 4, from + 16);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                const half2 h = make_half2(__float2half_rn(f[2*j]), __float2half_rn(f[2*j + 1]));
-                memcpy(&x[j], &h, sizeof(h));
+                for (int j = 0; j < 4; ++j) {
+                    const half2 h = make_half2(__float2half_rn(f[2*j]), __float2half_rn(f[2*j + 1]));
+                    memcpy(&x[j], &h, sizeof(h));
+                }
             }
+            ggml_cuda_memcpy_1<16>(tile + i*copy::stride + 4*piece, x);
         }
-        ggml_cuda_memcpy_1<16>(tile + i*copy::stride + 4*piece, x);
     }
 }
 
 // What a warp of part i of these has of the columns, as from rows of the cache; scaled: o is to be times GGML_CUDA_RQ_FA_P_SCALE. query
-// and columns as the kernel has them, query of f16 and masks within that of these rows.
-template <int D, int DV, bool scaled>
+// and columns as the kernel has them, query of f16 and masks within that of these rows. fa: what the kernel does with rows of the cache
+template <typename fa, bool scaled>
 static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
-        float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[DV/16], const ggml_cuda_rq_recent & recent, uint32_t * tile,
+        float (&m)[2], float (&l)[2], ggml_cuda_rq_tile_c (&o)[fa::dim_v/16], const ggml_cuda_rq_recent & recent, uint32_t * tile, const uint32_t * tile_other,
         const uint32_t * query, const ggml_cuda_rq_fa_column * columns, const float logit_softcap,
         const int head_kv, const int sequence, const int i, const int warp, const int lane) {
-    constexpr int rows   = GGML_CUDA_RQ_FA_RECENT_ROWS;
+    constexpr int rows = GGML_CUDA_RQ_FA_RECENT_ROWS;
+    constexpr int D    = fa::dim_k;
+    constexpr int DV   = fa::dim_v;
     constexpr int stride_k = ggml_cuda_rq_fa_copy<D,  ggml_cuda_rq_kv_f16>::stride;
     constexpr int stride_v = ggml_cuda_rq_fa_copy<DV, ggml_cuda_rq_kv_f16>::stride;
     const int g = lane/4;
     const int t = lane%4;
 
-    const char * k     = recent.k     + head_kv*recent.nb_k[1]     + sequence*recent.nb_k[2];
-    const char * v     = recent.v     + head_kv*recent.nb_v[1]     + sequence*recent.nb_v[2];
-    const char * k_new = recent.k_new + head_kv*recent.nb_k_new[1] + sequence*recent.nb_k_new[2];
-    const char * v_new = recent.v_new + head_kv*recent.nb_v_new[1] + sequence*recent.nb_v_new[2];
+    const int part = warp%fa::halves;
+    const int team = warp/fa::halves;
+    const char * k     = recent.k     + head_kv*recent.nb_k[1]     + sequence*recent.nb_k[2]     + part*fa::next_k*(int) sizeof(half);
+    const char * v     = recent.v     + head_kv*recent.nb_v[1]     + sequence*recent.nb_v[2]     + part*DV        *(int) sizeof(half);
+    const char * k_new = recent.k_new + head_kv*recent.nb_k_new[1] + sequence*recent.nb_k_new[2] + part*fa::next_k*(int) sizeof(float);
+    const char * v_new = recent.v_new + head_kv*recent.nb_v_new[1] + sequence*recent.nb_v_new[2] + part*DV        *(int) sizeof(float);
     const char * mask  = recent.mask  + sequence*recent.nb_mask3;
     const ggml_cuda_rq_fa_column col[2] = { columns[2*t], columns[2*t + 1] };
 
-    for (int row0 = (i*GGML_CUDA_RQ_FA_WARPS + warp)*rows; row0 < recent.n; row0 += recent.parts*GGML_CUDA_RQ_FA_WARPS*rows) {
+    for (int row0 = (i*fa::teams + team)*rows; row0 < recent.n; row0 += recent.parts*fa::teams*rows) {
         bool live = false; // whether any column sees any of these rows
         for (int c = lane/rows; c < GGML_CUDA_RQ_FA_COLS; c += WARP_SIZE/rows) {
             const int row = row0 + lane%rows;
@@ -274,11 +325,14 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
         ggml_cuda_syncwarp();
         float s[rows/16][4];
         ggml_cuda_rq_fa_dots<D, rows, ggml_cuda_rq_kv_f16>(s, tile, stride_k, 0, query, g, t, 0);
-        ggml_cuda_rq_fa_weights<DV, rows>(s, m, l, o, col, logit_softcap, mask, row0, g, recent.n);
         ggml_cuda_syncwarp();
+        if constexpr (fa::halves == 2) {
+            ggml_cuda_rq_fa_add_halves<rows>(s, tile, tile_other, team, lane);
+        }
+        ggml_cuda_rq_fa_weights<DV, rows>(s, m, l, o, col, logit_softcap, mask, row0, g, recent.n);
         ggml_cuda_rq_fa_load_recent<DV>(tile, v, recent.nb_v[0], v_new, recent.nb_v_new[0], recent.n_held, recent.n, row0, lane);
         ggml_cuda_syncwarp();
-        ggml_cuda_rq_fa_mad<DV, rows, ggml_cuda_rq_kv_f16>(o, tile, stride_v, 0, 0, 0, s, g, t, 0);
+        ggml_cuda_rq_fa_mad<DV, rows, ggml_cuda_rq_kv_f16, fa::order>(o, tile, stride_v, 0, 0, 0, s, g, t, 0);
         ggml_cuda_syncwarp();
     }
     if constexpr (!scaled) {
@@ -317,6 +371,8 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.y, 0, WARP_SIZE); // known to be the same for all lanes
     const int g    = lane/4; // row of a fragment
     const int t    = lane%4; // its pair of columns
+    const int part = warp%fa::halves; // of the rows of its team
+    const int team = warp/fa::halves;
 
     // column c is query c / heads of head c % heads
     const int gqa_ratio = ne02/ne12;
@@ -332,8 +388,8 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     const auto is_valid = [&](const int c) { return query0 + c/heads < (int) ne01.z && head_g + c%heads < gqa_ratio; };
 
     Q += (int64_t) nb03*sequence;
-    K += nb13*sequence + (int64_t) nb12*head_kv;
-    V += nb23*sequence + (int64_t) nb22*head_kv;
+    K += nb13*sequence + (int64_t) nb12*head_kv + part*KC::row_bytes(fa::next_k);
+    V += nb23*sequence + (int64_t) nb22*head_kv + part*VC::row_bytes(fa::dim_v);
     mask = mask ? mask + nb33*(sequence % ne33) : nullptr;
 
     ggml_cuda_pdl_sync();
@@ -348,8 +404,9 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         const int   head    = head0 + c%heads;
         const int   at      = query0 + c/heads;
         const float * q     = (const float *) (Q + (int64_t) nb02*head + (int64_t) nb01*at);
-        const float q_scale = is_recent ? ggml_cuda_rq_fa_query<D, ggml_cuda_rq_kv_f16>((char *) (q_all + c*fa::words_query), q, valid, scale, lane) :
-            ggml_cuda_rq_fa_query<D, KC>((char *) (q_all + c*fa::words_query), q, valid, scale, lane);
+        char      * column  = (char *) (q_all + c*fa::words_query);
+        const float q_scale = is_recent ? ggml_cuda_rq_fa_query<D, fa::dim_k, fa::words_half*4, ggml_cuda_rq_kv_f16>(column, q, valid, scale, lane) :
+            ggml_cuda_rq_fa_query<D, fa::dim_k, fa::words_half*4, KC>(column, q, valid, scale, lane);
         if (lane == 0) {
             columns[c].scale  = q_scale;
             columns[c].factor = log2e*(logit_softcap == 0.0f ? q_scale : logit_softcap);
@@ -358,6 +415,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         }
     }
     __syncthreads();
+    q_all += part*fa::words_half;
     const uint32_t * query = q_all + g*fa::words_query + t*fa::words_lane;
 
     const int n_kv    = KV_max ? KV_max[sequence*gridDim.x + blockIdx.x] : ne11;
@@ -373,11 +431,13 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         m[i] = is_valid(2*t + i) ? -FLT_MAX/2.0f : FLT_MAX/2.0f;
     }
     float l[2] = { 0.0f, 0.0f }; // sums, of this lane's rows alone
-    ggml_cuda_rq_tile_c o[DV/16];
+    ggml_cuda_rq_tile_c o[fa::dim_v/16];
 
     if (is_recent) { // before the loop, which then has nothing to do, so that the loop keeps its registers
-        ggml_cuda_rq_fa_attend_recent<D, DV, VC::is_f16>(m, l, o, recent, shared + fa::nb_queries/4 + warp*fa::words_recent,
-            q_all + g*fa::words_query + t*(D/8), columns, logit_softcap, head_kv, sequence, (int) blockIdx.y - parts, warp, lane);
+        uint32_t * tiles = shared + fa::nb_queries/4;
+        ggml_cuda_rq_fa_attend_recent<fa, VC::is_f16>(
+            m, l, o, recent, tiles + warp*fa::words_recent, tiles + (warp ^ 1)*fa::words_recent,
+            q_all + g*fa::words_query + t*(fa::dim_k/8), columns, logit_softcap, head_kv, sequence, (int) blockIdx.y - parts, warp, lane);
     }
 
     // whether any query sees any row of a pass; what is masked for all is not read
@@ -395,7 +455,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         }
         return __any_sync(0xFFFFFFFF, live) != 0;
     };
-    const int step = parts*GGML_CUDA_RQ_FA_WARPS*fa::rows;
+    const int step = parts*fa::teams*fa::rows;
     const auto next_live = [&](int row0) {
         while (row0 < n_kv && !is_live(row0)) {
             row0 += step;
@@ -404,12 +464,13 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
     };
     typedef typename fa::copy_k copy_k;
     typedef typename fa::copy_v copy_v;
-    uint32_t   * tile_k = shared + fa::nb_queries/4 + warp*fa::rows*(copy_k::stride + copy_v::stride);
+    constexpr int words_tiles = fa::rows*(copy_k::stride + copy_v::stride); // of a warp
+    uint32_t   * tile_k = shared + fa::nb_queries/4 + warp*words_tiles;
     uint32_t   * tile_v = tile_k + fa::rows*copy_k::stride;
     const char * src_k  = copy_k::first(K, nb11, lane);
     const char * src_v  = copy_v::first(V, nb21, lane);
 
-    int row0 = is_recent ? n_kv : next_live((blockIdx.y*GGML_CUDA_RQ_FA_WARPS + warp)*fa::rows);
+    int row0 = is_recent ? n_kv : next_live((blockIdx.y*fa::teams + team)*fa::rows);
     copy_k::template start<fa::rows>(tile_k, src_k + (int64_t) row0*nb11, nb11, n_kv - row0, lane);
     copy_v::template start<fa::rows>(tile_v, src_v + (int64_t) row0*nb21, nb21, n_kv - row0, lane);
 
@@ -419,18 +480,21 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
 
         // scores: rows g and g + 8 of each sixteen, columns 2*t and 2*t + 1
         float s[fa::rows/16][4];
-        ggml_cuda_rq_fa_dots<D, fa::rows, KC>(s, tile_k, copy_k::stride, shift_k, query, g, t, zero);
+        ggml_cuda_rq_fa_dots<fa::dim_k, fa::rows, KC>(s, tile_k, copy_k::stride, shift_k, query, g, t, zero);
         ggml_cuda_syncwarp();
+        if constexpr (fa::halves == 2) { // rows of K are not wanted any more, nor the next ones on their way
+            ggml_cuda_rq_fa_add_halves<fa::rows>(s, tile_k, tile_k + (part == 0 ? words_tiles : -words_tiles), team, lane);
+        }
         const int row0_next = next_live(row0 + step);
         copy_k::template start<fa::rows>(tile_k, src_k + (int64_t) row0_next*nb11, nb11, n_kv - row0_next, lane);
 
         const ggml_cuda_rq_fa_column col[2] = { columns[2*t], columns[2*t + 1] };
-        const float sum = ggml_cuda_rq_fa_weights<DV, fa::rows>(s, m, l, o, col, logit_softcap, mask, row0, g, n_kv);
+        const float sum = ggml_cuda_rq_fa_weights<fa::dim_v, fa::rows>(s, m, l, o, col, logit_softcap, mask, row0, g, n_kv);
 
         ggml_cuda_rq_copy_wait<1>(); // V is there
         ggml_cuda_syncwarp();
         if (__any_sync(0xFFFFFFFF, sum > GGML_CUDA_RQ_FA_P_MIN)) {
-            ggml_cuda_rq_fa_mad<DV, fa::rows, VC>(o, tile_v, copy_v::stride, shift_v, shift_0, shift_1, s, g, t, zero);
+            ggml_cuda_rq_fa_mad<fa::dim_v, fa::rows, VC, fa::order>(o, tile_v, copy_v::stride, shift_v, shift_0, shift_1, s, g, t, zero);
         }
         ggml_cuda_syncwarp();
         row0 = row0_next;
@@ -453,9 +517,9 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
             meta[col] = make_float2(m[c]/log2e, l[c]);
         }
 #pragma unroll
-        for (int i = 0; i < DV/16; ++i) {
-            const int dim = ggml_cuda_rq_fa_dim(DV, i, g);
-            *(float2 *) (result + col*DV + dim) = make_float2(o[i].x[c], o[i].x[c + 2]);
+        for (int i = 0; i < fa::dim_v/16; ++i) {
+            const int dim = ggml_cuda_rq_fa_dim(fa::order, i, g);
+            *(float2 *) (result + col*fa::dim_v + dim) = make_float2(o[i].x[c], o[i].x[c + 2]);
         }
     }
     __syncthreads();
@@ -470,24 +534,24 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
 
         float max = add_sink ? ((const float *) sinks)[head] : -FLT_MAX/2.0f;
 #pragma unroll
-        for (int w = 0; w < GGML_CUDA_RQ_FA_WARPS; ++w) {
-            max = fmaxf(max, meta[w*GGML_CUDA_RQ_FA_COLS + c].x);
+        for (int i = 0; i < fa::teams; ++i) {
+            max = fmaxf(max, meta[i*fa::halves*GGML_CUDA_RQ_FA_COLS + c].x);
         }
         float sum = add_sink ? expf(((const float *) sinks)[head] - max) : 0.0f;
-        float f[GGML_CUDA_RQ_FA_WARPS];
+        float f[fa::teams];
 #pragma unroll
-        for (int w = 0; w < GGML_CUDA_RQ_FA_WARPS; ++w) {
-            const float2 ml = meta[w*GGML_CUDA_RQ_FA_COLS + c];
-            f[w] = expf(ml.x - max);
-            sum += f[w]*ml.y;
+        for (int i = 0; i < fa::teams; ++i) {
+            const float2 ml = meta[i*fa::halves*GGML_CUDA_RQ_FA_COLS + c];
+            f[i] = expf(ml.x - max);
+            sum += f[i]*ml.y;
         }
 
         const int64_t at = ((int64_t) (sequence*(int) ne01.z + query0 + c/heads)*ne02 + head)*gridDim.y + blockIdx.y;
         for (int d = tid; d < DV; d += GGML_CUDA_RQ_FA_WARPS*WARP_SIZE) {
             float v = 0.0f;
 #pragma unroll
-            for (int w = 0; w < GGML_CUDA_RQ_FA_WARPS; ++w) {
-                v += f[w]*result[(w*GGML_CUDA_RQ_FA_COLS + c)*DV + d];
+            for (int i = 0; i < fa::teams; ++i) {
+                v += f[i]*result[((i*fa::halves + d/fa::dim_v)*GGML_CUDA_RQ_FA_COLS + c)*fa::dim_v + d%fa::dim_v];
             }
             v *= VC::is_f16 ? 1.0f/GGML_CUDA_RQ_FA_P_SCALE : 1.0f;
             dst[at*DV + d] = gridDim.y == 1 ? v/sum : v;
@@ -519,6 +583,7 @@ struct ggml_cuda_rq_fa_kernel {
     int     nb_shared;  // bytes of shared memory
     int     nb_recent;  // the same with recent rows
     int     rows;       // of K and V that a CUDA block takes in one pass
+    int     rows_recent; // recent ones
 };
 
 template <int D, typename KC, typename VC, int DV = D>
@@ -530,7 +595,7 @@ template <int D, typename KC, typename VC, int DV = D>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_make() {
     typedef ggml_cuda_rq_fa<D, KC, VC, DV> fa;
     return { ggml_cuda_rq_flash_attn_kernel<D, KC, VC, DV>, ggml_cuda_rq_fa_prepare<D, KC, VC, DV>, fa::nb_shared, fa::nb_recent,
-        GGML_CUDA_RQ_FA_WARPS*fa::rows };
+        fa::teams*fa::rows, fa::teams*GGML_CUDA_RQ_FA_RECENT_ROWS };
 }
 
 // V of our types, in blocks that its head_dim takes, and where K is of ours also f16 and q8_0
@@ -557,7 +622,7 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_v(const ggml_type type_v) {
     }
 }
 
-// heads of 128 and 256
+// heads of 128, 256 and 512
 template <typename KC, bool k_is_ours>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim_k, const int64_t head_dim_v, const ggml_type type_v) {
     if (head_dim_k == 128 && head_dim_v == 128) {
@@ -566,10 +631,14 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim_k, con
     if (head_dim_k == 256 && head_dim_v == 256) {
         return ggml_cuda_rq_fa_find_v<256, 256, KC, k_is_ours>(type_v);
     }
+    if (head_dim_k == 512 && head_dim_v == 512) {
+        return ggml_cuda_rq_fa_find_v<512, 512, KC, k_is_ours>(type_v);
+    }
     return {};
 }
 
-// heads of 64, and of 192 for K beside 128 for V, as upstream has them
+// heads of 64, of 192 for K beside 128 for V, as upstream has them, and of the same bits 320 beside 256, and V as the first 512 of 576
+// values of K
 template <typename KC, bool k_is_ours>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, const int64_t head_dim_v, const ggml_type type_v) {
     if (head_dim_k == 64 && head_dim_v == 64) {
@@ -577,6 +646,17 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, 
     }
     if (head_dim_k == 192 && head_dim_v == 128) {
         return ggml_cuda_rq_fa_find_v<192, 128, KC, k_is_ours>(type_v);
+    }
+    if constexpr (k_is_ours) {
+        if (!ggml_rq_is_type(type_v) || ggml_rq_type_bits(type_v) != KC::n_bits) {
+            return {};
+        }
+        if (head_dim_k == 320 && head_dim_v == 256 && !ggml_rq_is_sibling(type_v)) {
+            return ggml_cuda_rq_fa_make<320, KC, ggml_cuda_rq_kv<KC::n_bits>, 256>();
+        }
+        if (head_dim_k == 576 && head_dim_v == 512 && ggml_rq_is_sibling(type_v)) {
+            return ggml_cuda_rq_fa_make<576, KC, KC, 512>();
+        }
     }
     return {};
 }
@@ -588,6 +668,7 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_same(const int64_t head_dim_k
         case  64: return ggml_cuda_rq_fa_make< 64, C, C>();
         case 128: return ggml_cuda_rq_fa_make<128, C, C>();
         case 256: return ggml_cuda_rq_fa_make<256, C, C>();
+        case 512: return ggml_cuda_rq_fa_make<512, C, C>();
         default:  return {};
     }
 }

@@ -320,7 +320,7 @@ bool ggml_cuda_rq_compute_forward(ggml_backend_cuda_context & ctx, ggml_tensor *
                 ggml_cuda_rq_flash_attn(ctx, dst);
                 return true;
             }
-            ggml_cuda_rq_warn_flash_attn(dst);
+            ggml_cuda_rq_warn_flash_attn(ctx.device, dst);
             if (!ggml_rq_has_recent(dst)) {
                 return false;
             }

@@ -38,7 +38,7 @@ size_t ggml_cuda_rq_flash_attn_size(int device, const ggml_tensor * dst);
 int ggml_cuda_rq_flash_attn_rotated(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, int i);
 
 // says once that a decode goes the slow way: a head_dim or a form of the cache that no kernel of ours takes
-void ggml_cuda_rq_warn_flash_attn(const ggml_tensor * dst);
+void ggml_cuda_rq_warn_flash_attn(int device, const ggml_tensor * dst);
 
 // for the kernels of rq-kernels.cuh
 ggml_cuda_kernel_launch_params ggml_cuda_rq_launch_params(int64_t warps, cudaStream_t stream);
