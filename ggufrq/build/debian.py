@@ -46,11 +46,18 @@ def own_release() -> str:
 
 
 def unpack(
-    target: Path, own: Sequence[str] = (), *, release: str, alone: Sequence[str], arch: str | None = None
+    target: Path,
+    own: Sequence[str] = (),
+    *,
+    release: str,
+    alone: Sequence[str] = (),
+    whole: Sequence[str] = (),
+    arch: str | None = None,
 ) -> dict[str, str]:
     """Unpack packages into ``target``: ``own`` of this machine's release with what it lacks of their
-    dependencies, and ``alone`` of another ``release`` (a code name) without any, for the processor ``arch``
-    (``aarch64``; this one unless given). Returns the versions of all by name.
+    dependencies, and of another ``release`` (a code name) ``alone`` without any and ``whole`` with all of
+    them, the C library too, for the processor ``arch`` (``aarch64``; this one unless given). Returns the
+    versions of all by name.
 
     Raises Unreachable.
     """
@@ -83,7 +90,12 @@ def unpack(
             # and what they depend on: a newer C library would not go with the loader of this machine
             names = [f"--target-release={codename}", *(f"{name}/{codename}" for name in own)]
             apt("install", "--yes", "--download-only", "--reinstall", *names)
-        apt("download", *(f"{name}:{there}/{release}" for name in alone))
+        if alone:
+            apt("download", *(f"{name}:{there}/{release}" for name in alone))
+        if whole:
+            (work / "status").touch()  # as if nothing were installed
+            names = [f"{name}:{there}" for name in whole]
+            apt("install", "--yes", "--download-only", f"-oDir::State::status={work / 'status'}", *names)
         versions = {}
         for archive in sorted((work / "archives").glob("*.deb")):
             proc.run(["dpkg-deb", "-x", archive, target], timeout=600)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ggufrq.base import paths, proc
+from ggufrq.base.errors import ToolError
 from ggufrq.base.machine import cores
 from ggufrq.build.project import Build
 from ggufrq.tools import moments as tool
-from ggufrq.tools.logs import retried
+from ggufrq.tools.logs import ended, retried
 
 
 def sum_moments(
@@ -44,6 +45,8 @@ def sum_moments(
             check=False,
             on_stdout=on_stdout,
         )
+        if done.rc != 0:
+            raise ToolError(ended(done))
         tool.check(done.stdout, done.stderr)
 
     retried(attempt)

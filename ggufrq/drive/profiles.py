@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import GgufrqError, ModelError
+from ggufrq.base.locks import locked
 from ggufrq.base.progress import progress
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case
@@ -26,6 +27,7 @@ from ggufrq.tools.logs import PROFILE_SOURCES
 if TYPE_CHECKING:  # numpy takes a while to import, and most commands need no profile
     from ggufrq.profile import Profile
     from ggufrq.profile.tensors import Tensors
+    from ggufrq.profile.whole import Whole
 
 #: Tokens of text that a profile is made from unless it is asked for (``ggufrq calibrate``): on three models
 #: they take a third to a half off the noise that the weights' profile leaves, on code and in other languages,
@@ -48,13 +50,17 @@ class Found:
 
 
 def settle(
-    plan: KvPlan, model: Path, n_ctx: int | None = None, build: Build | None = None
+    plan: KvPlan,
+    model: Path,
+    n_ctx: int | None = None,
+    build: Build | None = None,
+    threads: int | None = None,
 ) -> tuple[KvPlan, str | None]:
     """The plan with the profile of this GGUF model for a context of ``n_ctx`` tokens, and what is said of it
     (None where none was asked for). Raises as ``find``."""
     if plan.profile is None:
         return plan, None
-    found = find(model, plan.profile, n_ctx, build)
+    found = find(model, plan.profile, n_ctx, build, threads)
     return plan.with_profile(found.file), found.said
 
 
@@ -75,7 +81,13 @@ def settle_cases(
     return list(dict.fromkeys(settled))
 
 
-def find(model: Path, wish: Path | Sought, n_ctx: int | None = None, build: Build | None = None) -> Found:
+def find(
+    model: Path,
+    wish: Path | Sought,
+    n_ctx: int | None = None,
+    build: Build | None = None,
+    threads: int | None = None,
+) -> Found:
     """The profile for a GGUF model and a context of ``n_ctx`` tokens: the file ``wish``; or the one beside
     the model, or else one from ``TOKENS`` tokens of text, which the programs of ``build`` read, or from the
     weights where that cannot be, or none; or that from the weights.
@@ -92,41 +104,51 @@ def find(model: Path, wish: Path | Sought, n_ctx: int | None = None, build: Buil
     if beside is not None:
         return beside
     try:
-        return _made_once(tensors, n_ctx, build if wish is Sought.AUTO else None)
+        return _made_once(tensors, n_ctx, build if wish is Sought.AUTO else None, threads)
     except GgufrqError as error:
         if wish is Sought.WEIGHTS:
             raise
         return Found(None, f"no profile: {error.message}")
 
 
-def make(model: Path, positions: int | None, build: Build | None) -> tuple[Profile, str]:
+def make(
+    model: Path, positions: int | None, build: Build | None, threads: int | None = None
+) -> tuple[Profile, str]:
     """The profile of a GGUF model over so many ``positions`` (its own context, ``LONGEST`` at most) that it
-    has unless there is a better one, and what it is in a few words: from ``TOKENS`` tokens of text, which the
-    programs of ``build`` read, or from the weights where there are none or they fail, which is said.
+    has unless there is a better one, and how long it took: from ``TOKENS`` tokens of text, which the programs
+    of ``build`` read, or from the weights where there are none or they fail, which is said.
 
     Raises ModelError when none can be made.
     """
     from ggufrq.profile import profile_from_weights
-    from ggufrq.profile.sums import read_sums
-    from ggufrq.profile.text import profile_from_sums
     from ggufrq.profile.whole import Whole
 
     if build is not None:
         whole = Whole.of(model, positions)
         try:
-            with (
-                progress(f"Profile from {TOKENS} tokens of text (once)", unit="texts") as bar,
-                TemporaryDirectory(prefix="ggufrq-") as folder,
-            ):
-                sums, text = Path(folder) / "sums.gguf", paths.data_dir("texts") / "calibration.txt"
-                sum_moments(sums, model, text, build, lambda *_: None, n_ctx=TOKENS, chunks=1)
-                made = profile_from_sums(whole, read_sums(sums).all)
+            with progress(f"Profile from {TOKENS} tokens of text (once)", unit="texts") as bar:
+                made = _from_text(whole, build, threads)
                 return made, f"made in {bar.elapsed_text()}"
-        except GgufrqError as error:
-            log.say(f"no profile from a text ({error.message}), so one from the weights")
+        except (GgufrqError, OSError) as error:
+            why = error.message if isinstance(error, GgufrqError) else str(error)
+            log.say(f"no profile from a text ({why}), so one from the weights; ggufrq calibrate tries again")
     with progress("Profile from the weights", unit="layers") as bar:
         made = profile_from_weights(model, positions, lambda done, total: bar.update(done, total=total))
         return made, f"made in {bar.elapsed_text()}"
+
+
+def _from_text(whole: Whole, build: Build, threads: int | None) -> Profile:
+    """Raises GgufrqError or OSError when it cannot be made."""
+    from ggufrq.profile.sums import read_sums
+    from ggufrq.profile.text import profile_from_sums
+
+    whole.rope(next(iter(whole.readers)), 2)  # an unknown architecture is refused before anything takes time
+    text = paths.data_dir("texts") / "calibration.txt"
+    with TemporaryDirectory(dir=paths.own_dir("calibration")) as folder:
+        sums = Path(folder) / "sums.gguf"
+        path = whole.tensors.path
+        sum_moments(sums, path, text, build, lambda *_: None, n_ctx=TOKENS, chunks=1, threads=threads)
+        return profile_from_sums(whole, read_sums(sums).all)
 
 
 def positions_for(native: int | None, n_ctx: int | None) -> int:
@@ -139,8 +161,8 @@ def positions_for(native: int | None, n_ctx: int | None) -> int:
 
 
 def _beside(model: Tensors, n_ctx: int | None) -> Found | None:
-    """The file beside the model, unless it is of another one, or one from the weights for a shorter context
-    than ``n_ctx``, which is made as well in seconds."""
+    """The file beside the model, unless it is of another one, or one for a shorter context than ``n_ctx``
+    that is made as well here."""
     for name in names_beside(model.path):
         path = model.path.parent / name
         if not path.is_file():
@@ -149,7 +171,7 @@ def _beside(model: Tensors, n_ctx: int | None) -> Found | None:
             header = _header(path)
             if header.model != fingerprint(model.path):
                 log.say(f"{path.name} is a profile for another model and is not used")
-            elif header.source == "weights" and header.n_ctx < (n_ctx or 0):
+            elif header.made and header.n_ctx < (n_ctx or 0):
                 log.say(f"{path.name} is for {header.n_ctx:,} positions, and this context is longer")
             else:
                 return _described(path, model)
@@ -181,11 +203,12 @@ def _described(path: Path, model: Tensors) -> Found:
 
 @dataclass(frozen=True)
 class _Header:
-    """The kind of a file, the fingerprint of its model, its source, and over how many positions it is."""
+    """The kind of a file, the fingerprint of its model, whether ``make`` makes such ones, and over how many
+    positions it is."""
 
     kind: str
     model: Any
-    source: Any
+    made: bool
     n_ctx: int
 
 
@@ -200,25 +223,42 @@ def _header(path: Path) -> _Header:
         )
     model = values.get(f"rq.{kind.removeprefix('kv-')}.model")
     n_ctx = values.get("rq.profile.n_ctx", 0)
-    return _Header(kind, model, values.get("rq.profile.source"), n_ctx if isinstance(n_ctx, int) else 0)
+    made = values.get("rq.profile.source") == "weights" or values.get("rq.profile.tokens") == TOKENS
+    return _Header(kind, model, made, n_ctx if isinstance(n_ctx, int) else 0)
 
 
-def _made_once(model: Tensors, n_ctx: int | None, build: Build | None) -> Found:
-    """The profile that is kept, or one made and kept now. Raises ModelError when none can be made."""
+def _made_once(model: Tensors, n_ctx: int | None, build: Build | None, threads: int | None) -> Found:
+    """The profile that is kept, or one made and kept now. Raises ModelError when none can be made.
+
+    Where a build could make none from a text, a file says so, and that build does not try again.
+    """
     positions = positions_for(_native(model), n_ctx)
     named, keys, cache = fingerprint(model.path), _keys_of(model), paths.find_cache()
-
-    def name(source: str) -> str:
-        return f"{named}-{keys}-{positions}-{source}-{MAKE}.gguf"
-
     kept, shared = paths.own_dir("profiles"), [] if cache is None else [cache / "profiles"]
-    source = "weights" if build is None else "text"
-    for folder in dict.fromkeys([*shared, kept]):
-        if _is_sound(folder / name(source), named, positions, source):
-            return Found(folder / name(source), f"profile {PROFILE_SOURCES[source]}")
-    made, how = make(model.path, positions, build)
-    made.write(kept / name(made.source))
-    return Found(kept / name(made.source), f"profile {PROFILE_SOURCES[made.source]}, {how}")
+    name = f"{named}-{keys}-{positions}"
+
+    def there() -> Found | None:
+        failed = kept / f"{name}-text-{MAKE}.failed"
+        text = build is not None and not (failed.is_file() and failed.read_text() == build.key)
+        source = "text" if text else "weights"
+        for folder in dict.fromkeys([*shared, kept]):
+            file = folder / f"{name}-{source}-{MAKE}.gguf"
+            if _is_sound(file, named, positions, source):
+                return Found(file, f"profile {PROFILE_SOURCES[source]}")
+        return None
+
+    found = there()
+    if found is None:
+        with locked(kept / f"{name}.lock", "another ggufrq makes the profile of this model"):
+            found = there()
+            if found is None:
+                made, how = make(model.path, positions, build, threads)
+                file = kept / f"{name}-{made.source}-{MAKE}.gguf"
+                made.write(file)
+                if build is not None and made.source == "weights":
+                    paths.atomic_write(kept / f"{name}-text-{MAKE}.failed", build.key)
+                found = Found(file, f"profile {PROFILE_SOURCES[made.source]}, {how}")
+    return found
 
 
 def _keys_of(model: Tensors) -> str:

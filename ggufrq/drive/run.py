@@ -145,7 +145,7 @@ def generate(
         raise UsageError(
             f"llama-cli takes a prompt that begins with {prompt.split()[0]} as a command of its own"
         )
-    plan, profile = profiles.settle(plan, model, n_ctx, programs.build)
+    plan, profile = profiles.settle(plan, model, n_ctx, programs.build, threads)
     tool = completion if raw else cli
     name = "llama-completion" if raw else "llama-cli"
     log_path = paths.logs_dir() / f"{name}.log"

@@ -22,7 +22,13 @@ TYPE = "kv-profile"
 
 
 def keep(
-    record: Record, base: str, model: Path, made_from: dict[str, str], build: Build, *, force: bool = False
+    record: Record,
+    base: str,
+    model: Path,
+    made_from: dict[str, str],
+    build: Build | None,
+    *,
+    force: bool = False,
 ) -> Path | None:
     """The profile of the GGUF ``model`` in the folder of a family's record, made by ``profiles.make`` unless
     it is there and entered. One that somebody else has put there, as ``ggufrq calibrate`` does, is entered as

@@ -198,8 +198,9 @@ class Stream(Work):
     def _profile(self, found: Source, gguf: Path, files: Sequence[Made]) -> Path | None:
         """The profile of K from the best of the files, since the model itself is nowhere."""
         made_from = {"source": found.key, "fold": "", "streamed": "1"}
+        build = self.build if self.request.run else None
         force = self.request.force
-        return profiles.keep(self.record, self._profile_base, gguf, made_from, self.build, force=force)
+        return profiles.keep(self.record, self._profile_base, gguf, made_from, build, force=force)
 
 
 def put(piece: Path, whole: Path, forecast: Forecast, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -216,8 +216,9 @@ class Work:
         fold = self.request.fold or ""
         made_from = {"source": found.key, "fold": fold}
         model = files[0].path if fold else gguf
+        build = self.build if self.request.run else None
         force = self.request.force
-        return profiles.keep(self.record, self._profile_base, model, made_from, self.build, force=force)
+        return profiles.keep(self.record, self._profile_base, model, made_from, build, force=force)
 
     @property
     def _profile_base(self) -> str:

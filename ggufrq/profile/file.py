@@ -3,7 +3,8 @@ queries, and a mean.
 
 Metadata: ``general.architecture`` and ``general.type`` are ``kv-profile``, ``rq.profile.version`` is 1,
 ``rq.profile.model`` names the model whatever its quantization, ``rq.profile.source`` tells what the moments
-are from, ``rq.profile.n_ctx`` over how many positions they are averaged. Tensors in 32 bits, shapes as numpy
+are from, ``rq.profile.tokens`` of how many tokens of text (there where it is one),
+``rq.profile.n_ctx`` over how many positions they are averaged. Tensors in 32 bits, shapes as numpy
 has them: ``blk.N.k_map`` and ``blk.N.q_map`` [n_head_kv, head_dim, head_dim], symmetric, and ``blk.N.k_mean``
 [n_head_kv, head_dim], the mean of K behind RoPE, where it is taken out. Stored is R · k_map · (k - k_mean),
 queries are multiplied by R · q_map, R being the rotation of the type.
@@ -62,6 +63,7 @@ class Profile:
     source: Source
     n_ctx: int
     layers: dict[int, LayerProfile]
+    tokens: int = 0
 
     def write(self, path: Path) -> None:
         """Write it, under another name first. Raises GgufrqError when that fails or it is not sound."""
@@ -77,6 +79,8 @@ class Profile:
                 writer.add_string("rq.profile.model", self.model)
                 writer.add_string("rq.profile.source", self.source)
                 writer.add_uint32("rq.profile.n_ctx", self.n_ctx)
+                if self.tokens:
+                    writer.add_uint32("rq.profile.tokens", self.tokens)
                 for il, layer in sorted(self.layers.items()):
                     writer.add_tensor(f"blk.{il}.k_map", layer.k_map)
                     writer.add_tensor(f"blk.{il}.q_map", layer.q_map)
@@ -105,6 +109,7 @@ def read_profile(path: Path) -> Profile:
             remedy=_AGAIN,
         )
     model, source, n_ctx = (values.get(f"rq.profile.{key}") for key in ("model", "source", "n_ctx"))
+    tokens = values.get("rq.profile.tokens", 0)
     if not isinstance(model, str) or source not in SOURCES or not isinstance(n_ctx, int):
         raise ModelError(f"{path} does not say of which model it is and how it was made", remedy=_AGAIN)
     found: dict[int, dict[str, F32]] = {}
@@ -117,7 +122,7 @@ def read_profile(path: Path) -> Profile:
         if not {"k_map", "q_map"} <= parts.keys():
             raise ModelError(f"{path} is not whole: layer {il} lacks a map", remedy=_AGAIN)
     layers = {il: LayerProfile(p["k_map"], p["q_map"], p.get("k_mean")) for il, p in sorted(found.items())}
-    profile = Profile(model, cast(Source, source), n_ctx, layers)
+    profile = Profile(model, cast(Source, source), n_ctx, layers, tokens if isinstance(tokens, int) else 0)
     _check(profile, str(path))
     return profile
 

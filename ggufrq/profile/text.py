@@ -33,7 +33,8 @@ def profile_from_sums(whole: Whole, sums: Layers, source: Source = "text") -> Pr
             return layer_from_weights(whole, il)
         return whole.solved(*moments_from_text(whole, il, sums[il]))
 
-    return Profile(fingerprint(whole.tensors.path), source, whole.n_ctx, dict(whole.by_layer(layer)))
+    tokens = max((part.tokens for part in sums.values()), default=0)
+    return Profile(fingerprint(whole.tensors.path), source, whole.n_ctx, dict(whole.by_layer(layer)), tokens)
 
 
 def moments_from_text(whole: Whole, il: int, sums: LayerSums) -> tuple[Moments, F64]:

@@ -44,9 +44,9 @@ class Device:
         }
 
     def run(self, *command: str | Path, **more: str) -> proc.Completed:
-        return proc.run(command, env={**self.env, **more}, check=False, timeout=900)
+        return proc.run([*self.vulkan.starts, *command], env={**self.env, **more}, check=False, timeout=2000)
 
-    def operations(self, operation: str, pattern: str) -> tuple[int, int, str]:
+    def operations(self, operation: str, pattern: str, **more: str) -> tuple[int, int, str]:
         """Cases of test-backend-ops that agree with the CPU, all that the device supports, and the output."""
         command = [
             self.build.tool("test-backend-ops"),
@@ -58,7 +58,7 @@ class Device:
             "-p",
             pattern,
         ]
-        text = self.run(*command).stdout
+        text = self.run(*command, **more).stdout
         told = re.search(r"(\d+)/(\d+) tests passed", text)
         assert told, text[-3000:]
         return int(told[1]), int(told[2]), text
@@ -74,6 +74,44 @@ def device(llama_build: Build) -> Device:
     folder.mkdir(exist_ok=True)
     vulkan.mirror(llama_build, folder)
     vulkan.module(found, llama_build, folder)
+    return Device(llama_build, found, folder)
+
+
+_ATTENTION = "flash_attn*|rq_*|copy*|contig*|dequant*"
+_FEATURES = ("COOPMAT", "COOPMAT2", "INTEGER_DOT", "BFLOAT16")
+#: What upstream's host code asks of a card, and how lavapipe says yes: whether its driver is Intel's, for
+#: which attention takes no subgroups, and whether products of integers are fast.
+_AS_CARDS = {
+    "if (device->vendor_id == VK_VENDOR_ID_INTEL) {\n        // Disable subgroup use": "AS_INTEL",
+    "shader_integer_dot_product_props.integerDotProduct4x8BitPackedSignedAccelerated;": "AS_INT_DOT",
+}
+#: The ways in which upstream's scalar attention goes on cards.
+CARDS = {
+    "integer products": {"AS_INT_DOT": "1"},
+    "no subgroups": {"AS_INTEL": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def card(llama_build: Build) -> Device:
+    """A newer lavapipe that can be told to be taken for a card; of the shaders those of attention, all of
+    upstream's ways. Its matrices are of 8 by 8, for which upstream has no attention."""
+    try:
+        found = vulkan.bring_newest()
+    except Unreachable as error:
+        pytest.skip(f"no newer lavapipe and glslc: {error.message}")
+    folder = llama_build.root / "vulkan-cards"
+    folder.mkdir(exist_ok=True)
+    vulkan.mirror(llama_build, folder)
+    source = folder / "ggml-vulkan" / "ggml-vulkan.cpp"
+    text = source.read_text()
+    for asked, name in _AS_CARDS.items():
+        assert asked in text, asked
+        test = re.search(r"device->vendor_id == \w+|shader_integer_dot_product_props\.\w+", asked)
+        assert test
+        text = text.replace(asked, asked.replace(test[0], f'({test[0]} || getenv("{name}"))'))
+    source.write_text(text)
+    vulkan.module(found, llama_build, folder, only=_ATTENTION, features=_FEATURES)
     return Device(llama_build, found, folder)
 
 
@@ -118,6 +156,7 @@ CASES = [
     ("FLASH_ATTN_EXT", "hsk=128,hsv=128,nh=2,nr23=.4,1.,kv=113,nb=3,.*type_K=iso3,type_V=(planar4|q8_0)", 2),
     ("FLASH_ATTN_EXT", "hsk=128,.*kv=1025,nb=1,.*type_K=planar2,type_V=planar2", 1),
     ("FLASH_ATTN_EXT", "recent=33,apart=0,hsk=128,.*kv=256,nb=1,.*type_K=iso3", 1),
+    ("FLASH_ATTN_EXT", "recent=300,.*type_K=iso3,.*lift=", 2),
     ("MUL_MAT_RQ", "family=1", 18),
 ]
 MORE = [
@@ -143,6 +182,28 @@ def test_operations_agree_with_the_cpu(device: Device, operation: str, pattern: 
     """Upstream's q8_0 and q4_0 stand beside ours as a control."""
     passed, supported, text = device.operations(operation, pattern)
     assert passed == supported >= least, text[-3000:]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("way", CARDS)
+def test_attention_agrees_on_the_ways_of_cards(card: Device, way: str) -> None:
+    pattern = "hsk=64,.*kv=113,nb=3,.*type_K=(rq3_64|q8_0),type_V=rq2_64"
+    passed, supported, text = card.operations("FLASH_ATTN_EXT", pattern, **CARDS[way])
+    assert passed == supported >= 3, text[-3000:]
+
+
+@pytest.mark.thorough
+def test_products_of_integers_are_taken(card: Device, tmp_path: Path) -> None:
+    """A fault in them is seen, where a card has them and there alone."""
+    folder = tmp_path / "vulkan"
+    shutil.copytree(card.folder, folder, symlinks=True)
+    path = folder / "ggml-vulkan" / "vulkan-shaders" / "flash_attn.comp"
+    path.write_text(path.read_text().replace("acc += dotPacked", "acc -= dotPacked"))
+    vulkan.module(card.vulkan, card.build, folder, only=_ATTENTION, features=_FEATURES)
+    faulty = Device(card.build, card.vulkan, folder)
+    case = ("FLASH_ATTN_EXT", "hsk=64,.*kv=113,nb=3,.*type_K=q8_0,type_V=rq2_64")
+    assert faulty.operations(*case, **CARDS["integer products"])[:2] == (0, 1)
+    assert faulty.operations(*case)[:2] == (1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +309,12 @@ FAULTS = {
         ("MUL_MAT_RQ", "family=1,mode=1,.*n=5,k=128"),
     ),
     "recent rows: the parts beside them": ("rq_recent.comp", "l += w*data_a[at];", "l += w;", RECENT),
+    "recent rows: a score above those of the parts": (
+        "rq_recent.comp",
+        "l *= w;",
+        "",
+        ("FLASH_ATTN_EXT", "recent=300,.*type_K=iso3,.*lift=5"),
+    ),
     "recent rows: those of the batch": (
         "rq_recent.comp",
         "at_v_new + (r0 + i - p.n_held)",

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ OWN = [
 OWN += [f"libxcb-{name}" for name in ("dri3-0", "present0", "randr0", "shm0", "sync1", "xfixes0")]
 DRIVER = ["mesa-vulkan-drivers", "libdrm2", "libdrm-amdgpu1"]
 HEADERS = ["libvulkan-dev", "spirv-headers"]
+#: Of a release whose glslc compiles all of upstream's shaders.
+NEWEST = ("forky", ["glslc", "libvulkan1", "mesa-vulkan-drivers"])
 
 #: Types of weights that shaders are compiled for, beside our own.
 _TYPES = "|".join(f"-DDATA_A_{name}=*" for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "IQ4_NL"))
@@ -60,7 +63,7 @@ for word; do
     esac
     previous=$word
 done
-case ${{source##*/}} in {left_out}) empty=1 ;; esac
+case ${{source##*/}} in {left_out}) empty=1 ;; {only}) ;; *) empty=1 ;; esac
 if [ -n "$empty" ]; then
     [ -z "$depends" ] || echo "$out: $source" > "$depends"
     exec cp {folder}/empty.spv "$out"
@@ -86,6 +89,7 @@ class Vulkan:
     include: Path
     loader: Path
     environment: dict[str, str]
+    starts: tuple[str, ...] = ()  # what programs are started by that take another C library
 
 
 def bring() -> Vulkan:
@@ -113,6 +117,23 @@ def bring() -> Vulkan:
     return Vulkan(glslc, root / "headers" / "usr" / "include", libraries / "libvulkan.so.1", environment)
 
 
+def bring_newest() -> Vulkan:
+    """The same of a newer Debian, with its C library. Raises Unreachable."""
+    older = bring()
+    release, names = NEWEST
+    key = hashlib.sha256(" ".join([release, *names, platform.machine()]).encode()).hexdigest()[:12]
+    root = paths.cache_dir() / f"vulkan-{release}-{key}"
+    if not root.is_dir():
+        with paths.atomic_path(root) as making:
+            unpack(making, release=release, whole=names)
+    libraries = root / "usr" / "lib" / f"{platform.machine()}-linux-gnu"
+    driver = str(root / "usr" / "share" / "vulkan" / "icd.d" / "lvp_icd.json")
+    environment = {"VK_DRIVER_FILES": driver, "GGML_VK_VISIBLE_DEVICES": "0"}
+    (linker,) = libraries.glob("ld-linux-*")
+    starts = (str(linker), "--library-path", str(libraries))
+    return Vulkan(root / "usr" / "bin" / "glslc", older.include, older.loader, environment, starts)
+
+
 def mirror(build: Build, folder: Path) -> None:
     """The sources of the backend in ``folder``/ggml-vulkan, those written anew that differ."""
     source = build.source / "ggml" / "src" / "ggml-vulkan"
@@ -123,15 +144,22 @@ def mirror(build: Build, folder: Path) -> None:
             shutil.copyfile(path, target)
 
 
-def module(vulkan: Vulkan, build: Build, folder: Path) -> Path:
+def module(
+    vulkan: Vulkan, build: Build, folder: Path, *, only: str = "*", features: Sequence[str] = ()
+) -> Path:
     """libggml-vulkan.so for a build, made in ``folder`` of the sources in ``folder``/ggml-vulkan (see
     ``mirror``); only what has changed since is made anew. Raises ToolError where something does not compile.
+
+    ``only``: patterns of the sources of shaders that are not left empty, with ``|`` between them.
+    ``features``: what upstream's CMake finds that glslc compiles (``COOPMAT``).
     """
-    sources, kept = Path("ggml-vulkan"), paths.cache_dir() / "vulkan-shaders"
+    sources = Path("ggml-vulkan")
+    kept = paths.cache_dir() / ("vulkan-shaders-newest" if vulkan.starts else "vulkan-shaders")
     shaders = sources / "vulkan-shaders"
     for needed in (folder / "spv", kept):
         needed.mkdir(parents=True, exist_ok=True)
-    glslc = _wrapper(vulkan, kept, folder)
+    glslc = _wrapper(vulkan, kept, folder, only)
+    supported = " ".join(f"-DGGML_VULKAN_{name}_GLSLC_SUPPORT" for name in features)
     ccache, ninja = toolchain.ccache(), toolchain.ninja()
     assert ninja is not None
     compiler = (
@@ -145,11 +173,12 @@ def module(vulkan: Vulkan, build: Build, folder: Path) -> Path:
         (folder / name).symlink_to(place)
     include = f"-I. -I{sources} -Iggml/include -Iggml/src -I{vulkan.include}"
     defined = "-DGGML_BACKEND_DL -DGGML_BACKEND_BUILD -DGGML_BACKEND_SHARED -DGGML_SHARED -DNDEBUG"
+    defined += f" {supported}"
     lines = [
         f"rule c\n  command = {compiler} -std=c++17 -O1 -w -fPIC {defined} {include}"
         " -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
-        f"rule generator\n  command = {compiler} -std=c++17 -O0 -w -pthread $in -o $out",
+        f"rule generator\n  command = {compiler} -std=c++17 -O0 -w -pthread {supported} $in -o $out",
         "rule names\n  command = ./generator --output-dir spv --target-hpp $out",
         f"rule shader\n  command = ./generator --glslc ./{glslc} --source $in --output-dir spv "
         "--target-hpp ggml-vulkan-shaders.hpp --target-cpp $out",
@@ -175,10 +204,12 @@ def module(vulkan: Vulkan, build: Build, folder: Path) -> Path:
     return folder / "libggml-vulkan.so"
 
 
-def _wrapper(vulkan: Vulkan, kept: Path, folder: Path) -> str:
+def _wrapper(vulkan: Vulkan, kept: Path, folder: Path, only: str) -> str:
     """What upstream's generator calls for glslc; it finds the libraries of Debian's."""
-    real = f"env LD_LIBRARY_PATH={vulkan.environment['LD_LIBRARY_PATH']} {vulkan.glslc}"
-    text = _WRAPPER.format(types=_TYPES, left_out=_LEFT_OUT.replace(" ", "|"), glslc=real, folder=kept)
+    starts = vulkan.starts or ("env", f"LD_LIBRARY_PATH={vulkan.environment['LD_LIBRARY_PATH']}")
+    real = " ".join([*starts, str(vulkan.glslc)])
+    left_out = _LEFT_OUT.replace(" ", "|")
+    text = _WRAPPER.format(types=_TYPES, left_out=left_out, only=only, glslc=real, folder=kept)
     script = folder / "glslc"
     if not script.is_file() or script.read_text(encoding="utf-8") != text:
         script.write_text(text, encoding="utf-8")

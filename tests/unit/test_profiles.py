@@ -110,6 +110,11 @@ def test_from_the_weights_where_the_programs_fail(
     told = capsys.readouterr().err
     assert "no profile from a text (" in told
     assert "has no program 'llama-rq-moments'), so one from the weights" in told
+    # which is not tried again by this build, but by another
+    assert find(model, Sought.AUTO, 256, build) == Found(found.file, WEIGHTS)
+    assert capsys.readouterr().err == ""
+    other = find(model, Sought.AUTO, 256, replace(build, key="another"))
+    assert other.said.startswith(f"{WEIGHTS}, made in ")
 
 
 @pytest.mark.parametrize("damage", ["short", "other model", "other context", "no profile"])
@@ -148,6 +153,16 @@ def test_a_file_beside_the_model(model: Path, made: list[Any], capsys: pytest.Ca
     with pytest.raises(ModelError) as caught:
         find(model, Sought.AUTO)
     assert "-kv.gguf away, or --kv-profile weights" in str(caught.value.remedy)
+
+
+def test_one_of_a_little_text_is_made_anew_for_a_longer_context(model: Path) -> None:
+    """But not one of more text, which is worth more than its positions."""
+    beside = model.with_name("Small-1B-kv.gguf")
+    for tokens, used in ((profiles.TOKENS, False), (4096, True)):
+        replace(profile_from_weights(model, 64), source="text", tokens=tokens).write(beside)
+        assert read_profile(beside).tokens == tokens
+        assert (find(model, Sought.AUTO, 65).file == beside) is used
+        assert find(model, Sought.AUTO, 64).file == beside
 
 
 def test_a_folded_model_and_a_fine_tune_have_their_own(model: Path, tmp_path: Path, made: list[Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from ggufrq.base.errors import BuildError
 from ggufrq.build import backends, builds, doctor, vulkan_toolkit
+from ggufrq.build.backends import vulkan
 from ggufrq.build.project import BuildOptions
 
 SUMMARY = (Path(__file__).parent.parent / "logs" / "build" / "vulkaninfo-lavapipe.txt").read_text("utf-8")
@@ -144,6 +145,7 @@ def test_a_gpu_is_taken_by_itself(sdk: Path, tmp_path: Path, monkeypatch: pytest
     vulkaninfo(tmp_path / "bin", monkeypatch, SUMMARY)
     assert backends.default() == "cpu"
     vulkaninfo(tmp_path / "bin", monkeypatch, LAPTOP)
+    vulkan._detected.cache_clear()
     assert backends.default() == "vulkan" == BuildOptions().backend
     monkeypatch.setenv(backends.VARIABLE, "cpu")
     assert backends.default() == "cpu"
@@ -152,8 +154,10 @@ def test_a_gpu_is_taken_by_itself(sdk: Path, tmp_path: Path, monkeypatch: pytest
         there.setattr("ggufrq.build.backends.cuda.detected", lambda: True)
         assert backends.default() == "cuda"
     glslc(sdk, "shaderc v2022.4 v2022.4")
+    vulkan._detected.cache_clear()
     assert backends.default() == "cpu", "its glslc is too old"
     (sdk / "bin" / "glslc").unlink()
+    vulkan._detected.cache_clear()
     assert backends.default() == "cpu"
 
 

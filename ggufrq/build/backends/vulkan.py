@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
+
 from ggufrq.build import cmake_files, vulkan_toolkit
 from ggufrq.build.backends import cpu
 from ggufrq.build.toolchain import Missing
@@ -10,6 +13,12 @@ from ggufrq.build.toolchain import Missing
 def detected() -> bool:
     """Whether a GPU is present, not a driver alone that computes on the processor, and all that a build
     needs."""
+    return _detected(os.environ.get("PATH"), os.environ.get("VULKAN_SDK"))
+
+
+@lru_cache
+def _detected(path: str | None, sdk: str | None) -> bool:
+    """Once in a process for what programs and folders are there, since it starts two of them."""
     return not vulkan_toolkit.missing() and bool(vulkan_toolkit.devices())
 
 
