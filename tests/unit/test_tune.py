@@ -158,7 +158,7 @@ def test_a_profile_goes_where_k_is_ours(world: World, monkeypatch: pytest.Monkey
     monkeypatch.setattr(profiles, "find", find)
     wish = replace(goal(), profile=Sought.AUTO)
     result = layers.tune(MODEL, BUILD, wish)
-    assert asked == [(MODEL.path, Sought.AUTO, 512)]
+    assert asked == [(MODEL.path, Sought.AUTO, 512, BUILD)]
     assert {"f16; 0:iso3/f16", "iso3", "iso2/iso4"} <= world.profiled
     assert not {"f16; 0:f16/iso3", "f16; 0:q8_0/f16", "q8_0"} & world.profiled
     told = " ".join(report.render(result, MODEL, wish).split())
