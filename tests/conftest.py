@@ -61,6 +61,8 @@ def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(proc, "_spawn", refuse)
     monkeypatch.setattr(subprocess, "Popen", refuse)
+    # which would ask the system's own, where they are there, what to build for
+    monkeypatch.setattr("ggufrq.build.backends.vulkan.detected", lambda: False)
 
 
 @pytest.fixture(autouse=True)
