@@ -208,8 +208,11 @@ def test_products_of_integers_are_taken(card: Device, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model(llama_build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("model") / f"{MODEL}.gguf"
-    return convert(paths.data_dir("models") / MODEL, out, llama_build.source)
+    """In f32: with other weights each backend rounds activations in its own way, which turns codes over."""
+    folder = tmp_path_factory.mktemp("model")
+    made = convert(paths.data_dir("models") / MODEL, folder / "bf16.gguf", llama_build.source)
+    proc.run([llama_build.tool("llama-quantize"), made, folder / f"{MODEL}.gguf", "F32"])
+    return folder / f"{MODEL}.gguf"
 
 
 def perplexity(device: Device, model: Path, *options: str | Path, **env: str) -> proc.Completed:
@@ -237,13 +240,16 @@ def perplexity(device: Device, model: Path, *options: str | Path, **env: str) ->
 def test_a_model_has_the_perplexity_that_it_has_on_the_cpu(
     device: Device, model: Path, types: tuple[str, str], env: dict[str, str]
 ) -> None:
-    """Weights, cache and attention all on the device."""
+    """Weights, cache and attention all on the device; between what the CPU's two attentions come to, ours and
+    upstream's, whose sums are in other orders."""
     options = ("-ctk", types[0], "-ctv", types[1], "-fa", "on")
     here = perplexity(device, model, *options, "-dev", "Vulkan0", **env)
-    there = perplexity(device, model, *options, "-dev", "none", **env)
     assert "Vulkan0 KV buffer" in here.stderr, here.stderr[-3000:]
-    got, want = (parse_perplexity(done.stdout, done.stderr).ppl for done in (here, there))
-    assert got == pytest.approx(want, rel=1e-3), (types, got, want)
+    there = [perplexity(device, model, *options, "-dev", "none", **env)]
+    if "LLAMA_RQ_RECENT" not in env:
+        there.append(perplexity(device, model, *options, "-dev", "none", GGML_RQ_UPSTREAM_FATTN="1", **env))
+    got, *want = (parse_perplexity(done.stdout, done.stderr).ppl for done in (here, *there))
+    assert min(want) * (1 - 1e-3) < got < max(want) * (1 + 1e-3), (types, got, want)
 
 
 @pytest.mark.parametrize(
