@@ -230,16 +230,18 @@ def _header(path: Path) -> _Header:
 def _made_once(model: Tensors, n_ctx: int | None, build: Build | None, threads: int | None) -> Found:
     """The profile that is kept, or one made and kept now. Raises ModelError when none can be made.
 
-    Where a build could make none from a text, a file says so, and that build does not try again.
+    Where a build could make none from a text, a file says so, and that build does not try this model's file
+    again; with another quantization there may be room.
     """
     positions = positions_for(_native(model), n_ctx)
     named, keys, cache = fingerprint(model.path), _keys_of(model), paths.find_cache()
     kept, shared = paths.own_dir("profiles"), [] if cache is None else [cache / "profiles"]
     name = f"{named}-{keys}-{positions}"
+    failed = kept / f"{name}-text-{MAKE}.failed"
+    tried = "" if build is None else f"{build.key} {model.path.resolve()}"
 
     def there() -> Found | None:
-        failed = kept / f"{name}-text-{MAKE}.failed"
-        text = build is not None and not (failed.is_file() and failed.read_text() == build.key)
+        text = build is not None and not (failed.is_file() and failed.read_text() == tried)
         source = "text" if text else "weights"
         for folder in dict.fromkeys([*shared, kept]):
             file = folder / f"{name}-{source}-{MAKE}.gguf"
@@ -256,7 +258,7 @@ def _made_once(model: Tensors, n_ctx: int | None, build: Build | None, threads: 
                 file = kept / f"{name}-{made.source}-{MAKE}.gguf"
                 made.write(file)
                 if build is not None and made.source == "weights":
-                    paths.atomic_write(kept / f"{name}-text-{MAKE}.failed", build.key)
+                    paths.atomic_write(failed, tried)
                 found = Found(file, f"profile {PROFILE_SOURCES[made.source]}, {how}")
     return found
 

@@ -160,7 +160,7 @@ def test_a_profile_from_elsewhere_is_kept(
     path = family_of(MODELS[0], ["Q8_0"], llama_build, out=copy).profile
     assert path == copy / f"{MODELS[0]}-kv.gguf"
     made = path.read_bytes()
-    replace(read_profile(path), source="text").write(path)
+    replace(read_profile(path), tokens=4096).write(path)
     given = path.read_bytes()
     for told in (True, False):
         assert family_of(MODELS[0], ["Q8_0"], llama_build, out=copy).profile == path
@@ -174,7 +174,7 @@ def test_a_profile_from_elsewhere_is_kept(
     path.write_bytes(given)
     family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ggufrq.make.profile._MAKE", 2)
+        patch.setattr("ggufrq.drive.profiles.MAKE", 0)
         family_of(MODELS[0], ["Q8_0"], llama_build, out=copy)
     assert path.read_bytes() == given
     path.write_bytes(b"GGUF precious")

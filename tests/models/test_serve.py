@@ -272,7 +272,7 @@ def test_a_draft_guesses_what_the_model_says(
     answers = []
     for guess in (None, draft):
         with serving(model, plan, programs, port=free_port(), n_ctx=1024, draft=guess) as running:
-            answers.append(complete(running, text(700), n_predict=96, ignore_eos=True))
+            answers.append(complete(running, text(760), n_predict=160, ignore_eos=True))
             if guess is not None:
                 assert running.draft is not None and uses(running.draft[1], guess.kv)
     assert answers[0]["content"] == answers[1]["content"]
