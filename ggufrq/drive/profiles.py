@@ -142,7 +142,7 @@ def _from_text(whole: Whole, build: Build, threads: int | None) -> Profile:
     from ggufrq.profile.sums import read_sums
     from ggufrq.profile.text import profile_from_sums
 
-    whole.rope(next(iter(whole.readers)), 2)  # an unknown architecture is refused before anything takes time
+    whole.require_known()
     text = paths.data_dir("texts") / "calibration.txt"
     with TemporaryDirectory(dir=paths.own_dir("calibration")) as folder:
         sums = Path(folder) / "sums.gguf"

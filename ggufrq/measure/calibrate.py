@@ -79,7 +79,7 @@ def profile_from_text(
     if not text.is_file():
         raise UsageError(f"there is no text {text}")
     whole = Whole.of(model, positions)
-    whole.rope(next(iter(whole.readers)), 2)  # an unknown architecture is refused before anything takes time
+    whole.require_known()
     sums = _sums(model, text, build, n_ctx=n_ctx, chunks=chunks, threads=threads)
     profile = profile_from_sums(whole, sums.all)
     tokens, held = (next(iter(part.values())).tokens if part else 0 for part in (sums.all, sums.held))

@@ -83,6 +83,10 @@ class Whole:
             self.tensors, self.facts, il, dim=dim, window=window, windows=self.windows, n_ctx=self.n_ctx
         )
 
+    def require_known(self) -> None:
+        """Raises ModelError for an architecture of unknown RoPE, before anything takes time."""
+        self.rope(next(iter(self.readers)), 2)
+
     def solved(self, k: Moments, q: F64) -> LayerProfile:
         """The profile of a layer with these moments of K and second moments of the queries [kv_heads, dim,
         dim], both as attention reads them, averaged over the positions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,17 +65,23 @@ class Device:
         return int(told[1]), int(told[2]), text
 
 
-@pytest.fixture(scope="module")
-def device(llama_build: Build) -> Device:
+def sources(build: Build, bring: Callable[[], vulkan.Vulkan], name: str) -> Device:
+    """The backend's sources in a folder of the build, for a driver that is brought; not compiled yet."""
     try:
-        found = vulkan.bring()
+        found = bring()
     except Unreachable as error:
         pytest.skip(f"no lavapipe and glslc: {error.message}")
-    folder = llama_build.root / "vulkan"
+    folder = build.root / name
     folder.mkdir(exist_ok=True)
-    vulkan.mirror(llama_build, folder)
-    vulkan.module(found, llama_build, folder)
-    return Device(llama_build, found, folder)
+    vulkan.mirror(build, folder)
+    return Device(build, found, folder)
+
+
+@pytest.fixture(scope="module")
+def device(llama_build: Build) -> Device:
+    made = sources(llama_build, vulkan.bring, "vulkan")
+    vulkan.module(made.vulkan, llama_build, made.folder)
+    return made
 
 
 _ATTENTION = "flash_attn*|rq_*|copy*|contig*|dequant*"
@@ -96,14 +103,8 @@ CARDS = {
 def card(llama_build: Build) -> Device:
     """A newer lavapipe that can be told to be taken for a card; of the shaders those of attention, all of
     upstream's ways. Its matrices are of 8 by 8, for which upstream has no attention."""
-    try:
-        found = vulkan.bring_newest()
-    except Unreachable as error:
-        pytest.skip(f"no newer lavapipe and glslc: {error.message}")
-    folder = llama_build.root / "vulkan-cards"
-    folder.mkdir(exist_ok=True)
-    vulkan.mirror(llama_build, folder)
-    source = folder / "ggml-vulkan" / "ggml-vulkan.cpp"
+    made = sources(llama_build, vulkan.bring_newest, "vulkan-cards")
+    source = made.folder / "ggml-vulkan" / "ggml-vulkan.cpp"
     text = source.read_text()
     for asked, name in _AS_CARDS.items():
         assert asked in text, asked
@@ -111,8 +112,8 @@ def card(llama_build: Build) -> Device:
         assert test
         text = text.replace(asked, asked.replace(test[0], f'({test[0]} || getenv("{name}"))'))
     source.write_text(text)
-    vulkan.module(found, llama_build, folder, only=_ATTENTION, features=_FEATURES)
-    return Device(llama_build, found, folder)
+    vulkan.module(made.vulkan, llama_build, made.folder, only=_ATTENTION, features=_FEATURES)
+    return made
 
 
 @pytest.fixture(scope="module")
