@@ -146,7 +146,7 @@ static __device__ __forceinline__ float ggml_cuda_rq_fa_query(char * q, const fl
 }
 
 // Sums s of a warp and the one that has the other half of the same rows, in both; shared and theirs: what each of them lends for it, which
-// neither uses for anything else before this returns. id: of the pair
+// neither uses for anything else before this returns. s is aligned to 16 bytes; id: of the pair
 template <int rows>
 static __device__ __forceinline__ void ggml_cuda_rq_fa_add_halves(
         float (&s)[rows/16][4], uint32_t * shared, const uint32_t * theirs, const int id, const int lane) {
@@ -323,7 +323,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
         }
         ggml_cuda_rq_fa_load_recent<D>(tile, k, recent.nb_k[0], k_new, recent.nb_k_new[0], recent.n_held, recent.n, row0, lane);
         ggml_cuda_syncwarp();
-        float s[rows/16][4];
+        __align__(16) float s[rows/16][4];
         ggml_cuda_rq_fa_dots<D, rows, ggml_cuda_rq_kv_f16>(s, tile, stride_k, 0, query, g, t, 0);
         ggml_cuda_syncwarp();
         if constexpr (fa::halves == 2) {
@@ -479,7 +479,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         ggml_cuda_syncwarp();
 
         // scores: rows g and g + 8 of each sixteen, columns 2*t and 2*t + 1
-        float s[fa::rows/16][4];
+        __align__(16) float s[fa::rows/16][4];
         ggml_cuda_rq_fa_dots<fa::dim_k, fa::rows, KC>(s, tile_k, copy_k::stride, shift_k, query, g, t, zero);
         ggml_cuda_syncwarp();
         if constexpr (fa::halves == 2) { // rows of K are not wanted any more, nor the next ones on their way
