@@ -637,8 +637,8 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim_k, con
     return {};
 }
 
-// heads of 64, of 192 for K beside 128 for V, as upstream has them, and of the same bits 320 beside 256, and V as the first 512 of 576
-// values of K
+// heads of 64, of 192 for K beside 128 for V, as upstream has them, and of the same bits 320 beside 256, and V as the first values of K: 512 of
+// 576, 256 of 320
 template <typename KC, bool k_is_ours>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, const int64_t head_dim_v, const ggml_type type_v) {
     if (head_dim_k == 64 && head_dim_v == 64) {
@@ -651,8 +651,8 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, 
         if (!ggml_rq_is_type(type_v) || ggml_rq_type_bits(type_v) != KC::n_bits) {
             return {};
         }
-        if (head_dim_k == 320 && head_dim_v == 256 && !ggml_rq_is_sibling(type_v)) {
-            return ggml_cuda_rq_fa_make<320, KC, ggml_cuda_rq_kv<KC::n_bits>, 256>();
+        if (head_dim_k == 320 && head_dim_v == 256) {
+            return ggml_rq_is_sibling(type_v) ? ggml_cuda_rq_fa_make<320, KC, KC, 256>() : ggml_cuda_rq_fa_make<320, KC, ggml_cuda_rq_kv<KC::n_bits>, 256>();
         }
         if (head_dim_k == 576 && head_dim_v == 512 && ggml_rq_is_sibling(type_v)) {
             return ggml_cuda_rq_fa_make<576, KC, KC, 512>();
