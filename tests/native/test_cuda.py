@@ -961,6 +961,12 @@ MUTATIONS = [
     ("rq-fattn.cuh", "const int step = parts*", "const int step = gridDim.y*"),
     # two warps share a row
     ("rq-fattn.cuh", "fa::teams*GGML_CUDA_RQ_FA_RECENT_ROWS };", "4*GGML_CUDA_RQ_FA_RECENT_ROWS };"),
+    ("rq-fattn.cuh", "__barrier_sync_count(1 + id, 2*WARP_SIZE); //", "//"),
+    ("rq-fattn.cuh", "__barrier_sync_count(1 + id, 2*WARP_SIZE);\n#else", "#else"),
+    ("rq-fattn.cuh", "part*VC::row_bytes(fa::dim_v)", "0*part"),
+    ("rq-fattn.cuh", "q_all += part*fa::words_half;", ""),
+    ("rq-fattn.cuh", "tiles + (warp ^ 1)*fa::words_recent", "tiles + warp*fa::words_recent"),
+    ("rq-fattn.cuh", "part*DV        *(int) sizeof(half)", "0*part"),
     ("rq-fattn.cuh", "s[i][l] += other[l];", "(void) other[l];"),
     ("rq-fattn.cuh", "part*KC::row_bytes(fa::next_k)", "0*part"),
     ("rq-fattn.cuh", "i < n ? 0.0f : v[i/32]", "v[i/32]"),
