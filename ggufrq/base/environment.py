@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import ggufrq
+
 Environment = Mapping[str, str | None]
 
 #: Names of llama.cpp's programs.
@@ -68,3 +70,9 @@ def of_libraries(folder: Path) -> dict[str, str]:
         return {}
     own = [str(place) for place in (folder, folder.parent / "lib") if place.is_dir()]
     return {_LIBRARIES: os.pathsep.join([*own, *filter(None, [os.environ.get(_LIBRARIES)])])}
+
+
+def of_package() -> dict[str, str]:
+    """Variables by which another Python finds this package, wherever it lies."""
+    folder = Path(ggufrq.__file__).resolve().parent.parent
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -74,6 +74,11 @@ def is_one(build: Build) -> bool:
     return build.manifest.get("format") == FORMAT
 
 
+def caution(build: Build) -> str | None:
+    """What is to be said of the backend of a build that was made elsewhere; who builds is told then."""
+    return backends.caution(build.manifest["backend"], built=True) if is_one(build) else None
+
+
 def named(build: Build) -> str:
     """The wheel or the folder that a build came in, for people."""
     return _named(build.root)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ggufrq.base import paths, proc
@@ -23,11 +23,14 @@ def sum_moments(
     n_ctx: int,
     chunks: int,
     threads: int | None = None,
+    extra: Sequence[str] = (),
 ) -> None:
     """Sum over up to ``chunks`` chunks of ``n_ctx`` tokens of ``text`` into ``out``, which is gone on with
-    where it is there; ``on_chunks`` is told how many are done, and of how many. Raises ToolError when the
-    program fails or the text has less than one chunk."""
-    args = tool.arguments(model, text, out, n_ctx=n_ctx, chunks=chunks, threads=threads or cores())
+    where it is there; ``on_chunks`` is told how many are done, and of how many; ``extra`` are options for the
+    program. Raises ToolError when it fails or the text has less than one chunk."""
+    args = tool.arguments(
+        model, text, out, n_ctx=n_ctx, chunks=chunks, threads=threads or cores(), extra=extra
+    )
     output = ""
 
     def on_stdout(more: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,12 +55,13 @@ def settle(
     n_ctx: int | None = None,
     build: Build | None = None,
     threads: int | None = None,
+    places: Sequence[str] = (),
 ) -> tuple[KvPlan, str | None]:
     """The plan with the profile of this GGUF model for a context of ``n_ctx`` tokens, and what is said of it
-    (None where none was asked for). Raises as ``find``."""
+    (None where none was asked for). Parameters and errors are those of ``find``."""
     if plan.profile is None:
         return plan, None
-    found = find(model, plan.profile, n_ctx, build, threads)
+    found = find(model, plan.profile, n_ctx, build, threads, places)
     return plan.with_profile(found.file), found.said
 
 
@@ -87,10 +88,12 @@ def find(
     n_ctx: int | None = None,
     build: Build | None = None,
     threads: int | None = None,
+    places: Sequence[str] = (),
 ) -> Found:
     """The profile for a GGUF model and a context of ``n_ctx`` tokens: the file ``wish``; or the one beside
     the model, or else one from ``TOKENS`` tokens of text, which the programs of ``build`` read, or from the
-    weights where that cannot be, or none; or that from the weights.
+    weights where that cannot be, or none; or that from the weights. ``places`` are llama.cpp's options for
+    where the model lies (``passed_on.places``).
 
     Raises ModelError for a file that is damaged or, where it was asked for, of another model, and when the
     one from the weights was asked for and cannot be made.
@@ -104,7 +107,7 @@ def find(
     if beside is not None:
         return beside
     try:
-        return _made_once(tensors, n_ctx, build if wish is Sought.AUTO else None, threads)
+        return _made_once(tensors, n_ctx, build if wish is Sought.AUTO else None, threads, places)
     except GgufrqError as error:
         if wish is Sought.WEIGHTS:
             raise
@@ -112,11 +115,16 @@ def find(
 
 
 def make(
-    model: Path, positions: int | None, build: Build | None, threads: int | None = None
+    model: Path,
+    positions: int | None,
+    build: Build | None,
+    threads: int | None = None,
+    places: Sequence[str] = (),
 ) -> tuple[Profile, str]:
     """The profile of a GGUF model over so many ``positions`` (its own context, ``LONGEST`` at most) that it
     has unless there is a better one, and how long it took: from ``TOKENS`` tokens of text, which the programs
-    of ``build`` read, or from the weights where there are none or they fail, which is said.
+    of ``build`` read, with the model in these ``places``, or from the weights where there are none or they
+    fail, which is said.
 
     Raises ModelError when none can be made.
     """
@@ -127,7 +135,7 @@ def make(
         whole = Whole.of(model, positions)
         try:
             with progress(f"Profile from {TOKENS} tokens of text (once)", unit="texts") as bar:
-                made = _from_text(whole, build, threads)
+                made = _from_text(whole, build, threads, places)
                 return made, f"made in {bar.elapsed_text()}"
         except (GgufrqError, OSError) as error:
             why = error.message if isinstance(error, GgufrqError) else str(error)
@@ -137,7 +145,7 @@ def make(
         return made, f"made in {bar.elapsed_text()}"
 
 
-def _from_text(whole: Whole, build: Build, threads: int | None) -> Profile:
+def _from_text(whole: Whole, build: Build, threads: int | None, places: Sequence[str]) -> Profile:
     """Raises GgufrqError or OSError when it cannot be made."""
     from ggufrq.profile.sums import read_sums
     from ggufrq.profile.text import profile_from_sums
@@ -147,7 +155,17 @@ def _from_text(whole: Whole, build: Build, threads: int | None) -> Profile:
     with TemporaryDirectory(dir=paths.own_dir("calibration")) as folder:
         sums = Path(folder) / "sums.gguf"
         path = whole.tensors.path
-        sum_moments(sums, path, text, build, lambda *_: None, n_ctx=TOKENS, chunks=1, threads=threads)
+        sum_moments(
+            sums,
+            path,
+            text,
+            build,
+            lambda *_: None,
+            n_ctx=TOKENS,
+            chunks=1,
+            threads=threads,
+            extra=places,
+        )
         return profile_from_sums(whole, read_sums(sums).all)
 
 
@@ -227,18 +245,20 @@ def _header(path: Path) -> _Header:
     return _Header(kind, model, made, n_ctx if isinstance(n_ctx, int) else 0)
 
 
-def _made_once(model: Tensors, n_ctx: int | None, build: Build | None, threads: int | None) -> Found:
+def _made_once(
+    model: Tensors, n_ctx: int | None, build: Build | None, threads: int | None, places: Sequence[str]
+) -> Found:
     """The profile that is kept, or one made and kept now. Raises ModelError when none can be made.
 
     Where a build could make none from a text, a file says so, and that build does not try this model's file
-    again; with another quantization there may be room.
+    in these places again; with another quantization, or elsewhere, there may be room.
     """
     positions = positions_for(_native(model), n_ctx)
     named, keys, cache = fingerprint(model.path), _keys_of(model), paths.find_cache()
     kept, shared = paths.own_dir("profiles"), [] if cache is None else [cache / "profiles"]
     name = f"{named}-{keys}-{positions}"
     failed = kept / f"{name}-text-{MAKE}.failed"
-    tried = "" if build is None else f"{build.key} {model.path.resolve()}"
+    tried = "" if build is None else " ".join([build.key, str(model.path.resolve()), *places])
 
     def there() -> Found | None:
         text = build is not None and not (failed.is_file() and failed.read_text() == tried)
@@ -254,7 +274,7 @@ def _made_once(model: Tensors, n_ctx: int | None, build: Build | None, threads: 
         with locked(kept / f"{name}.lock", "another ggufrq makes the profile of this model"):
             found = there()
             if found is None:
-                made, how = make(model.path, positions, build, threads)
+                made, how = make(model.path, positions, build, threads, places)
                 file = kept / f"{name}-{made.source}-{MAKE}.gguf"
                 made.write(file)
                 if build is not None and made.source == "weights":

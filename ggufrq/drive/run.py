@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ggufrq.base import log, paths, proc
 from ggufrq.base.errors import ToolError, UsageError
+from ggufrq.build import prebuilt
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import KvPair, KvPlan, Sought, exact_words, kv_type
 from ggufrq.drive import cache_check, profiles
@@ -56,8 +57,20 @@ class Answer:
 
 
 def programs_for(folder: Path | None) -> Programs:
-    """The programs to use: those in ``folder``, or our build. Raises BuildError when there is none."""
-    return Programs.in_folder(folder) if folder is not None else Programs.of_build(require_build())
+    """The programs to use: those in ``folder``, or our build. Raises BuildError when there is none.
+
+    What is to be said of a backend that no card has run is said once of each build that was made elsewhere.
+    """
+    if folder is not None:
+        return Programs.in_folder(folder)
+    build = require_build()
+    caution = prebuilt.caution(build)
+    if caution is not None:
+        told = paths.own_dir("told") / build.key
+        if not told.exists():
+            log.say(caution)
+            told.touch()
+    return Programs.of_build(build)
 
 
 def settle(plan: KvPlan, programs: Programs, *, fallback: bool, command: str) -> KvPlan:

@@ -126,7 +126,8 @@ def serving(
     passed_on.check(extra)
     extra = (*(draft.arguments() if draft is not None else ()), *extra)
     chosen = choose_port(host, port)
-    plan, profile = profiles.settle(plan, model, n_ctx, programs.build, threads)
+    places = passed_on.places(extra)
+    plan, profile = profiles.settle(plan, model, n_ctx, programs.build, threads, places)
     log_path = log_path or paths.logs_dir() / f"llama-server-{chosen}.log"
     args = server.arguments(
         model, plan, host=host, port=chosen, n_ctx=n_ctx, parallel=parallel, threads=threads, extra=extra

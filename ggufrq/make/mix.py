@@ -6,9 +6,11 @@ none of the forms that a conversation can be given. The same model gets the same
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -16,7 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ggufrq.base import log, paths
+from ggufrq.base import log, paths, proc, texts
+from ggufrq.base.environment import of_package
+from ggufrq.base.errors import ToolError
 from ggufrq.ggufs.files import model_header
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ _PIECE, _PAGES = 2400, 90_000
 #: Lines and calls that a template may take for a conversation, and characters that it may write. Real ones
 #: take 1,500, and write 4,000. No seconds, since the text must not depend on how busy a machine is.
 _STEPS, _LONGEST = 200_000, 1_000_000
+#: Seconds of a processor and bytes of memory that the program may take in which a model's template runs: a
+#: single expression may ask for any. Those of the tests take .12 s and 30 MB.
+_SECONDS, _MEMORY = 30, 1 << 30
 #: Templates that write the date get this one.
 _DATE = datetime.datetime(2026, 1, 1)
 
@@ -38,6 +45,9 @@ _SPECIAL = {
     **{"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"},
     **{"cls": "cls", "mask": "mask"},
 }
+
+#: Metadata that a template is rendered by.
+_TOLD = re.compile(r"tokenizer\.(chat_template.*|ggml\.(tokens|\w+_token_id))")
 
 Conversation = dict[str, Any]
 
@@ -53,9 +63,48 @@ def digest() -> str:
 
 
 def write(model: Path, out: Path) -> Path:
-    """Write the text for a GGUF model."""
-    paths.atomic_write(out, text(model_header(model).values))
+    """Write the text for a GGUF model. Its template, which is somebody's program, runs in a process of its
+    own with ``_SECONDS`` and ``_MEMORY``; where it takes more, all is ChatML, and a line says so."""
+    values = {key: value for key, value in model_header(model).values.items() if _TOLD.fullmatch(key)}
+    paths.atomic_write(out, _text_apart(values) if "tokenizer.chat_template" in values else text(values))
     return out
+
+
+def _text_apart(values: Mapping[str, Any]) -> str:
+    """``text`` by ``main`` in a process of its own."""
+    why = ""
+    try:
+        done = proc.run(
+            [sys.executable, "-m", "ggufrq.make.mix", str(_SECONDS), str(_MEMORY)],
+            env=of_package(),
+            stdin=json.dumps(values),
+            timeout=100 * _SECONDS,  # for Windows, which has no other limit; far off, as others compute, too
+            check=False,
+            on_stderr=log.say,
+        )
+        if done.rc == 0:
+            return done.stdout
+        why = proc.how_it_ended(done)
+    except ToolError as error:
+        why = error.message
+    log.say(
+        f"the text is written as ChatML, since the chat template cannot be run in {_SECONDS} seconds of a "
+        f"processor and {_MEMORY >> 20} MiB: {why}"
+    )
+    return text({})
+
+
+def main() -> None:
+    """The text for the metadata that stdin has as JSON, in so many seconds and bytes of memory as the two
+    arguments say: memory where the system holds it (Linux), seconds but on Windows."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limits = resource.RLIMIT_CPU, resource.RLIMIT_AS
+        for limit, most in zip(limits, map(int, sys.argv[1:]), strict=True):
+            with contextlib.suppress(OSError, ValueError):  # macOS has no limit of memory
+                resource.setrlimit(limit, (most, most))
+    sys.stdout.buffer.write(texts.to_bytes(text(json.load(sys.stdin))))
 
 
 def text(values: Mapping[str, Any]) -> str:
@@ -226,9 +275,9 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
                         **special,
                     )
                 )
-            except _Endless as error:
+            except (_Endless, MemoryError) as error:
                 endless.add(template)
-                return instead(conversation, str(error))
+                return instead(conversation, str(error) or "it takes too much memory")
             except Exception as error:  # a template is a program, and may fail in any way
                 why = why or (str(error).strip() or repr(error)).splitlines()[0]
         return instead(conversation, why)
@@ -282,3 +331,7 @@ def chatml(conversation: Conversation) -> str:
             role, content = "user", f"<tool_response>\n{content}\n</tool_response>"
         lines.append(f"<|im_start|>{role}\n{content.strip()}<|im_end|>")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ggufrq.tools.logs import Incomplete, failure
@@ -13,13 +14,20 @@ _CHUNK = re.compile(r"\[(\d+)\]")
 
 
 def arguments(
-    model: Path, text: Path, out: Path, *, n_ctx: int, chunks: int, threads: int | None = None
+    model: Path,
+    text: Path,
+    out: Path,
+    *,
+    n_ctx: int,
+    chunks: int,
+    threads: int | None = None,
+    extra: Sequence[str] = (),
 ) -> list[str]:
     """Arguments that sum over up to ``chunks`` chunks of ``n_ctx`` tokens of ``text`` into ``out``; a
-    file of the same chunks is gone on with."""
+    file of the same chunks is gone on with. ``extra`` are further options."""
     args = ["-m", str(model), "-o", str(out), "-c", str(n_ctx), "--chunks", str(chunks), "-lv", "4"]
     args += ["-f", str(text), "--no-escape", "-fa", "on", "-ctk", "f16", "-ctv", "f16"]
-    return [*args, *([] if threads is None else ["-t", str(threads)])]
+    return [*args, *([] if threads is None else ["-t", str(threads)]), *extra]
 
 
 def plan(stdout: str) -> tuple[int, int] | None:

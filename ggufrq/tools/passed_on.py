@@ -47,6 +47,14 @@ _SETTLED: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 #: Options that stand for a model of their own, with a port and a context.
 _PRESET = re.compile(r"--(?!spec-default$).+-default|--fim-.+-spec")
+#: Options of all programs that say on which devices and in whose memory a model lies: how many values follow.
+PLACES = {
+    **dict.fromkeys(("-ngl", "--gpu-layers", "--n-gpu-layers", "-dev", "--device", "--rpc"), 1),
+    **dict.fromkeys(("-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu"), 1),
+    **dict.fromkeys(("-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn"), 1),
+    **dict.fromkeys(("-fit", "--fit", "-fitt", "--fit-target"), 1),
+    **dict.fromkeys(("-cmoe", "--cpu-moe", "-kvo", "--kv-offload", "-nkvo", "--no-kv-offload"), 0),
+}
 _PREFIX, _PREFIX_VARIABLE = "--api-prefix", "LLAMA_ARG_API_PREFIX"
 
 
@@ -78,6 +86,17 @@ def api_prefix(options: Sequence[str], env: environment.Environment | None = Non
     for option, value in itertools.pairwise(options):
         found = value if _normal(option) == _PREFIX else found
     return found
+
+
+def places(options: Sequence[str]) -> tuple[str, ...]:
+    """Those of the options that say on which devices and in whose memory the model lies, with their values,
+    for other programs that load it as well. Their variables reach these anyway (``environment``)."""
+    found: list[str] = []
+    for i, option in enumerate(options):
+        values = PLACES.get(_normal(option))
+        if values is not None:
+            found += options[i : i + 1 + values]
+    return tuple(found)
 
 
 def _normal(option: str) -> str:

@@ -29,6 +29,7 @@ from ggufrq.base.errors import BuildError, GgufrqError, UsageError
 from ggufrq.build import base_system, builds, debian, doctor, elf, prebuilt, project, toolchain
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.project import Build, BuildOptions, build_key, llama_project
+from ggufrq.drive.run import programs_for
 from ggufrq.flows.binaries import contents, job, needs
 from ggufrq.make import ready
 
@@ -431,6 +432,24 @@ def test_doctor_needs_no_compiler_beside_the_wheel(
     checks = {check.name: check for check in doctor.examine()}
     assert checks["build"].state == "missing" == checks["git"].state
     assert "not whole" in checks["build"].found
+
+
+def test_that_no_gpu_has_run_a_backend_is_said_at_first_use(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "and on no GPU yet; "
+    programs_for(None)
+    assert said not in capsys.readouterr().err
+    facts = json.loads((wheel / "manifest.json").read_text())
+    (wheel / "manifest.json").write_text(json.dumps({**facts, "backend": "vulkan", "key": "other"}))
+    programs_for(None)
+    told = capsys.readouterr().err
+    assert said in told and told.endswith("LLAMA_ARG_DEVICE=none takes the processor instead\n")
+    programs_for(None)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(proc, "run", lambda command, **_: proc.Completed([str(command[0])], 0, "", "", 0.0))
+    (build,) = (check for check in doctor.examine() if check.name == "build")
+    assert said in build.found
 
 
 def test_a_build_says_what_it_adds_to_the_wheel(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import chats
+import gguf
 import pytest
 
 from ggufrq.base import paths
@@ -140,16 +142,52 @@ def test_the_date_is_always_the_same() -> None:
     assert "2026-01-01" in whole
 
 
-def test_the_text_of_a_model(tmp_path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_chat_template(TEMPLATE)
+def written(folder: Path, template: str) -> str:
+    """The text of a model with this template."""
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
+    writer.add_chat_template(template)
+    writer.add_token_list(["<a>", "é<s>"])
+    writer.add_bos_token_id(1)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    out = mix.write(tmp_path / "m.gguf", tmp_path / mix.NAME)
-    assert out.read_text(encoding="utf-8") == mix.text({"tokenizer.chat_template": TEMPLATE})
+    return mix.write(folder / "m.gguf", folder / mix.NAME).read_bytes().decode()
+
+
+def test_the_text_of_a_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = {"tokenizer.ggml.tokens": ("<a>", "é<s>"), "tokenizer.ggml.bos_token_id": 1}
+    whole = written(tmp_path, f"{TEMPLATE}{{# tool_calls #}}")
+    assert whole == mix.text({"tokenizer.chat_template": f"{TEMPLATE}{{# tool_calls #}}", **values})
+    assert "é<s>[user]" in whole and not capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'a' * 10**11",
+        "'%99999999999d' % 1",
+        "'a'.center(10**11)",
+        "('a' * 10**6).replace('a', 'a' * 10**6)",
+        "range(10**5) | join('a' * 10**6)",
+    ],
+)
+def test_one_expression_that_takes_all_memory(
+    expression: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written(tmp_path, f"{{{{ {expression} }}}}{{# tool_calls #}}") == mix.text({})
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("where the chat template does not take it: it takes too much memory")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of half an hour")
+def test_one_expression_that_takes_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mix, "_SECONDS", 1)
+    assert written(tmp_path, "{{ 10 ** (10 ** 9) }}{# tool_calls #}") == mix.text({})
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "cannot be run in 1 seconds of a processor and 1024 MiB: python" in told
 
 
 #: In the manner of real templates: what each family needs of jinja and of transformers.

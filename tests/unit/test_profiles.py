@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import Case, parse_cases
 from ggufrq.cache.kv import Sought, parse_plan
-from ggufrq.drive import profiles, run
+from ggufrq.drive import profiles, run, serve
 from ggufrq.drive.profiles import Found, find, positions_for, settle, settle_cases
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.make.fold import fold_file, kv
@@ -261,3 +262,32 @@ def test_what_stands_for_the_maker_is_part_of_the_name(
     monkeypatch.setattr(profiles, "MAKE", profiles.MAKE + 1)
     find(model, Sought.AUTO)
     assert len(made) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="its program is a script")
+def test_the_profile_is_made_where_the_server_puts_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the devices that the server is given, and tried again on others where it failed."""
+    told = tmp_path / "told"
+    program = tmp_path / "llama-rq-moments"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {told}\nexit 1\n')
+    program.chmod(0o755)
+
+    def started(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "started", started)
+    (tmp_path / "llama-server").touch()
+    programs = Programs.of_build(Build("key", tmp_path, tmp_path, tmp_path, {}))
+    plan = parse_plan("iso3").with_profile(Sought.AUTO)
+    given = ("--temp", "0", "-dev", "none", "--gpu_layers", "0", "--metrics", "-ot", "exps=CPU", "--cpu-moe")
+    for extra in (given, given, ("-ngl", "1")):
+        with pytest.raises(KeyboardInterrupt), serve.serving(model, plan, programs, extra=extra, threads=3):
+            pass
+    tries = [line.partition(" -t 3")[2] for line in told.read_text().splitlines()]
+    assert list(dict.fromkeys(tries)) == [
+        " -dev none --gpu_layers 0 -ot exps=CPU --cpu-moe",
+        " -ngl 1",
+    ]
+    assert capsys.readouterr().err.count("no profile from a text (") == 2

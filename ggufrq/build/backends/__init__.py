@@ -37,8 +37,8 @@ _SOURCES = {"hip": "cuda"}
 #: Backends that are taken by themselves though no card has run them yet, and what to say of that.
 _UNTRIED = {
     "vulkan": "by Vulkan the cache types ran on a driver that computes on the processor and on no GPU yet; "
-    "`ggufrq validate docs-qwen3-8m --kv iso3 --quick` tells whether this one is right, and "
-    "--backend cpu or GGUFRQ_BACKEND=cpu takes the processor instead",
+    "`ggufrq validate docs-qwen3-8m --kv iso3 --quick` tells whether this one is right, and {} takes the "
+    "processor instead",
 }
 
 #: Environment variable that names the backend to use where none is given.
@@ -64,9 +64,12 @@ def get(name: str) -> Backend:
         raise UsageError(f"there is no backend '{name}'", remedy=f"one of: {', '.join(BACKENDS)}") from None
 
 
-def caution(name: str) -> str | None:
-    """A sentence on a backend that no card has run yet; None where one has."""
-    return _UNTRIED.get(name)
+def caution(name: str, *, built: bool = False) -> str | None:
+    """A sentence on a backend that no card has run yet, for programs that are yet to be built or are there;
+    None where a card has."""
+    said = _UNTRIED.get(name)
+    instead = "LLAMA_ARG_DEVICE=none" if built else f"--backend cpu or {VARIABLE}=cpu"
+    return None if said is None else said.format(instead)
 
 
 def sources(name: str) -> str:

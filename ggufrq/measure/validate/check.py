@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable
 from functools import lru_cache, partial
@@ -32,10 +31,9 @@ from typing import Any
 
 import numpy as np
 
-import ggufrq
 from ggufrq import codec
 from ggufrq.base import proc
-from ggufrq.base.environment import of_libraries
+from ggufrq.base.environment import of_libraries, of_package
 from ggufrq.base.errors import ToolError
 from ggufrq.base.progress import Listener
 from ggufrq.build.project import Build
@@ -71,10 +69,8 @@ def specification() -> str:
 def probe(build: Build, names: list[str], log: Path | None = None) -> list[Check]:
     """The rules *code* and *attention* for the types named. Raises ToolError when the libraries cannot be
     used at all."""
-    folder = Path(ggufrq.__file__).resolve().parent.parent
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "ggufrq.measure.validate.probe", str(build.bin), *names]
-    env = {"PYTHONPATH": path, SCALE_VARIABLE: None, **of_libraries(build.bin)}
+    env = {**of_package(), SCALE_VARIABLE: None, **of_libraries(build.bin)}
     done = proc.run(command, env=env, log=log, timeout=600, check=False)
     try:
         found: dict[str, list[Check]] = json.loads(done.stdout)
