@@ -267,6 +267,9 @@ def test_a_profile_beside_the_files_is_part_of_the_commands(tmp_path: Path, buil
     ours = text.split("llama-cli, iso3")[1].split("```")[1]
     assert f"--kv-profile {NAME}-kv.gguf" in ours and text.count("--kv-profile") == 2
     assert "--kv-profile" not in text.split("upstream llama.cpp, q8_0")[1]
+    other = family(tmp_path / "g", {"mine": "Q4_K_M"})  # by the name of its recipe
+    (other / f"{NAME}-kv.gguf").write_bytes(b"")
+    assert make(other, build, DRY).text.count(f"--kv-profile {NAME}-kv.gguf") == 2
 
 
 def test_tokens_in_f16_by_default_are_counted(
