@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 
 #: As the table of files in a card has them.
-_LINK = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/blob/main/([\w.-]+\.gguf)")
+_LINK = re.compile(r"https://huggingface\.co/([\w.-]+(?:/[\w.-]+)?)/blob/main/([\w.-]+\.gguf)")
 #: What a card does not list: matrices, and shards but the first.
 _UNLISTED = re.compile(r"imatrix\.gguf$|-(?!00001)\d{5}-of-\d{5}\.gguf$")
 

@@ -244,6 +244,7 @@ def test_a_card_of_other_files_or_another_repository(
     hub.repos[REPO], hub.private[REPO] = {LARGE: b"GGUF"}, True
     assert card(SMALL, LARGE) == []
     assert card(LARGE) == [f"README.md does not name {SMALL}: `ggufrq card DIR --repo {REPO}` does"]
+    assert card(SMALL, repo="Model-GGUF")[0].startswith("README.md links to files of Model-GGUF: ")
     assert card(SMALL, repo="user/other") == [
         f"README.md links to files of user/other: `ggufrq card DIR --repo {REPO}` mends that"
     ]
