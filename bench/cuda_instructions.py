@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from kvlab.markdown import table
 
@@ -36,9 +37,20 @@ from ggufrq.source import obtain
 CODES = {"rq2": "ggml_cuda_rq_kv<2, N>", "rq3": "ggml_cuda_rq_kv<3, N>", "rq4": "ggml_cuda_rq_kv<4, N>"}
 CODES |= {"f16": "ggml_cuda_rq_kv_f16", "q8_0": "ggml_cuda_rq_kv_q8_0", "q4_0": "ggml_cuda_rq_kv_q4_0"}
 BITS = {"rq2": 2, "rq3": 3, "rq4": 4, "f16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
-#: head_dim of K and V; the last is MLA, where V is the first values of K
-MLA = (576, 512)
-HEADS = ((128, 128), (256, 256), (512, 512), (64, 64), (192, 128), (320, 256), MLA)
+
+
+class Heads(NamedTuple):
+    """head_dim of K and of V, and whether V is the first values of K."""
+
+    k: int
+    v: int
+    mla: bool = False
+
+
+HEADS = (
+    *(Heads(size, size) for size in (128, 256, 512, 64)),
+    *(Heads(192, 128), Heads(320, 256), Heads(320, 256, mla=True), Heads(576, 512, mla=True)),
+)
 
 #: Clocks for which an instruction keeps a unit of one of a multiprocessor's four schedulers busy, at compute
 #: capability 8.0 and 9.0: from the lanes per clock in the table of arithmetic throughput of NVIDIA's
@@ -165,25 +177,23 @@ def _usual(some: Iterator[Block]) -> Iterator[str]:
         yield from (name for name, seldom in zip(block.names, block.seldom, strict=True) if not seldom)
 
 
-def _blocks(dims: tuple[int, int]) -> tuple[int, int]:
+def _blocks(heads: Heads) -> tuple[int, int]:
     """Values of a block of K and of V."""
-    k, v = (128 if dim % 128 == 0 else 64 for dim in dims)
-    return k, k if dims == MLA else v
+    k, v = (128 if dim % 128 == 0 else 64 for dim in heads[:2])
+    return k, k if heads.mla else v
 
 
-def _bytes(dims: tuple[int, int], k: str, v: str) -> float:
+def _bytes(heads: Heads, k: str, v: str) -> float:
     """Bytes of the cache for a row, with those of the scales."""
-    sides = list(zip((k, v), dims, _blocks(dims), strict=True))[: 1 if dims == MLA else 2]
+    sides = list(zip((k, v), heads[:2], _blocks(heads), strict=True))[: 1 if heads.mla else 2]
     return sum(dim * (BITS[kind] + (16 / n if kind.startswith("rq") else 0)) for kind, dim, n in sides) / 8
 
 
-def compile_kernel(
-    tree: Path, work: Path, nvdisasm: Path, arch: str, dims: tuple[int, int], k: str, v: str
-) -> Kernel:
+def compile_kernel(tree: Path, work: Path, nvdisasm: Path, arch: str, heads: Heads, k: str, v: str) -> Kernel:
     """Compile one kernel of a patched tree and count its loop."""
     toolkit = cuda_toolkit.find()
-    codes = [CODES[kind].replace("N", str(n)) for kind, n in zip((k, v), _blocks(dims), strict=True)]
-    types = f"{dims[0]}, {codes[0]}, {codes[1]}, {dims[1]}"
+    codes = [CODES[kind].replace("N", str(n)) for kind, n in zip((k, v), _blocks(heads), strict=True)]
+    types = f"{heads.k}, {codes[0]}, {codes[1]}, {heads.v}"
     (work / "kernel.cu").write_text(
         '#include "rq-fattn.cuh"\n'
         "template <int rows, int halves, int shared> __global__ void sizes() {}\n"
@@ -219,17 +229,15 @@ def compile_kernel(
     return Kernel(int(facts[2]), int(facts[1]), int(sizes[1]), int(sizes[3]), loop, int(sizes[2]))
 
 
-def row(
-    kernel: Kernel, dims: tuple[int, int], k: str, v: str, multiprocessors: int, clock: float
-) -> list[str]:
+def row(kernel: Kernel, heads: Heads, k: str, v: str, multiprocessors: int, clock: float) -> list[str]:
     """A line of the table."""
-    values = sum(dims) * kernel.rows // kernel.halves  # of K and V, in a pass of a warp
+    values = (heads.k + heads.v) * kernel.rows // kernel.halves  # of K and V, in a pass of a warp
     clocks = kernel.clocks()
     unit = max(clocks, key=lambda name: clocks[name])
-    nbytes = _bytes(dims, k, v) * kernel.rows / kernel.halves
+    nbytes = _bytes(heads, k, v) * kernel.rows / kernel.halves
     speed = 4 * nbytes / clocks[unit] * multiprocessors * clock / 1000
     return [
-        f"{k}/{v} {dims[0]}" + (f"/{dims[1]}" if dims[0] != dims[1] else ""),
+        f"{k}/{v} {heads.k}" + (f"/{heads.v}" if heads.k != heads.v else "") + " (MLA)" * heads.mla,
         str(kernel.registers),
         str(kernel.spilled),
         f"{kernel.shared / 1024:.0f} KiB",
@@ -252,8 +260,8 @@ def _nvdisasm(toolkit: cuda_toolkit.Toolkit) -> Path:
     return found[0]
 
 
-def _pairs(every: bool, dims: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    same_bits = dims in ((320, 256), MLA)
+def _pairs(every: bool, heads: Heads) -> Iterator[tuple[str, str]]:
+    same_bits = heads.k in (320, 576)
     for k in CODES:
         for v in CODES:
             if same_bits and (k != v or not k.startswith("rq")):
@@ -291,10 +299,10 @@ def main() -> int:
         )
         patches.apply(project.patch_set, tree, what="llama.cpp")
         nvdisasm = _nvdisasm(cuda_toolkit.find())
-        for dims in HEADS:
-            for k, v in _pairs(options.all, dims):
-                kernel = compile_kernel(tree, Path(folder), nvdisasm, options.arch, dims, k, v)
-                lines.append(row(kernel, dims, k, v, options.multiprocessors, options.clock))
+        for heads in HEADS:
+            for k, v in _pairs(options.all, heads):
+                kernel = compile_kernel(tree, Path(folder), nvdisasm, options.arch, heads, k, v)
+                lines.append(row(kernel, heads, k, v, options.multiprocessors, options.clock))
     print(table(head, lines))
     return 0
 

@@ -52,9 +52,12 @@ int main() {
     say("rq3_64/iso3 192/128",        attention(GGML_TYPE_RQ3_64, GGML_TYPE_ISO3, 192, 128));
     say("rq3_64/iso3 192/128 capped", attention(GGML_TYPE_RQ3_64, GGML_TYPE_ISO3, 192, 128, 20.0f));
 
-    ggml_tensor * k = tensor(GGML_TYPE_RQ3_64, 576);
-    ggml_tensor * v = ggml_view_4d(ctx, k, 512, k->ne[1], k->ne[2], k->ne[3], k->nb[1], k->nb[2], k->nb[3], 0);
-    say("rq3_64 576/512", ggml_flash_attn_ext(ctx, tensor(GGML_TYPE_F32, 576), k, v, nullptr, 1.0f, 0.0f, 0.0f));
+    for (int64_t dk : { 576, 320 }) { // MLA
+        const int64_t dv = dk - 64;
+        ggml_tensor * k = tensor(GGML_TYPE_RQ3_64, dk);
+        ggml_tensor * v = ggml_view_4d(ctx, k, dv, k->ne[1], k->ne[2], k->ne[3], k->nb[1], k->nb[2], k->nb[3], 0);
+        say("rq3_64 " + std::to_string(dk) + "/" + std::to_string(dv), ggml_flash_attn_ext(ctx, tensor(GGML_TYPE_F32, dk), k, v, nullptr, 1.0f, 0.0f, 0.0f));
+    }
 
     say("f16 64 capped",              attention(GGML_TYPE_F16, GGML_TYPE_F16, 64, 64, 20.0f));
 

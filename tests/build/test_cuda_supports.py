@@ -43,5 +43,6 @@ def test_what_is_there_is_taken_and_what_is_not_is_refused(llama_build: Build, t
         "rq3_64/iso3 192/128": "upstream",
         "rq3_64/iso3 192/128 capped": "no",
         "rq3_64 576/512": "upstream",
+        "rq3_64 320/256": "upstream",
         "f16 64 capped": "upstream",
     }

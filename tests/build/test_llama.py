@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -154,3 +156,22 @@ def test_a_changed_hooked_file_is_named_with_its_hunk_and_left_alone(
 @pytest.mark.slow
 def test_upstreams_test_of_quantization_functions_passes(llama_build: Build) -> None:
     proc.run([llama_build.tool("test-quantize-fns")], timeout=600)
+
+
+def test_a_compiler_that_starts_at_c_plus_plus_20_takes_our_code(llama_build: Build) -> None:
+    """Upstream asks for C++17 at least, so that the compiler's own default counts: C++20 from GCC 16 on."""
+    ours = {Path(file).name for file in default_patch_set().overlay if file.endswith(".cpp")} | {"arg.cpp"}
+    commands = json.loads((llama_build.root / "obj" / "compile_commands.json").read_text())
+    done = {}
+    for entry in commands:
+        name = Path(entry["file"]).name
+        if name in ours and name not in done:
+            command = re.sub(r" -o \S+ -c | -std=\S+", " ", entry["command"])
+            checked = proc.run(
+                [*shlex.split(command), "-std=gnu++20", "-fsyntax-only"],
+                cwd=Path(entry["directory"]),
+                check=False,
+            )
+            done[name] = checked.stderr if checked.rc else ""
+    assert "arg.cpp" in done and "rq-fattn.cpp" in done
+    assert not any(done.values()), done

@@ -29,6 +29,7 @@ UPSTREAM: dict[str, Callable[[str], bool]] = {
     "quantize": lambda name: name.endswith(("q8_0", "q4_0", "q8_0_f32", "q4_0_f32", "q8_0_f16", "q4_0_f16")),
     "fa_aux": lambda name: name.startswith("kernel_flash_attn_ext"),
     "fa_f16": lambda name: "bf16" not in name and name.endswith(F16_HEADS),
+    "fa_vec_f16": lambda name: name.endswith(("vec_f16_dk320_dv256", "vec_f16_dk320_dv256_q2_ne2")),
     "fa_q8_0": lambda name: "dk128_dv128" in name,
     "fa_q4_0": lambda name: "dk128_dv128" in name,
     "fa_vec_q8_0": lambda name: name.endswith("dk128_dv128"),

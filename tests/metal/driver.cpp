@@ -435,7 +435,7 @@ static double flash_attn(ggml_type type_k, ggml_type type_v, int head, int head_
         return t;
     };
     ggml_tensor * k0 = cache(type_k, head,   1.0f);
-    const bool v_in_k = head == 576; // MLA
+    const bool v_in_k = head == 576 || (head == 320 && ggml_rq_is_sibling(type_v)); // MLA
     ggml_tensor * v0 = !v_in_k ? cache(type_v, head_v, 1.0f) :
         g.view(ggml_view_4d(g.ctx, k0, head_v, k0->ne[1], k0->ne[2], k0->ne[3], k0->nb[1], k0->nb[2], k0->nb[3], 0));
     const std::vector<float> kf = decoded(k0);

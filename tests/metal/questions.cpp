@@ -129,6 +129,7 @@ void print_supports() {
         return ggml_flash_attn_ext(ctx, tensor(GGML_TYPE_F32, head), k, v, nullptr, 1.0f, 0.0f, 0.0f);
     };
     say("flash_attn V in K 576/512",    latent(GGML_TYPE_RQ3_64, 576, 512));
+    say("flash_attn V in K 320/256",    latent(GGML_TYPE_RQ3_64, 320, 256));
     say("flash_attn V in K 640/512",    latent(GGML_TYPE_ISO3, 640, 512));
     say("flash_attn V in K 256/128",    latent(GGML_TYPE_ISO3, 256, 128));
     say("flash_attn V apart 576/512",   fa(GGML_TYPE_RQ3_64, GGML_TYPE_ISO3, 576, 512));

@@ -98,6 +98,7 @@ def test_what_is_not_there_is_refused(driver: Driver) -> None:
         "flash_attn head 256",
         "flash_attn head 512",
         "flash_attn V in K 576/512",
+        "flash_attn V in K 320/256",
         "flash_attn rq3_64/rq3_64 64",
         "flash_attn rq3_64/iso3 192/128",
         "flash_attn rq4_64/iso4 320/256",

@@ -702,7 +702,7 @@ def _pairs(ours_k: tuple[int, ...], ours_v: tuple[int, ...]) -> list[tuple[int, 
 PAIRS = [(k, v, dim, dim) for k, v in _pairs(WIDE, WIDE) for dim in (128, 256, 512)]
 PAIRS += [(k, v, 64, 64) for k, v in _pairs(NARROW, NARROW)]
 PAIRS += [(k, v, 192, 128) for k, v in _pairs(NARROW, WIDE)]
-PAIRS += [(kind, kind, 576, 512) for kind in NARROW]  # MLA
+PAIRS += [(kind, kind, *dims) for kind in NARROW for dims in ((576, 512), (320, 256))]  # MLA
 PAIRS += [(k, v, 320, 256) for k, v in zip(NARROW, WIDE, strict=True)]
 
 #: of the largest value; queries and weights have 15 bits, or those of f16 where K or V does
@@ -761,6 +761,7 @@ def test_attention_of_every_pair(kernels: Kernels, type_k: int, type_v: int, dim
         Case(RQ3_64, RQ3, 320, 256, heads=32, heads_kv=1, kv=130, sinks=True, parts=2),
         Case(RQ3_64, RQ3_64, 576, 512, heads=20, heads_kv=1, kv=300, mask="window", queries=2),
         Case(RQ4_64, RQ4_64, 576, 512, heads=5, heads_kv=1, kv=97, parts=2, sequences=2, outlier=20.0),
+        Case(RQ3_64, RQ3_64, 320, 256, heads=32, heads_kv=1, kv=97, parts=2, sequences=2, sinks=True),
     ],
     ids=str,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2] / "bench"))
 
 import cuda_instructions
+from cuda_instructions import Heads
 
 #: as nvdisasm -c -gi prints it: a loop before the main one, a part that is seldom executed, inlined functions
 LISTING = """
@@ -61,20 +62,21 @@ def test_units(tmp_path: Path) -> None:
     kernel = cuda_instructions.Kernel(128, 0, 64, 43184, _loop(tmp_path))
     assert kernel.warps == 16
     assert kernel.clocks() == {"issue": 10, "integer": 0, "multiply": 2, "exp": 0, "memory": 12, "tensor": 8}
-    line = cuda_instructions.row(kernel, (128, 128), "rq3", "q8_0", 100, 1.0)
+    line = cuda_instructions.row(kernel, Heads(128, 128), "rq3", "q8_0", 100, 1.0)
     assert line[0] == "rq3/q8_0 128"
     assert line[5:7] == [f"{32 * 10 / (256 * 64):.2f}", "12 (memory)"]
     # K in blocks of 64 with 3.25 bits, V in blocks of 128 with 4.125
-    line = cuda_instructions.row(kernel, (192, 128), "rq3", "rq4", 100, 1.0)
+    line = cuda_instructions.row(kernel, Heads(192, 128), "rq3", "rq4", 100, 1.0)
     nbytes = 64 * (192 * 3.25 + 128 * 4.125) / 8
     assert line[0] == "rq3/rq4 192/128" and line[7] == f"{4 * nbytes / 12 * 100 / 1000:.1f} TB/s"
 
 
 def test_of_a_row_that_two_warps_share_each_has_a_half(tmp_path: Path) -> None:
     kernel = cuda_instructions.Kernel(168, 8, 32, 45184, _loop(tmp_path), halves=2)
-    line = cuda_instructions.row(kernel, (512, 512), "rq3", "rq3", 100, 1.0)
+    line = cuda_instructions.row(kernel, Heads(512, 512), "rq3", "rq3", 100, 1.0)
     assert line[5] == f"{32 * 10 / (512 * 32):.2f}"
     assert line[7] == f"{4 * 32 * 512 * 3.125 / 8 / 12 * 100 / 1000:.1f} TB/s"
     # MLA: V is in K, in whose blocks of 64
-    line = cuda_instructions.row(kernel, (576, 512), "rq3", "rq3", 100, 1.0)
+    line = cuda_instructions.row(kernel, Heads(576, 512, True), "rq3", "rq3", 100, 1.0)
+    assert line[0] == "rq3/rq3 576/512 (MLA)"
     assert line[7] == f"{4 * 16 * 576 * 3.25 / 8 / 12 * 100 / 1000:.1f} TB/s"

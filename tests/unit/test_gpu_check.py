@@ -371,7 +371,10 @@ def test_report_of_some(check: ModuleType, tmp_path: Path) -> None:
     row = {"hsk": "128", "nr23": "[4,1]", "kv": "131072", "nb": "1", "nh": "8"}
     keep(
         "attention",
-        {"a": {"rows": [{**row, "type_K": "f16", "us": 200.0}, {**row, "type_K": "iso3", "us": 50.0}]}},
+        {
+            "a": {"rows": [{**row, "type_K": "f16", "us": 200.0}, {**row, "type_K": "iso3", "us": 50.0}]},
+            "b": {"rows": [{**row, "kv": "32768", "type_K": "f16", "us": 100.0}]},
+        },
     )
     keep("ops", {"set_rows": {"passed": 71, "of": 72, "not_supported": 3, "failures": ["x"]}})
     text = check.report(tmp_path)
@@ -380,6 +383,7 @@ def test_report_of_some(check: ModuleType, tmp_path: Path) -> None:
     assert "not held: layer 0 is on CUDA0" in text
     # 2 * 8 heads * 131072 * 128 values of 3.125 bits in 50 microseconds
     assert "| 2684 (67 %) | not measured | not measured | 2097 (52 %, 4.00×) |" in text
+    assert "| attention alone at 32,768, head_dim 128, GB/s of the cache | 1342 (34 %) | not" in text
     assert "| set_rows | 71 of 72 | 3 |" in text
     assert "NVIDIA H200, driver 580.1" in text
 

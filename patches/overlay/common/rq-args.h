@@ -18,6 +18,12 @@ static void rq_set_env(const char * name, const std::string & value) {
 #endif
 }
 
+// as UTF-8 on every system; from C++20 on u8string() is no std::string
+static std::string rq_utf8(const std::filesystem::path & path) {
+    const auto text = path.u8string();
+    return { text.begin(), text.end() };
+}
+
 // The profile beside a model is used unless another one is named, or none: NAME-kv.gguf, where NAME is that of the model without its
 // quantization and shard number, or else the whole of it. ggufrq/models/names.py says the same.
 static void rq_find_profile(const std::string & model) {
@@ -27,7 +33,7 @@ static void rq_find_profile(const std::string & model) {
 
     const std::filesystem::path path = std::filesystem::u8path(model);
 
-    const std::string stem = path.stem().u8string();
+    const std::string stem = rq_utf8(path.stem());
 
     std::string name = std::regex_replace(std::regex_replace(stem, shard, ""), gguf, "");
     const std::string base = std::regex_replace(name, encoding, "");
@@ -38,7 +44,7 @@ static void rq_find_profile(const std::string & model) {
         const auto profile = path.parent_path() / std::filesystem::u8path(end + "-kv.gguf");
         std::error_code error;
         if (found.empty() && std::filesystem::is_regular_file(profile, error)) {
-            found = profile.u8string();
+            found = rq_utf8(profile);
         }
     }
     rq_set_env("LLAMA_RQ_PROFILE_BESIDE", found);

@@ -43,6 +43,11 @@ struct test_rq_rotation : public test_mul_mat {
     }
 };
 
+// MLA: V is the first values of K, in blocks that make up both
+static bool rq_v_in_k(int64_t hsk, ggml_type type_V) {
+    return hsk == 576 || (hsk == 320 && ggml_rq_is_sibling(type_V));
+}
+
 // FLASH_ATTN_EXT with recent rows (ggml-rq-types.h), the two masks behind each other or apart
 struct test_rq_recent : public test_flash_attn_ext {
     const int64_t held;  // rows in f16; each query has one in f32
@@ -51,7 +56,7 @@ struct test_rq_recent : public test_flash_attn_ext {
 
     test_rq_recent(std::array<int64_t, 2> hs, int64_t nh, std::array<int64_t, 2> nr23, int64_t kv, int64_t nb, int64_t held, ggml_type type_K, ggml_type type_V,
             bool sinks = false, float max_bias = 0.0f, float logit_softcap = 0.0f, bool apart = false, float lift = 0.0f) :
-        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, hs[0] == 576), held(held), apart(apart), lift(lift) {}
+        test_flash_attn_ext(hs[0], hs[1], nh, nr23, kv, nb, true, sinks, max_bias, logit_softcap, GGML_PREC_F32, type_K, type_V, {0, 2, 1, 3}, true, rq_v_in_k(hs[0], type_V)), held(held), apart(apart), lift(lift) {}
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
         ggml_tensor * out   = test_flash_attn_ext::build_graph(ctx);
@@ -127,6 +132,7 @@ static void add_rq_recent_tests(std::vector<std::unique_ptr<test_case>> & test_c
 
     for (int nb : { 1, 3, 75 }) { // MLA
         test_cases.emplace_back(new test_rq_recent({576, 512}, 1, {16, 1}, 512, nb, 33, GGML_TYPE_RQ3_64, GGML_TYPE_RQ3_64));
+        test_cases.emplace_back(new test_rq_recent({320, 256}, 1, {32, 1}, 512, nb, 33, GGML_TYPE_RQ4_64, GGML_TYPE_RQ4_64));
     }
     // the largest score among these rows, then in the cache: what was summed before has to be scaled in the first case
     for (float lift : { 5.0f, -5.0f }) {
@@ -146,6 +152,8 @@ static void add_rq_latent_tests(std::vector<std::unique_ptr<test_case>> & test_c
         for (int nb : { 1, 3, 75 }) {
             add(576, 512, 16, 1, 512, nb, type, false);
             add(576, 512, 20, 2, 256, nb, type, true);
+            add(320, 256, 32, 1, 256, nb, type, false);
+            add(320, 256, 32, 2, 512, nb, type, true);
         }
     }
     add(576, 512,  4, 1, 113, 3, GGML_TYPE_RQ3_64, true);

@@ -146,7 +146,7 @@ static __device__ __forceinline__ float ggml_cuda_rq_fa_query(char * q, const fl
 }
 
 // Sums s of a warp and the one that has the other half of the same rows, in both; shared and theirs: what each of them lends for it, which
-// neither uses for anything else before this returns. id: of the pair
+// neither uses for anything else before this returns. s is aligned to 16 bytes; id: of the pair
 template <int rows>
 static __device__ __forceinline__ void ggml_cuda_rq_fa_add_halves(
         float (&s)[rows/16][4], uint32_t * shared, const uint32_t * theirs, const int id, const int lane) {
@@ -323,7 +323,7 @@ static __device__ __forceinline__ void ggml_cuda_rq_fa_attend_recent(
         }
         ggml_cuda_rq_fa_load_recent<D>(tile, k, recent.nb_k[0], k_new, recent.nb_k_new[0], recent.n_held, recent.n, row0, lane);
         ggml_cuda_syncwarp();
-        float s[rows/16][4];
+        __align__(16) float s[rows/16][4];
         ggml_cuda_rq_fa_dots<D, rows, ggml_cuda_rq_kv_f16>(s, tile, stride_k, 0, query, g, t, 0);
         ggml_cuda_syncwarp();
         if constexpr (fa::halves == 2) {
@@ -479,7 +479,7 @@ static __global__ void ggml_cuda_rq_flash_attn_kernel(
         ggml_cuda_syncwarp();
 
         // scores: rows g and g + 8 of each sixteen, columns 2*t and 2*t + 1
-        float s[fa::rows/16][4];
+        __align__(16) float s[fa::rows/16][4];
         ggml_cuda_rq_fa_dots<fa::dim_k, fa::rows, KC>(s, tile_k, copy_k::stride, shift_k, query, g, t, zero);
         ggml_cuda_syncwarp();
         if constexpr (fa::halves == 2) { // rows of K are not wanted any more, nor the next ones on their way
@@ -637,8 +637,8 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find(const int64_t head_dim_k, con
     return {};
 }
 
-// heads of 64, of 192 for K beside 128 for V, as upstream has them, and of the same bits 320 beside 256, and V as the first 512 of 576
-// values of K
+// heads of 64, of 192 for K beside 128 for V, as upstream has them, and of the same bits 320 beside 256, and V as the first values of K: 512 of
+// 576, 256 of 320
 template <typename KC, bool k_is_ours>
 static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, const int64_t head_dim_v, const ggml_type type_v) {
     if (head_dim_k == 64 && head_dim_v == 64) {
@@ -651,8 +651,8 @@ static ggml_cuda_rq_fa_kernel ggml_cuda_rq_fa_find_64(const int64_t head_dim_k, 
         if (!ggml_rq_is_type(type_v) || ggml_rq_type_bits(type_v) != KC::n_bits) {
             return {};
         }
-        if (head_dim_k == 320 && head_dim_v == 256 && !ggml_rq_is_sibling(type_v)) {
-            return ggml_cuda_rq_fa_make<320, KC, ggml_cuda_rq_kv<KC::n_bits>, 256>();
+        if (head_dim_k == 320 && head_dim_v == 256) {
+            return ggml_rq_is_sibling(type_v) ? ggml_cuda_rq_fa_make<320, KC, KC, 256>() : ggml_cuda_rq_fa_make<320, KC, ggml_cuda_rq_kv<KC::n_bits>, 256>();
         }
         if (head_dim_k == 576 && head_dim_v == 512 && ggml_rq_is_sibling(type_v)) {
             return ggml_cuda_rq_fa_make<576, KC, KC, 512>();

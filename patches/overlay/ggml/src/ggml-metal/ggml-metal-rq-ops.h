@@ -32,7 +32,14 @@ public:
         // upstream does so from 32 queries on for its own types; recent rows cannot be behind anything else, and for heads of 512 there is no other way
         const bool many = !ggml_metal_op_flash_attn_ext_use_vec(op);
         const bool must = ggml_rq_has_recent(op) || op->src[0]->ne[0] >= 512;
-        ggml_metal_rq_make_node(op, op->src[0]->ne[1] >= 32 || (many && must), &as);
+        const bool slow = ggml_metal_rq_must_be_f16(op) && op->src[0]->ne[1] < 32;
+        static bool warned = false;
+        if (slow && !warned) {
+            warned = true;
+            GGML_LOG_WARN("%s: no attention kernel for V in K in %s at head_dim 320: they are converted to f16 for every token (slow)\n",
+                __func__, ggml_type_name(op->src[1]->type));
+        }
+        ggml_metal_rq_make_node(op, op->src[0]->ne[1] >= 32 || (many && must) || slow, &as);
         if (as.in_f16) {
             to_f16();
         }

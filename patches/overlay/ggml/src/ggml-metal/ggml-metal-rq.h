@@ -104,6 +104,11 @@ static inline struct ggml_tensor * ggml_metal_rq_make_node(const struct ggml_ten
 size_t ggml_metal_rq_more_pad(const struct ggml_tensor * op);
 #endif
 
+// V as the first 256 of 320 values of K (MLA), for every number of queries in f16: what is named so reads V of our types in blocks of 128
+static inline bool ggml_metal_rq_must_be_f16(const struct ggml_tensor * op) {
+    return ggml_rq_v_in_k(op) && op->src[1]->ne[0] == 320 && op->src[2]->ne[0] == 256;
+}
+
 static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * op) {
     const struct ggml_tensor * q = op->src[0];
     const struct ggml_tensor * k = op->src[1];
@@ -113,7 +118,7 @@ static inline bool ggml_metal_rq_supports_flash_attn(const struct ggml_tensor * 
     const int64_t dv = v->ne[0];
 
     if (q->type == GGML_TYPE_F32 && ggml_rq_v_in_k(op)) {
-        return ggml_rq_is_sibling(k->type) && dk == 576 && dv == 512;
+        return ggml_rq_is_sibling(k->type) && ((dk == 576 && dv == 512) || ggml_metal_rq_must_be_f16(op));
     }
     return q->type == GGML_TYPE_F32 && ggml_metal_rq_same_code(k->type, v->type) &&
         ggml_rq_is_sibling(k->type) == (dk % QK_RQ != 0) && ggml_rq_is_sibling(v->type) == (dv % QK_RQ != 0) &&
