@@ -74,7 +74,7 @@ class BaseSystem:
         return json.dumps([self.arch, self.root is not None, self.versions])
 
     def compiler(self, name: str) -> str:
-        """Path of GCC's ``gcc``, ``g++``, ``gcc-ar`` or ``strip`` for it. Raises BuildError without one."""
+        """Path of GCC's ``gcc``, ``g++``, ``gcc-ar`` or ``strip`` for it. Raises BuildError without it."""
         found = shutil.which(f"{self.triplet}-{name}")
         if found is None:
             package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"

@@ -606,7 +606,7 @@ class RecentRows:
         }
         return _Recent(
             **{name: _at(a) for name, a in self.arrays.items()}, mask=_at(self.mask),
-            n_held=case.held, n=n, parts=-(-n // 64),
+            n_held=case.held, n=n,
             nb_mask=self.mask.strides[1], nb_mask3=self.mask.strides[0], **strides,
         )  # fmt: skip
 
@@ -648,13 +648,16 @@ def _run(kernels: Kernels, case: Case) -> tuple[F32, npt.NDArray[np.float64]]:
     kv_max = np.full(case.sequences * case.queries, case.kv_max, np.int32) if case.kv_max else None
     recent = RecentRows.of(case, rng) if case.held + case.fresh else None
     recent_call = None if recent is None else recent.call(case)
-    rows = kernels.lib.emu_attention(
+    rows = (ctypes.c_int32 * 2)()
+    kernels.lib.emu_attention(
         case.dim, dim_v, case.type_k, case.type_v, ctypes.byref(call), _at(q), _at(k_held), _at(v_held),
         None if held_mask is None else _at(held_mask), None if sinks is None else _at(sinks),
         None if kv_max is None else _at(kv_max),
-        None if recent_call is None else ctypes.byref(recent_call), _at(out),
+        None if recent_call is None else ctypes.byref(recent_call), _at(out), rows,
     )  # fmt: skip
-    assert rows in ((32, 64) if dim_v > 256 else (64, 128, 256))  # that a CUDA block takes at once
+    # that a CUDA block takes at once, recent ones sixteen for each warp, or each two that share a row
+    assert rows[0] in ((32, 64) if dim_v > 256 else (64, 128, 256))
+    assert rows[1] == (32 if dim_v > 256 else 64)
 
     group = case.heads // case.heads_kv
     if recent is not None:
@@ -957,12 +960,26 @@ MUTATIONS = [
     ("rq-fattn.cuh", "(is_recent ? recent.nb_mask : nb31)", "nb31"),
     ("rq-fattn.cuh", "const int step = parts*", "const int step = gridDim.y*"),
     # two warps share a row
+    ("rq-fattn.cuh", "fa::teams*GGML_CUDA_RQ_FA_RECENT_ROWS };", "4*GGML_CUDA_RQ_FA_RECENT_ROWS };"),
+    ("rq-fattn.cuh", "__barrier_sync_count(1 + id, 2*WARP_SIZE); //", "//"),
+    ("rq-fattn.cuh", "__barrier_sync_count(1 + id, 2*WARP_SIZE);\n#else", "#else"),
+    ("rq-fattn.cuh", "part*VC::row_bytes(fa::dim_v)", "0*part"),
+    ("rq-fattn.cuh", "q_all += part*fa::words_half;", ""),
+    ("rq-fattn.cuh", "tiles + (warp ^ 1)*fa::words_recent", "tiles + warp*fa::words_recent"),
+    ("rq-fattn.cuh", "part*DV        *(int) sizeof(half)", "0*part"),
     ("rq-fattn.cuh", "s[i][l] += other[l];", "(void) other[l];"),
     ("rq-fattn.cuh", "part*KC::row_bytes(fa::next_k)", "0*part"),
     ("rq-fattn.cuh", "i < n ? 0.0f : v[i/32]", "v[i/32]"),
     ("rq-fattn.cuh", "part*fa::next_k*(int) sizeof(half)", "0*part"),
     ("rq-fattn.cuh", "(part == 0 ? words_tiles : -words_tiles)", "0"),
 ]
+
+
+def _is_wrong(kernels: Kernels, case: Case) -> bool:
+    try:
+        return _error(kernels, case) > 5 * TOLERANCE
+    except AssertionError:  # no numbers, or other rows in a pass
+        return True
 
 
 @pytest.mark.thorough  # compiles the kernels for each
@@ -986,4 +1003,4 @@ def test_a_planted_mistake_is_found(tmp_path: Path, file: str, old: str, new: st
         Case(dim=512, kv=150),
         Case(RQ3_64, RQ3_64, 576, 512, kv=97, held=33, fresh=2),
     ]
-    assert not same or max(_error(wrong, case) for case in cases) > 5 * TOLERANCE
+    assert not same or any(_is_wrong(wrong, case) for case in cases)

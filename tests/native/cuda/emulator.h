@@ -1,6 +1,7 @@
 // Runs CUDA kernels as C++: every thread of a CUDA block is a fiber, and whatever threads do together (barriers, shuffles,
 // matrix products of a warp) is a meeting at which each leaves its part. One block after the other; slow and plain.
-// What the emulator cannot tell: races between meetings, and how fast anything is.
+// A warp runs on until it has to wait for another, so that one that does not wait where it should is as far ahead as it can be.
+// What the emulator cannot tell: races in any other order, and how fast anything is.
 #pragma once
 
 #include <cfloat>
@@ -60,6 +61,7 @@ static ucontext_t home_context;
 static jmp_buf    home;
 static int        current;
 static int        n_threads;
+static long       n_steps; // meetings that threads have come to, and their ends
 static const std::function<void()> * body;
 static std::vector<char> stacks(MAX_THREADS*STACK);
 
@@ -80,12 +82,30 @@ static inline void pause() {
 static void entry() {
     (*body)();
     fibers[current].done = true;
+    n_steps++;
     _longjmp(home, 1);
 }
 
 static void set_thread(int i) {
     current   = i;
     threadIdx = { i % blockDim.x, i / blockDim.x, 0 };
+}
+
+// until the thread has to wait, or is done
+static void resume(int i) {
+    set_thread(i);
+    if (_setjmp(home) == 0) {
+        if (fibers[i].started) {
+            _longjmp(fibers[i].place, 1);
+        }
+        fibers[i].started = true;
+        getcontext(&fibers[i].context);
+        fibers[i].context.uc_stack.ss_sp   = stacks.data() + i*STACK;
+        fibers[i].context.uc_stack.ss_size = STACK;
+        fibers[i].context.uc_link          = &home_context;
+        makecontext(&fibers[i].context, entry, 0);
+        setcontext(&fibers[i].context);
+    }
 }
 
 static void run_block() {
@@ -100,26 +120,18 @@ static void run_block() {
         fibers[i].warp_meetings = fibers[i].block_meetings = 0;
         memset(fibers[i].named_meetings, 0, sizeof(fibers[i].named_meetings));
     }
-    // volatile: their values are used after longjmp
-    volatile int left = n_threads;
-    for (volatile int i = 0; left > 0; i = (i + 1) % n_threads) {
-        if (fibers[i].done) {
-            continue;
-        }
-        set_thread(i);
-        if (_setjmp(home) == 0) {
-            if (fibers[i].started) {
-                _longjmp(fibers[i].place, 1);
+    for (int left = n_threads; left > 0;) {
+        for (int first = 0; first < n_threads; first += 32) {
+            for (long before = -1; before != n_steps;) {
+                before = n_steps;
+                for (int i = first; i < first + 32; i++) {
+                    if (!fibers[i].done) {
+                        resume(i);
+                        left -= fibers[i].done ? 1 : 0;
+                    }
+                }
             }
-            fibers[i].started = true;
-            getcontext(&fibers[i].context);
-            fibers[i].context.uc_stack.ss_sp   = stacks.data() + i*STACK;
-            fibers[i].context.uc_stack.ss_size = STACK;
-            fibers[i].context.uc_link          = &home_context;
-            makecontext(&fibers[i].context, entry, 0);
-            setcontext(&fibers[i].context);
         }
-        left = left - (fibers[i].done ? 1 : 0);
     }
 }
 
@@ -153,6 +165,7 @@ static inline void meet_warp(const T & part, T (&all)[32]) {
     const int h = fibers[current].warp_meetings++ & 1;
     memcpy(parts[w][h][current % 32], &part, sizeof(T));
     warp_came[w][h]++;
+    n_steps++;
     while (warp_came[w][h] < 32) {
         pause();
     }
@@ -168,6 +181,7 @@ static inline void meet_warp(const T & part, T (&all)[32]) {
 static inline void meet(int & meetings, int (&came)[2], int (&left)[2], int n) {
     const int h = meetings++ & 1;
     came[h]++;
+    n_steps++;
     while (came[h] < n) {
         pause();
     }

@@ -276,16 +276,19 @@ extern "C" void emu_combine_recent(int n, const float * parts, const float2 * me
     });
 }
 
-// dst: [dim_v, heads, queries, sequences]; recent: null without recent rows
-// returns the rows of a pass, or 0 when there is no such kernel
-extern "C" int emu_attention(int head_dim, int dim_v, int type_k, int type_v, const attention * a, const char * q, const char * k, const char * v,
-        const char * mask, const char * sinks, const int32_t * kv_max, const ggml_cuda_rq_recent * recent, float * dst) {
+// dst: [dim_v, heads, queries, sequences]; recent: null without recent rows, into how many parts they go is left to this
+// pass: rows that a CUDA block takes in one, of the cache and recent ones; 0 when there is no such kernel
+extern "C" void emu_attention(int head_dim, int dim_v, int type_k, int type_v, const attention * a, const char * q, const char * k, const char * v,
+        const char * mask, const char * sinks, const int32_t * kv_max, const ggml_cuda_rq_recent * recent, float * dst, int32_t * pass) {
     const ggml_cuda_rq_fa_kernel kernel = find(type_k, head_dim, dim_v, type_v);
+    pass[0] = kernel.rows;
+    pass[1] = kernel.rows_recent;
     if (!kernel.kernel) {
-        return 0;
+        return;
     }
     const ggml_cuda_rq_recent none = {};
-    const ggml_cuda_rq_recent rows_of = recent ? *recent : none;
+    ggml_cuda_rq_recent rows_of = recent ? *recent : none;
+    rows_of.parts = (rows_of.n + kernel.rows_recent - 1)/kernel.rows_recent; // as in rq-fattn.cu
     const size_t nb_shared = recent ? kernel.nb_recent : kernel.nb_shared;
     if (nb_shared > SHARED_BYTES) {
         abort();
@@ -315,7 +318,6 @@ extern "C" int emu_attention(int head_dim, int dim_v, int type_k, int type_v, co
     }, []() { memset(ggml_cuda_rq_fa_shared, 0xFF, sizeof(ggml_cuda_rq_fa_shared)); });
 
     combine(dim_v, dim_v % 256 == 0 ? 256 : dim_v % 128 == 0 ? 128 : 64, part.data(), meta.data(), dst, rows, parts, -1, 0);
-    return kernel.rows;
 }
 
 #endif // GGML_USE_HIP
