@@ -241,6 +241,19 @@ def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
     assert made.text.count("(not run)") == 4 and made.text.count("(not run here)") == 2
 
 
+def test_what_was_just_measured_is_not_recommended(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights without a model in 16 bits stay unmeasured."""
+    monkeypatch.setattr("ggufrq.cli.card.require_build", lambda: build)
+    for module in (compose, ladder):
+        monkeypatch.setattr(module, "measure", lambda *_, **__: None)
+    folder = family(tmp_path / "f")
+    for options, end in (([], "'; --measure fills them\n"), (["--measure"], " cells say 'not measured'\n")):
+        assert cli.invoke(["card", str(folder), "--no-run", *options]) == 0
+        assert capsys.readouterr().err.endswith(end)
+
+
 def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
     made = make(family(tmp_path / "f", head_dim=32), build, DRY)
     said = (
