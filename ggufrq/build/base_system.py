@@ -35,6 +35,19 @@ _NEWEST = {
     "x86_64": (("-mamx-int8", "-mavxvnni"), 11),
     "aarch64": (("-march=armv9.2-a+sme",), 14),
 }
+#: What code of newer compilers calls and an older C++ library lacks: from GCC 14 on, where an exception would
+#: leave a function that lets none out (libstdc++'s ABI, CXXABI_1.3.15).
+_RUNTIME = """\
+namespace std { [[noreturn]] void terminate() noexcept; }
+extern "C" void * __cxa_begin_catch(void *) noexcept;
+extern "C" [[noreturn]] void __cxa_call_terminate(void * exception) noexcept;
+extern "C" void __cxa_call_terminate(void * exception) noexcept {
+    if (exception) {
+        __cxa_begin_catch(exception);
+    }
+    std::terminate();
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class BaseSystem:
         return json.dumps([self.arch, self.root is not None, self.versions])
 
     def compiler(self, name: str) -> str:
-        """Path of GCC's ``gcc``, ``g++`` or ``strip`` for it. Raises BuildError when it is not there."""
+        """Path of GCC's ``gcc``, ``g++``, ``gcc-ar`` or ``strip`` for it. Raises BuildError without it."""
         found = shutil.which(f"{self.triplet}-{name}")
         if found is None:
             package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"
@@ -96,8 +109,21 @@ class BaseSystem:
             defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": self.arch}
         if self.root is not None:
             defined |= {"CMAKE_SYSROOT": os.fspath(self.root)}
+            defined |= {"CMAKE_CXX_STANDARD_LIBRARIES": shlex.quote(os.fspath(build / "runtime.a"))}
             defined |= {f"CMAKE_FIND_ROOT_PATH_MODE_{kind}": "ONLY" for kind in ("LIBRARY", "INCLUDE")}
         return defined
+
+    def prepare(self, build: Path) -> None:
+        """Make in the folder ``build`` what ``definitions`` name there: of an older system, the archive that
+        its C++ library lacks, of which a program gets what it calls. Raises BuildError without the compiler,
+        ToolError when it fails."""
+        if self.root is None:
+            return
+        source, made = build / "runtime.cpp", build / "runtime.o"
+        source.write_text(_RUNTIME, encoding="utf-8")
+        options = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden")
+        proc.run([self.compiler("g++"), *options, "-c", source, "-o", made], timeout=60)
+        proc.run([self.compiler("gcc-ar"), "rcsD", build / "runtime.a", made], timeout=60)
 
     def library(self, name: str) -> Path | None:
         """The file of a library that programs for it load, None where it is not known."""

@@ -58,6 +58,7 @@ def configure_stage(root: Path, project: Project, options: BuildOptions, busy: i
     assert cmake is not None and ninja is not None  # _require_programs
     defined = {**definitions(project, options), "CMAKE_MAKE_PROGRAM": os.fspath(ninja.path)}
     if options.base is not None:
+        options.base.prepare(root)
         defined |= options.base.definitions(root)
     ccache = toolchain.ccache()
     if ccache is not None:

@@ -19,6 +19,7 @@ from ggufrq.card.facts import Facts, collect
 from ggufrq.card.markdown import NOT_MEASURED
 from ggufrq.card.measured import Measured, find, measure
 from ggufrq.card.quickstart import Quickstart, quickstarts
+from ggufrq.models.hub import parse_id
 
 _OURS = "iso3"
 
@@ -40,6 +41,12 @@ class Wishes:
     quick: bool = False
     run: bool = True
     force: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what is no id of a repository, which links and the head would not work by."""
+        for option, repo in (("--repo", self.repo), ("--base-model", self.base_model)):
+            if repo is not None and parse_id(repo) != (repo, None):
+                raise UsageError(f"'{repo}' is no id of a repository", remedy=f"{option} USER/NAME")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Facts:
     @property
     def profile(self) -> str | None:
         """The name of the profile of K that lies beside the smallest model, None without one."""
-        names = names_beside(self.smallest.path)
+        names = names_beside(self.smallest.path, self.smallest.recipe)
         return next((name for name in names if (self.folder / name).is_file()), None)
 
     @property

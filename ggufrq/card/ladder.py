@@ -62,7 +62,7 @@ def caches(facts: Facts, advice: Data | None) -> str:
     note += f" Left out as ruinous on this model: {', '.join(map(code, dropped))}." if dropped else ""
     how = (
         f"Mean KLD from the run with an f16 cache, on {advice['model']} in {advice['weights']}: "
-        f"{scored['chunks']} parts of {scored['n_ctx']:,} tokens of {code(advice['text'])}, "
+        f"{scored['chunks']} × {scored['n_ctx']:,} tokens of {code(advice['text'])}, "
         f"{advice['date'][:10]}; {code(f'ggufrq advise {facts.smallest.path.name}')}."
     )
     measured = table(

@@ -74,7 +74,8 @@ def card(
         elif not as_json:
             click.echo(made.text, nl=False)
         if made.not_measured:
-            log.say(f"{made.not_measured} cells say 'not measured'; --measure fills them")
+            hint = "" if said.measure else "; --measure fills them"
+            log.say(f"{made.not_measured} cells say 'not measured'{hint}")
     if as_json:
         data = [made.as_data() for made in cards]
         click.echo(texts.to_json(data if family else data[0], indent=2, default=str))

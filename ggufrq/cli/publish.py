@@ -82,7 +82,7 @@ def render(plan: UploadPlan) -> str:
     if plan.collection is not None:
         made = "new; " if plan.collection_is_new else ""
         lines.append(f"collection '{plan.collection}': {made}{'to add' if plan.collects else 'has it'}")
-    lines += plan.shadows
+    lines += [*plan.shadows, *plan.card]
     total = sum(file.bytes for file in plan.send)
     lines.append(f"to send: {len(plan.send)} files, {size_text(total)}" if plan.changes else "nothing to do")
     return "\n".join(lines)

@@ -30,11 +30,13 @@ def render_plan(plan: FamilyPlan) -> str:
         for output in plan.outputs
     ]
     lines = [table.render(head, rows, "llrrl"), f"in {plan.folder}", ""]
-    free = plan.disk_free
-    lines.append(f"disk    {size_text(plan.disk_needed)} needed, {size_text(free)} free")
-    memory = plan.memory
-    there = f", {size_text(memory[1])} of {size_text(memory[0])} free" if memory is not None else ""
-    lines.append(f"memory  {size_text(plan.memory_needed)} needed{there}")
+    if all(part.kept for part in plan.conversions) and all(output.kept for output in plan.outputs):
+        lines.append("all of it is there")
+    else:
+        free, memory = plan.disk_free, plan.memory
+        lines.append(f"disk    {size_text(plan.disk_needed)} needed, {size_text(free)} free")
+        there = f", {size_text(memory[1])} of {size_text(memory[0])} free" if memory is not None else ""
+        lines.append(f"memory  {size_text(plan.memory_needed)} needed{there}")
     for output in plan.outputs:
         for name, (asked, got) in output.fallbacks.items():
             lines.append(f"{output.name}: {name} has rows that {asked} cannot hold and gets {got}")

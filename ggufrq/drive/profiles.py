@@ -21,7 +21,7 @@ from ggufrq.cache.kv import KvPlan, Sought
 from ggufrq.drive.moments import sum_moments
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
-from ggufrq.models.names import names_beside
+from ggufrq.models.names import RECIPE, names_beside
 from ggufrq.tools.logs import PROFILE_SOURCES
 
 if TYPE_CHECKING:  # numpy takes a while to import, and most commands need no profile
@@ -181,7 +181,7 @@ def positions_for(native: int | None, n_ctx: int | None) -> int:
 def _beside(model: Tensors, n_ctx: int | None) -> Found | None:
     """The file beside the model, unless it is of another one, or one for a shorter context than ``n_ctx``
     that is made as well here."""
-    for name in names_beside(model.path):
+    for name in names_beside(model.path, model.headers[0].values.get(RECIPE)):
         path = model.path.parent / name
         if not path.is_file():
             continue

@@ -88,7 +88,7 @@ def _text_apart(values: Mapping[str, Any]) -> str:
     except ToolError as error:
         why = error.message
     log.say(
-        f"the text is written as ChatML, since the chat template cannot be run in {_SECONDS} seconds of a "
+        f"the calibration text is ChatML, since the chat template cannot be run in {_SECONDS} seconds of a "
         f"processor and {_MEMORY >> 20} MiB: {why}"
     )
     return text({})
@@ -254,7 +254,7 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
     def instead(conversation: Conversation, why: str) -> str:
         if why not in told:
             told.add(why)
-            log.say(f"the text is written as ChatML where the chat template does not take it: {why}")
+            log.say(f"the calibration text is ChatML where the chat template does not take it: {why}")
         return chatml(conversation)
 
     def render(conversation: Conversation) -> str:

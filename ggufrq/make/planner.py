@@ -30,6 +30,7 @@ from ggufrq.make.record import Record
 from ggufrq.make.verify import loads
 from ggufrq.models import as_gguf, convert
 from ggufrq.models.as_gguf import Source
+from ggufrq.models.names import RECIPE
 from ggufrq.models.resolve import Model
 from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
 
@@ -311,7 +312,7 @@ class Planner:
             **found.metadata,
             "ggufrq.llama_cpp": str(self.build.manifest.get("llama_cpp", {}).get("commit", "")),
             "ggufrq.patch_set": str(self.build.manifest.get("patch_set", "")),
-            "ggufrq.recipe": want.recipe.name if want.recipe is not None else "",
+            RECIPE: want.recipe.name if want.recipe is not None else "",
         }
         if matrix is not None:  # of one that is still to be made the length alone is known
             kept = self.record.kept(matrix.name, self.matrix_from(found))

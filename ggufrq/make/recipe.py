@@ -123,8 +123,10 @@ def load(name: str | Path) -> Recipe:
     """The recipe with this name, or in this file. Raises UsageError when there is none or it is wrong."""
     path = shipped().get(str(name), Path(name))
     if not path.is_file():
+        what = "file" if path.suffix == ".toml" else "recipe"
         raise UsageError(
-            f"there is no recipe '{name}'; there are {', '.join(shipped())}", remedy="or name a .toml file"
+            f"there is no {what} '{name}'",
+            remedy=f"one of {', '.join(shipped())}, or a .toml file as `ggufrq sensitivity` writes it",
         )
     try:
         data = tomllib.loads(texts.read(path))

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ from ggufrq.base import log, paths
 from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.header import Header, parse_header, read_header
 from ggufrq.models import patience
-from ggufrq.models.names import names_beside
+from ggufrq.models.names import RECIPE, names_beside
 
 Result = TypeVar("Result")
 
@@ -306,9 +306,14 @@ def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = No
     more = f" and {len(chosen) - 1} more shards" if chosen[1:] else ""
     _say(repo, f"fetching {chosen[0]} of {repo} at {sha[:12]}{more}")
     first = PurePosixPath(chosen[0])
-    beside = (str(first.with_name(name)) for name in names_beside(first))
-    wanted = [*chosen, *[name for name in beside if name in names][:1]]
-    files = [Path(_asked(repo, partial(hf_hub_download, repo, name, revision=sha))) for name in wanted]
+    fetch = partial(hf_hub_download, repo, revision=sha)
+    files = [Path(_asked(repo, partial(fetch, name))) for name in chosen]
+    recipe = None
+    with suppress(ModelError):  # which what opens the file tells better
+        recipe = read_header(files[0]).values.get(RECIPE)
+    beside = (str(first.with_name(name)) for name in names_beside(first, recipe))
+    for name in [name for name in beside if name in names][:1]:
+        _asked(repo, partial(fetch, name))
     _remember(repo, revision, sha)
     return files[0], sha
 

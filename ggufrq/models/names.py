@@ -10,6 +10,8 @@ _ENCODING = re.compile(r"[-_.](?:(?:UD-)?I?Q\d\w*|TQ\d\w*|MXFP4\w*|B?F16|F32)$",
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 #: How the file of a KV cache's profile ends.
 PROFILE_END = "-kv.gguf"
+#: Metadata of a file with the name of the recipe that it was made by.
+RECIPE = "ggufrq.recipe"
 
 
 def base_name(stem: str) -> str:
@@ -19,6 +21,10 @@ def base_name(stem: str) -> str:
     return _ENCODING.sub("", name) or name
 
 
-def names_beside(model: PurePath) -> Iterator[str]:
-    """Names that the file of a profile may have beside this model, its quantization left out or not."""
-    yield from dict.fromkeys(f"{name}{PROFILE_END}" for name in (base_name(model.stem), model.stem))
+def names_beside(model: PurePath, recipe: object = None) -> Iterator[str]:
+    """Names that the file of a profile may have beside this model: its quantization left out or not, and then
+    without the ``recipe``, too, that the file of a family says it was made by (``RECIPE``); this last one
+    llama.cpp's programs do not look for."""
+    base = base_name(model.stem)
+    family = [base.removesuffix(f"-{recipe}")] if recipe else []
+    yield from dict.fromkeys(f"{name}{PROFILE_END}" for name in (base, model.stem, *family))

@@ -10,6 +10,7 @@ from typing import Any
 from ggufrq.base.errors import HubError, UsageError
 from ggufrq.models.tags import shadowed
 from ggufrq.publish.local import MANIFEST_END, LocalFile, local_files
+from ggufrq.publish.readme import differences
 from ggufrq.publish.remote import Hub, RemoteFile
 
 
@@ -18,7 +19,7 @@ class UploadPlan:
     """All that would change: files to ``send`` (``there`` are those that the repository has already, ``kept``
     those that it has beside them), and whether the repository is new or becomes visible. ``collection`` is
     the title asked for; ``collection_is_new`` and ``collects`` whether it must be made, and be added to.
-    ``bases`` are the models that the files are of."""
+    ``bases`` are the models that the files are of, ``card`` has sentences on a card that is of others."""
 
     repo: str
     url: str
@@ -32,6 +33,7 @@ class UploadPlan:
     collection_is_new: bool = False
     collects: bool = False
     bases: tuple[str, ...] = ()
+    card: tuple[str, ...] = ()
 
     @property
     def shadows(self) -> list[str]:
@@ -62,6 +64,7 @@ class UploadPlan:
             "collection_is_new": self.collection_is_new,
             "collects": self.collects,
             "shadows": self.shadows,
+            "card": list(self.card),
         }
 
 
@@ -127,6 +130,8 @@ def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str
         )
     there = tuple(file for file in files if _is_there(file, remote))
     names = {file.name for file in files}
+    kept = tuple(sorted(remote.keys() - names))
+    card = next((file.path.read_text("utf-8", "replace") for file in files if file.name == "README.md"), "")
     known = hub.collection(collection) if collection else None
     collects = collection is not None and (
         known is None or hub.repo not in {item.item_id for item in known.items}
@@ -139,13 +144,14 @@ def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str
         make_public=public and private,
         send=tuple(file for file in files if file not in there),
         there=there,
-        kept=tuple(sorted(remote.keys() - names)),
+        kept=kept,
         collection=collection,
         collection_is_new=collection is not None and known is None,
         collects=collects,
         bases=tuple(
             file.name.removesuffix(MANIFEST_END) for file in files if file.name.endswith(MANIFEST_END)
         ),
+        card=tuple(differences(card, hub.repo, sorted(names), kept)),
     )
 
 

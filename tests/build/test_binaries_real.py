@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -100,6 +102,22 @@ def test_compiled_elsewhere_it_is_the_same(
         build = builds.ensure_build(BuildOptions.portable(base=base), source=tree, targets=["ggml-base"])
         made.append((build.bin / "libggml-base.so").read_bytes())
     assert made[0] == made[1]
+
+
+def test_what_newer_compilers_call_is_there(base: BaseSystem, tmp_path: Path) -> None:
+    """As GCC 14 does where an exception would leave a function that lets none out."""
+    base.prepare(tmp_path)
+    defined = base.definitions(tmp_path)
+    source = tmp_path / "program.cpp"
+    source.write_text(
+        'extern "C" void __cxa_call_terminate(void *);\n'
+        "int main(int n, char **) { if (n > 1) { __cxa_call_terminate(nullptr); } }\n"
+    )
+    flags = [*shlex.split(defined["CMAKE_CXX_FLAGS"]), f"--sysroot={base.root}", "-o", tmp_path / "program"]
+    libraries = shlex.split(defined["CMAKE_CXX_STANDARD_LIBRARIES"])
+    proc.run([defined["CMAKE_CXX_COMPILER"], source, *flags, *libraries])
+    assert proc.run([tmp_path / "program"]).rc == 0
+    assert proc.run([tmp_path / "program", "1"], check=False).rc == -signal.SIGABRT
 
 
 def test_a_base_without_its_compiler(base: BaseSystem, monkeypatch: pytest.MonkeyPatch) -> None:

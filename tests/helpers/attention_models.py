@@ -57,7 +57,7 @@ def write(
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_uint32(f"{architecture}.block_count", len(layers))
     for key, value in values.items():
-        name = f"{architecture}.{key}"
+        name = key if key.startswith("ggufrq.") else f"{architecture}.{key}"
         if isinstance(value, list):
             writer.add_array(name, value)
         elif isinstance(value, bool):

@@ -119,17 +119,17 @@ def test_another_revision_begins_anew_and_large_files_are_split(
     repo = sharded.repository(embedded_models()[NAME], 2, layers=1)
     last = max(name for name in repo if name.endswith(".safetensors"))
     options = ["--types", "Q8_0", "--split-size", "1M", "--no-run"]
-    with fake_hub.fake_hub({"org/Small": {**repo, last: damaged(repo[last])}}) as hub:
+    with fake_hub.fake_hub({"another/Small": {**repo, last: damaged(repo[last])}}) as hub:
         env = hubs.environment(hub.url, tmp_path / "home", None)
 
         def quantize(*arguments: str) -> proc.Completed:
-            command = command_line(llama_build, "quantize", "org/Small", *options, *arguments)
+            command = command_line(llama_build, "quantize", "another/Small", *options, *arguments)
             return proc.run(command, env=env, cwd=tmp_path, check=False)
 
         stopped = quantize("--stream", "-o", "streamed")
         assert stopped.rc != 0 and "computes no numbers" in stopped.stderr, stopped.stderr
         assert (tmp_path / "streamed" / ".Small.stream" / "shards" / last).is_file()
-        hub.sha, hub.repos["org/Small"] = "89abcdef" * 5, repo
+        hub.sha, hub.repos["another/Small"] = "89abcdef" * 5, repo
         made = quantize("--stream", "-o", "streamed")
         assert made.rc == 0, made.stderr
         assert quantize("-o", "plain").rc == 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ggufrq import cli
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import KvPair, KvPlan, kv_types
@@ -240,6 +241,19 @@ def test_nothing_was_measured(tmp_path: Path, build: Build) -> None:
     assert made.text.count("(not run)") == 4 and made.text.count("(not run here)") == 2
 
 
+def test_what_was_just_measured_is_not_recommended(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights without a model in 16 bits stay unmeasured."""
+    monkeypatch.setattr("ggufrq.cli.card.require_build", lambda: build)
+    for module in (compose, ladder):
+        monkeypatch.setattr(module, "measure", lambda *_, **__: None)
+    folder = family(tmp_path / "f")
+    for options, end in (([], "'; --measure fills them\n"), (["--measure"], " cells say 'not measured'\n")):
+        assert cli.invoke(["card", str(folder), "--no-run", *options]) == 0
+        assert capsys.readouterr().err.endswith(end)
+
+
 def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
     made = make(family(tmp_path / "f", head_dim=32), build, DRY)
     said = (
@@ -266,6 +280,9 @@ def test_a_profile_beside_the_files_is_part_of_the_commands(tmp_path: Path, buil
     ours = text.split("llama-cli, iso3")[1].split("```")[1]
     assert f"--kv-profile {NAME}-kv.gguf" in ours and text.count("--kv-profile") == 2
     assert "--kv-profile" not in text.split("upstream llama.cpp, q8_0")[1]
+    other = family(tmp_path / "g", {"mine": "Q4_K_M"})  # by the name of its recipe
+    (other / f"{NAME}-kv.gguf").write_bytes(b"")
+    assert make(other, build, DRY).text.count(f"--kv-profile {NAME}-kv.gguf") == 2
 
 
 def test_tokens_in_f16_by_default_are_counted(
@@ -380,6 +397,18 @@ def test_siblings(tmp_path: Path, build: Build) -> None:
     for wrong in ("me/Other", f"{other}=name", f"{tmp_path}/none=me/x"):
         with pytest.raises(UsageError, match="is not DIR=user/name"):
             parse_sibling(wrong)
+
+
+def test_what_is_no_repository_is_refused(
+    tmp_path: Path, build: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Links of the card would lead nowhere, and the Hub would refuse its head."""
+    folder = family(tmp_path / "f")
+    for option, wrong in (("--repo", "Small-GGUF"), ("--repo", "me/x:Q8_0"), ("--base-model", "the model")):
+        assert cli.invoke(["card", str(folder), "--no-run", option, wrong]) == UsageError.exit_code
+        told = capsys.readouterr().err
+        assert f"'{wrong}' is no id of a repository" in told and f"{option} USER/NAME" in told
+    assert not (folder / "README.md").exists()
 
 
 def test_split_file(tmp_path: Path, build: Build) -> None:

@@ -124,12 +124,15 @@ def test_gguf_by_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["", "gguf/"])
 def test_the_profile_comes_with_the_model(tmp_path: Path, place: str) -> None:
     files = {"m-Q4_K_M.gguf": b"GGUFq4", "m-kv.gguf": b"GGUFp", "other-kv.gguf": b"GGUFo"}
+    files["m-mine-Q8_0.gguf"] = gguf(recipe="mine")
     with fake.fake_hub({"user/m-GGUF": {f"{place}{name}": data for name, data in files.items()}}) as server:
         found = call(server.url, tmp_path, "fetch_gguf", "user/m-GGUF")
         assert sorted(server.fetched) == [
             f"user/m-GGUF/{place}m-Q4_K_M.gguf",
             f"user/m-GGUF/{place}m-kv.gguf",
         ]
+        call(server.url, tmp_path / "again", "fetch_gguf", "user/m-GGUF", "mine")
+        assert server.fetched[2:] == [f"user/m-GGUF/{place}m-{end}.gguf" for end in ("mine-Q8_0", "kv")]
     file = Path(found["path"])
     assert file.name == "m-Q4_K_M.gguf" and file.with_name("m-kv.gguf").read_bytes() == b"GGUFp"
 
@@ -221,8 +224,17 @@ def test_a_cache_without_the_model_is_none(tmp_path: Path) -> None:
         assert "without HF_HUB_OFFLINE" in said["remedy"]
 
 
-def gguf() -> bytes:
-    return b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
+def gguf(*, recipe: str | None = None) -> bytes:
+    """The header of a model without tensors, which a recipe may have made."""
+
+    def number(value: int) -> bytes:
+        return value.to_bytes(8, "little")
+
+    def text(value: str) -> bytes:
+        return number(len(value)) + value.encode()
+
+    values = b"" if recipe is None else text("ggufrq.recipe") + (8).to_bytes(4, "little") + text(recipe)
+    return b"GGUF" + (3).to_bytes(4, "little") + number(0) + number(int(bool(values))) + values
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 )
 def test_names_beside_a_model(name: str, beside: list[str]) -> None:
     assert list(names_beside(Path("folder") / name)) == beside
+    assert list(names_beside(Path("folder") / name, "another")) == beside
+
+
+def test_a_file_that_a_recipe_made_finds_the_profile_of_its_family(tmp_path: Path) -> None:
+    model = small(tmp_path, "Small-1B-mine-2-Q5_K_M.gguf", ggufrq__recipe="mine-2")
+    beside = tmp_path / "Small-1B-kv.gguf"
+    profile_from_weights(model, 64).write(beside)
+    assert find(model, Sought.AUTO).file == beside
+    own = tmp_path / "Small-1B-mine-2-kv.gguf"
+    own.write_bytes(beside.read_bytes())
+    assert find(model, Sought.AUTO).file == own
 
 
 @pytest.mark.parametrize(

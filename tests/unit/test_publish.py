@@ -225,6 +225,31 @@ def test_a_tag_that_means_another_file(publish: Callable[..., Any], hub: Any) ->
     assert shadows == [says]
 
 
+def test_a_card_of_other_files_or_another_repository(
+    publish: Callable[..., Any], hub: Any, folder: Path
+) -> None:
+    def card(*names: str, repo: str = REPO) -> list[str]:
+        """What is told of a card with these links; the same as text and as data."""
+        links = "\n".join(f"[{name}](https://huggingface.co/{repo}/blob/main/{name})" for name in names)
+        (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{links}\n")
+        asked = (REPO, "--dry-run", "--exclude", LARGE)
+        told = [line for line in publish(*asked).stdout.splitlines() if "README.md " in line[:10]]
+        assert data_of(publish(*asked, "--json"))["card"] == told
+        return told
+
+    assert card() == card(SMALL) == []
+    assert card(SMALL, LARGE) == [
+        f"README.md links to {LARGE}, not published: `ggufrq card` has --exclude, too"
+    ]
+    hub.repos[REPO], hub.private[REPO] = {LARGE: b"GGUF"}, True
+    assert card(SMALL, LARGE) == []
+    assert card(LARGE) == [f"README.md does not name {SMALL}: `ggufrq card DIR --repo {REPO}` does"]
+    assert card(SMALL, repo="Model-GGUF")[0].startswith("README.md links to files of Model-GGUF: ")
+    assert card(SMALL, repo="user/other") == [
+        f"README.md links to files of user/other: `ggufrq card DIR --repo {REPO}` mends that"
+    ]
+
+
 def test_public_only_when_that_is_said(publish: Callable[..., Any], hub: Any) -> None:
     hub.repos[REPO], hub.private[REPO] = {}, False
     done = publish(REPO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -48,8 +49,10 @@ def test_what_is_asked_for() -> None:
     assert chosen(None, None, ()) == list(quantize.DEFAULT_TYPES)
     both = chosen("Q8_0, Q4_0", None, ("proposal-c",))
     assert both == ["Q8_0", "Q4_0", recipe.load("proposal-c")]
-    with pytest.raises(UsageError, match="there is no recipe 'Q8_0'"):
-        chosen(None, None, ("Q8_0",))
+    for name, told in (("Q8_0", "there is no recipe 'Q8_0'"), ("my/x.toml", "there is no file 'my/x.toml'")):
+        with pytest.raises(UsageError, match=told) as caught:
+            chosen(None, None, (name,))
+        assert str(caught.value.remedy).startswith("one of proposal-c, unsloth-dynamic, or a .toml file")
     assert chosen("Q8_0", "small", ()) == [*quantize.families()["small"].types, "Q8_0"]
     with pytest.raises(UsageError, match="names no type"):
         chosen(" ,", None, ())
@@ -309,6 +312,9 @@ def test_a_plan_as_text_and_data(tmp_path: Path) -> None:
     data = plan_as_json(plan(tmp_path))
     assert data["files"][0]["fallbacks"] == {"token_embd.weight": ["q4_k", "q5_0"]}
     assert data["disk_needed"] == 10_000_000
+    whole = plan(tmp_path, kept=True)
+    text = render_plan(replace(whole, conversions=(replace(whole.conversions[0], kept=True),)))
+    assert "all of it is there" in text and "needed" not in text
 
 
 def test_a_plan_that_does_not_fit(tmp_path: Path) -> None:

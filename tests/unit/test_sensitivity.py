@@ -412,6 +412,9 @@ def test_quick_measures_nothing(world: type[World]) -> None:
     assert "not measured" in result.found.recipe.description
     text = report.render(result, asked_for)
     assert "nothing was measured" in text and "q3_k" in text and max(map(len, text.splitlines())) <= 80
+    assert "M are millions of weights. * is what was chosen." in " ".join(text.split())
+    text = report.render(replace(result, found=None), asked_for)
+    assert " ".join(text.split()).endswith("--bpw BITS or --size SIZE chooses a recipe.")
     data = json.loads(json.dumps(report.as_json(result, asked_for, BUILD)))
     assert data["text"] is None and all("kld" not in one and one["estimate"] for one in data["singles"])
 

@@ -32,7 +32,7 @@ def render(result: Result, goal: Goal) -> str:
         _sensitivities(_figures(result, lambda measured: measured.kld_p999), {}),
         textwrap.fill(
             f"Against {result.gguf.name} over {s.chunks} chunks of {s.n_ctx:,} tokens of {text.name}, "
-            f"{_matrix(result)}. " + ("* is what was chosen." if chosen else ""),
+            f"{_matrix(result)}. {_legend(chosen)}",
             _WIDTH,
         ),
     ]
@@ -55,7 +55,7 @@ def _by_weights(result: Result, chosen: Mapping[str, str]) -> list[str]:
         textwrap.fill(
             f"By the errors of the weights of {result.gguf.name}, {_matrix(result)}: nothing was measured. "
             "The figures tell parts and types from each other; they are not the KLD of this model. "
-            + ("* is what was chosen." if chosen else ""),
+            + _legend(chosen),
             _WIDTH,
         ),
     ]
@@ -85,6 +85,12 @@ def reproduction(result: Result, build: Build) -> str:
 
 def _matrix(result: Result) -> str:
     return f"importance matrix {result.matrix.name}" if result.matrix is not None else "no importance matrix"
+
+
+def _legend(chosen: Mapping[str, str]) -> str:
+    """How the tables are to be read."""
+    marked = "* is what was chosen." if chosen else "--bpw BITS or --size SIZE chooses a recipe."
+    return f"M are millions of weights. {marked}"
 
 
 def _figures(result: Result, figure: Callable[[Measured], float]) -> dict[Unit, list[float]]:
