@@ -19,6 +19,7 @@ from ggufrq.tools import passed_on
 
 @click.command()
 @click.argument("model")
+@click.argument("places", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]")
 @click.option("-p", "--prompt", type=TEXT, metavar="TEXT", help="What to ask, or with --raw to continue.")
 @click.option(
     "-f",
@@ -37,6 +38,7 @@ from ggufrq.tools import passed_on
 @click.option("--json", "as_json", is_flag=True, help="Print answer and figures as JSON.")
 def run(
     model: str,
+    places: tuple[str, ...],
     prompt: str | None,
     file: Path | None,
     kv: str,
@@ -56,13 +58,16 @@ def run(
     """Ask MODEL once and tell what the KV cache took.
 
     MODEL is a GGUF file, an embedded model, or a Hub id with GGUF files (user/model or user/model:Q4_K_M).
-    The answer goes to stdout, the figures to stderr.
+    The answer goes to stdout, the figures to stderr. What follows -- are options of llama.cpp for where the
+    model is to lie: -ngl, -dev, -ot, --n-cpu-moe and the like.
 
     \b
     Examples:
       ggufrq run docs-qwen3-8m -p "CREATE TABLE" --raw --kv iso3
       ggufrq run model.gguf -p "Why?" --kv "iso3/planar4; 0,-1:q8_0"
+      ggufrq run model.gguf -p "Why?" -- -dev none
     """
+    passed_on.check_places(places)
     if (prompt is None) == (file is None):
         raise UsageError("give the prompt either by -p or by -f", remedy=f'ggufrq run {model} -p "…"')
     text = prompt if prompt is not None else texts.read(file) if file else ""
@@ -84,6 +89,7 @@ def run(
             temperature=temp,
             seed=seed,
             env=passed_on.variables(),
+            places=places,
             on_text=None if as_json else lambda piece: click.echo(piece, nl=False),
         )
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,11 +144,13 @@ def generate(
     seed: int | None = None,
     on_text: Callable[[str], None] | None = None,
     env: proc.Environment | None = None,
+    places: Sequence[str] = (),
 ) -> Answer:
     """Answer ``prompt`` by llama-cli, or with ``raw`` continue it by llama-completion, with K and V as in
     ``plan``, whose profile is looked for now (``profiles``).
 
-    ``on_text`` gets the answer in pieces as it comes; ``env`` is added to the program's environment.
+    ``on_text`` gets the answer in pieces as it comes; ``env`` is added to the program's environment,
+    ``places`` are its options for where the model lies (``passed_on.places``).
     Raises ToolError with llama.cpp's own reason when it fails, also when its exit status says otherwise, and
     when the cache was not kept as ``plan`` says.
     """
@@ -158,7 +160,7 @@ def generate(
         raise UsageError(
             f"llama-cli takes a prompt that begins with {prompt.split()[0]} as a command of its own"
         )
-    plan, profile = profiles.settle(plan, model, n_ctx, programs.build, threads)
+    plan, profile = profiles.settle(plan, model, n_ctx, programs.build, threads, places)
     tool = completion if raw else cli
     name = "llama-completion" if raw else "llama-cli"
     log_path = paths.logs_dir() / f"{name}.log"
@@ -175,7 +177,7 @@ def generate(
             temperature=temperature,
             seed=random.randrange(1 << 31) if seed is None else seed,
         )
-        command = [programs.tool(name), *args]
+        command = [programs.tool(name), *args, *places]
         try:
             figures = retried(
                 lambda: _attempt(

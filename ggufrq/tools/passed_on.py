@@ -70,6 +70,18 @@ def check(options: Sequence[str]) -> None:
             )
 
 
+def check_places(options: Sequence[str]) -> None:
+    """Raise UsageError unless all options are such as ``places`` finds, with their values."""
+    taken = places(options)
+    if taken != tuple(options):
+        other = next((one for one in options if one not in taken), options[-1])
+        raise UsageError(
+            f"'{other}' is not passed on: behind -- ggufrq run takes where the model is to lie, as -ngl 0, "
+            "-dev none, -ot REGEX=CPU",
+            remedy="-p TEXT for the prompt; ggufrq serve MODEL -- passes all options on",
+        )
+
+
 def variables() -> dict[str, str]:
     """The user's variables that stand for options of llama.cpp, for ``run`` and ``serve``; says which ones
     are not passed on."""

@@ -66,7 +66,7 @@ def test_where_it_is_not_found_is_said(
     assert "--kv-profile weights" in str(error.value.remedy)
 
 
-@pytest.mark.parametrize("program", [moments.PROGRAM, "llama-server"])
+@pytest.mark.parametrize("program", [moments.PROGRAM, "llama-server", "llama-cli", "llama-completion"])
 def test_options_for_the_models_place_are_known_to_it(llama_build: Build, program: str) -> None:
     told = proc.run([llama_build.tool(program), "--help"], check=False).stdout
     assert set(passed_on.PLACES) <= set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", told))

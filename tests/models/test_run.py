@@ -278,6 +278,15 @@ def test_a_cache_without_means_with_layers_apart(families: dict[str, Family], tm
     assert "calibrate" in str(result.exception.remedy)
 
 
+@pytest.mark.parametrize("raw", [["--raw"], []])
+def test_where_the_model_is_to_lie(families: dict[str, Family], raw: list[str]) -> None:
+    given = [str(families[DENSE].file("Q4_K_M")), "-p", "Hello", "-n", "2", "-c", "512", "--json", *raw]
+    result = CliRunner().invoke(command, [*given, "--", "-dev", "none", "--cpu-moe"])
+    assert result.exit_code == 0, result.output
+    said = Path(json.loads(result.stdout)["log"]).read_text().splitlines()
+    assert said[0].startswith("$ ") and said[0].endswith(" -dev none --cpu-moe")
+
+
 def test_command_json(families: dict[str, Family]) -> None:
     model = str(families[HYBRID].file("Q8_0"))
     result = CliRunner().invoke(command, [model, "-p", "Hello", "-n", "4", "-c", "512", "--json"])

@@ -167,6 +167,18 @@ def test_options_that_pass() -> None:
     passed_on.check(["--spec-default", "--default", "--temp", "0.1"])
 
 
+@pytest.mark.usefixtures("no_programs")
+@pytest.mark.parametrize("given", [["Why is the sky blue?"], ["--", "-ngl", "0", "--temp", "1"]])
+def test_run_passes_on_where_the_model_is_to_lie_alone(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(["run", "docs-qwen3-8m", "-p", "x", *given]) == UsageError.exit_code
+    told = capsys.readouterr().err
+    assert f"'{given[0] if len(given) == 1 else '--temp'}' is not passed on" in told
+    assert "-p TEXT for the prompt" in told
+    passed_on.check_places(["-ngl", "0", "--cpu_moe", "-dev", "none", "--n-cpu-moe", "2"])
+
+
 def test_variables_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that run and serve pass on, and those that something else says."""
     for name, value in {"TEMPERATURE": "0.1", "API_PREFIX": "/x", "PORT": "8299", "RPC": "h:1"}.items():
