@@ -59,5 +59,6 @@ def test_commands_run(
     for snippet in FOUND:
         if snippet.file == file:
             given = [instead.get(word, word) for word in snippet.words[1:]]
-            status = cli.invoke([*given, *QUICK[given[0]][0]])
+            end = given.index("--") if "--" in given else len(given)
+            status = cli.invoke([*given[:end], *QUICK[given[0]][0], *given[end:]])
             assert status == 0, f"{snippet.line}\n{capsys.readouterr().err[-2000:]}"
