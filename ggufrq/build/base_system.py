@@ -109,7 +109,7 @@ class BaseSystem:
             defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": self.arch}
         if self.root is not None:
             defined |= {"CMAKE_SYSROOT": os.fspath(self.root)}
-            defined |= {"CMAKE_CXX_STANDARD_LIBRARIES": shlex.quote(os.fspath(build / "runtime.a"))}
+            defined |= {"CMAKE_CXX_STANDARD_LIBRARIES": f'"{build / "runtime.a"}"'}
             defined |= {f"CMAKE_FIND_ROOT_PATH_MODE_{kind}": "ONLY" for kind in ("LIBRARY", "INCLUDE")}
         return defined
 
