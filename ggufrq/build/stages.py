@@ -58,7 +58,6 @@ def configure_stage(root: Path, project: Project, options: BuildOptions, busy: i
     assert cmake is not None and ninja is not None  # _require_programs
     defined = {**definitions(project, options), "CMAKE_MAKE_PROGRAM": os.fspath(ninja.path)}
     if options.base is not None:
-        options.base.prepare(root)
         defined |= options.base.definitions(root)
     ccache = toolchain.ccache()
     if ccache is not None:
@@ -73,6 +72,8 @@ def configure_stage(root: Path, project: Project, options: BuildOptions, busy: i
     if have is None:
         paths.remove_tree(obj)
     stamp.unlink(missing_ok=True)
+    if options.base is not None:
+        options.base.prepare(root)
     with progress("Configuring") as bar:
         completed = proc.run(
             command,

@@ -246,18 +246,8 @@ def test_a_model_says_what_it_says_on_the_cpu(
     upstream's attention as well; logits still diverge by less than half of what the cache itself changes."""
 
     def cache(type_k: str, type_v: str, where: str) -> tuple[str | Path, ...]:
-        return (
-            "-ctk",
-            type_k,
-            "-ctv",
-            type_v,
-            "-fa",
-            "on",
-            "-dev",
-            where,
-            "--kl-divergence-base",
-            tmp_path / "logits",
-        )
+        options = ("-ctk", type_k, "-ctv", type_v, "-fa", "on", "-dev", where)
+        return (*options, "--kl-divergence-base", tmp_path / "logits")
 
     def divergence(*options: str | Path, **env: str) -> float:
         done = perplexity(device, model, *options, "--kl-divergence", **env)
