@@ -18,7 +18,7 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
-from ggufrq.build import base_system, builds, prebuilt
+from ggufrq.build import base_system, builds, cuda_toolkit, prebuilt, vulkan_toolkit
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.flows import wheels
@@ -72,12 +72,13 @@ def make(
 
     Raises UsageError, and what ``ensure_build`` and ``make_family`` raise.
     """
-    if backend != "cpu" and not here:
-        raise UsageError(
-            f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
-        )
+    if not here:
+        _require_apart(backend)
     base = base_system.here(arch) if here else base_system.old(arch)
     base.require_modules()
+    if backend == "cuda":  # whose own path is the folder of this machine's toolkit
+        beside = ";".join(["$ORIGIN", *cuda_toolkit.wheel_paths(cuda_toolkit.find())])
+        cmake_args = (f"-DCMAKE_INSTALL_RPATH={beside}", *cmake_args)
     options = BuildOptions.portable(backend, base=base, jobs=jobs, cmake_args=cmake_args)
     build = builds.ensure_build(options, source=source)
     ready: Mapping[str, Path] = {}
@@ -85,6 +86,19 @@ def make(
         # programs for another processor do not run here
         ready = models(build, build if arch == platform.machine() else builds.ensure_build(source=source))
     return write(out, build, base, ready)
+
+
+def _require_apart(backend: str) -> None:
+    """Raise UsageError where a backend takes what is this system's, which goes with no older one."""
+    if backend == "vulkan" and vulkan_toolkit.find().of_the_system:
+        raise UsageError(
+            "Vulkan's headers are among this system's, which do not go with the libraries of an older one",
+            remedy="VULKAN_SDK=FOLDER, with LunarG's SDK; or --backend vulkan --here",
+        )
+    if backend not in ("cpu", "vulkan"):
+        raise UsageError(
+            f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
+        )
 
 
 def models(build: Build, maker: Build) -> dict[str, Path]:
@@ -122,12 +136,15 @@ def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) 
     files[prebuilt.MANIFEST] = (json.dumps(facts, indent=1) + "\n").encode()
     sums[prebuilt.MANIFEST] = _sum(files[prebuilt.MANIFEST])
     files[SUMS] = "".join(f"{sums[name][1]}  {name}\n" for name in sorted(sums)).encode()
-    tag = facts["tag"]
-    kind = "" if facts["backend"] == "cpu" else f"-{facts['backend']}"
+    backend, tag = facts["backend"], facts["tag"]
+    kind = "" if backend == "cpu" else f"-{backend}"
     name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-linux-{base.arch}"
     archive = out / f"{name}.tar.xz"
     _write_archive(archive, name, files, _epoch(facts["llama_cpp"]["date"]))
-    return Bundle(archive, _write_wheel(out, files, tag), wanted, tag, facts)
+    # a local version, so that pip puts one in place of another: both are the same package
+    version = __version__ if backend == "cpu" else f"{__version__}+{backend}"
+    wheel = _write_wheel(out, version, files, tag, sorted(set(wanted.wheels.values())))
+    return Bundle(archive, wheel, wanted, tag, facts)
 
 
 def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
@@ -143,6 +160,7 @@ def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
         "tag": wanted.tag(base.arch),
         "needs": wanted.versions,
         "outside": wanted.outside,
+        "wheels": wanted.wheels,
         "base": {"name": base.name, "packages": dict(base.versions)},
         "versions": {"ggufrq": __version__, "compiler": compiler.splitlines()[0]},
     }
@@ -178,9 +196,9 @@ def _write_archive(path: Path, folder: str, files: Content, epoch: int) -> None:
             tar.addfile(entry, io.BytesIO(data))
 
 
-def _write_wheel(out: Path, files: Content, tag: str) -> Path:
-    """The wheel whose package is the folder of the archive."""
-    name, version, package = prebuilt.DISTRIBUTION, __version__, prebuilt.PACKAGE
+def _write_wheel(out: Path, version: str, files: Content, tag: str, others: list[str]) -> Path:
+    """The wheel whose package is the folder of the archive, and which asks pip for ``others``."""
+    name, package = prebuilt.DISTRIBUTION, prebuilt.PACKAGE
     whole = f"py3-none-{tag}"
     info = wheels.dist_info(name, version)
     licences = sorted(name for name in files if name.startswith("licenses/"))
@@ -193,6 +211,7 @@ def _write_wheel(out: Path, files: Content, tag: str) -> Path:
         "License-Expression: MIT AND GPL-3.0-or-later WITH GCC-exception-3.1",
         *(f"License-File: {licence.removeprefix('licenses/')}" for licence in licences),
         "Requires-Python: >=3.10",
+        *(f"Requires-Dist: {other}" for other in others),
     ]
     inside[f"{info}/METADATA"] = ("\n".join(head) + "\n\nFor `pip install ggufrq[bin]`.\n").encode()
     path = out / wheels.file_name(name, version, whole)
