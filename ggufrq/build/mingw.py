@@ -74,8 +74,8 @@ class Mingw(BaseSystem):
         return stripped
 
     def _flags(self, first: list[str]) -> list[str]:
-        """GCC does not keep the stack of Windows at 32 bytes where it puts wide registers, by moves that take
-        that for granted (GCC's bug 54412); the assembler makes them such as do not."""
+        """GCC puts wide registers on a stack that Windows keeps at 16 bytes, by moves that take more for
+        granted (its bug 54412). Debian's is patched; the assembler holds it for every GCC and all code."""
         return ["-Wa,-muse-unaligned-vector-move"]
 
 

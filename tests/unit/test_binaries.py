@@ -3,6 +3,7 @@ wheel, and which programs are used where there are several."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -26,7 +27,18 @@ import ggufrq
 from ggufrq import cli
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError, GgufrqError, UsageError
-from ggufrq.build import base_system, builds, debian, doctor, elf, mingw, prebuilt, project, toolchain
+from ggufrq.build import (
+    base_system,
+    builds,
+    debian,
+    doctor,
+    elf,
+    ggml_library,
+    mingw,
+    prebuilt,
+    project,
+    toolchain,
+)
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.mingw import Mingw
 from ggufrq.build.project import Build, BuildOptions, build_key, llama_project
@@ -503,6 +515,21 @@ def test_programs_are_found_on_windows(
     assert found.tool("llama-completion") == folder / "bin" / "llama-completion.exe"
     assert ready.model_file("docs-qwen3-8m") == folder / "models" / "docs-qwen3-8m-Q8_0.gguf"
     sys.modules.pop(prebuilt.PACKAGE, None)
+
+
+def test_the_module_for_this_processor_is_loaded(
+    windows_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded:
+        def __init__(self, path: str, mode: int = 0) -> None:
+            self.name = Path(path).name
+
+        def ggml_backend_score(self) -> int:
+            return {"ggml-cpu-haswell.dll": 64, "ggml-cpu-x64.dll": 1}[self.name]
+
+    monkeypatch.setattr(ctypes, "CDLL", Loaded)
+    for name, file in (("ggml-base", "ggml-base.dll"), ("ggml-cpu", "ggml-cpu-haswell.dll")):
+        assert ggml_library.library(windows_build.bin, name).name == file  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="bundles are made on Linux")
