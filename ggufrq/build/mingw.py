@@ -70,7 +70,8 @@ class Mingw(BaseSystem):
         stripped = paths.cache_dir() / f"mingw-{file_sha256(whole)[:12]}" / name
         if not stripped.is_file():
             with paths.atomic_path(stripped) as making:
-                proc.run([self.compiler("strip"), "-o", making, whole], timeout=60)
+                # with the time in the file as it was, not that of now
+                proc.run([self.compiler("strip"), "-p", "-o", making, whole], timeout=60)
         return stripped
 
     def _flags(self, first: list[str]) -> list[str]:

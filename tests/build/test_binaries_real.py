@@ -140,6 +140,16 @@ def test_a_module_for_windows() -> None:
     module.unlink()
     builds.ensure_build(options, targets=["ggml-cpu-haswell"])
     assert module.read_bytes() == linked
+    name = "libwinpthread-1.dll"
+    whole, stripped = BaseSystem.library(base, name), base.library(name)
+    assert whole is not None and stripped is not None
+    times = {
+        re.findall(r"^Time/Date\t.*", proc.run([base.compiler("objdump"), "-p", file]).stdout, re.MULTILINE)[
+            0
+        ]
+        for file in (whole, stripped)
+    }
+    assert len(times) == 1
 
 
 def test_a_base_without_its_compiler(base: BaseSystem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -373,7 +373,7 @@ TOOLS = {
     "gcc-posix": "",
     "windres": "",
     "objdump": 'cat "$2"',
-    "strip": 'cp "$3" "$2"',
+    "strip": 'cp "$4" "$3"',
 }
 
 
