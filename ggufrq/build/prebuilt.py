@@ -17,7 +17,7 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError
-from ggufrq.build import backends, elf
+from ggufrq.build import backends, elf, systems
 from ggufrq.build.project import Build, llama_project
 
 #: Environment variable with the folder of an unpacked archive, which goes before everything else.
@@ -27,7 +27,9 @@ DISTRIBUTION, PACKAGE = "ggufrq-bin", "ggufrq_bin"
 #: Counted up when the folder is laid out in another way.
 FORMAT = 1
 MANIFEST = "manifest.json"
-_FACTS = {"key", "llama_cpp", "patch_set", "backend", "arch", "needs", "files"}
+_FACTS = {"key", "llama_cpp", "patch_set", "backend", "system", "arch", "needs", "files"}
+#: Linux's names of processors by those of Windows.
+_MACHINES = {"AMD64": "x86_64"}
 
 #: The command that brings the wheel of this ggufrq, from the folder of ``ggufrq bundle`` and nowhere else.
 INSTALL = f"python -m pip install --no-index --find-links DIR '{DISTRIBUTION}=={__version__}'"
@@ -136,12 +138,15 @@ def _require_series(root: Path, facts: dict[str, Any]) -> None:
 
 
 def _require_machine(root: Path, facts: dict[str, Any]) -> None:
-    here = (platform.system(), platform.machine())
-    if here != ("Linux", facts["arch"]):
+    machine = platform.machine()
+    here, there = (platform.system(), _MACHINES.get(machine, machine)), (facts["system"], facts["arch"])
+    if here != there:
         raise BuildError(
-            f"{_named(root)} is for Linux on {facts['arch']}, and this is {' on '.join(here)}",
+            f"{_named(root)} is for {' on '.join(there)}, and this is {' on '.join(here)}",
             remedy=_BUILD_HERE,
         )
+    if here[0] != systems.LINUX.name:
+        return
     kind, version = platform.libc_ver()
     least = str(facts["needs"].get("GLIBC", "0"))
     if kind != "glibc" or elf.version_key(version) < elf.version_key(least):
