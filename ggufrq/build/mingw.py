@@ -11,7 +11,7 @@ from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
 from ggufrq.base.results import file_sha256
 from ggufrq.build import systems
-from ggufrq.build.base_system import BaseSystem, found
+from ggufrq.build.base_system import BaseSystem, tool
 from ggufrq.build.systems import Binary, System
 
 ARCH = "x86_64"
@@ -44,7 +44,7 @@ class Mingw(BaseSystem):
         """Path of its ``gcc`` or ``g++`` with threads as C++ has them, or of a tool of binutils. Raises
         BuildError without it."""
         threads = "-posix" if name.startswith("g") else ""
-        return found(f"{self.triplet}-{name}{threads}", _PACKAGE, self.system.name)
+        return tool(f"{self.triplet}-{name}{threads}", _PACKAGE, self.system.name)
 
     def asks(self, file: Path) -> Binary | None:
         """What objdump tells of it, names in small letters, as Windows takes them for the same."""

@@ -23,8 +23,8 @@ from ggufrq.make.fold.fold_file import KINDS
 from ggufrq.make.plan import Family, Made, Request
 from ggufrq.make.recipe import Recipe, load
 
-#: The recipe that is made for the model at hand.
-SENSITIVITY = "sensitivity"
+#: The recipe that is made for the model at hand, by measurement, and the one by the errors of its weights.
+SENSITIVITY, QUICK = "sensitivity", "quick"
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -44,7 +44,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     "recipes",
     multiple=True,
     metavar="NAME|FILE",
-    help="Make a recipe, shipped or your own; `sensitivity` finds the best one by measurement.",
+    help="Make a recipe, shipped or your own; `sensitivity` finds the best one by measurement, `quick` a "
+    "good one by the errors of the weights.",
 )
 @click.option(
     "--to",
@@ -58,8 +59,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="LIST",
     help="Bits of all weights, for --to mlx, with commas.  [default: 2,3,4,5,6,8, and proposal-c]",
 )
-@click.option("--size", metavar="SIZE", help="Budget of --recipe sensitivity: bytes of the file, as 15GB.")
-@click.option("--bpw", metavar="BITS", help="Budget of --recipe sensitivity: bits per weight.")
+@click.option(
+    "--size", metavar="SIZE", help="Budget of --recipe sensitivity or quick: bytes of the file, as 15GB."
+)
+@click.option("--bpw", metavar="BITS", help="Budget of --recipe sensitivity or quick: bits per weight.")
 @click.option(
     "-o",
     "--out",
@@ -160,15 +163,18 @@ def quantize(
         model, (), split_size=parse_size(split_size) if split_size else None, run=not no_run, **options
     )
     recipes_found: list[str | Recipe] = list(recipes)
-    if SENSITIVITY in recipes:
+    sought = [name for name in recipes if name in (SENSITIVITY, QUICK)]
+    if budget is not None and not sought:
+        raise UsageError("--size and --bpw are the budget of --recipe sensitivity or quick")
+    for name in sought:
+        quick = name == QUICK
         if dry_run or list_tensors:
+            what, how = ("reads all weights", " --quick") if quick else ("takes measurements", "")
             raise UsageError(
-                "the recipe sensitivity takes measurements; there is no dry run of it",
-                remedy=f"`ggufrq sensitivity {model} --bpw 5` first, then its recipe by --recipe FILE",
+                f"the recipe {name} {what}; there is no dry run of it",
+                remedy=f"`ggufrq sensitivity {model} --bpw 5{how}` first, then its recipe by --recipe FILE",
             )
-        recipes_found[recipes.index(SENSITIVITY)] = solved(request, build, budget)
-    elif budget is not None:
-        raise UsageError("--size and --bpw are the budget of --recipe sensitivity")
+        recipes_found[recipes.index(name)] = solved(request, build, budget, quick=quick)
     request = replace(request, wants=core.parse_wants(chosen(types, family, recipes_found), build))
     if dry_run or list_tensors:
         plan = core.plan_family(request, build)

@@ -182,15 +182,15 @@ def sensitivity(
         click.echo(f"\nwrote {path}; make the file by\n  {shlex.join(command)}", err=as_json)
 
 
-def solved(request: Request, build: Build, budget: Budget | None) -> Recipe:
-    """The recipe ``sensitivity`` for the model of a request, by measurement. Raises UsageError without a
-    budget, and as ``best_recipe.analyse``."""
+def solved(request: Request, build: Build, budget: Budget | None, *, quick: bool = False) -> Recipe:
+    """The recipe ``sensitivity`` for the model of a request, by measurement, or ``quick``, by the errors of
+    its weights. Raises UsageError without a budget, and as ``best_recipe.analyse``."""
     if budget is None:
+        name = "quick" if quick else "sensitivity"
         raise UsageError(
-            "the recipe sensitivity is made for a budget",
-            remedy="--recipe sensitivity --bpw 5, or --size 15GB",
+            f"the recipe {name} is made for a budget", remedy=f"--recipe {name} --bpw 5, or --size 15GB"
         )
-    found = analyse(request, build, best_recipe.Goal(budget)).found
+    found = analyse(request, build, best_recipe.Goal(budget, quick=quick)).found
     assert found is not None
     if found.checked:
         measured = found.checked[0].measured

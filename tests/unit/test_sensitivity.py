@@ -29,7 +29,7 @@ from ggufrq.ggufs.header import pad
 from ggufrq.ggufs.tensors import Inventory, Tensor
 from ggufrq.make.plan import Request, Want
 from ggufrq.make.quantizer import Forecast
-from ggufrq.make.recipe import dump, parse
+from ggufrq.make.recipe import Recipe, dump, parse
 from ggufrq.make.record import Record
 from ggufrq.measure.weight_quality import WeightSettings
 from ggufrq.search.sensitivity import best_recipe, parts, report, solve, trials
@@ -669,12 +669,37 @@ def test_command(world: type[World], monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["--recipe", "sensitivity"], "is made for a budget"),
         (["--bpw", "5"], "are the budget of --recipe sensitivity"),
         (["--recipe", "sensitivity", "--bpw", "5", "--dry-run"], "there is no dry run"),
+        (["--recipe", "quick"], "the recipe quick is made for a budget"),
+        (["--recipe", "quick", "--bpw", "5", "--dry-run"], "quick reads all weights; there is no dry run"),
     ],
 )
 def test_quantize_refuses(options: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ggufrq.cli.quantize.require_build", lambda: BUILD)
     done = CliRunner().invoke(quantize_command, ["docs-qwen3-8m", *options])
     assert isinstance(done.exception, UsageError) and says in done.exception.message
+
+
+def test_quantize_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each recipe takes the place of its name, found as it is asked for."""
+    asked = []
+
+    def analyse(request: Request, build: Build, goal: best_recipe.Goal) -> Any:
+        asked.append((goal.quick, goal.budget))
+        recipe = Recipe(f"found{len(asked)}", tensors={"*": "q4_k"})
+        return SimpleNamespace(found=SimpleNamespace(recipe=recipe, checked=()))
+
+    def wants(named: Sequence[str | Recipe], build: Build) -> tuple[Any, ...]:
+        taken.extend(one.name if isinstance(one, Recipe) else one for one in named)
+        raise KeyboardInterrupt
+
+    taken: list[str] = []
+    monkeypatch.setattr(cli, "analyse", analyse)
+    monkeypatch.setattr("ggufrq.cli.quantize.require_build", lambda: BUILD)
+    monkeypatch.setattr("ggufrq.cli.quantize.core.parse_wants", wants)
+    names = [part for name in ("quick", "proposal-c", "sensitivity") for part in ("--recipe", name)]
+    CliRunner().invoke(quantize_command, ["docs-qwen3-8m", *names, "--bpw", "5"])
+    assert asked == [(True, Budget(bpw=Fraction(5))), (False, Budget(bpw=Fraction(5)))]
+    assert taken == ["found1", "proposal-c", "found2"]
 
 
 # Two memories
