@@ -74,7 +74,7 @@ WINDOWS = System(
             *("ole32", "iphlpapi", "psapi", "dbghelp", "powrprof", "version"),
         )
     ),
-    drivers=(),
+    drivers=("vulkan-1.dll",),
     licences={
         "libstdc++-6.dll": ("gcc.txt", "gcc-mingw-w64-base"),
         "libgcc_s_seh-1.dll": ("gcc.txt", "gcc-mingw-w64-base"),
