@@ -20,7 +20,8 @@ from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError, UsageError
 from ggufrq.base.locks import locked
 from ggufrq.base.paths import read_json
-from ggufrq.build import debian
+from ggufrq.build import debian, elf, systems
+from ggufrq.build.systems import Binary, System
 
 #: Debian 11: glibc 2.31 and libstdc++ of GCC 10, the oldest one that Debian's mirrors have.
 RELEASE, GCC = "bullseye", "10"
@@ -60,6 +61,11 @@ class BaseSystem:
     versions: tuple[tuple[str, str], ...] = ()
 
     @property
+    def system(self) -> System:
+        """The names of its files, and what it has."""
+        return systems.LINUX
+
+    @property
     def triplet(self) -> str:
         """The name of the processor and system in compilers and folders."""
         return f"{self.arch}-linux-gnu"
@@ -74,15 +80,13 @@ class BaseSystem:
         return json.dumps([self.arch, self.root is not None, self.versions])
 
     def compiler(self, name: str) -> str:
-        """Path of GCC's ``gcc``, ``g++``, ``gcc-ar`` or ``strip`` for it. Raises BuildError without it."""
-        found = shutil.which(f"{self.triplet}-{name}")
-        if found is None:
-            package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"
-            raise BuildError(
-                f"there is no {self.triplet}-{name}, which compiles for {self.arch}",
-                remedy=f"apt-get install {package}",
-            )
-        return found
+        """Path of GCC's ``gcc``, ``g++`` or ``gcc-ar`` for it. Raises BuildError without it."""
+        package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"
+        return found(f"{self.triplet}-{name}", package, self.arch)
+
+    def asks(self, file: Path) -> Binary | None:
+        """What a program or library asks for; None when it is none for the system."""
+        return elf.read(file)
 
     def require_modules(self) -> None:
         """Raise BuildError when its compiler is missing, or too old for the module of the newest
@@ -105,8 +109,8 @@ class BaseSystem:
             "CMAKE_C_FLAGS": shlex.join([*here, *self._flags([])]),
             "CMAKE_CXX_FLAGS": shlex.join([*here, *self._flags(self._cxx_headers())]),
         }
-        if self.arch != platform.machine():
-            defined |= {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": self.arch}
+        if (self.system.name, self.arch) != ("Linux", platform.machine()):
+            defined |= {"CMAKE_SYSTEM_NAME": self.system.name, "CMAKE_SYSTEM_PROCESSOR": self.arch}
         if self.root is not None:
             defined |= {"CMAKE_SYSROOT": os.fspath(self.root)}
             defined |= {"CMAKE_CXX_STANDARD_LIBRARIES": f'"{build / "runtime.a"}"'}
@@ -134,6 +138,12 @@ class BaseSystem:
             found = Path(said.strip())
         return found.resolve() if found.is_absolute() and found.is_file() else None
 
+    def licence(self, library: str) -> Path | None:
+        """The text of the licences of a library that is brought along; None where it is not known."""
+        _, package = self.system.licences.get(library, ("", ""))
+        text = (self.root or Path("/")) / "usr" / "share" / "doc" / package / "copyright"
+        return text if package and text.is_file() else None
+
     def _cxx_headers(self) -> list[str]:
         return [f"c++/{GCC}", f"{self.triplet}/c++/{GCC}", f"c++/{GCC}/backward"]
 
@@ -151,6 +161,16 @@ class BaseSystem:
         for header in headers:
             flags += ["-isystem", os.fspath(header)]
         return [*flags, f"-B{usr / 'lib' / self.triplet}", *(f"-L{library}" for library in libraries)]
+
+
+def found(program: str, package: str, target: str) -> str:
+    """Path of a program of ``package`` that compiles for ``target``. Raises BuildError without it."""
+    path = shutil.which(program)
+    if path is None:
+        raise BuildError(
+            f"there is no {program}, which compiles for {target}", remedy=f"apt-get install {package}"
+        )
+    return path
 
 
 def old(arch: str) -> BaseSystem:

@@ -7,8 +7,9 @@ The format: https://gabi.xinuos.com and, of versions, the Linux Standard Base, "
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+from ggufrq.build.systems import Binary
 
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _LOAD, _DYNAMIC = 1, 2
@@ -16,18 +17,7 @@ _NEEDED, _STRINGS, _RPATH, _RUNPATH = 1, 5, 15, 29
 _VERNEED, _VERNEED_COUNT = 0x6FFFFFFE, 0x6FFFFFFF
 
 
-@dataclass(frozen=True)
-class Elf:
-    """A file: the processor, the libraries that it loads at its start, the folders that these are looked for
-    in first, and versions (``GLIBC_2.31``) by the library that has them."""
-
-    arch: str
-    needed: tuple[str, ...]
-    path: str
-    versions: dict[str, tuple[str, ...]]
-
-
-def read(file: Path) -> Elf | None:
+def read(file: Path) -> Binary | None:
     """What ``file`` asks for; None when it is no ELF file of 64 bits, or damaged, or loads nothing."""
     data = file.read_bytes()
     if data[:6] != b"\x7fELF\x02\x01":
@@ -38,7 +28,7 @@ def read(file: Path) -> Elf | None:
         return None
 
 
-def _parse(data: bytes) -> Elf | None:
+def _parse(data: bytes) -> Binary | None:
     (machine,) = struct.unpack_from("<H", data, 18)
     (table,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
@@ -72,7 +62,7 @@ def _parse(data: bytes) -> Elf | None:
         at += following
     path = next((text(values[tag]) for tag in (_RUNPATH, _RPATH) if tag in values), "")
     needed = tuple(text(value) for tag, value in entries if tag == _NEEDED)
-    return Elf(_MACHINES.get(machine, str(machine)), needed, path, versions)
+    return Binary(_MACHINES.get(machine, str(machine)), needed, path, versions)
 
 
 def version_key(text: str) -> tuple[int, ...]:

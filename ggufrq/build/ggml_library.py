@@ -40,7 +40,8 @@ def library(folder: Path, name: str) -> ctypes.CDLL:
     names = [f"lib{name}.so", f"lib{name}.so.0", f"lib{name}.dylib", f"{name}.dll"]
     found = next((folder / file for file in names if (folder / file).is_file()), None)
     if found is None:
-        found = max(folder.glob(f"lib{name}-*.so"), key=_score, default=None)
+        modules = [*folder.glob(f"lib{name}-*.so"), *folder.glob(f"{name}-*.dll")]
+        found = max(modules, key=_score, default=None)
     if found is None:
         raise OSError(f"{folder} has no library {name}")
     return ctypes.CDLL(str(found), mode=ctypes.RTLD_GLOBAL)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__
-from ggufrq.base import paths
+from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError
-from ggufrq.build import backends, elf
+from ggufrq.build import backends, elf, systems
 from ggufrq.build.project import Build, llama_project
 
 #: Environment variable with the folder of an unpacked archive, which goes before everything else.
@@ -25,7 +27,9 @@ DISTRIBUTION, PACKAGE = "ggufrq-bin", "ggufrq_bin"
 #: Counted up when the folder is laid out in another way.
 FORMAT = 1
 MANIFEST = "manifest.json"
-_FACTS = {"key", "llama_cpp", "patch_set", "backend", "arch", "needs", "files"}
+_FACTS = {"key", "llama_cpp", "patch_set", "backend", "system", "arch", "needs", "files"}
+#: Linux's names of processors by those of Windows.
+_MACHINES = {"AMD64": "x86_64"}
 
 #: The command that brings the wheel of this ggufrq, from the folder of ``ggufrq bundle`` and nowhere else.
 INSTALL = f"python -m pip install --no-index --find-links DIR '{DISTRIBUTION}=={__version__}'"
@@ -79,6 +83,22 @@ def caution(build: Build) -> str | None:
     return backends.caution(build.manifest["backend"], built=True) if is_one(build) else None
 
 
+def not_loaded(build: Build) -> str | None:
+    """Why llama.cpp passes over the GPU's module of a build that was made elsewhere, without a word; None
+    where it is loaded, or nobody knows (without ``ldd``)."""
+    module = build.bin / f"libggml-{build.manifest['backend']}.so"
+    if not is_one(build) or not module.is_file() or shutil.which("ldd") is None:
+        return None
+    told = proc.run(["ldd", module], check=False, timeout=60).stdout
+    absent = re.findall(r"^\s*(\S+) => not found", told, re.MULTILINE)
+    if not absent:
+        return None
+    wheels = build.manifest.get("wheels", {})
+    wanted = sorted({f"'{wheels[library]}'" for library in absent if library in wheels})
+    remedy = f"; python -m pip install {' '.join(wanted)}" if wanted else ""
+    return f"{module.name} is not loaded, all runs on the processor: no {', '.join(absent)} here{remedy}"
+
+
 def named(build: Build) -> str:
     """The wheel or the folder that a build came in, for people."""
     return _named(build.root)
@@ -118,12 +138,15 @@ def _require_series(root: Path, facts: dict[str, Any]) -> None:
 
 
 def _require_machine(root: Path, facts: dict[str, Any]) -> None:
-    here = (platform.system(), platform.machine())
-    if here != ("Linux", facts["arch"]):
+    machine = platform.machine()
+    here, there = (platform.system(), _MACHINES.get(machine, machine)), (facts["system"], facts["arch"])
+    if here != there:
         raise BuildError(
-            f"{_named(root)} is for Linux on {facts['arch']}, and this is {' on '.join(here)}",
+            f"{_named(root)} is for {' on '.join(there)}, and this is {' on '.join(here)}",
             remedy=_BUILD_HERE,
         )
+    if here[0] != systems.LINUX.name:
+        return
     kind, version = platform.libc_ver()
     least = str(facts["needs"].get("GLIBC", "0"))
     if kind != "glibc" or elf.version_key(version) < elf.version_key(least):

@@ -101,11 +101,11 @@ class Build:
 
     def tool(self, name: str) -> Path:
         """Path of a program of this build. Raises ToolError when it was not built."""
-        path = self.bin / (name + (".exe" if os.name == "nt" else ""))
-        if not path.is_file():
-            command = "ggufrq build --tests" if name.startswith("test-") else f"ggufrq build --target {name}"
-            raise ToolError(f"the build in {self.root} has no program '{name}'", remedy=command)
-        return path
+        for path in (self.bin / name, self.bin / f"{name}.exe"):  # for Windows, here or on Linux
+            if path.is_file():
+                return path
+        command = "ggufrq build --tests" if name.startswith("test-") else f"ggufrq build --target {name}"
+        raise ToolError(f"the build in {self.root} has no program '{name}'", remedy=command)
 
 
 def llama_project() -> Project:

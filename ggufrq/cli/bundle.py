@@ -25,6 +25,13 @@ _BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
     help="Folder of the archive and the wheel.",
 )
 @click.option(
+    "--system",
+    type=click.Choice(["linux", "windows"]),
+    default="linux",
+    show_default=True,
+    help="The system that it is for; for Windows by mingw-w64, on x86-64.",
+)
+@click.option(
     "--arch",
     type=click.Choice(list(debian.ARCHITECTURES)),
     help="The processor that it is for.  [default: this one]",
@@ -54,6 +61,7 @@ _BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bundle(
     out: Path,
+    system: str,
     arch: str | None,
     here: bool,
     backend: str,
@@ -64,16 +72,18 @@ def bundle(
     as_json: bool,
 ) -> None:
     """Build for other machines, and write an archive and a wheel: programs and libraries that run wherever
-    they are unpacked, on Linux, with code for every kind of processor, of which the best is loaded.
+    they are unpacked, on Linux or Windows, with code for every kind of processor, of which the best is
+    loaded.
 
     In both: licences, a manifest, sha256 of every file, the embedded models ready to run, and the converter
-    of models. The same source and compiler give the same bytes. `tar xf` and GGUFRQ_BIN=FOLDER, or
-    `pip install` of the wheel, and all commands use it where there is no build of one's own.
+    of models. The same source and compiler give the same bytes. Unpacked, with GGUFRQ_BIN=FOLDER, or by
+    `pip install` of the wheel, all commands use it where there is no build of one's own.
 
     \b
     Examples:
       ggufrq bundle
       ggufrq bundle --arch aarch64 -o dist
+      ggufrq bundle --system windows
       ggufrq bundle --backend cuda --cuda-arch 90 --here
     """
     from ggufrq.flows.binaries import job
@@ -82,6 +92,7 @@ def bundle(
     made = job.make(
         out,
         arch=arch or platform.machine(),
+        system=system,
         here=here,
         backend=backend,
         with_models=with_models,
@@ -93,9 +104,11 @@ def bundle(
         files = {"archive": str(made.archive), "wheel": str(made.wheel)}
         click.echo(json.dumps({**files, **made.manifest}, indent=2))
         return
-    log.say(f"it takes {', '.join(f'{name} {least}' for name, least in made.needs.versions.items())}")
+    if made.needs.versions:
+        log.say(f"it takes {', '.join(f'{name} {least}' for name, least in made.needs.versions.items())}")
     for library, file in made.needs.outside.items():
-        log.say(f"{file} takes {library}, which is not in it")
+        wheel = made.needs.wheels.get(library)
+        log.say(f"{file} takes {library}, " + (f"of {wheel} by pip" if wheel else "which is not in it"))
     for path in (made.archive, made.wheel):
         log.say(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
         click.echo(path)

@@ -10,6 +10,7 @@ import hashlib
 import platform
 import re
 import sysconfig
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,8 @@ from pathlib import Path
 from ggufrq import __version__
 from ggufrq.base import paths
 
-#: The oldest time that a zip can hold, in place of that of each file.
-_TIME = (1980, 1, 1, 0, 0, 0)
+#: 1980, the oldest time that a zip can hold, in seconds since 1970; in place of that of each file.
+_OLDEST = 315_532_800
 _LIBRARY = re.compile(r"\.(?:so(?:\.\d+)*|dylib|dll)$")
 
 
@@ -59,16 +60,20 @@ def write(
             data = held if isinstance(held, bytes) else held.read_bytes()
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{inside},sha256={digest},{len(data)}\n")
-            _add(archive, inside, data, inside.startswith(programs))
-        _add(archive, f"{info}/RECORD", "".join([*record, f"{info}/RECORD,,\n"]).encode())
+            add(archive, inside, data, inside.startswith(programs))
+        add(archive, f"{info}/RECORD", "".join([*record, f"{info}/RECORD,,\n"]).encode())
 
 
-def _add(archive: zipfile.ZipFile, inside: str, data: bytes, program: bool = False) -> None:
-    entry = zipfile.ZipInfo(inside, _TIME)
+def add(
+    archive: zipfile.ZipFile, inside: str, data: bytes, program: bool = False, epoch: int = _OLDEST
+) -> None:
+    """Add a file to a zip, with the mode of a ``program`` or a library where it is one, and a time in seconds
+    since 1970."""
+    entry = zipfile.ZipInfo(inside, time.gmtime(max(epoch, _OLDEST))[:6])
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.create_system = 3  # Unix, for the mode
     entry.external_attr = (0o100755 if program or _LIBRARY.search(inside) else 0o100644) << 16
-    archive.writestr(entry, data)
+    archive.writestr(entry, data, compresslevel=9)
 
 
 def _escaped(name: str) -> str:

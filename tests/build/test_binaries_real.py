@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
+import shutil
 import signal
 import sys
 import tarfile
@@ -15,7 +17,7 @@ import pytest
 
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError
-from ggufrq.build import base_system, builds, elf, prebuilt
+from ggufrq.build import base_system, builds, elf, mingw, prebuilt
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.debian import Unreachable
 from ggufrq.build.elf import version_key
@@ -118,6 +120,36 @@ def test_what_newer_compilers_call_is_there(base: BaseSystem, tmp_path: Path) ->
     proc.run([defined["CMAKE_CXX_COMPILER"], source, *flags, *libraries])
     assert proc.run([tmp_path / "program"]).rc == 0
     assert proc.run([tmp_path / "program", "1"], check=False).rc == -signal.SIGABRT
+
+
+@pytest.mark.skipif(shutil.which("x86_64-w64-mingw32-g++-posix") is None, reason="takes mingw-w64")
+def test_a_module_for_windows() -> None:
+    """It loads what is there, holds no move that takes a stack of 32 bytes for granted, and is the same when
+    it is linked again."""
+    base = mingw.windows("x86_64")
+    options = BuildOptions.portable(base=base)
+    module = builds.ensure_build(options, targets=["ggml-cpu-haswell"]).bin / "ggml-cpu-haswell.dll"
+    found = base.asks(module)
+    assert found is not None and "ggml-base.dll" in found.needed
+    others = set(found.needed) - base.system.libraries - {"ggml-base.dll"}
+    assert all(base.library(name) is not None for name in others)
+    code = proc.run([base.compiler("objdump"), "-d", "--no-show-raw-insn", module], timeout=600).stdout
+    assert re.search(r"vmovups %ymm\d+,.*\(%rsp\)", code)
+    assert not re.search(r"vmov(?:ap[sd]|dqa)\s.*(?:%ymm\d+,.*\(|\),%ymm)", code)
+    linked = module.read_bytes()
+    module.unlink()
+    builds.ensure_build(options, targets=["ggml-cpu-haswell"])
+    assert module.read_bytes() == linked
+    name = "libwinpthread-1.dll"
+    whole, stripped = BaseSystem.library(base, name), base.library(name)
+    assert whole is not None and stripped is not None
+    times = {
+        re.findall(r"^Time/Date\t.*", proc.run([base.compiler("objdump"), "-p", file]).stdout, re.MULTILINE)[
+            0
+        ]
+        for file in (whole, stripped)
+    }
+    assert len(times) == 1
 
 
 def test_a_base_without_its_compiler(base: BaseSystem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ wheel, and which programs are used where there are several."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -20,14 +21,28 @@ from typing import Any
 
 import elves
 import pytest
+from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
 import ggufrq
 from ggufrq import cli
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError, GgufrqError, UsageError
-from ggufrq.build import base_system, builds, debian, doctor, elf, prebuilt, project, toolchain
+from ggufrq.build import (
+    base_system,
+    builds,
+    debian,
+    doctor,
+    elf,
+    ggml_library,
+    mingw,
+    prebuilt,
+    project,
+    toolchain,
+    vulkan_toolkit,
+)
 from ggufrq.build.base_system import BaseSystem
+from ggufrq.build.mingw import Mingw
 from ggufrq.build.project import Build, BuildOptions, build_key, llama_project
 from ggufrq.drive.run import programs_for
 from ggufrq.flows.binaries import contents, job, needs
@@ -179,6 +194,10 @@ def test_what_cannot_be_given_away(build: Build, base: BaseSystem) -> None:
         ({"needed": ["libfoo.so.1"]}, "llama-cli takes libfoo.so.1, which is neither in the build nor"),
         ({"arch": "aarch64"}, "it is for aarch64, not x86_64"),
         ({"needed": ["libllama.so.0"], "path_entry": "/home/me"}, "does not look for its libraries beside"),
+        (
+            {"path_entry": "$ORIGIN:/opt/cuda/lib64"},
+            "llama-cli looks for libraries in /opt/cuda/lib64, of this",
+        ),
     ):
         elves.write(program, **file)  # type: ignore[arg-type]
         with pytest.raises(BuildError, match=message):
@@ -228,6 +247,24 @@ def test_a_wheel_of_the_same(build: Build, base: BaseSystem, model: dict[str, Pa
     assert whole.read(f"{info}/licenses/libgomp.txt").startswith(b"GPL")
     facts = json.loads(whole.read("ggufrq_bin/manifest.json"))
     assert all(f"ggufrq_bin/{name}" in whole.namelist() for name in facts["files"])
+
+
+def test_pip_puts_a_wheel_for_cuda_in_place_of_another_and_brings_its_libraries(
+    build: Build, base: BaseSystem, tmp_path: Path
+) -> None:
+    cuda = replace(build, manifest={**build.manifest, "backend": "cuda"})
+    made = job.write(tmp_path / "out", cuda, base, {})
+    assert made.archive.name == f"ggufrq-bin-{ggufrq.__version__}-cuda-linux-x86_64.tar.xz"
+    name, version, _, _ = parse_wheel_filename(made.wheel.name)
+    assert (name, str(version)) == ("ggufrq-bin", f"{ggufrq.__version__}+cuda")
+    assert SpecifierSet(f"=={ggufrq.__version__}").contains(version)  # what the extra asks for
+    said = zipfile.ZipFile(made.wheel).read(f"ggufrq_bin-{version}.dist-info/METADATA").decode()
+    assert f"\nVersion: {version}\n" in said and "\nRequires-Dist: nvidia-cublas>=13.0,<14\n" in said
+    older = needs.Needs({}, {"libcudart.so.12": "x", "libcublasLt.so.12": "x", "libcuda.so.1": "x"})
+    assert older.wheels == {
+        "libcudart.so.12": "nvidia-cuda-runtime-cu12",
+        "libcublasLt.so.12": "nvidia-cublas-cu12",
+    }
 
 
 def test_the_same_build_elsewhere_makes_the_same_bytes(
@@ -339,14 +376,209 @@ def test_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="bundles are made on Linux")
-def test_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.invoke(["bundle", "--backend", "cuda", "-o", str(tmp_path / "out")]) == UsageError.exit_code
     assert "try: --backend cuda --here" in capsys.readouterr().err
+    found = vulkan_toolkit.Toolkit(tmp_path, "2024.1", Path("/usr/include"), "1.4.309", tmp_path, tmp_path)
+    monkeypatch.setattr(vulkan_toolkit, "find", lambda: found)
+    assert cli.invoke(["bundle", "--backend", "vulkan", "-o", str(tmp_path / "out")]) == UsageError.exit_code
+    assert "try: VULKAN_SDK=FOLDER" in capsys.readouterr().err
     other = next(name for name in debian.ARCHITECTURES if name != platform.machine())
     assert (
         cli.invoke(["bundle", "--here", "--arch", other, "-o", str(tmp_path / "out")]) == UsageError.exit_code
     )
     assert f"not for {other}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# for Windows
+
+OBJDUMP = Path(__file__).resolve().parent.parent / "logs" / "build" / "objdump-ggml.dll.txt"
+#: Of mingw-w64's compiler and binutils what is asked for; what objdump prints of a file is the file.
+TOOLS = {
+    "g++-posix": "name=${{1#-print-file-name=}}; if test -f {folder}/$name; then echo {folder}/$name; "
+    "else echo g++ 14-posix; fi",
+    "gcc-posix": "",
+    "windres": "",
+    "objdump": 'cat "$2"',
+    "strip": 'cp "$4" "$3"',
+}
+
+
+def _asks(file: Path, *needed: str) -> None:
+    listed = "".join(f"\tDLL Name: {name}\n\t00031a30  <none>  0124  Sleep\n" for name in needed)
+    file.write_text(f"\n{file.name}:     file format pei-x86-64\n{listed}")
+
+
+@pytest.fixture
+def windows(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Mingw:
+    """mingw-w64 with the libraries that come along, and the licences of these."""
+    folder = tmp_path / "mingw"
+    folder.mkdir()
+    for name, text in TOOLS.items():
+        tool = folder / f"x86_64-w64-mingw32-{name}"
+        tool.write_text(f"#!/bin/sh\n{text.format(folder=folder)}\n")
+        tool.chmod(0o755)
+    for name in ("libwinpthread-1.dll", "libgcc_s_seh-1.dll", "libstdc++-6.dll"):
+        _asks(folder / name, "KERNEL32.dll", "msvcrt.dll", *(path.name for path in folder.glob("lib*.dll")))
+        licence = Mingw("x86_64").system.licences[name][1]
+        (folder / "usr/share/doc" / licence).mkdir(parents=True, exist_ok=True)
+        (folder / "usr/share/doc" / licence / "copyright").write_text(f"of {licence}\n")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(Mingw, "licence", lambda self, name: _licence(folder, self, name))
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    return mingw.windows("x86_64")
+
+
+def _licence(folder: Path, base: Mingw, name: str) -> Path | None:
+    return BaseSystem.licence(replace(base, root=folder), name)
+
+
+@pytest.fixture
+def windows_build(build: Build) -> Build:
+    """The same build for Windows, as mingw-w64 names its files."""
+    shutil.rmtree(build.bin)
+    build.bin.mkdir()
+    runtime = ("libstdc++-6.dll", "libgcc_s_seh-1.dll", "KERNEL32.dll", "msvcrt.dll")
+    for name in project.TARGETS:
+        _asks(build.bin / f"{name}.exe", "libllama.dll", "ggml.dll", "WS2_32.dll", *runtime)
+    _asks(build.bin / "libllama.dll", "ggml.dll", "ggml-base.dll", *runtime)
+    _asks(build.bin / "ggml.dll", "ggml-base.dll", *runtime)
+    for name in ("base", "cpu-haswell", "cpu-x64", "rpc"):
+        _asks(build.bin / f"ggml-{name}.dll", *([] if name == "base" else ["ggml-base.dll"]), *runtime)
+    _asks(build.bin / "test-backend-ops.exe")
+    return build
+
+
+@pytest.fixture
+def windows_bundle(
+    windows_build: Build, windows: Mingw, model: dict[str, Path], tmp_path: Path
+) -> job.Bundle:
+    return job.write(tmp_path / "out", windows_build, windows, model)
+
+
+def test_what_a_dll_asks_for(windows: Mingw) -> None:
+    found = windows.asks(OBJDUMP)
+    assert found is not None and found.arch == "x86_64"
+    assert found.needed == (
+        *("ggml-base.dll", "ggml-cpu.dll", "ggml-rpc.dll", "ggml-vulkan.dll", "kernel32.dll"),
+        *("libgcc_s_seh-1.dll", "libstdc++-6.dll", "msvcrt.dll"),
+    )
+    assert windows.asks(Path(elves.__file__)) is None
+
+
+def test_a_bundle_for_windows(windows_bundle: job.Bundle, windows: Mingw) -> None:
+    name = f"ggufrq-bin-{ggufrq.__version__}-windows-x86_64"
+    assert windows_bundle.archive.name == f"{name}.zip" and windows_bundle.tag == "win_amd64"
+    assert windows_bundle.wheel.name == f"ggufrq_bin-{ggufrq.__version__}-py3-none-win_amd64.whl"
+    assert not windows_bundle.needs.outside and windows_bundle.manifest["system"] == "Windows"
+    whole = zipfile.ZipFile(windows_bundle.archive)
+    held = {one.removeprefix(f"{name}/") for one in whole.namelist()}
+    assert {one for one in held if one.startswith("bin/")} == {
+        *(f"bin/{program}.exe" for program in project.TARGETS),
+        *("bin/libllama.dll", "bin/ggml.dll", "bin/ggml-base.dll", "bin/ggml-rpc.dll"),
+        *("bin/ggml-cpu-haswell.dll", "bin/ggml-cpu-x64.dll"),
+        *("bin/libstdc++-6.dll", "bin/libgcc_s_seh-1.dll", "bin/libwinpthread-1.dll"),
+    }
+    assert {"licenses/gcc.txt", "licenses/mingw-w64.txt", "source/convert_hf_to_gguf.py"} <= held
+    assert "models/docs-qwen3-8m-Q8_0.gguf" in held
+    for line in whole.read(f"{name}/{job.SUMS}").decode().splitlines():
+        digest, file = line.split("  ")
+        assert hashlib.sha256(whole.read(f"{name}/{file}")).hexdigest() == digest, file
+    readme = whole.read(f"{name}/README.txt").decode()
+    assert "for Windows on x86_64." in readme and r"bin\llama-cli -m models/docs" in readme
+    assert {one.date_time for one in whole.infolist()} == {(2026, 10, 1, 0, 0, 0)}
+    assert whole.namelist() == sorted(whole.namelist())
+
+
+def test_what_windows_does_not_have_is_refused(windows_build: Build, windows: Mingw) -> None:
+    program = windows_build.bin / "llama-cli.exe"
+    _asks(program, "libfoo-1.dll")
+    with pytest.raises(
+        BuildError, match=r"llama-cli\.exe takes libfoo-1\.dll, which is neither in the build nor"
+    ):
+        contents.programs(windows_build, windows)
+    program.write_text("ELF")
+    with pytest.raises(BuildError, match="it is no program for Windows"):
+        contents.programs(windows_build, windows)
+
+
+def test_wide_registers_and_times_of_linking(windows: Mingw, tmp_path: Path) -> None:
+    defined = windows.definitions(tmp_path)
+    for language in ("C", "CXX"):
+        assert "-Wa,-muse-unaligned-vector-move" in shlex.split(defined[f"CMAKE_{language}_FLAGS"])
+    for kind in ("EXE", "SHARED", "MODULE"):
+        assert defined[f"CMAKE_{kind}_LINKER_FLAGS_INIT"] == "-Wl,--no-insert-timestamp"
+    assert (defined["CMAKE_SYSTEM_NAME"], defined["CMAKE_SYSTEM_PROCESSOR"]) == ("Windows", "x86_64")
+    plain = BuildOptions.portable()
+    keys = {
+        build_key(llama_project(), replace(plain, base=one)) for one in (None, BaseSystem("x86_64"), windows)
+    }
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("chosen", ["wheel", "archive"])
+def test_programs_are_found_on_windows(
+    chosen: str, windows_bundle: job.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(windows_bundle.wheel if chosen == "wheel" else windows_bundle.archive).extractall(site)
+    if chosen == "wheel":
+        folder = site / prebuilt.PACKAGE
+        monkeypatch.syspath_prepend(str(site))
+        monkeypatch.delitem(sys.modules, prebuilt.PACKAGE, raising=False)
+    else:
+        (folder,) = site.iterdir()
+        monkeypatch.setenv(prebuilt.VARIABLE, str(folder))
+    monkeypatch.setattr(builds, "find_build", lambda *_, **__: None)
+    with pytest.raises(BuildError, match="is for Windows on x86_64, and this is Linux on "):
+        builds.require_build()
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    monkeypatch.setattr(platform, "machine", lambda: "ARM64")
+    with pytest.raises(BuildError, match="and this is Windows on ARM64"):
+        builds.require_build()
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
+    found = builds.require_build()
+    assert found.root == folder
+    assert found.tool("llama-completion") == folder / "bin" / "llama-completion.exe"
+    assert ready.model_file("docs-qwen3-8m") == folder / "models" / "docs-qwen3-8m-Q8_0.gguf"
+    sys.modules.pop(prebuilt.PACKAGE, None)
+
+
+def test_the_module_for_this_processor_is_loaded(
+    windows_build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded:
+        def __init__(self, path: str, mode: int = 0) -> None:
+            self.name = Path(path).name
+
+        def ggml_backend_score(self) -> int:
+            return {"ggml-cpu-haswell.dll": 64, "ggml-cpu-x64.dll": 1}[self.name]
+
+    monkeypatch.setattr(ctypes, "CDLL", Loaded)
+    for name, file in (("ggml-base", "ggml-base.dll"), ("ggml-cpu", "ggml-cpu-haswell.dll")):
+        assert ggml_library.library(windows_build.bin, name).name == file  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="bundles are made on Linux")
+def test_without_mingw_nothing_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builds, "ensure_build", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    command = ["bundle", "--system", "windows", "--arch", "x86_64", "-o", str(tmp_path / "out")]
+    assert cli.invoke(command) == BuildError.exit_code
+    said = capsys.readouterr().err
+    assert "there is no x86_64-w64-mingw32-g++-posix, which compiles for Windows" in said
+    assert "try: apt-get install g++-mingw-w64-x86-64-posix" in said
+    for more, message in (
+        (["--here"], "made by mingw-w64"),
+        (["--arch", "aarch64"], "aarch64 was asked for"),
+    ):
+        assert cli.invoke([*command, *more]) == UsageError.exit_code
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -450,6 +682,32 @@ def test_that_no_gpu_has_run_a_backend_is_said_at_first_use(
     monkeypatch.setattr(proc, "run", lambda command, **_: proc.Completed([str(command[0])], 0, "", "", 0.0))
     (build,) = (check for check in doctor.examine() if check.name == "build")
     assert said in build.found
+
+
+def test_a_gpu_that_is_passed_over_is_told(
+    wheel: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    programs_for(None)
+    assert capsys.readouterr().err == ""  # of the processor alone
+    facts = json.loads((wheel / "manifest.json").read_text())
+    (wheel / "manifest.json").write_text(json.dumps({**facts, "backend": "cuda"}))
+    ldd = tmp_path / "tools" / "ldd"
+    ldd.parent.mkdir()
+    ldd.write_text("#!/bin/sh\necho '\tlibc.so.6 => /lib/libc.so.6 (0x1)'\n")
+    ldd.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ldd.parent}:{os.environ['PATH']}")
+    programs_for(None)
+    assert capsys.readouterr().err == ""
+    ldd.write_text("#!/bin/sh\nprintf '\\t%s => not found\\n' libcuda.so.1 libcublas.so.13\n")
+    for _ in range(2):
+        programs_for(None)
+        told = capsys.readouterr().err
+        assert "libggml-cuda.so is not loaded, all runs on the processor: no libcuda.so.1, libcublas" in told
+        assert told.endswith("pip install 'nvidia-cublas>=13.0,<14'\n")
 
 
 def test_a_build_says_what_it_adds_to_the_wheel(

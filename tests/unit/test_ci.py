@@ -44,12 +44,14 @@ def test_what_programs_are_made_and_served_by_is_there() -> None:
         text = (REPOSITORY / name).read_text(encoding="utf-8").replace("\\\n", " ")
         for line in text.splitlines():
             line = re.sub(r"\$\{\{.*?\}\}", "X", line.strip().removeprefix("- run: ").removeprefix("RUN "))
-            line = re.sub(r"\S*bin/ggufrq ", "ggufrq ", re.sub(r"\$\{.*?\}|\$(?=[A-Z])", "", line))
+            line = re.sub(
+                r"\S*(?:bin|Scripts)/ggufrq ", "ggufrq ", re.sub(r"\$\{.*?\}|\$(?=[A-Z])", "", line)
+            )
             if not line.startswith("#"):
                 found += [words for words in commands(line) if words[0] == "ggufrq"]
     for words in found:
         options_of(words[1:])
-    assert [words[1] for words in found] == ["bundle", "doctor", "run", "bundle"]
+    assert [words[1] for words in found] == ["bundle", *2 * ["doctor", "run"], "bundle"]
     entry = re.search(r"^ENTRYPOINT (\[.*\])$", (REPOSITORY / "Containerfile").read_text(), re.MULTILINE)
     assert entry is not None
     assert options_of([*json.loads(entry[1])[1:], "model.gguf"])["host"] == "0.0.0.0"

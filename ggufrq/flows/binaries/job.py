@@ -9,6 +9,7 @@ import lzma
 import os
 import platform
 import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
-from ggufrq.build import base_system, builds, prebuilt
+from ggufrq.build import base_system, builds, cuda_toolkit, mingw, prebuilt, vulkan_toolkit
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.flows import wheels
@@ -35,13 +36,18 @@ SUMS = "SHA256SUMS"
 Content = Mapping[str, bytes | Path]
 
 _README = """\
-llama.cpp {commit} with the cache types of ggufrq {version}, for Linux on {arch}, glibc {glibc} and newer.
+llama.cpp {commit} with the cache types of ggufrq {version}, for {system} on {arch}{least}.
 
-    bin/llama-cli -m models/docs-qwen3-8m-Q8_0.gguf -ctk iso3 -ctv iso3 -p "The CREATE TABLE statement"
-    GGUFRQ_BIN=$PWD ggufrq run docs-qwen3-8m -p "The CREATE TABLE statement" --raw --kv iso3
+    {run} -m models/docs-qwen3-8m-Q8_0.gguf -ctk iso3 -ctv iso3 -p "The CREATE TABLE statement"
+    {variable}ggufrq run docs-qwen3-8m -p "The CREATE TABLE statement" --raw --kv iso3
 
-The folder can be moved. sha256sum -c {sums} tells whether it is whole; manifest.json says what went in.
+The folder can be moved. {sums} has the sha256 of every file, and manifest.json says what went in.
 """
+#: How a program is run in the folder of the archive, and the variable set for one command.
+_SHELL = {
+    "Linux": ("bin/llama-cli", "GGUFRQ_BIN=$PWD "),
+    "Windows": (r"bin\llama-cli", 'set "GGUFRQ_BIN=%CD%" && '),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ def make(
     out: Path,
     *,
     arch: str,
+    system: str = "linux",
     here: bool = False,
     backend: str = "cpu",
     with_models: bool = True,
@@ -66,25 +73,48 @@ def make(
     jobs: int | None = None,
     source: str = "auto",
 ) -> Bundle:
-    """Build for other machines with processor ``arch`` (``x86_64``, ``aarch64``) and write archive and wheel
-    into the folder ``out``. ``here``: against this system's libraries, not those of an older Debian;
-    ``with_models``: with the embedded models; ``source`` is as in ``obtain.pristine``.
+    """Build for other machines with processor ``arch`` (``x86_64``, ``aarch64``) and ``system`` (``linux``,
+    ``windows``) and write archive and wheel into the folder ``out``. ``here``: against this system's
+    libraries, not those of an older Debian; ``with_models``: with the embedded models; ``source`` is as in
+    ``obtain.pristine``.
 
     Raises UsageError, and what ``ensure_build`` and ``make_family`` raise.
     """
-    if backend != "cpu" and not here:
-        raise UsageError(
-            f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
-        )
-    base = base_system.here(arch) if here else base_system.old(arch)
+    base = _base(system, arch, here=here, backend=backend)
     base.require_modules()
+    if backend == "cuda":  # whose own path is the folder of this machine's toolkit
+        beside = ";".join(["$ORIGIN", *cuda_toolkit.wheel_paths(cuda_toolkit.find())])
+        cmake_args = (f"-DCMAKE_INSTALL_RPATH={beside}", *cmake_args)
     options = BuildOptions.portable(backend, base=base, jobs=jobs, cmake_args=cmake_args)
     build = builds.ensure_build(options, source=source)
     ready: Mapping[str, Path] = {}
     if with_models:
-        # programs for another processor do not run here
-        ready = models(build, build if arch == platform.machine() else builds.ensure_build(source=source))
+        # programs for another processor or system do not run here
+        runs = (base.system.name, arch) == ("Linux", platform.machine())
+        ready = models(build, build if runs else builds.ensure_build(source=source))
     return write(out, build, base, ready)
+
+
+def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
+    if system == "windows":
+        if here or backend != "cpu":
+            raise UsageError(
+                "programs for Windows are made by mingw-w64, for the CPU and other machines' devices alone",
+                remedy="--system windows without --here and --backend",
+            )
+        return mingw.windows(arch)
+    if here:
+        return base_system.here(arch)
+    if backend == "vulkan" and vulkan_toolkit.find().of_the_system:
+        raise UsageError(
+            "Vulkan's headers are among this system's, which do not go with the libraries of an older one",
+            remedy="VULKAN_SDK=FOLDER, with LunarG's SDK; or --backend vulkan --here",
+        )
+    if backend not in ("cpu", "vulkan"):
+        raise UsageError(
+            f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
+        )
+    return base_system.old(arch)
 
 
 def models(build: Build, maker: Build) -> dict[str, Path]:
@@ -102,17 +132,21 @@ def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) 
     """Archive and wheel of a build with models that are ``ready`` to run. Raises BuildError as
     ``contents.programs``."""
     programs, asked = contents.programs(build, base)
-    wanted = needs.of(asked)
+    wanted = needs.of(asked, base.system)
     files: dict[str, bytes | Path] = {f"bin/{name}": path for name, path in programs.items()}
     files |= {f"source/{name}": path for name, path in contents.converter(build.source)}
     files |= {f"licenses/{name}": path for name, path in contents.licences(build, base, programs)}
     files |= {f"models/{name}": path for name, path in ready.items()}
     facts = _facts(build, base, wanted)
+    run, variable = _SHELL[base.system.name]
     files["README.txt"] = _README.format(
         commit=facts["llama_cpp"]["commit"][:9],
         version=__version__,
+        system=base.system.name,
         arch=base.arch,
-        glibc=wanted.versions.get("GLIBC", "of any age"),
+        least=f", glibc {wanted.versions['GLIBC']} and newer" if "GLIBC" in wanted.versions else "",
+        run=run,
+        variable=variable,
         sums=SUMS,
     ).encode()
     sums = {name: _sum(held) for name, held in sorted(files.items())}
@@ -122,12 +156,17 @@ def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) 
     files[prebuilt.MANIFEST] = (json.dumps(facts, indent=1) + "\n").encode()
     sums[prebuilt.MANIFEST] = _sum(files[prebuilt.MANIFEST])
     files[SUMS] = "".join(f"{sums[name][1]}  {name}\n" for name in sorted(sums)).encode()
-    tag = facts["tag"]
-    kind = "" if facts["backend"] == "cpu" else f"-{facts['backend']}"
-    name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-linux-{base.arch}"
-    archive = out / f"{name}.tar.xz"
-    _write_archive(archive, name, files, _epoch(facts["llama_cpp"]["date"]))
-    return Bundle(archive, _write_wheel(out, files, tag), wanted, tag, facts)
+    backend, tag = facts["backend"], facts["tag"]
+    kind = "" if backend == "cpu" else f"-{backend}"
+    name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-{base.system.name.lower()}-{base.arch}"
+    archive = out / f"{name}{base.system.archive}"
+    write_archive = _write_zip if base.system.archive == ".zip" else _write_tar
+    write_archive(archive, name, files, _epoch(facts["llama_cpp"]["date"]))
+    # a local version, so that pip puts one in place of another: both are the same package
+    version = __version__ if backend == "cpu" else f"{__version__}+{backend}"
+    others = sorted(set(wanted.wheels.values()))
+    wheel = _write_wheel(out, version, files, tag, base.system.licence, others)
+    return Bundle(archive, wheel, wanted, tag, facts)
 
 
 def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
@@ -139,10 +178,12 @@ def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
         "patch_set": build.manifest["patch_set"],
         "backend": build.manifest["backend"],
         "native": False,
+        "system": base.system.name,
         "arch": base.arch,
-        "tag": wanted.tag(base.arch),
+        "tag": base.system.tags.get(base.arch) or wanted.tag(base.arch),
         "needs": wanted.versions,
         "outside": wanted.outside,
+        "wheels": wanted.wheels,
         "base": {"name": base.name, "packages": dict(base.versions)},
         "versions": {"ggufrq": __version__, "compiler": compiler.splitlines()[0]},
     }
@@ -162,7 +203,7 @@ def _epoch(date: str) -> int:
     return int(given)
 
 
-def _write_archive(path: Path, folder: str, files: Content, epoch: int) -> None:
+def _write_tar(path: Path, folder: str, files: Content, epoch: int) -> None:
     """A tar of the files below ``folder``, sorted, of nobody, all of one time."""
     with (
         paths.atomic_path(path) as temporary,
@@ -178,9 +219,18 @@ def _write_archive(path: Path, folder: str, files: Content, epoch: int) -> None:
             tar.addfile(entry, io.BytesIO(data))
 
 
-def _write_wheel(out: Path, files: Content, tag: str) -> Path:
-    """The wheel whose package is the folder of the archive."""
-    name, version, package = prebuilt.DISTRIBUTION, __version__, prebuilt.PACKAGE
+def _write_zip(path: Path, folder: str, files: Content, epoch: int) -> None:
+    """A zip of the files below ``folder``, sorted, all of one time."""
+    with paths.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in sorted(files):
+            held = files[name]
+            data = held if isinstance(held, bytes) else held.read_bytes()
+            wheels.add(archive, f"{folder}/{name}", data, name.startswith("bin/"), epoch)
+
+
+def _write_wheel(out: Path, version: str, files: Content, tag: str, licence: str, others: list[str]) -> Path:
+    """The wheel whose package is the folder of the archive, and which asks pip for ``others``."""
+    name, package = prebuilt.DISTRIBUTION, prebuilt.PACKAGE
     whole = f"py3-none-{tag}"
     info = wheels.dist_info(name, version)
     licences = sorted(name for name in files if name.startswith("licenses/"))
@@ -190,9 +240,10 @@ def _write_wheel(out: Path, files: Content, tag: str) -> Path:
     head = [
         *("Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}"),
         "Summary: The programs of ggufrq: llama.cpp with three-bit KV caches, ready to run",
-        "License-Expression: MIT AND GPL-3.0-or-later WITH GCC-exception-3.1",
+        f"License-Expression: {licence}",
         *(f"License-File: {licence.removeprefix('licenses/')}" for licence in licences),
         "Requires-Python: >=3.10",
+        *(f"Requires-Dist: {other}" for other in others),
     ]
     inside[f"{info}/METADATA"] = ("\n".join(head) + "\n\nFor `pip install ggufrq[bin]`.\n").encode()
     path = out / wheels.file_name(name, version, whole)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ggufrq.build.elf import Elf, version_key
+from ggufrq.build.elf import version_key
+from ggufrq.build.systems import LINUX, Binary, System
 
-#: Libraries that every system has which the tags are for (PEP 600, and the policies of auditwheel 6.8).
-OF_THE_SYSTEM = frozenset(
-    (
-        *("ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6", "libmvec.so.1"),
-        *("libdl.so.2", "librt.so.1", "libpthread.so.0", "libutil.so.1", "libresolv.so.2", "libanl.so.1"),
-        *("libgcc_s.so.1", "libstdc++.so.6", "libatomic.so.1"),
-    )
-)
-#: What comes with a driver or a toolkit: where it is missing the module that asks for it is not loaded.
-OF_DRIVERS = (
-    *("libcuda", "libcudart", "libcublas", "libcublasLt", "libnccl", "libvulkan"),
-    *("libamdhip64", "libhipblas", "librocblas", "libhsa-runtime64"),
-)
+#: CUDA's libraries that NVIDIA has as wheels, by the beginning of the wheel's name.
+_OF_WHEELS = {
+    "libcudart": "nvidia-cuda-runtime",
+    "libcublas": "nvidia-cublas",
+    "libcublasLt": "nvidia-cublas",
+}
 #: The newest versions of symbols by the tag's glibc, as auditwheel 6.8 has them for both processors.
 _TAGS = (
     ("2.17", "3.4.19", "1.3.7", "4.7.0"),
@@ -55,17 +50,30 @@ class Needs:
                 return f"manylinux_{row[0].replace('.', '_')}_{arch}"
         return f"linux_{arch}"
 
+    @property
+    def wheels(self) -> dict[str, str]:
+        """What pip brings of ``outside``: wheels of NVIDIA's, as one asks for them, by library. From CUDA 13
+        on their names have no version."""
+        found = {}
+        for library in self.outside:
+            name, _, major = library.partition(".so.")
+            if name in _OF_WHEELS and re.fullmatch(r"\d+", major):
+                least, below = f"{major}.0", int(major) + 1
+                asked = f">={least},<{below}" if int(major) >= 13 else f"-cu{major}"
+                found[library] = _OF_WHEELS[name] + asked
+        return found
 
-def of(files: Mapping[str, Elf]) -> Needs:
-    """What files, by their names in one folder, ask for beyond each other."""
+
+def of(files: Mapping[str, Binary], system: System = LINUX) -> Needs:
+    """What files for a system, by their names in one folder, ask for beyond each other."""
     newest: dict[str, str] = {}
     outside: dict[str, str] = {}
-    for file, elf in files.items():
-        for library in elf.needed:
-            if library not in files and library not in OF_THE_SYSTEM:
+    for file, asked in files.items():
+        for library in asked.needed:
+            if library not in files and library not in system.libraries:
                 outside.setdefault(library, file)
-        for library, versions in elf.versions.items():
-            if library in OF_THE_SYSTEM:
+        for library, versions in asked.versions.items():
+            if library in system.libraries:
                 _raise(newest, versions)
     return Needs(dict(sorted(newest.items())), dict(sorted(outside.items())))
 
