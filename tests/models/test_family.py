@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hubs
 import pytest
@@ -229,6 +230,23 @@ def test_from_gguf(families: dict[str, Family], llama_build: Build, tmp_path: Pa
         str(source / f"{MODELS[0]}-Q8_0.gguf"), ["IQ4_XS"], llama_build, out=tmp_path, requantize=True
     )
     assert read_gguf(again.file("IQ4_XS")).file_type == "IQ4_XS"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mmproj": True}, "--mmproj"),
+        ({"mtp": "drop"}, "--mtp drop"),
+        ({"pre_tokenizer": "gpt-2"}, "--pre-tokenizer"),
+    ],
+)
+def test_what_is_for_a_conversion_is_refused_of_a_gguf(
+    families: dict[str, Family], llama_build: Build, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    model = str(families[MODELS[0]].file("Q8_0"))
+    with pytest.raises(UsageError, match=f"is a GGUF file; {says} is for the conversion"):
+        family_of(model, ["Q4_K_M"], llama_build, out=tmp_path, requantize=True, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_full_disk_is_noticed_before_anything_is_made(
