@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,18 +49,30 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = [] if args[0] in COMMANDS else difflib.get_close_matches(args[0], COMMANDS, 1)
+        if near:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = formatter.width - 6 - max(map(len, COMMANDS))
         for title, names in GROUPS.items():
             found = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
                 formatter.write_dl(
                     [
-                        (name.ljust(max(map(len, COMMANDS))), command.get_short_help_str(width))
+                        (name.ljust(max(map(len, COMMANDS))), _in_short(command))
                         for name, command in found
                         if command
                     ]
                 )
+
+
+def _in_short(command: click.Command) -> str:
+    """The first sentence of a command's help up to its colon or semicolon."""
+    return re.split(r"[:;] ", command.get_short_help_str(limit=1000))[0].rstrip(".")
 
 
 class _Stopped(BaseException):

@@ -11,6 +11,7 @@ import click
 from ggufrq.base import log, paths, table
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.build.builds import require_build
+from ggufrq.cli.out_options import PROFILE, OutFile, require_writable
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
@@ -33,7 +34,7 @@ def _means_nothing(ctx: click.Context, param: click.Parameter, value: str | None
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(PROFILE),
     help="The file to write.  [default: NAME-kv.gguf beside the model, where it is found by name]",
 )
 @click.option(
@@ -81,8 +82,10 @@ def calibrate(
     """
     file = model_file(model)
     beside = file.parent / next(names_beside(file))
-    if out is None and beside.exists():
-        _refuse_another(beside, file)
+    if out is None:
+        if beside.exists():
+            _refuse_another(beside, file)
+        require_writable(beside, PROFILE)
     made = core.profile_from_text(
         file,
         text or paths.data_dir("texts") / "calibration.txt",

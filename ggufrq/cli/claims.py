@@ -8,6 +8,7 @@ import click
 
 from ggufrq.base import log, paths, texts
 from ggufrq.build.builds import require_build
+from ggufrq.cli.out_options import JSON, OutFile
 from ggufrq.cli.text_options import TEXT_FILE
 
 
@@ -28,7 +29,7 @@ from ggufrq.cli.text_options import TEXT_FILE
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(JSON),
     metavar="FILE",
     help="Write the result to FILE as JSON.",
 )
@@ -59,8 +60,6 @@ def claims(
     from ggufrq.measure.validate.validation import look
     from ggufrq.report.claims import render
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
     build = require_build()
     plan = make_plan(model, text=text)
     facts = look(plan)

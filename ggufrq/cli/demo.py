@@ -8,6 +8,7 @@ import click
 
 from ggufrq.base import log
 from ggufrq.build.builds import ensure_build
+from ggufrq.cli.out_options import JSON, OutFile
 from ggufrq.cli.quantize import render as render_family
 from ggufrq.flows import demo as core
 
@@ -16,7 +17,7 @@ from ggufrq.flows import demo as core
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(JSON),
     metavar="FILE",
     help="Write the tables to FILE as JSON.",
 )
@@ -44,8 +45,6 @@ def demo(json_file: Path | None, models: str | None, kv: str | None, quick: bool
       ggufrq demo --quick --kv f16,iso3 --json table.json
     """
     todo = core.plan(models, kv, quick=quick, fresh=fresh)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
     build = ensure_build()
     log.say(f"llama.cpp with the cache types: {build.bin}")
     for family in core.families(todo.models, build):

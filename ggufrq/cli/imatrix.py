@@ -10,6 +10,7 @@ import click
 
 from ggufrq.base import log, table
 from ggufrq.build.builds import require_build
+from ggufrq.cli.out_options import MATRIX, OutFile
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.ggufs import imatrix as core
 
@@ -26,7 +27,7 @@ def imatrix() -> None:
 
 @imatrix.command()
 @click.argument("model")
-@click.option("-o", "--out", type=_FILE, required=True, help="The file to write.")
+@click.option("-o", "--out", type=OutFile(MATRIX), required=True, help="The file to write.")
 @click.option(
     "--text",
     "texts",
@@ -59,7 +60,7 @@ def make(model: str, out: Path, texts: tuple[Path, ...], chunks: int) -> None:
 
 @imatrix.command()
 @click.argument("files", type=_FILE, nargs=-1, required=True)
-@click.option("-o", "--out", type=_FILE, required=True, help="The file to write.")
+@click.option("-o", "--out", type=OutFile(MATRIX), required=True, help="The file to write.")
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Merge matrices of one model, as if their texts had been one.
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ggufrq.base import table
-from ggufrq.base.errors import GgufrqError
 from ggufrq.base.sizes import size_text
 from ggufrq.make.plan import Conversion, FamilyPlan, Output
 from ggufrq.make.recipe import class_of
-from ggufrq.make.record import SPARE_DISK
+from ggufrq.make.record import require_room
 
 
 def render_plan(plan: FamilyPlan) -> str:
@@ -100,12 +99,8 @@ def plan_as_json(plan: FamilyPlan) -> dict[str, Any]:
 
 def refuse_what_does_not_fit(plan: FamilyPlan) -> None:
     """Raise GgufrqError when the disk has no room for the files."""
-    if plan.disk_needed and plan.disk_free < plan.disk_needed + SPARE_DISK:
-        raise GgufrqError(
-            f"the disk has no room for these files: {size_text(plan.disk_needed)} needed, "
-            f"{size_text(plan.disk_free)} free",
-            remedy="-o with a folder on a larger disk, or fewer types",
-        )
+    if plan.disk_needed:
+        require_room(plan.folder, plan.disk_free, plan.disk_needed, "this")
 
 
 def _of(part: Conversion) -> str:

@@ -18,6 +18,7 @@ from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import DEFAULT_KV, Sought
+from ggufrq.cli.out_options import RECIPE, OutFile
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
@@ -98,7 +99,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(RECIPE),
     metavar="FILE",
     help="Write the recipe to FILE.  [default: MODEL-sensitivity-BUDGET.toml here]",
 )
@@ -154,8 +155,6 @@ def sensitivity(
         settings=WeightSettings(n_ctx, chunks),
         **options,
     )
-    if out is not None and not out.absolute().parent.is_dir():
-        raise click.BadParameter(f"{out.parent} is not there", param_hint="--out")
     build = require_build()
     request = Request(
         model,

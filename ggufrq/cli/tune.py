@@ -12,6 +12,7 @@ from ggufrq.base.progress import progress
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import Sought
 from ggufrq.cli.cache_options import exact_options, profile_option
+from ggufrq.cli.out_options import JSON, OutFile
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make.ready import model_file, weights_of
 from ggufrq.measure.base_run import Scored
@@ -50,7 +51,7 @@ _RECENT, _FIRST = exact_options(
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(JSON),
     metavar="FILE",
     help="Write all figures to FILE as JSON.",
 )
@@ -80,8 +81,6 @@ def tune(
       ggufrq tune docs-qwen3-8m --budget 3.5
       ggufrq tune model.gguf --budget 4 --types iso3,iso4,q8_0 --json tune.json
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
     folder = paths.data_dir("texts")
     goal = layers.Goal(
         Fraction(str(budget)),

@@ -14,6 +14,7 @@ from ggufrq.base.errors import ToolError
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import Sought, profile_word
 from ggufrq.cli.cache_options import exact_options, profile_option
+from ggufrq.cli.out_options import JSON, OutFile
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.cli.validate_hf import validate_hf
 from ggufrq.measure.validate.assemble import failed
@@ -73,7 +74,7 @@ _RECENT, _FIRST = exact_options(
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutFile(JSON),
     metavar="FILE",
     help="Write the result to FILE too.",
 )
@@ -109,8 +110,6 @@ def validate(
       ggufrq validate model.gguf --kv iso3,iso3:block:norm,q8_0 --ctx 2048,8192 -o report
       ggufrq validate docs-qwen3-8m --lane hf
     """
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise click.BadParameter(f"{json_file.parent} is not there", param_hint="--json")
     if lane is not None:
         validate_hf(
             model,

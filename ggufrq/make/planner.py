@@ -30,6 +30,7 @@ from ggufrq.make.record import Record
 from ggufrq.make.verify import loads
 from ggufrq.models import as_gguf, convert
 from ggufrq.models.as_gguf import Source
+from ggufrq.models.convert import ANY_TOKENIZER
 from ggufrq.models.names import RECIPE
 from ggufrq.models.resolve import Model
 from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
@@ -60,9 +61,15 @@ class Planner:
                 remedy="without --stream",
             )
         found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
-        if found.hf is None and (self.request.mmproj or self.request.mtp == "apart"):
+        said = {
+            "--mmproj": self.request.mmproj,
+            f"--mtp {self.request.mtp}": self.request.mtp != "keep",
+            "--pre-tokenizer": self.request.pre_tokenizer not in (None, ANY_TOKENIZER),
+        }
+        options = [option for option, given in said.items() if given]
+        if found.hf is None and options:
             raise UsageError(
-                f"{self.model.name} is a GGUF file; projector and head are made of the original model",
+                f"{self.model.name} is a GGUF file; {options[0]} is for the conversion of the original model",
                 remedy="name the folder with safetensors, or the Hub id",
             )
         if found.hf is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from ggufrq.base import paths
 from ggufrq.base.errors import GgufrqError, ModelError, UsageError
 from ggufrq.base.results import file_sha256
+from ggufrq.base.sizes import size_text
 from ggufrq.ggufs.files import read_gguf
 
 #: Bytes of a disk that are left free.
@@ -137,11 +138,16 @@ class Record:
 
 def require_free(folder: Path, need: int, what: str) -> None:
     """Raise GgufrqError when the disk of ``folder`` has no room for ``need`` bytes."""
-    free = shutil.disk_usage(folder).free
+    require_room(folder, shutil.disk_usage(folder).free, need, what)
+
+
+def require_room(folder: Path, free: int, need: int, what: str) -> None:
+    """As ``require_free``, where so many bytes are ``free``."""
     if free < need + SPARE_DISK:
         raise GgufrqError(
-            f"{what} takes {need / 1e9:.2f} GB, and {folder.absolute()} has {free / 1e9:.2f} GB free",
-            remedy="free some space, or -o with a folder on a larger disk",
+            f"the disk has no room: {what} takes {size_text(need)}, {size_text(SPARE_DISK)} are left alone, "
+            f"and {folder.absolute()} has {size_text(free)} free",
+            remedy="free some space, -o with a folder on a larger disk, or fewer types",
         )
 
 

@@ -10,7 +10,7 @@ from ggufrq.ggufs.files import model_headers
 from ggufrq.ggufs.header import Header, read_header
 from ggufrq.models import as_gguf, hub
 from ggufrq.models.convert import ANY_TOKENIZER
-from ggufrq.models.resolve import Model
+from ggufrq.models.resolve import Model, require_revision
 from ggufrq.source import obtain as pristine
 from ggufrq.source.pin import load_pin
 
@@ -27,8 +27,9 @@ def read(model: Model, build: Build | None = None, revision: str | None = None) 
     """The headers of a model; of one on the Hub nothing else is downloaded. A model that is not in GGUF yet
     is converted without its weights, by the converter of the build or else of the pinned source.
 
-    Raises ModelError.
+    Raises ModelError, and UsageError as ``resolve.require_revision``.
     """
+    require_revision(model, revision)
     if model.kind == "gguf":
         assert model.path is not None
         return Metadata(model_headers(model.path), model.path.name)

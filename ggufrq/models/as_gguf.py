@@ -15,7 +15,7 @@ from ggufrq.base.results import file_sha256
 from ggufrq.ggufs.files import shards
 from ggufrq.models import convert, hub, view
 from ggufrq.models.convert import HfModel
-from ggufrq.models.resolve import Model
+from ggufrq.models.resolve import Model, require_revision
 
 #: Up to this size a source file is known by its content, beyond it by its size and time.
 _HASHED = 256 << 20
@@ -64,7 +64,9 @@ class Options:
 
 def find(model: Model, revision: str | None, options: Options, *, weights: bool = True) -> Source:
     """Find or fetch the source of a model. Without ``weights`` a model on the Hub is not downloaded: holes
-    take the place of its weights. Raises ModelError when something is missing or damaged."""
+    take the place of its weights. Raises ModelError when something is missing or damaged, and as
+    ``resolve.require_revision``."""
+    require_revision(model, revision)
     if model.kind == "gguf":
         assert model.path is not None
         return _of_gguf(model.path, {"file": model.path.name})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,19 @@ from ggufrq.base import log, paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.ggufs.files import first_file
 from ggufrq.ggufs.foreign import foreign
-from ggufrq.ggufs.header import is_gguf
+from ggufrq.ggufs.header import is_gguf, read_header
 from ggufrq.models import hub, view
 from ggufrq.models.names import base_name
+
+#: What GGUF files are that are no models, by what they say of themselves.
+_NO_MODEL = {
+    "adapter": "an adapter (LoRA)",
+    "imatrix": "an importance matrix",
+    "kv-calib": "means of a KV cache",
+    "kv-moments": "sums that a profile is made from",
+    "kv-profile": "the profile of a KV cache",
+    "mmproj": "a projector for images or sound",
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ def resolve(text: str, *, original: bool = False) -> Model:
         raise ModelError(f"{path} is not a model: it has no config.json")
     if path.is_file():
         if is_gguf(path):
+            _require_model(path)
             return Model("gguf", base_name(path.stem), first_file(path))
         if path.suffix == ".safetensors":
             raise ModelError(f"{path} is one file of a model", remedy=f"the folder: {path.absolute().parent}")
@@ -88,6 +100,24 @@ def resolve(text: str, *, original: bool = False) -> Model:
         f"there is no model '{text}': no such file or folder, and none of the embedded models",
         remedy=f"one of {', '.join(embedded)}; a .gguf file; a folder; or a Hub id such as Qwen/Qwen3-0.6B",
     )
+
+
+def require_revision(model: Model, revision: str | None) -> None:
+    """Raise UsageError for a ``revision`` of a model that is here, where there is no other."""
+    if revision is not None and model.kind != "hub":
+        raise UsageError(
+            f"--revision is for models on the Hub, and {model.name} is here", remedy="without --revision"
+        )
+
+
+def _require_model(path: Path) -> None:
+    """Raise ModelError for a GGUF file that says that it is no model; what is damaged is told where it is
+    read."""
+    kind = ""
+    with suppress(ModelError):
+        kind = str(read_header(path).values.get("general.type"))
+    if kind in _NO_MODEL:
+        raise ModelError(f"{path} is no model but {_NO_MODEL[kind]}", remedy="the GGUF of a model")
 
 
 def _to_run(folder: Path, names: list[str]) -> Path:

@@ -95,6 +95,7 @@ def test_success_and_explicit_status(command: Callable[..., int]) -> None:
     ("arguments", "expected"),
     [
         (["nonsense"], "No such command 'nonsense'"),
+        (["quantise", "x"], "No such command 'quantise'. Did you mean quantize?"),
         (["where"], "Missing argument"),
         (["where", "there"], "is not one of 'bin', 'source', 'cache', 'log'"),
         (["build", "--backend", "abacus"], "is not one of 'auto', 'cpu'"),
@@ -105,6 +106,13 @@ def test_success_and_explicit_status(command: Callable[..., int]) -> None:
 def test_usage_errors(arguments: list[str], expected: str, capsys: Captured) -> None:
     assert cli.invoke(arguments) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_no_sentence_of_the_help_is_cut_off(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.invoke(["--help"]) == 0
+    shown = capsys.readouterr().out.partition("Make:")[2]
+    assert "..." not in shown and "find the best recipe under a budget" in " ".join(shown.split())
 
 
 @pytest.mark.usefixtures("no_programs")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from shards import split_model
 
+from ggufrq import cli
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.models import hub, names, resolve
 
@@ -72,6 +73,30 @@ def test_a_folder_of_a_family(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         resolve.resolve(str(folder))
     (folder / "M-BF16.gguf").unlink()
     assert resolve.resolve(str(folder)).path == folder / "M-Q2_K.gguf", "the only one"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("imatrix", "an importance matrix"), ("kv-profile", "the profile of a KV cache")]
+)
+def test_files_that_are_no_models(tmp_path: Path, kind: str, says: str) -> None:
+    import gguf
+
+    path = tmp_path / "x.gguf"
+    writer = gguf.GGUFWriter(path, "")
+    writer.add_type(kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=rf"x\.gguf is no model but {says}$"):
+        resolve.resolve(str(path))
+
+
+def test_a_revision_of_what_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for options in (["--revision", "main"], ["--revision", "main", "--weights", "Q4_K_M"]):
+        assert cli.invoke(["memory", str(tmp_path), *options]) == UsageError.exit_code
+        assert "--revision is for models on the Hub" in capsys.readouterr().err
+    resolve.require_revision(resolve.resolve("Qwen/Qwen3-0.6B"), "main")
 
 
 @pytest.mark.parametrize("shard", [1, 2, 3])

@@ -736,7 +736,7 @@ def placed_problem(vram: int, ram: int, types: Sequence[str]) -> tuple[list[part
 
 
 @pytest.mark.parametrize("vram", [40_000, 80_000, 250_000, 500_000, 2_000_000])
-@pytest.mark.parametrize("ram", [20_000, 150_000, 300_000, 600_000])
+@pytest.mark.parametrize("ram", [8_000, 12_000, 20_000, 150_000, 300_000, 600_000])
 def test_two_memories_hold_the_best_of_all(vram: int, ram: int) -> None:
     every, problem = placed_problem(vram, ram, ("q3_k", "q4_k", "q6_k", "q8_0"))
     best = min(

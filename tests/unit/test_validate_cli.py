@@ -116,7 +116,7 @@ def test_failed_check_is_an_error_and_the_report_is_written(
         (["docs-qwen3-8m", "--kv-profile", "not-there.gguf"], SystemExit),
         (["docs-qwen3-8m", "--ctx", "many"], SystemExit),
         (["docs-qwen3-8m", "--depths", "-1"], SystemExit),
-        (["docs-qwen3-8m", "--json", "not/there.json"], SystemExit),
+        (["docs-qwen3-8m", "--json", "not/there.json"], UsageError),
         (["docs-qwen3-8m", "--text", "not-there.txt"], SystemExit),
         (["no-such-model"], GgufrqError),
     ],

@@ -5,6 +5,7 @@ An assignment is the number of the option of each unit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,8 +233,8 @@ class Placed(Problem):
 
     def _rest(self, start: Assignment, here: Sequence[int], count: int, dropped: int) -> list[Assignment]:
         """The cheapest options of the units that stay on the GPU, next to what is chosen for the others, of
-        which as much as it holds is in the other memory; with room there for the largest embeddings, and for
-        the smallest ones."""
+        which as much as it holds is in the other memory; with room there for the largest embeddings that it
+        can hold, and for the smallest ones."""
         assert self.budget.rooms is not None
         vram, ram = self.budget.rooms
         sizes = self.bytes_of(start)
@@ -242,15 +243,27 @@ class Placed(Problem):
             [sum(n for name, n in option.items() if on_gpu(name, tied=tied)) for option in unit]
             for unit in self.tensors
         ]
-        grows = sum(
-            max(sum(option.get(name, 0) for name in EMBEDDINGS) for option in unit) for unit in self.tensors
-        ) - sum(size for name, size in sizes.items() if name in EMBEDDINGS and name not in self.fixed)
+        # Of each unit by how much its embeddings grow with an option: the other memory has them, too
+        grown = [
+            [
+                sum(option.get(name, 0) - sizes.get(name, 0) for name in EMBEDDINGS & option.keys())
+                for option in unit
+            ]
+            for unit in self.tensors
+        ]
+        every, free = placements(sizes), ram - placements(sizes)[0].ram
+        sums = (sum(one) for one in itertools.product(*(set(unit) for unit in grown if any(unit))))
         found: list[Assignment] = []
-        for more in {max(0, grows), 0}:
-            places = [place for place in placements(sizes) if place.ram + more <= ram]
+        for more in {max((size for size in sums if size <= free), default=0), 0}:
+            places = [place for place in every if place.ram + more <= ram]
             if places:
                 others = places[-1].vram - sum(there[unit][start[unit]] for unit in here)
-                found += self._best(here, there, vram - self.budget.beside - others, count, dropped)
+                capacity = vram - self.budget.beside - others
+                held = [
+                    [size if grows <= more else capacity + 1 for size, grows in zip(*unit, strict=True)]
+                    for unit in zip(there, grown, strict=True)
+                ]
+                found += self._best(here, held, capacity, count, dropped)
         return found
 
 
