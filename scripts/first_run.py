@@ -75,7 +75,11 @@ def _archive(root: Path, folder: Path) -> None:
     words = ["-m", f"models/{MODEL}-Q8_0.gguf", "-ctk", "iso3", "-ctv", "iso3", "-fa", "on"]
     words += ["-n", "16", "--seed", "1", "-no-cnv", "-v", "-p", PROMPT]
     done = _told("llama-completion", root, inside, "bin/llama-completion", *words)
-    print(f"  {_line(done.stderr, 'iso3')}\n  {_line(done.stderr, 'loaded CPU backend')}")
+    print(f"  {_line(done.stderr, 'iso3')}")
+    print(
+        *(f"  {line.strip()}" for line in done.stderr.splitlines() if "load_backend: loaded" in line),
+        sep="\n",
+    )
 
 
 def _wheels(root: Path, dist: Path, python: str) -> None:
@@ -89,7 +93,9 @@ def _wheels(root: Path, dist: Path, python: str) -> None:
     for glibc in range(17, 42):
         command += ["--platform", f"manylinux_2_{glibc}_x86_64"]
     if not house.is_dir():
-        proc.run([*command, "--platform", "manylinux2014_x86_64", *wanted], timeout=1200)
+        for platform in ("manylinux2014_x86_64", "linux_x86_64"):  # the latter of one with a GPU's module
+            command += ["--platform", platform]
+        proc.run([*command, *wanted], timeout=1200)
     for old in house.glob("ggufrq*.whl"):
         old.unlink()
     for wheel in wanted:

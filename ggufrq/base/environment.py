@@ -55,12 +55,22 @@ def of_program(command: str, added: Environment | None = None) -> dict[str, str]
 
 def kept_out() -> dict[str, str]:
     """This process's variables that llama.cpp's programs do not get."""
-    found = {}
-    for name, value in os.environ.items():
-        part = _OPTION.fullmatch(name)
-        if part is not None and part["option"] not in _OF_THE_MACHINE:
-            found[name] = value
-    return found
+    return {name: value for name, value in os.environ.items() if _is_option(name, of_the_machine=False)}
+
+
+def of_the_machine() -> dict[str, str]:
+    """This process's variables that say where llama.cpp's programs compute, which they get, by name."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.endswith("_VISIBLE_DEVICES") or _is_option(name, of_the_machine=True)
+    }
+
+
+def _is_option(name: str, *, of_the_machine: bool) -> bool:
+    """Whether a variable stands for such an option of llama.cpp."""
+    part = _OPTION.fullmatch(name)
+    return part is not None and (part["option"] in _OF_THE_MACHINE) == of_the_machine
 
 
 def of_libraries(folder: Path) -> dict[str, str]:

@@ -168,6 +168,14 @@ def definitions(toolkit: Toolkit) -> dict[str, str]:
     }
 
 
+def wheel_paths(toolkit: Toolkit) -> tuple[str, ...]:
+    """Where the libraries of NVIDIA's wheels lie, as the loader is told it, for programs that are given away
+    in ``PACKAGE/bin`` of a wheel: the folders of ``_wheel_folders``."""
+    major = int(toolkit.version.partition(".")[0])
+    parts = (f"cu{major}",) if major >= 13 else ("cuda_runtime", "cublas")
+    return tuple(f"$ORIGIN/../../nvidia/{part}/lib" for part in parts)
+
+
 def _version(nvcc: Path) -> str:
     text = proc.run([nvcc, "--version"], timeout=60).stdout
     release = re.search(r"release [\d.]+, V([\d.]+)", text)

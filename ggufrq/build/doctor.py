@@ -221,7 +221,8 @@ def _build() -> Check:
             text = f"{prebuilt.named(other)} does not run: {error.message}"
             return Check("build", "missing", text, "ggufrq build, which compiles for this machine")
         text = f"{prebuilt.named(other)} is used ({other.key}); {prebuilt.gain(other)}"
-        return Check("build", "ok", "; ".join(filter(None, [text, prebuilt.caution(other)])))
+        more = (prebuilt.not_loaded(other), prebuilt.caution(other))
+        return Check("build", "ok", "; ".join(filter(None, [text, *more])))
     if found is None:
         cache = paths.find_cache()
         others = len(list(cache.glob(f"builds/*/{manifest.MANIFEST}"))) if cache is not None else 0

@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from ggufrq import __version__
-from ggufrq.base import paths
+from ggufrq.base import paths, proc
 from ggufrq.base.errors import BuildError
 from ggufrq.build import backends, elf, systems
 from ggufrq.build.project import Build, llama_project
@@ -79,6 +81,22 @@ def is_one(build: Build) -> bool:
 def caution(build: Build) -> str | None:
     """What is to be said of the backend of a build that was made elsewhere; who builds is told then."""
     return backends.caution(build.manifest["backend"], built=True) if is_one(build) else None
+
+
+def not_loaded(build: Build) -> str | None:
+    """Why llama.cpp passes over the GPU's module of a build that was made elsewhere, without a word; None
+    where it is loaded, or nobody knows (without ``ldd``)."""
+    module = build.bin / f"libggml-{build.manifest['backend']}.so"
+    if not is_one(build) or not module.is_file() or shutil.which("ldd") is None:
+        return None
+    told = proc.run(["ldd", module], check=False, timeout=60).stdout
+    absent = re.findall(r"^\s*(\S+) => not found", told, re.MULTILINE)
+    if not absent:
+        return None
+    wheels = build.manifest.get("wheels", {})
+    wanted = sorted({f"'{wheels[library]}'" for library in absent if library in wheels})
+    remedy = f"; python -m pip install {' '.join(wanted)}" if wanted else ""
+    return f"{module.name} is not loaded, all runs on the processor: no {', '.join(absent)} here{remedy}"
 
 
 def named(build: Build) -> str:

@@ -37,6 +37,11 @@ class Toolkit:
     spirv: Path
 
     @property
+    def of_the_system(self) -> bool:
+        """Whether its headers lie among the system's own, not in an SDK's folder."""
+        return self.include.resolve().parent in _SYSTEM
+
+    @property
     def too_old(self) -> str | None:
         """What of it is too old, in words."""
         for what, version, least in (

@@ -20,6 +20,7 @@ from ggufrq.card.markdown import NOT_MEASURED
 from ggufrq.card.measured import Measured, find, measure
 from ggufrq.card.quickstart import Quickstart, quickstarts
 from ggufrq.models.hub import parse_id
+from ggufrq.report import numbers
 
 _OURS = "iso3"
 
@@ -132,7 +133,7 @@ def _text(
         usage.quickstart(facts, starts, repo, date),
         usage.ahead(facts, starts, repo, date),
         usage.elsewhere(facts),
-        files.memory(facts, _recurrent(measured)),
+        files.memory(facts),
         ladder.caches(facts, kept(facts.smallest.path, build)),
         results.weights(facts, measured),
         results.caches(facts, measured),
@@ -151,24 +152,18 @@ def _summary(facts: Facts, data: dict[str, Any], measured: Measured) -> str:
     types = [file.recipe or file.type for file in reversed(facts.models)]
     listed = types[0] if len(types) == 1 else f"{', '.join(types[:-1])} and {types[-1]}"
     text = f"{of} in GGUF: {listed}."
-    if facts.cache_type != _OURS:
+    if facts.cache_type != _OURS or facts.shape is None:
         return text
-    times = 16 / facts.bits(kv_type(_OURS))
+    tokens = files.usual_tokens(facts)
+    f16, ours = (files.estimate(facts, files.plan_of(kv_type(name)), tokens).cache for name in ("f16", _OURS))
     cases = [case for r in measured.results for case in r["cases"] if case["quality"]]
     seen = any(case["name"].split()[0] == _OURS for case in cases)  # whatever was on beside it
     cost = "was measured, see below" if seen else "was not measured on these files"
     return (
-        f"{text} With the KV cache in {_OURS} the same memory holds {times:.2f} times the context of f16; "
-        f"what that costs {cost}."
+        f"{text} At {tokens:,} tokens the KV cache takes {numbers.size(ours)} in {_OURS} with all that is "
+        f"kept beside it, and {numbers.size(f16)} in f16, {f16 / ours:.2f} times as much; what that costs "
+        f"{cost}."
     )
-
-
-def _recurrent(measured: Measured) -> float:
-    """MiB of recurrent state of a sequence, from the logs of validated runs."""
-    found = [
-        case["memory"]["recurrent_mib"] for r in measured.results for case in r["cases"] if case["memory"]
-    ]
-    return float(max(found, default=0.0) or 0.0)
 
 
 def tell_what_is_missing(data: dict[str, Any]) -> None:

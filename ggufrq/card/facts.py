@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.base.paths import read_json
 from ggufrq.cache.kv import KvPair, KvPlan, KvType, kv_types
-from ggufrq.ggufs.files import model_header, read_model
-from ggufrq.ggufs.kv_shape import KvShape, find_kv_shape
+from ggufrq.ggufs.files import model_header, model_headers, read_model
+from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make.profile import TYPE as PROFILE
 from ggufrq.models.names import names_beside
@@ -45,8 +46,9 @@ class CardFile:
 
 @dataclass(frozen=True)
 class Facts:
-    """A family: ``values`` is the metadata of its smallest model file, ``shape`` that of its cache where it
-    can be told, ``matrix`` the manifest's entry and the metadata of its importance matrix."""
+    """A family: ``values`` is the metadata of its smallest model file, ``shape`` what it keeps of tokens and
+    sequences where that can be told, ``matrix`` the manifest's entry and the metadata of its importance
+    matrix."""
 
     folder: Path
     base: str
@@ -54,7 +56,7 @@ class Facts:
     files: tuple[CardFile, ...]
     values: Mapping[str, Any]
     parameters: int
-    shape: KvShape | None
+    shape: MemoryShape | None
     matrix: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -182,9 +184,10 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
     header, parameters = model_header(small), read_model(small).weights
     matrices = [(n, e) for n, e in entries.items() if e.get("type") == "imatrix" and (folder / n).is_file()]
     matrix = {"name": matrices[0][0], **matrices[0][1]} if matrices else {}
-    return replace(
-        found, values=header.values, parameters=parameters, shape=find_kv_shape(small), matrix=matrix
-    )
+    shape = None
+    with suppress(ModelError):  # of a kind whose memory is not computed
+        shape = memory_shape(model_headers(small))
+    return replace(found, values=header.values, parameters=parameters, shape=shape, matrix=matrix)
 
 
 def _file(folder: Path, name: str, entry: Mapping[str, Any]) -> CardFile:

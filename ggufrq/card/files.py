@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ggufrq.base.sizes import size_text
-from ggufrq.cache.kv import (
-    DEFAULT_FIRST,
-    DEFAULT_RECENT,
-    KvPair,
-    KvPlan,
-    KvType,
-    exact_words,
-    kv_types,
-)
+from ggufrq.cache.kv import KvPair, KvPlan, KvType, exact_words, kv_types
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
 from ggufrq.ggufs.memory_shape import head_sizes
 from ggufrq.measure.kept import Row
+from ggufrq.memory.cells import ContextSettings, held_plan
+from ggufrq.memory.estimate import Estimate, Memory
 from ggufrq.report import numbers
 
 #: Memory that machines and cards come with, in GB.
 MEMORIES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
 #: Of a class of memory so much is left for the compute buffers, which differ by backend.
-_SPARE = 0.15
+SPARE = 0.15
 _SHORTEST = 8192
 #: What files are for that are no models.
 _OTHERS = {
@@ -45,8 +39,8 @@ def files(facts: Facts, rows: Mapping[str, Row], repo: str | None) -> str:
         split = f"{len(file.parts)} parts" if len(file.parts) > 1 else "no"
         lines.append((link, file.type, size_text(file.bytes), split, _description(facts, file, best)))
     note = (
-        f"The memory is the smallest usual size in which the weights and {_tokens(facts):,} tokens of "
-        f"{facts.cache_type} cache leave {100 * _SPARE:.0f} % for compute buffers, which differ by backend."
+        f"The memory is the smallest usual size in which the weights and {usual_tokens(facts):,} tokens of "
+        f"{facts.cache_type} cache leave {100 * SPARE:.0f} % for compute buffers, which differ by backend."
     )
     return section("Files", table(head, lines, "llrll"), note if facts.shape is not None else "")
 
@@ -76,7 +70,7 @@ def model(facts: Facts) -> str:
         ("Parameters", f"{facts.parameters:,}"),
         (
             "Layers",
-            f"{layers:,}" + (f", {shape.layers:,} with a KV cache" if shape else "") if layers else "",
+            f"{layers:,}" + (f", {len(shape.cached):,} with a KV cache" if shape else "") if layers else "",
         ),
         ("Heads", f"{heads} of queries, {kv_heads} of K and V" if heads and kv_heads else ""),
         ("Values of a head", " and ".join(map(str, head_sizes(facts.values)))),
@@ -118,7 +112,7 @@ def making(facts: Facts) -> str:
     return section("How it was made", table(("", ""), [line for line in said if line[1]], "ll"), note)
 
 
-def memory(facts: Facts, recurrent_mib: float) -> str:
+def memory(facts: Facts) -> str:
     """What the cache takes by context and type, from the shape of the model's own tensors."""
     title = "Memory of the KV cache"
     if facts.shape is None:
@@ -127,7 +121,8 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
     head = ("Context", *(f"{kind.name} ({facts.bits(kind):g} bits)" for kind in kinds))
     contexts = _contexts(facts)
     lines = [
-        (f"{n:,}", *(numbers.size(cache_bytes(facts, _plan(kind), n)) for kind in kinds)) for n in contexts
+        (f"{n:,}", *(numbers.size(estimate(facts, plan_of(kind), n).cache) for kind in kinds))
+        for n in contexts
     ]
     notes = (
         "planar and rotor take as much as iso with the same number. "
@@ -135,11 +130,17 @@ def memory(facts: Facts, recurrent_mib: float) -> str:
         else ""
     )
     notes += "Bits are those of a value with its share of the scale; the weights come on top."
-    exact = exact_words(DEFAULT_RECENT, DEFAULT_FIRST)
-    if exact and facts.takes(kv_types()["iso3"]):
-        notes += f" Bytes of the rotated types count {exact} in f16 beside them, as `ggufrq run` keeps them."
-    if recurrent_mib:
-        notes += f" So do {recurrent_mib:g} MiB of recurrent state for each sequence, whatever the type."
+    if facts.takes(kv_types()["iso3"]):
+        plan = held_plan(facts.shape, plan_of(kv_types()["iso3"]))
+        said = [exact_words(plan.recent, plan.first) + " in f16"] if plan.recent + plan.first else []
+        said += ["the profile of K"] if plan.profile is not None else []
+        notes += (
+            f" Bytes of the rotated types count {' and '.join(said)}, as `ggufrq run` keeps them."
+            if said
+            else ""
+        )
+    if state := estimate(facts, plan_of(kv_types()["f16"]), contexts[0]).state:
+        notes += f" So do {numbers.size(state)} of recurrent state for each sequence, whatever the type."
     if (why := facts.why_not(kv_types()["iso3"])) is not None:
         notes += f" The rotated types cannot be used here: {why}."
     return section(title, table(head, lines, "r" * len(head)), notes)
@@ -156,8 +157,7 @@ def _description(facts: Facts, file: CardFile, best: Row | None) -> str:
     elif best is not None and len(facts.models) > 1 and best["file"] == file.name:
         said.append("nearest to the original of those measured")
     if facts.shape is not None:
-        cache = cache_bytes(facts, _plan(kv_types()[facts.cache_type]), _tokens(facts))
-        need = needed(file.bytes + cache) / 1e9
+        need = needed(facts, file, plan_of(kv_types()[facts.cache_type]), usual_tokens(facts)) / 1e9
         fitting = next((size for size in MEMORIES if size >= need), None)
         said.append(f"for {fitting} GB of memory" if fitting else "for more than 1 TB of memory")
     return ", ".join(said)
@@ -192,23 +192,23 @@ def _contexts(facts: Facts) -> list[int]:
     return [*found, longest]
 
 
-def _tokens(facts: Facts) -> int:
+def usual_tokens(facts: Facts) -> int:
+    """The context that files are recommended for: 8K, or the model's own where that is shorter."""
     return min(_SHORTEST, facts.n_ctx or _SHORTEST)
 
 
-def _plan(kind: KvType) -> KvPlan:
-    return KvPlan(KvPair(kind, kind))
+def plan_of(kind: KvType) -> KvPlan:
+    """K and V in a type, with all that ``ggufrq run`` keeps beside it."""
+    return KvPlan(KvPair(kind, kind)).as_usual()
 
 
-def needed(size: float) -> float:
-    """Bytes of memory for so many bytes of weights and cache, with what is left for compute buffers."""
-    return size / (1 - _SPARE)
-
-
-def cache_bytes(facts: Facts, plan: KvPlan, tokens: int) -> int:
-    """Bytes of a cache of so many tokens, with those in f16 that ``ggufrq run`` keeps beside rotated
-    types."""
+def estimate(facts: Facts, plan: KvPlan, tokens: int) -> Estimate:
+    """What a context of so many tokens takes beside the weights, as ``ggufrq memory`` says it."""
     assert facts.shape is not None
-    if plan.rotated:
-        plan = plan.with_exact(DEFAULT_RECENT, DEFAULT_FIRST)
-    return plan.bytes_for(facts.shape, tokens) + plan.recent_bytes(facts.shape, tokens)
+    return Memory(facts.shape, 0).estimate(plan, ContextSettings(tokens))
+
+
+def needed(facts: Facts, file: CardFile, plan: KvPlan, tokens: int) -> float:
+    """Bytes of memory for a file and so many tokens, with what is left for compute buffers."""
+    context = estimate(facts, plan, tokens)
+    return (file.bytes + context.cache + context.state) / (1 - SPARE)

@@ -12,7 +12,7 @@ from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.card.facts import CardFile, Facts
-from ggufrq.card.files import MEMORIES, cache_bytes, needed
+from ggufrq.card.files import MEMORIES, SPARE, needed, usual_tokens
 from ggufrq.card.markdown import code, section, table
 from ggufrq.drive.cache_check import held_cases
 from ggufrq.measure.divergence import subject_of
@@ -21,8 +21,6 @@ from ggufrq.report import numbers
 
 Data = Mapping[str, Any]
 _TITLE = "Which cache at which memory"
-#: Context that caches are sized for, where the model has as much.
-_CTX = 8192
 
 
 def measure(facts: Facts, build: Build, *, quick: bool = False) -> None:
@@ -33,7 +31,7 @@ def measure(facts: Facts, build: Build, *, quick: bool = False) -> None:
         subject_of(str(facts.smallest.path)),
         held_cases(parse_cases(ladder.DEFAULT_KV, Sought.AUTO, None, None), facts.smallest.path),
         build,
-        ladder.Wishes(min(_CTX, facts.n_ctx or _CTX)),
+        ladder.Wishes(usual_tokens(facts)),
         paths.data_dir("texts") / "heldout.txt",
         chunks=1 if quick else 2,
         log=paths.logs_dir() / "advise.log",
@@ -54,10 +52,10 @@ def caches(facts: Facts, advice: Data | None) -> str:
     head = ("Memory", "Context", *(code(file.recipe or file.type) for file in facts.models))
     scored = advice["scored"]
     dropped = [rung["kv"] for rung in advice["rungs"] if rung["words"] == RUINOUS]
-    spare = 100 - round(100 / needed(1.0))
     note = (
         "In each cell what `--kv` takes: of the caches measured the one that loses least and fits beside the "
-        f"weights, with {spare} % left for compute buffers. `*`: its mean KLD is above {advice['loss']:g}."
+        f"weights, with {100 * SPARE:.0f} % left for compute buffers. `*`: its mean KLD is above "
+        f"{advice['loss']:g}."
     )
     note += f" Left out as ruinous on this model: {', '.join(map(code, dropped))}." if dropped else ""
     how = (
@@ -73,8 +71,8 @@ def caches(facts: Facts, advice: Data | None) -> str:
 
 def _lines(facts: Facts, rungs: Sequence[Data], loss: float) -> Iterator[tuple[str, ...]]:
     """A line for each memory and context at which something changes."""
-    own = facts.n_ctx or _CTX
-    for tokens in dict.fromkeys((min(_CTX, own), own)):
+    usual = usual_tokens(facts)
+    for tokens in dict.fromkeys((usual, facts.n_ctx or usual)):
         before: list[str] = []
         for gigabytes in MEMORIES:
             cells = [_cell(facts, file, rungs, tokens, gigabytes * 1e9, loss) for file in facts.models]
@@ -86,7 +84,7 @@ def _lines(facts: Facts, rungs: Sequence[Data], loss: float) -> Iterator[tuple[s
 def _cell(facts: Facts, file: CardFile, rungs: Sequence[Data], tokens: int, room: float, loss: float) -> str:
     """The best cache of a file in so many bytes, empty when none fits."""
     for rung in rungs:
-        if needed(file.bytes + cache_bytes(facts, parse_plan(rung["kv"]), tokens)) <= room:
+        if needed(facts, file, parse_plan(rung["kv"]).as_usual(), tokens) <= room:
             return code(rung["kv"]) + ("*" if (rung["kld"] or 0.0) > loss else "")
     return ""
 

@@ -107,7 +107,8 @@ def bundle(
     if made.needs.versions:
         log.say(f"it takes {', '.join(f'{name} {least}' for name, least in made.needs.versions.items())}")
     for library, file in made.needs.outside.items():
-        log.say(f"{file} takes {library}, which is not in it")
+        wheel = made.needs.wheels.get(library)
+        log.say(f"{file} takes {library}, " + (f"of {wheel} by pip" if wheel else "which is not in it"))
     for path in (made.archive, made.wheel):
         log.say(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
         click.echo(path)

@@ -53,7 +53,7 @@ def make(model: str, out: Path, texts: tuple[Path, ...], chunks: int) -> None:
     from ggufrq.make.ready import model_file
 
     build = require_build()
-    matrix.make_alone(model_file(model), out, texts, build, chunks)
+    matrix.make_alone(model_file(model, original=True), out, texts, build, chunks)
     log.say(f"wrote {out}")
 
 

@@ -39,7 +39,7 @@ def publish(
     Only files that the manifest of `ggufrq quantize` vouches for are sent, with README.md, LICENSE and the
     manifest. What the repository has already is not sent again: the same command goes on after it was
     stopped, and a second one sends nothing. Of a family for mlx each model goes to a repository of its own,
-    REPO-4bit and the like. The token is that of `hf auth login`, or HF_TOKEN.
+    REPO-4bit and the like. The token is that of `hf auth login`, or HF_TOKEN; --dry-run goes without.
 
     \b
     Examples:
@@ -83,6 +83,10 @@ def render(plan: UploadPlan) -> str:
         made = "new; " if plan.collection_is_new else ""
         lines.append(f"collection '{plan.collection}': {made}{'to add' if plan.collects else 'has it'}")
     lines += [*plan.shadows, *plan.card]
+    if plan.unseen:
+        lines.append(
+            "there is no token: what is private was not seen, nor whether you may write there; hf auth login"
+        )
     total = sum(file.bytes for file in plan.send)
     lines.append(f"to send: {len(plan.send)} files, {size_text(total)}" if plan.changes else "nothing to do")
     return "\n".join(lines)

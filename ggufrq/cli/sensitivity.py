@@ -227,7 +227,7 @@ def two_memories(model: str, revision: str | None, vram: int, ram: int, kv: str,
     from ggufrq.models.resolve import resolve
 
     build = require_build()
-    headers = metadata.read(resolve(model), build, revision).headers
+    headers = metadata.read(resolve(model, original=True), build, revision).headers
     cases = parse_cases(kv, Sought.AUTO, None, None)
     if len(cases) != 1:
         raise UsageError(

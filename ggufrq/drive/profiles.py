@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ggufrq.base import log, paths
+from ggufrq.base import environment, log, paths
 from ggufrq.base.errors import GgufrqError, ModelError
 from ggufrq.base.locks import locked
 from ggufrq.base.progress import progress
@@ -251,14 +251,16 @@ def _made_once(
     """The profile that is kept, or one made and kept now. Raises ModelError when none can be made.
 
     Where a build could make none from a text, a file says so, and that build does not try this model's file
-    in these places again; with another quantization, or elsewhere, there may be room.
+    in these places, also as variables name them, again; with another quantization, or elsewhere, there may be
+    room.
     """
     positions = positions_for(_native(model), n_ctx)
     named, keys, cache = fingerprint(model.path), _keys_of(model), paths.find_cache()
     kept, shared = paths.own_dir("profiles"), [] if cache is None else [cache / "profiles"]
     name = f"{named}-{keys}-{positions}"
     failed = kept / f"{name}-text-{MAKE}.failed"
-    tried = "" if build is None else " ".join([build.key, str(model.path.resolve()), *places])
+    lies = [*places, *(f"{name}={value}" for name, value in environment.of_the_machine().items())]
+    tried = "" if build is None else " ".join([build.key, str(model.path.resolve()), *lies])
 
     def there() -> Found | None:
         text = build is not None and not (failed.is_file() and failed.read_text() == tried)

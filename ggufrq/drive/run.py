@@ -59,11 +59,15 @@ class Answer:
 def programs_for(folder: Path | None) -> Programs:
     """The programs to use: those in ``folder``, or our build. Raises BuildError when there is none.
 
-    What is to be said of a backend that no card has run is said once of each build that was made elsewhere.
+    What is to be said of a backend that no card has run is said once of each build that was made elsewhere,
+    that its GPU is passed over each time.
     """
     if folder is not None:
         return Programs.in_folder(folder)
     build = require_build()
+    passed_over = prebuilt.not_loaded(build)
+    if passed_over is not None:
+        log.say(passed_over)
     caution = prebuilt.caution(build)
     if caution is not None:
         told = paths.own_dir("told") / build.key

@@ -119,7 +119,7 @@ def plan_family(request: Request, build: Build) -> FamilyPlan:
 
 def _place(request: Request) -> tuple[Model, Path]:
     """The model of a request and the folder of its family. Raises UsageError for what makes no sense."""
-    chosen = resolve(request.model)
+    chosen = resolve(request.model, original=True)
     for files, what in ((request.imatrix, "importance matrix"), (request.calibrate, "text")):
         for path in files:
             if not path.is_file():

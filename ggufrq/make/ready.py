@@ -16,13 +16,13 @@ from ggufrq.models.resolve import resolve
 WEIGHTS = "Q8_0"
 
 
-def model_file(model: str, *, revision: str | None = None) -> Path:
+def model_file(model: str, *, revision: str | None = None, original: bool = False) -> Path:
     """The GGUF file to run for a user's MODEL: itself, the Hub's, or Q8_0 of an embedded model (made now if
-    absent).
+    absent); ``original`` as for ``resolve``.
 
     Raises ModelError for a model that is not in GGUF yet.
     """
-    chosen = resolve(model)
+    chosen = resolve(model, original=original)
     if chosen.kind == "gguf":
         assert chosen.path is not None
         return chosen.path

@@ -318,10 +318,15 @@ def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = No
     return files[0], sha
 
 
+def is_model(name: str) -> bool:
+    """Whether a file with this name is a GGUF model by itself, or a shard of one."""
+    return name.endswith(".gguf") and not _PART.search(name)
+
+
 def choose_gguf(repo: str, names: list[str], label: str | None) -> list[str]:
     """The file with this label among a repository's file names, with all its shards in order. Raises
     ModelError."""
-    models = [n for n in names if n.endswith(".gguf") and not _PART.search(n)]
+    models = [name for name in names if is_model(name)]
     if not models:
         raise ModelError(f"{repo} has no GGUF files", remedy=f"ggufrq quantize {repo}")
     groups: dict[str, list[str]] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
-from ggufrq.base import paths
+from ggufrq.base import log, paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.ggufs.files import first_file
 from ggufrq.ggufs.foreign import foreign
@@ -43,8 +46,10 @@ def embedded_folder(name: str) -> Path:
     return paths.own_dir("models") / name
 
 
-def resolve(text: str) -> Model:
-    """Find out what ``text`` means, without touching the network. Raises UsageError or ModelError."""
+def resolve(text: str, *, original: bool = False) -> Model:
+    """Find out what ``text`` means, without touching the network. Of a folder with GGUF files, such as a
+    family, it is the one that a repository of the Hub with these files would mean, which is said; where the
+    ``original`` is wanted, one has to be named. Raises UsageError or ModelError."""
     embedded = embedded_models()
     if text in embedded:
         return Model("embedded", text, embedded[text])
@@ -58,9 +63,12 @@ def resolve(text: str) -> Model:
             of_hub = hub.snapshot_of(path)
             name = of_hub[0].partition("/")[2] if of_hub is not None else path.absolute().name
             return Model("folder", base_name(name), path)
-        ggufs = sorted(path.glob("*.gguf"))
+        ggufs = [file.name for file in sorted(path.glob("*.gguf")) if hub.is_model(file.name)]
         if ggufs:
-            raise UsageError(f"{path} holds GGUF files; name one of them", remedy=str(ggufs[0]))
+            if original:
+                _original(path, ggufs)
+            chosen = _to_run(path, ggufs)
+            return Model("gguf", base_name(chosen.stem), first_file(chosen))
         if (path / view.ADAPTER).is_file():
             raise view.adapter(path)
         raise ModelError(f"{path} is not a model: it has no config.json")
@@ -80,3 +88,30 @@ def resolve(text: str) -> Model:
         f"there is no model '{text}': no such file or folder, and none of the embedded models",
         remedy=f"one of {', '.join(embedded)}; a .gguf file; a folder; or a Hub id such as Qwen/Qwen3-0.6B",
     )
+
+
+def _to_run(folder: Path, names: list[str]) -> Path:
+    """Of several GGUF files the one that runs where none is named."""
+    try:
+        chosen = folder / hub.choose_gguf(folder.absolute().name, names, None)[0]
+    except ModelError:
+        raise UsageError(
+            f"{folder} holds several models, and none is just Q4_K_M: {', '.join(names)}",
+            remedy=f"name one of them: {folder / names[0]}",
+        ) from None
+    _tell(chosen)
+    return chosen
+
+
+def _original(folder: Path, names: list[str]) -> NoReturn:
+    """Raise UsageError: which of several GGUF files is to be quantized has to be said."""
+    whole = [name for name in names if re.search(r"-(?:BF16|F16|F32)\b", name)]
+    raise UsageError(
+        f"{folder} holds GGUF files; name the one that is the original",
+        remedy=str(folder / (whole or names)[0]),
+    )
+
+
+@cache
+def _tell(chosen: Path) -> None:
+    log.say(f"taking {chosen.name} of {chosen.parent}")

@@ -50,14 +50,17 @@ def redacted(text: str) -> str:
 
 class Hub:
     """One repository of the Hub, ``user/name``, or ``name`` in the namespace of who is logged in. Every
-    method raises HubError."""
+    method raises HubError. ``look``: nothing will be written, for which no token is needed unless the
+    namespace is to be found out; ``has_token`` tells whether there is one."""
 
-    def __init__(self, repo: str) -> None:
+    def __init__(self, repo: str, *, look: bool = False) -> None:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        if get_token() is None:
-            raise HubError("no token for the Hub was found", remedy="hf auth login, or HF_TOKEN")
+        self.has_token = get_token() is not None
+        if not self.has_token and not (look and "/" in repo):
+            named = "" if "/" in repo else f"; or USER/{repo} for --dry-run"
+            raise HubError("no token for the Hub was found", remedy=f"hf auth login, or HF_TOKEN{named}")
         if log.is_quiet() or not sys.stderr.isatty():
             disable_progress_bars()
         for handler in logging.getLogger("huggingface_hub").handlers:
@@ -101,15 +104,17 @@ class Hub:
         raise AssertionError("unreachable")
 
     def look(self) -> tuple[bool, dict[str, RemoteFile]] | None:
-        """Whether the repository is private, and its files by name; None when there is none."""
-        from huggingface_hub.errors import RepositoryNotFoundError
+        """Whether the repository is private, and its files by name; None when there is none, or none that
+        is seen without a token."""
+        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
         def files() -> dict[str, RemoteFile] | None:
             try:
                 entries = list(self.api.list_repo_tree(self.repo, recursive=True))
-            except RepositoryNotFoundError as error:
-                if status(error) == 401:
+            except HfHubHTTPError as error:
+                refused = status(error) == 401  # without a token: what is private, and what is not there
+                if self.has_token if refused else not isinstance(error, RepositoryNotFoundError):
                     raise
                 return None
             return {

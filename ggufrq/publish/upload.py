@@ -19,7 +19,8 @@ class UploadPlan:
     """All that would change: files to ``send`` (``there`` are those that the repository has already, ``kept``
     those that it has beside them), and whether the repository is new or becomes visible. ``collection`` is
     the title asked for; ``collection_is_new`` and ``collects`` whether it must be made, and be added to.
-    ``bases`` are the models that the files are of, ``card`` has sentences on a card that is of others."""
+    ``bases`` are the models that the files are of, ``card`` has sentences on a card that is of others,
+    ``unseen`` tells that there was no token, so that what is private was not seen."""
 
     repo: str
     url: str
@@ -34,6 +35,7 @@ class UploadPlan:
     collects: bool = False
     bases: tuple[str, ...] = ()
     card: tuple[str, ...] = ()
+    unseen: bool = False
 
     @property
     def shadows(self) -> list[str]:
@@ -65,6 +67,7 @@ class UploadPlan:
             "collects": self.collects,
             "shadows": self.shadows,
             "card": list(self.card),
+            "unseen": self.unseen,
         }
 
 
@@ -86,12 +89,13 @@ def plan(
     collection: str | None = None,
     exclude: Sequence[str] = (),
 ) -> UploadPlan:
-    """What publishing a folder would change; nothing is written anywhere.
+    """What publishing a folder would change, as far as it can be seen; nothing is written anywhere.
 
     Raises UsageError, ModelError as ``local_files``; UsageError when the repository is public and ``public``
     was not asked for; HubError.
     """
-    return _plan(local_files(folder, exclude), Hub(repo), public=public, collection=collection)
+    files = local_files(folder, exclude)
+    return _plan(files, Hub(repo, look=True), public=public, collection=collection)
 
 
 def publish(
@@ -152,6 +156,7 @@ def _plan(files: Sequence[LocalFile], hub: Hub, *, public: bool, collection: str
             file.name.removesuffix(MANIFEST_END) for file in files if file.name.endswith(MANIFEST_END)
         ),
         card=tuple(differences(card, hub.repo, sorted(names), kept)),
+        unseen=not hub.has_token,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import elves
 import pytest
+from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
 import ggufrq
@@ -38,6 +39,7 @@ from ggufrq.build import (
     prebuilt,
     project,
     toolchain,
+    vulkan_toolkit,
 )
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.mingw import Mingw
@@ -192,6 +194,10 @@ def test_what_cannot_be_given_away(build: Build, base: BaseSystem) -> None:
         ({"needed": ["libfoo.so.1"]}, "llama-cli takes libfoo.so.1, which is neither in the build nor"),
         ({"arch": "aarch64"}, "it is for aarch64, not x86_64"),
         ({"needed": ["libllama.so.0"], "path_entry": "/home/me"}, "does not look for its libraries beside"),
+        (
+            {"path_entry": "$ORIGIN:/opt/cuda/lib64"},
+            "llama-cli looks for libraries in /opt/cuda/lib64, of this",
+        ),
     ):
         elves.write(program, **file)  # type: ignore[arg-type]
         with pytest.raises(BuildError, match=message):
@@ -241,6 +247,24 @@ def test_a_wheel_of_the_same(build: Build, base: BaseSystem, model: dict[str, Pa
     assert whole.read(f"{info}/licenses/libgomp.txt").startswith(b"GPL")
     facts = json.loads(whole.read("ggufrq_bin/manifest.json"))
     assert all(f"ggufrq_bin/{name}" in whole.namelist() for name in facts["files"])
+
+
+def test_pip_puts_a_wheel_for_cuda_in_place_of_another_and_brings_its_libraries(
+    build: Build, base: BaseSystem, tmp_path: Path
+) -> None:
+    cuda = replace(build, manifest={**build.manifest, "backend": "cuda"})
+    made = job.write(tmp_path / "out", cuda, base, {})
+    assert made.archive.name == f"ggufrq-bin-{ggufrq.__version__}-cuda-linux-x86_64.tar.xz"
+    name, version, _, _ = parse_wheel_filename(made.wheel.name)
+    assert (name, str(version)) == ("ggufrq-bin", f"{ggufrq.__version__}+cuda")
+    assert SpecifierSet(f"=={ggufrq.__version__}").contains(version)  # what the extra asks for
+    said = zipfile.ZipFile(made.wheel).read(f"ggufrq_bin-{version}.dist-info/METADATA").decode()
+    assert f"\nVersion: {version}\n" in said and "\nRequires-Dist: nvidia-cublas>=13.0,<14\n" in said
+    older = needs.Needs({}, {"libcudart.so.12": "x", "libcublasLt.so.12": "x", "libcuda.so.1": "x"})
+    assert older.wheels == {
+        "libcudart.so.12": "nvidia-cuda-runtime-cu12",
+        "libcublasLt.so.12": "nvidia-cublas-cu12",
+    }
 
 
 def test_the_same_build_elsewhere_makes_the_same_bytes(
@@ -352,9 +376,15 @@ def test_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="bundles are made on Linux")
-def test_options_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.invoke(["bundle", "--backend", "cuda", "-o", str(tmp_path / "out")]) == UsageError.exit_code
     assert "try: --backend cuda --here" in capsys.readouterr().err
+    found = vulkan_toolkit.Toolkit(tmp_path, "2024.1", Path("/usr/include"), "1.4.309", tmp_path, tmp_path)
+    monkeypatch.setattr(vulkan_toolkit, "find", lambda: found)
+    assert cli.invoke(["bundle", "--backend", "vulkan", "-o", str(tmp_path / "out")]) == UsageError.exit_code
+    assert "try: VULKAN_SDK=FOLDER" in capsys.readouterr().err
     other = next(name for name in debian.ARCHITECTURES if name != platform.machine())
     assert (
         cli.invoke(["bundle", "--here", "--arch", other, "-o", str(tmp_path / "out")]) == UsageError.exit_code
@@ -652,6 +682,32 @@ def test_that_no_gpu_has_run_a_backend_is_said_at_first_use(
     monkeypatch.setattr(proc, "run", lambda command, **_: proc.Completed([str(command[0])], 0, "", "", 0.0))
     (build,) = (check for check in doctor.examine() if check.name == "build")
     assert said in build.found
+
+
+def test_a_gpu_that_is_passed_over_is_told(
+    wheel: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    programs_for(None)
+    assert capsys.readouterr().err == ""  # of the processor alone
+    facts = json.loads((wheel / "manifest.json").read_text())
+    (wheel / "manifest.json").write_text(json.dumps({**facts, "backend": "cuda"}))
+    ldd = tmp_path / "tools" / "ldd"
+    ldd.parent.mkdir()
+    ldd.write_text("#!/bin/sh\necho '\tlibc.so.6 => /lib/libc.so.6 (0x1)'\n")
+    ldd.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ldd.parent}:{os.environ['PATH']}")
+    programs_for(None)
+    assert capsys.readouterr().err == ""
+    ldd.write_text("#!/bin/sh\nprintf '\\t%s => not found\\n' libcuda.so.1 libcublas.so.13\n")
+    for _ in range(2):
+        programs_for(None)
+        told = capsys.readouterr().err
+        assert "libggml-cuda.so is not loaded, all runs on the processor: no libcuda.so.1, libcublas" in told
+        assert told.endswith("pip install 'nvidia-cublas>=13.0,<14'\n")
 
 
 def test_a_build_says_what_it_adds_to_the_wheel(

@@ -28,11 +28,19 @@ TEMPLATE = "{%- if enable_thinking %}<think>{%- endif %}{{ messages }}"
 DRY = Wishes(run=False)
 
 
-def gguf_file(path: Path, *, head_dim: int = 128, source: bool = False, template: str = "") -> None:
+def gguf_file(
+    path: Path,
+    *,
+    head_dim: int = 128,
+    source: bool = False,
+    template: str = "",
+    arch: str = "qwen3",
+    window: int = 0,
+) -> None:
     """A model of two layers with two KV heads, made for 65,536 tokens."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, "qwen3")
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small | 1B")
     writer.add_context_length(65536)
     writer.add_block_count(2)
@@ -41,6 +49,9 @@ def gguf_file(path: Path, *, head_dim: int = 128, source: bool = False, template
     writer.add_head_count_kv(2)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
+    if window:
+        writer.add_sliding_window(window)
+        writer.add_sliding_window_pattern([True, False])
     writer.add_string("ggufrq.llama_cpp", "a" * 40)
     writer.add_string("ggufrq.patch_set", "b" * 64)
     if source:
@@ -176,9 +187,13 @@ def test_memory(tmp_path: Path, build: Build) -> None:
     values = 2 * 2 * 2 * 128 * 65536  # sides, layers, heads, tokens
     assert rows[-1][1] == f"{values * 2 / 2**20:.0f} MiB"
     exact = 34 * 2 * values // 65536  # the newest 32 tokens, the first, and one row more, in f16
-    found = rows[-1][rows[0].index("iso3 (3.125 bits)")]
-    assert found == f"{(values * 50 / 128 + exact) / 2**20:.1f} MiB"
-    assert "count the first token and the newest 32 in f16 beside them" in made.text
+    profile = 2 * 2 * 128 * (2 * 128 * 2 + 4)  # layers, heads, a matrix for K and one for Q in f16, a mean
+    iso3 = rows[0].index("iso3 (3.125 bits)")
+    assert rows[-1][iso3] == f"{(values * 50 / 128 + exact + profile) / 2**20:.1f} MiB"
+    assert "count the first token and the newest 32 in f16 and the profile of K" in made.text
+    times = values / 8 * 2 / (values / 8 * 50 / 128 + exact + profile)
+    said = f"At 8,192 tokens the KV cache takes {rows[1][iso3]} in iso3 with all that is kept beside it, and "
+    assert f"{said}{rows[1][1]} in f16, {times:.2f} times as much" in made.text
 
 
 def advised(**klds: float | None) -> dict[str, Any]:
@@ -262,14 +277,16 @@ def test_heads_that_do_not_fit(tmp_path: Path, build: Build) -> None:
     )
     assert said in made.text
     assert "iso3" not in made.text.replace(said, "").split("## Who takes")[0].split("## Quickstart")[1]
-    assert "--cache-type-k q8_0" in made.text and "the same memory holds" not in made.text
+    assert "--cache-type-k q8_0" in made.text and "times as much" not in made.text
 
 
 def test_heads_of_64(tmp_path: Path, build: Build) -> None:
     """Their blocks cost an eighth of a bit more, wherever bits are told."""
     made = make(family(tmp_path / "f", head_dim=64), build, DRY)
     assert "iso3 (3.25 bits)" in made.text and "iso3 (3.125 bits)" not in made.text
-    assert "the same memory holds 4.92 times the context" in made.text
+    rows = tables(made.text)["Memory of the KV cache"]
+    iso3 = rows[1][rows[0].index("iso3 (3.25 bits)")]
+    assert f"takes {iso3} in iso3 with all that is kept beside it, and {rows[1][1]} in f16" in made.text
 
 
 def test_a_profile_beside_the_files_is_part_of_the_commands(tmp_path: Path, build: Build) -> None:
@@ -285,17 +302,22 @@ def test_a_profile_beside_the_files_is_part_of_the_commands(tmp_path: Path, buil
     assert make(other, build, DRY).text.count(f"--kv-profile {NAME}-kv.gguf") == 2
 
 
-def test_tokens_in_f16_by_default_are_counted(
-    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_kept_beside_is_counted(tmp_path: Path, build: Build) -> None:
     facts = collect(family(tmp_path / "f"))
-    iso3, q8_0 = (kv_types()[name] for name in ("iso3", "q8_0"))
-    usual = [files.cache_bytes(facts, KvPlan(KvPair(kind, kind)), 4096) for kind in (iso3, q8_0)]
-    monkeypatch.setattr(files, "DEFAULT_RECENT", 0)
-    monkeypatch.setattr(files, "DEFAULT_FIRST", 0)
-    plain = [files.cache_bytes(facts, KvPlan(KvPair(kind, kind)), 4096) for kind in (iso3, q8_0)]
+    iso3, q8_0 = (KvPlan(KvPair(kv_types()[name], kv_types()[name])) for name in ("iso3", "q8_0"))
+    usual = [files.estimate(facts, plan.as_usual(), 4096).cache for plan in (iso3, q8_0)]
+    plain = [files.estimate(facts, plan, 4096).cache for plan in (iso3, q8_0)]
     row = 2 * 2 * 2 * 2 * 128  # f16, layers, K and V, heads
-    assert usual == [plain[0] + 34 * row, plain[1]]
+    profile = 2 * 2 * 128 * (2 * 128 * 2 + 4)
+    assert usual == [plain[0] + 34 * row + profile, plain[1]]
+
+
+def test_layers_with_a_window(tmp_path: Path, build: Build) -> None:
+    """They keep the window and a batch of 512 tokens, in cells by 256."""
+    made = make(family(tmp_path / "f", arch="gemma3", window=1000), build, DRY)
+    row = tables(made.text)["Memory of the KV cache"][1]
+    assert row[:2] == ["8,192", f"{2 * 2 * 2 * 128 * (8192 + 1536) / 2**20:.2f} MiB"]
+    assert "in iso3 with all that is kept beside it" in made.text and "for 1 GB of memory" in made.text
 
 
 def result_for(folder: Path, label: str = "Q4_K_M") -> dict[str, Any]:

@@ -301,4 +301,8 @@ def test_the_profile_is_made_where_the_server_puts_the_model(
         " -dev none --gpu_layers 0 -ot exps=CPU --cpu-moe",
         " -ngl 1",
     ]
-    assert capsys.readouterr().err.count("no profile from a text (") == 2
+    for value in ("none", "none", "Vulkan0"):
+        monkeypatch.setenv("LLAMA_ARG_DEVICE", value)
+        with pytest.raises(KeyboardInterrupt), serve.serving(model, plan, programs, threads=3):
+            pass
+    assert capsys.readouterr().err.count("no profile from a text (") == 4, "variables are places, too"

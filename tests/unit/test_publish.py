@@ -392,6 +392,23 @@ def test_no_token(publish: Callable[..., Any], hub: Any) -> None:
     assert not hub.requests
 
 
+def test_a_dry_run_needs_no_token(publish: Callable[..., Any], hub: Any, folder: Path) -> None:
+    says = "there is no token: what is private was not seen"
+    hub.repos[REPO] = {SMALL: (folder / SMALL).read_bytes()}
+    done = publish(REPO, "--public", "--dry-run", "--collection", "Models", token=None)
+    assert done.returncode == 0, done.stderr
+    assert f"there  {SMALL}" in done.stdout and says in done.stdout
+    assert says not in publish(REPO, "--public", "--dry-run").stdout
+    done = publish(REPO, "--dry-run", token=None)
+    assert done.returncode == UsageError.exit_code and "is public" in done.stderr
+    hub.private[REPO] = True
+    told = data_of(publish(REPO, "--dry-run", "--json", token=None))
+    assert told["is_new"] and told["unseen"]
+    done = publish("Model-GGUF", "--dry-run", token=None)
+    assert done.returncode == 8 and "or USER/Model-GGUF for --dry-run" in done.stderr
+    assert not writes(hub)
+
+
 def test_metadata_that_the_hub_refuses(publish: Callable[..., Any], hub: Any, folder: Path) -> None:
     (folder / "README.md").write_text("---\nlicense: nonsense\n---\n")
     done = publish(REPO)

@@ -53,6 +53,27 @@ def test_a_folder_of_the_hubs_cache(tmp_path: Path) -> None:
         assert f"hf download Qwen/Qwen3-0.6B --revision {sha}" in str(caught.value.remedy)
 
 
+def test_a_folder_of_a_family(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What runs is what a repository with these files means; what is quantized has to be named."""
+    folder = tmp_path / "M-GGUF"
+    folder.mkdir()
+    for label in ("BF16", "Q2_K", "Q4_K_M", "mine-Q4_K_M", "imatrix", "kv"):
+        (folder / f"M-{label}.gguf").write_bytes(b"GGUF....")
+    for _ in range(2):
+        found = resolve.resolve(str(folder))
+        assert found == resolve.Model("gguf", "M", folder / "M-Q4_K_M.gguf")
+    assert [record.getMessage() for record in caplog.records] == [f"taking M-Q4_K_M.gguf of {folder}"]
+    with pytest.raises(UsageError, match="name the one that is the original") as caught:
+        resolve.resolve(str(folder), original=True)
+    assert caught.value.remedy == str(folder / "M-BF16.gguf")
+    for label in ("Q4_K_M", "mine-Q4_K_M"):
+        (folder / f"M-{label}.gguf").unlink()
+    with pytest.raises(UsageError, match=r"none is just Q4_K_M: M-BF16\.gguf, M-Q2_K\.gguf$"):
+        resolve.resolve(str(folder))
+    (folder / "M-BF16.gguf").unlink()
+    assert resolve.resolve(str(folder)).path == folder / "M-Q2_K.gguf", "the only one"
+
+
 @pytest.mark.parametrize("shard", [1, 2, 3])
 def test_any_shard_means_the_model(tmp_path: Path, shard: int) -> None:
     made = split_model(tmp_path / "My-Model-1B-Q8_0", 3)
@@ -76,8 +97,8 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a GGUF file"):
         resolve.resolve(str(tmp_path / "text.txt"))
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UsageError, match="name one of them"):
-        resolve.resolve(str(tmp_path))
+    with pytest.raises(UsageError, match="name the one that is the original"):
+        resolve.resolve(str(tmp_path), original=True)
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,14 @@ def programs(build: Build, base: BaseSystem) -> tuple[dict[str, Path], dict[str,
     files = {name: path for name, path in files.items() if name not in _other_names(files, asked, base)}
     asked = {name: asked[name] for name in sorted(files)}
     for name, one in asked.items():
-        if set(one.needed) & files.keys() and "$ORIGIN" not in one.path.split(":"):
+        folders = [folder for folder in one.path.split(":") if folder]
+        if set(one.needed) & files.keys() and "$ORIGIN" not in folders:
             raise BuildError(f"{name} does not look for its libraries beside itself", remedy="ggufrq bundle")
+        own = [folder for folder in folders if not folder.startswith("$ORIGIN")]
+        if own:
+            raise BuildError(
+                f"{name} looks for libraries in {own[0]}, of this machine", remedy="ggufrq bundle"
+            )
     return {name: files[name] for name in sorted(files)}, asked
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
-from ggufrq.build import base_system, builds, mingw, prebuilt
+from ggufrq.build import base_system, builds, cuda_toolkit, mingw, prebuilt, vulkan_toolkit
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.flows import wheels
@@ -82,6 +82,9 @@ def make(
     """
     base = _base(system, arch, here=here, backend=backend)
     base.require_modules()
+    if backend == "cuda":  # whose own path is the folder of this machine's toolkit
+        beside = ";".join(["$ORIGIN", *cuda_toolkit.wheel_paths(cuda_toolkit.find())])
+        cmake_args = (f"-DCMAKE_INSTALL_RPATH={beside}", *cmake_args)
     options = BuildOptions.portable(backend, base=base, jobs=jobs, cmake_args=cmake_args)
     build = builds.ensure_build(options, source=source)
     ready: Mapping[str, Path] = {}
@@ -100,11 +103,18 @@ def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
                 remedy="--system windows without --here and --backend",
             )
         return mingw.windows(arch)
-    if backend != "cpu" and not here:
+    if here:
+        return base_system.here(arch)
+    if backend == "vulkan" and vulkan_toolkit.find().of_the_system:
+        raise UsageError(
+            "Vulkan's headers are among this system's, which do not go with the libraries of an older one",
+            remedy="VULKAN_SDK=FOLDER, with LunarG's SDK; or --backend vulkan --here",
+        )
+    if backend not in ("cpu", "vulkan"):
         raise UsageError(
             f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
         )
-    return base_system.here(arch) if here else base_system.old(arch)
+    return base_system.old(arch)
 
 
 def models(build: Build, maker: Build) -> dict[str, Path]:
@@ -146,13 +156,17 @@ def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) 
     files[prebuilt.MANIFEST] = (json.dumps(facts, indent=1) + "\n").encode()
     sums[prebuilt.MANIFEST] = _sum(files[prebuilt.MANIFEST])
     files[SUMS] = "".join(f"{sums[name][1]}  {name}\n" for name in sorted(sums)).encode()
-    tag = facts["tag"]
-    kind = "" if facts["backend"] == "cpu" else f"-{facts['backend']}"
+    backend, tag = facts["backend"], facts["tag"]
+    kind = "" if backend == "cpu" else f"-{backend}"
     name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-{base.system.name.lower()}-{base.arch}"
     archive = out / f"{name}{base.system.archive}"
     write_archive = _write_zip if base.system.archive == ".zip" else _write_tar
     write_archive(archive, name, files, _epoch(facts["llama_cpp"]["date"]))
-    return Bundle(archive, _write_wheel(out, files, tag, base.system.licence), wanted, tag, facts)
+    # a local version, so that pip puts one in place of another: both are the same package
+    version = __version__ if backend == "cpu" else f"{__version__}+{backend}"
+    others = sorted(set(wanted.wheels.values()))
+    wheel = _write_wheel(out, version, files, tag, base.system.licence, others)
+    return Bundle(archive, wheel, wanted, tag, facts)
 
 
 def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
@@ -169,6 +183,7 @@ def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
         "tag": base.system.tags.get(base.arch) or wanted.tag(base.arch),
         "needs": wanted.versions,
         "outside": wanted.outside,
+        "wheels": wanted.wheels,
         "base": {"name": base.name, "packages": dict(base.versions)},
         "versions": {"ggufrq": __version__, "compiler": compiler.splitlines()[0]},
     }
@@ -213,9 +228,9 @@ def _write_zip(path: Path, folder: str, files: Content, epoch: int) -> None:
             wheels.add(archive, f"{folder}/{name}", data, name.startswith("bin/"), epoch)
 
 
-def _write_wheel(out: Path, files: Content, tag: str, licence: str) -> Path:
-    """The wheel whose package is the folder of the archive."""
-    name, version, package = prebuilt.DISTRIBUTION, __version__, prebuilt.PACKAGE
+def _write_wheel(out: Path, version: str, files: Content, tag: str, licence: str, others: list[str]) -> Path:
+    """The wheel whose package is the folder of the archive, and which asks pip for ``others``."""
+    name, package = prebuilt.DISTRIBUTION, prebuilt.PACKAGE
     whole = f"py3-none-{tag}"
     info = wheels.dist_info(name, version)
     licences = sorted(name for name in files if name.startswith("licenses/"))
@@ -228,6 +243,7 @@ def _write_wheel(out: Path, files: Content, tag: str, licence: str) -> Path:
         f"License-Expression: {licence}",
         *(f"License-File: {licence.removeprefix('licenses/')}" for licence in licences),
         "Requires-Python: >=3.10",
+        *(f"Requires-Dist: {other}" for other in others),
     ]
     inside[f"{info}/METADATA"] = ("\n".join(head) + "\n\nFor `pip install ggufrq[bin]`.\n").encode()
     path = out / wheels.file_name(name, version, whole)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ggufrq.build.elf import version_key
 from ggufrq.build.systems import LINUX, Binary, System
 
+#: CUDA's libraries that NVIDIA has as wheels, by the beginning of the wheel's name.
+_OF_WHEELS = {
+    "libcudart": "nvidia-cuda-runtime",
+    "libcublas": "nvidia-cublas",
+    "libcublasLt": "nvidia-cublas",
+}
 #: The newest versions of symbols by the tag's glibc, as auditwheel 6.8 has them for both processors.
 _TAGS = (
     ("2.17", "3.4.19", "1.3.7", "4.7.0"),
@@ -42,6 +49,19 @@ class Needs:
             ):
                 return f"manylinux_{row[0].replace('.', '_')}_{arch}"
         return f"linux_{arch}"
+
+    @property
+    def wheels(self) -> dict[str, str]:
+        """What pip brings of ``outside``: wheels of NVIDIA's, as one asks for them, by library. From CUDA 13
+        on their names have no version."""
+        found = {}
+        for library in self.outside:
+            name, _, major = library.partition(".so.")
+            if name in _OF_WHEELS and re.fullmatch(r"\d+", major):
+                least, below = f"{major}.0", int(major) + 1
+                asked = f">={least},<{below}" if int(major) >= 13 else f"-cu{major}"
+                found[library] = _OF_WHEELS[name] + asked
+        return found
 
 
 def of(files: Mapping[str, Binary], system: System = LINUX) -> Needs:
