@@ -82,7 +82,7 @@ class BaseSystem:
     def compiler(self, name: str) -> str:
         """Path of GCC's ``gcc``, ``g++`` or ``gcc-ar`` for it. Raises BuildError without it."""
         package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"
-        return found(f"{self.triplet}-{name}", package, self.arch)
+        return tool(f"{self.triplet}-{name}", package, self.arch)
 
     def asks(self, file: Path) -> Binary | None:
         """What a program or library asks for; None when it is none for the system."""
@@ -163,7 +163,7 @@ class BaseSystem:
         return [*flags, f"-B{usr / 'lib' / self.triplet}", *(f"-L{library}" for library in libraries)]
 
 
-def found(program: str, package: str, target: str) -> str:
+def tool(program: str, package: str, target: str) -> str:
     """Path of a program of ``package`` that compiles for ``target``. Raises BuildError without it."""
     path = shutil.which(program)
     if path is None:

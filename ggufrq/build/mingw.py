@@ -11,12 +11,14 @@ from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
 from ggufrq.base.results import file_sha256
 from ggufrq.build import systems
-from ggufrq.build.base_system import BaseSystem, found
+from ggufrq.build.base_system import BaseSystem, tool
 from ggufrq.build.systems import Binary, System
 
 ARCH = "x86_64"
 _PACKAGE = "g++-mingw-w64-x86-64-posix"
 _NEEDED = re.compile(r"^\s*DLL Name: (\S+)", re.MULTILINE)
+#: Functions of Vulkan's loader that ggml-vulkan is linked to, of Vulkan 1.1; it asks these for all others.
+_VULKAN = ("vkCmdCopyBuffer", "vkGetDeviceProcAddr", "vkGetInstanceProcAddr", "vkGetPhysicalDeviceFeatures2")
 #: No time of linking in the files.
 _LINKED = "-Wl,--no-insert-timestamp"
 
@@ -44,7 +46,7 @@ class Mingw(BaseSystem):
         """Path of its ``gcc`` or ``g++`` with threads as C++ has them, or of a tool of binutils. Raises
         BuildError without it."""
         threads = "-posix" if name.startswith("g") else ""
-        return found(f"{self.triplet}-{name}{threads}", _PACKAGE, self.system.name)
+        return tool(f"{self.triplet}-{name}{threads}", _PACKAGE, self.system.name)
 
     def asks(self, file: Path) -> Binary | None:
         """What objdump tells of it, names in small letters, as Windows takes them for the same."""
@@ -57,10 +59,18 @@ class Mingw(BaseSystem):
         return {
             **super().definitions(build),
             "CMAKE_RC_COMPILER": self.compiler("windres"),
+            "Vulkan_LIBRARY": str(build / "vulkan.a"),
             **{f"CMAKE_{kind}_LINKER_FLAGS_INIT": _LINKED for kind in ("EXE", "SHARED", "MODULE")},
             # ggml's own threads do, and a library less comes along
             "GGML_OPENMP": "OFF",
         }
+
+    def prepare(self, build: Path) -> None:
+        """Make in the folder ``build`` what stands in for Vulkan's loader at link time: an SDK for Linux has
+        none for Windows. Raises BuildError without binutils, ToolError when they fail."""
+        names = build / "vulkan.def"
+        names.write_text("\n".join(["LIBRARY vulkan-1.dll", "EXPORTS", *_VULKAN, ""]), encoding="utf-8")
+        proc.run([self.compiler("dlltool"), "-d", names, "-l", build / "vulkan.a"], timeout=60)
 
     def library(self, name: str) -> Path | None:
         """As of every base, without what only debuggers read: nine tenths of libstdc++."""

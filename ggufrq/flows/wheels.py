@@ -52,7 +52,7 @@ def write(
     record = []
     with (
         paths.atomic_path(path) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+        zipfile.ZipFile(temporary, "w") as archive,
     ):
         # metadata at the end, as the format advises
         for inside in sorted(content, key=lambda one: (one.startswith(f"{info}/"), one)):

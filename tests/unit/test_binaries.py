@@ -404,6 +404,7 @@ TOOLS = {
     "windres": "",
     "objdump": 'cat "$2"',
     "strip": 'cp "$4" "$3"',
+    "dlltool": 'cp "$2" "$4"',
 }
 
 
@@ -493,6 +494,18 @@ def test_a_bundle_for_windows(windows_bundle: job.Bundle, windows: Mingw) -> Non
     assert whole.namelist() == sorted(whole.namelist())
 
 
+def test_vulkan_for_windows(windows_build: Build, windows: Mingw, tmp_path: Path) -> None:
+    build = replace(windows_build, manifest={**windows_build.manifest, "backend": "vulkan"})
+    _asks(build.bin / "ggml-vulkan.dll", "ggml-base.dll", "vulkan-1.dll")
+    made = job.write(tmp_path / "out", build, windows, {})
+    assert made.needs.outside == {"vulkan-1.dll": "ggml-vulkan.dll"} and made.tag == "win_amd64"
+    assert made.archive.name == f"ggufrq-bin-{ggufrq.__version__}-vulkan-windows-x86_64.zip"
+    windows.prepare(tmp_path)
+    library = Path(windows.definitions(tmp_path)["Vulkan_LIBRARY"])
+    told = library.read_text().splitlines()
+    assert told[:2] == ["LIBRARY vulkan-1.dll", "EXPORTS"] and "vkGetInstanceProcAddr" in told
+
+
 def test_what_windows_does_not_have_is_refused(windows_build: Build, windows: Mingw) -> None:
     program = windows_build.bin / "llama-cli.exe"
     _asks(program, "libfoo-1.dll")
@@ -575,6 +588,7 @@ def test_without_mingw_nothing_is_built(
     assert "try: apt-get install g++-mingw-w64-x86-64-posix" in said
     for more, message in (
         (["--here"], "made by mingw-w64"),
+        (["--backend", "cuda"], "made by mingw-w64"),
         (["--arch", "aarch64"], "aarch64 was asked for"),
     ):
         assert cli.invoke([*command, *more]) == UsageError.exit_code

@@ -96,25 +96,24 @@ def make(
 
 
 def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
-    if system == "windows":
-        if here or backend != "cpu":
-            raise UsageError(
-                "programs for Windows are made by mingw-w64, for the CPU and other machines' devices alone",
-                remedy="--system windows without --here and --backend",
-            )
-        return mingw.windows(arch)
+    other = system == "windows"
+    if other and (here or backend not in ("cpu", "vulkan")):
+        raise UsageError(
+            "programs for Windows are made by mingw-w64, for the CPU, Vulkan and other machines' devices",
+            remedy="--system windows without --here, and with no --backend but vulkan",
+        )
     if here:
         return base_system.here(arch)
     if backend == "vulkan" and vulkan_toolkit.find().of_the_system:
         raise UsageError(
-            "Vulkan's headers are among this system's, which do not go with the libraries of an older one",
-            remedy="VULKAN_SDK=FOLDER, with LunarG's SDK; or --backend vulkan --here",
+            "Vulkan's headers are among this system's, which do not go with the libraries of another one",
+            remedy="VULKAN_SDK=FOLDER, with LunarG's SDK" + ("" if other else "; or --backend vulkan --here"),
         )
     if backend not in ("cpu", "vulkan"):
         raise UsageError(
             f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
         )
-    return base_system.old(arch)
+    return mingw.windows(arch) if other else base_system.old(arch)
 
 
 def models(build: Build, maker: Build) -> dict[str, Path]:
