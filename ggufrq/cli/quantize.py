@@ -226,7 +226,7 @@ def render(family: Family) -> str:
     ]
     if family.profile is not None:
         size = size_text(family.profile.stat().st_size)
-        rows.append((family.profile.name, "kv-profile", size, "", "for K in types of ours, found by name"))
+        rows.append((family.profile.name, "kv-profile", size, "", "for rotated types"))
     return f"{table.render(head, rows, 'llrrl')}\nin {family.folder}"
 
 

@@ -319,7 +319,7 @@ def test_a_plan_as_text_and_data(tmp_path: Path) -> None:
 
 def test_a_plan_that_does_not_fit(tmp_path: Path) -> None:
     refuse_what_does_not_fit(plan(tmp_path))
-    with pytest.raises(GgufrqError, match="has no room: .* are left alone"):
+    with pytest.raises(GgufrqError, match=r"has no room: .* are left alone"):
         refuse_what_does_not_fit(plan(tmp_path, size=1 << 60))
 
 
