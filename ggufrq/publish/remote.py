@@ -70,6 +70,7 @@ class Hub:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         require_sound(repo, look=look)
+        self.looks = look
         self.has_token = get_token() is not None
         if log.is_quiet() or not sys.stderr.isatty():
             disable_progress_bars()
@@ -193,6 +194,11 @@ class Hub:
         if isinstance(error, ValueError) and "metadata" in reason:
             return HubError(reason, remedy="mend the head of README.md, or ggufrq card DIR")
         shown = f" ({code})" if code else ""
+        if self.looks:
+            return HubError(
+                f"the Hub could not be asked about {self.repo}{shown}: {reason}",
+                remedy="the same command once more, when it can be reached; HF_ENDPOINT chooses another Hub",
+            )
         return HubError(
             f"the upload to {self.repo} stopped{shown}: {reason}",
             remedy="the same command once more goes on from there",

@@ -402,6 +402,13 @@ def test_no_token(publish: Callable[..., Any], hub: Any) -> None:
     assert not hub.requests and "Checking" not in done.stderr
 
 
+def test_a_dry_run_that_cannot_look(publish: Callable[..., Any], hub: Any) -> None:
+    hub.fault("GET", "tree", 400)
+    done = publish(REPO, "--dry-run", token=None)
+    assert done.returncode == HubError.exit_code and "upload" not in done.stderr
+    assert f"the Hub could not be asked about {REPO} (400): " in done.stderr
+
+
 def test_a_dry_run_needs_no_token(publish: Callable[..., Any], hub: Any, folder: Path) -> None:
     says = "there is no token: what is private was not seen"
     hub.repos[REPO] = {SMALL: (folder / SMALL).read_bytes()}
