@@ -102,12 +102,16 @@ class BaseSystem:
 
     def definitions(self, build: Path) -> dict[str, str]:
         """CMake's definitions of a build in the folder ``build``. Raises BuildError without the compiler."""
-        here = [f"-ffile-prefix-map={build / 'src'}=src", "-ffile-prefix-map=../src=src", "-s"]
+        here = [f"-ffile-prefix-map={build / 'src'}=src", "-ffile-prefix-map=../src=src"]
         defined = {
             "CMAKE_C_COMPILER": self.compiler("gcc"),
             "CMAKE_CXX_COMPILER": self.compiler("g++"),
-            "CMAKE_C_FLAGS": shlex.join([*here, *self._flags([])]),
-            "CMAKE_CXX_FLAGS": shlex.join([*here, *self._flags(self._cxx_headers())]),
+            "CMAKE_C_FLAGS": shlex.join([*here, "-s", *self._flags([])]),
+            "CMAKE_CXX_FLAGS": shlex.join([*here, "-s", *self._flags(self._cxx_headers())]),
+            "CMAKE_CUDA_FLAGS": shlex.join(f"-Xcompiler={one}" for one in here),
+            "CMAKE_HIP_FLAGS": shlex.join(here),
+            # of CUDA's module, whose own flags the linker does not get
+            "CMAKE_MODULE_LINKER_FLAGS_INIT": "-s",
         }
         if (self.system.name, self.arch) != ("Linux", platform.machine()):
             defined |= {"CMAKE_SYSTEM_NAME": self.system.name, "CMAKE_SYSTEM_PROCESSOR": self.arch}

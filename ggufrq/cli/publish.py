@@ -58,7 +58,7 @@ def publish(
             done = upload.publish(place, name, **how)
             data = {**done.plan.as_data(), "verified": list(done.verified)}
             data["collection_url"] = done.collection_url
-            said = render(done.plan)
+            said = render(done.plan, done=True)
             said += f"\nverified {len(done.verified)} files by size and hash: {done.plan.url}"
             said += f"\ncollected in {done.collection_url}" if done.collection_url else ""
         every.append(data)
@@ -68,9 +68,9 @@ def publish(
         click.echo(json.dumps(every if family else every[0], indent=2))
 
 
-def render(plan: UploadPlan) -> str:
-    """A plan as plain text: a line per file, then what else changes."""
-    rows = [("send", file.name, size_text(file.bytes)) for file in plan.send]
+def render(plan: UploadPlan, *, done: bool = False) -> str:
+    """A plan as plain text: a line per file, then what else changes, or was changed where it is ``done``."""
+    rows = [("sent" if done else "send", file.name, size_text(file.bytes)) for file in plan.send]
     rows += [("there", file.name, size_text(file.bytes)) for file in plan.there]
     rows += [("left", name, "") for name in plan.kept]
     lines = [table.render(("", plan.repo, "size"), rows, "llr")]
@@ -81,12 +81,14 @@ def render(plan: UploadPlan) -> str:
     lines.append(f"repository: {state}, {seen}")
     if plan.collection is not None:
         made = "new; " if plan.collection_is_new else ""
-        lines.append(f"collection '{plan.collection}': {made}{'to add' if plan.collects else 'has it'}")
+        added = ("added" if done else "to add") if plan.collects else "has it"
+        lines.append(f"collection '{plan.collection}': {made}{added}")
     lines += [*plan.shadows, *plan.card]
     if plan.unseen:
         lines.append(
             "there is no token: what is private was not seen, nor whether you may write there; hf auth login"
         )
     total = sum(file.bytes for file in plan.send)
-    lines.append(f"to send: {len(plan.send)} files, {size_text(total)}" if plan.changes else "nothing to do")
+    sent = f"{'sent' if done else 'to send'}: {len(plan.send)} files, {size_text(total)}"
+    lines.append(sent if plan.changes else "nothing to do")
     return "\n".join(lines)

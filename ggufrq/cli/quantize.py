@@ -15,7 +15,13 @@ from ggufrq.base.errors import UsageError
 from ggufrq.base.sizes import parse_size, size_text
 from ggufrq.build.builds import require_build
 from ggufrq.cli.quantize_mlx import to_mlx
-from ggufrq.cli.quantize_plan import plan_as_json, refuse_what_does_not_fit, render_plan, render_tensors
+from ggufrq.cli.quantize_plan import (
+    larger,
+    plan_as_json,
+    refuse_what_does_not_fit,
+    render_plan,
+    render_tensors,
+)
 from ggufrq.cli.sensitivity import parse_budget, solved
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make import family as core
@@ -220,7 +226,7 @@ def render(family: Family) -> str:
     ]
     if family.profile is not None:
         size = size_text(family.profile.stat().st_size)
-        rows.append((family.profile.name, "kv-profile", size, "", "for K in types of ours, found by name"))
+        rows.append((family.profile.name, "kv-profile", size, "", "for rotated types"))
     return f"{table.render(head, rows, 'llrrl')}\nin {family.folder}"
 
 
@@ -229,7 +235,7 @@ def note(made: Made) -> str:
     notes = [f"{made.fold} folded"] if made.fold else []
     notes += ["imatrix"] if made.imatrix else []
     notes += [f"{len(made.parts)} parts"] if len(made.parts) > 1 else []
-    notes += [f"{made.fallbacks} larger tensors"] if made.fallbacks else []
+    notes += [larger(made.fallbacks)] if made.fallbacks else []
     notes += [f"{made.codes} tensors stay as they were"] if made.codes else []
     notes += [] if made.fresh else ["kept"]
     return ", ".join(notes)

@@ -109,10 +109,15 @@ def _of(part: Conversion) -> str:
     )
 
 
+def larger(count: int) -> str:
+    """So many tensors got a larger type than was asked for."""
+    return f"{count} larger tensor{'s' if count > 1 else ''}"
+
+
 def _note(output: Output) -> str:
     notes = [f"{output.fold} folded"] if output.fold else []
     notes += ["imatrix"] if output.job.imatrix is not None else []
     fallbacks = max(len(output.fallbacks), output.forecast.fallbacks)
-    notes += [f"{fallbacks} larger tensors"] if fallbacks else []
+    notes += [larger(fallbacks)] if fallbacks else []
     notes += ["kept"] if output.kept else []
     return ", ".join(notes)

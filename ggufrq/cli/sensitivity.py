@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ggufrq.base import log, paths, texts
 from ggufrq.base.errors import UsageError
@@ -140,6 +142,15 @@ def sensitivity(
       ggufrq sensitivity ./my-model --size 15GB --by layer
       ggufrq sensitivity ./my-moe --quick --vram 24GB --ram 64GB --kv iso3 --kv-ctx 32K
     """
+    _refuse_idle(
+        {
+            "--quick measures nothing": ("text", "check_text", "n_ctx", "chunks", "jobs", "rounds")
+            if options["quick"]
+            else (),
+            "there is no --vram": ("kv", "kv_ctx") if vram is None else (),
+            "--by is not layer": ("ranges",) if options["by"] != "layer" else (),
+        }
+    )
     budget = parse_budget(size, bpw)
     if budget is not None and vram is not None:
         raise UsageError("--vram is a budget of its own", remedy="without --size and --bpw")
@@ -179,6 +190,17 @@ def sensitivity(
         command += ["--calibrate", str(calibrate)] if calibrate is not None else []
         command += ["--revision", revision] if revision is not None else []
         click.echo(f"\nwrote {path}; make the file by\n  {shlex.join(command)}", err=as_json)
+
+
+def _refuse_idle(reasons: Mapping[str, Sequence[str]]) -> None:
+    """Raise UsageError for an option that was given and would have no effect: their names by the reason."""
+    context = click.get_current_context()
+    options = {option.name: option.opts[-1] for option in context.command.params}
+    for why, names in reasons.items():
+        for name in names:
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                said = options[name]
+                raise UsageError(f"{said} has no effect here: {why}", remedy=f"without {said}")
 
 
 def solved(request: Request, build: Build, budget: Budget | None, *, quick: bool = False) -> Recipe:

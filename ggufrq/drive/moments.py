@@ -10,7 +10,7 @@ from ggufrq.base.errors import ToolError
 from ggufrq.base.machine import cores
 from ggufrq.build.project import Build
 from ggufrq.tools import moments as tool
-from ggufrq.tools.logs import ended, retried
+from ggufrq.tools.logs import ended, remedy_of, retried
 
 
 def sum_moments(
@@ -49,7 +49,8 @@ def sum_moments(
             on_stdout=on_stdout,
         )
         if done.rc != 0:
-            raise ToolError(ended(done))
+            why = ended(done)
+            raise ToolError(why, remedy=remedy_of(why))
         tool.check(done.stdout, done.stderr)
 
     retried(attempt)

@@ -259,10 +259,12 @@ class Planner:
 
     def _refuse_to_make_matrix(self, name: str, found: Source) -> None:
         if self.given is None and self._entries(found) is None:
+            asked, without = f"{name} takes", "types that need none, as Q4_K_M"
+            if self.request.calibrate:
+                asked, without = "--calibrate makes", "without --calibrate"
             raise UsageError(
-                f"{name} takes an importance matrix, which is made by running the whole model: not with "
-                "--stream",
-                remedy="--imatrix FILE, which others may have published, or types that need none, as Q4_K_M",
+                f"{asked} an importance matrix, for which the whole model is run: not with --stream",
+                remedy=f"--imatrix FILE, which others may have published, or {without}",
             )
 
     def _check_matrix(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from ggufrq.memory.told import published
 
 #: Contexts that are shown where they are no longer than the model's own.
 CONTEXTS = (8 << 10, 32 << 10, 128 << 10)
-_WIDTH = 100
+_WIDTH = 79
+#: What titles of caches say is on beside the types.
+_MARKS = re.compile(r"(?: \+\w+)+")
 
 
 @dataclass(frozen=True)
@@ -145,30 +148,30 @@ class Report:
     def _table(self, rows: Sequence[Estimate]) -> str:
         head = ["kv", "ctx", "K and V", "state", "compute", "total, MiB", "GB", ""]
         body = []
-        for row in rows:
+        for row, kv in zip(rows, _short([row.kv for row in rows])[0], strict=True):
             native = self.memory.shape.native * self.parallel
             note = "beyond the model's own" if row.ctx > native else ""
             if row.why_not is not None:
-                body.append([row.kv, f"{row.ctx:,}", *["-"] * 5, ""])
+                body.append([kv, f"{row.ctx:,}", *["-"] * 5, ""])
                 continue
             sizes = [row.cache, row.state, row.compute + row.output]
             cells = [mib_text(size) if size else "0" for size in sizes]
             cells[-1] = cells[-1] if row.exact else f"~{cells[-1]}"
             total = [mib_text(row.total), f"{row.total / 1e9:.2f}"]
-            body.append([row.kv, f"{row.ctx:,}", *cells, *total, note])
+            body.append([kv, f"{row.ctx:,}", *cells, *total, note])
         return table.render(head, body, "lrrrrrrl")
 
     def _places(self, placed: Sequence[tuple[Estimate, Placement | None]]) -> list[str]:
         assert self.room is not None
         vram, ram = self.room
         body, lines = [], {}
-        for row, place in placed:
+        for (row, place), kv in zip(placed, _short([row.kv for row, _ in placed])[0], strict=True):
             if place is None:
-                body.append([row.kv, f"{row.ctx:,}", "-", "-", row.why_not or "does not fit"])
+                body.append([kv, f"{row.ctx:,}", "-", "-", row.why_not or "does not fit"])
                 continue
             there = place.vram + row.total - row.weights
             cells = [mib_text(there), mib_text(place.ram), place.option or "all of it on the GPU"]
-            body.append([row.kv, f"{row.ctx:,}", *cells])
+            body.append([kv, f"{row.ctx:,}", *cells])
             if place.option:
                 lines[place.option] = f"{place.option} is\n    --override-tensor '{place.override}'"
         said = f"{size_text(vram)} of VRAM" + (f" and {size_text(ram)} of RAM" if ram is not None else "")
@@ -179,20 +182,22 @@ class Report:
     def _fits(self, fits: Sequence[Fit], budget: int) -> str:
         head = ["kv", "largest ctx", "K and V", "compute", "total, MiB", ""]
         body = []
-        for fit in fits:
+        for fit, kv in zip(fits, _short([fit.kv for fit in fits])[0], strict=True):
             row = fit.estimate
             if row is None:
                 note = fit.why_not or "does not fit"
-                body.append([fit.kv, "-", "-", "-", "-", note])
+                body.append([kv, "-", "-", "-", "-", note])
                 continue
             note = "the model's own context" if fit.native else ""
             cells = [row.cache, row.compute + row.output, row.total]
-            body.append([fit.kv, f"{row.ctx:,}", *(mib_text(size) for size in cells), note])
+            body.append([kv, f"{row.ctx:,}", *(mib_text(size) for size in cells), note])
         return f"in {mib_text(budget)} MiB ({size_text(budget)}):\n{table.render(head, body, 'lrrrrl')}"
 
     def _notes(self, rows: Sequence[Estimate]) -> list[str]:
         reasons = dict.fromkeys(f"{row.kv}: {row.why_not}" for row in rows if row.why_not is not None)
         lines = list(reasons)
+        marks = _short([row.kv for row in rows])[1]
+        lines += [f"rotated types with{marks}, as run and serve keep them"] if marks else []
         good = [row for row in rows if row.why_not is None]
         if good:
             how = "from a dry run of llama.cpp" if all(row.exact for row in good) else "estimated (~)"
@@ -222,6 +227,15 @@ class Report:
             lines.append(f"  {count} layers x ({r:,} + {s:,} values of state in f32) per sequence")
         told = published(shape)
         return [*lines, "published, and wrong:", *(f"  {line}" for line in told)] if told else lines
+
+
+def _short(titles: Sequence[str]) -> tuple[list[str], str]:
+    """Titles of caches without what all of the rotated ones have on beside the types, and what that is; as
+    they are where it differs."""
+    found = {marks[0] for marks in map(_MARKS.search, titles) if marks}
+    marks = found.pop() if len(found) == 1 else ""
+    short = [title.replace(marks, "") for title in titles]
+    return (short, marks) if len(set(short)) == len(set(titles)) else (list(titles), "")
 
 
 def _row_data(row: Estimate) -> dict[str, Any]:

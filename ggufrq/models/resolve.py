@@ -95,6 +95,8 @@ def resolve(text: str, *, original: bool = False) -> Model:
     hub_id = hub.parse_id(text)
     if hub_id is not None and not text.endswith(".gguf") and not text.startswith((".", "~")):
         repo, label = hub_id
+        if path.parent.is_dir():
+            _tell(f"{path.parent} has no {path.name}: {text} is taken for a model on the Hub")
         return Model("hub", base_name(repo.partition("/")[2]), repo=repo, label=label)
     raise ModelError(
         f"there is no model '{text}': no such file or folder, and none of the embedded models",
@@ -129,7 +131,7 @@ def _to_run(folder: Path, names: list[str]) -> Path:
             f"{folder} holds several models, and none is just Q4_K_M: {', '.join(names)}",
             remedy=f"name one of them: {folder / names[0]}",
         ) from None
-    _tell(chosen)
+    _tell(f"taking {chosen.name} of {chosen.parent}")
     return chosen
 
 
@@ -143,5 +145,6 @@ def _original(folder: Path, names: list[str]) -> NoReturn:
 
 
 @cache
-def _tell(chosen: Path) -> None:
-    log.say(f"taking {chosen.name} of {chosen.parent}")
+def _tell(what: str) -> None:
+    """Say something once, however often a model is resolved."""
+    log.say(what)

@@ -48,6 +48,18 @@ def redacted(text: str) -> str:
     return _SECRETS.sub("…", text.replace(token, "…") if token else text)
 
 
+def require_sound(repo: str, *, look: bool = False) -> None:
+    """Raise UsageError for what is no id of a repository, HubError without a token unless ``look`` goes
+    without (see ``Hub``). The Hub is not asked."""
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo):
+        raise UsageError(f"'{repo}' is no id of a repository", remedy="user/name")
+    if get_token() is None and not (look and "/" in repo):
+        named = "" if "/" in repo else f"; or USER/{repo} for --dry-run"
+        raise HubError("no token for the Hub was found", remedy=f"hf auth login, or HF_TOKEN{named}")
+
+
 class Hub:
     """One repository of the Hub, ``user/name``, or ``name`` in the namespace of who is logged in. Every
     method raises HubError. ``look``: nothing will be written, for which no token is needed unless the
@@ -57,10 +69,9 @@ class Hub:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
+        require_sound(repo, look=look)
+        self.looks = look
         self.has_token = get_token() is not None
-        if not self.has_token and not (look and "/" in repo):
-            named = "" if "/" in repo else f"; or USER/{repo} for --dry-run"
-            raise HubError("no token for the Hub was found", remedy=f"hf auth login, or HF_TOKEN{named}")
         if log.is_quiet() or not sys.stderr.isatty():
             disable_progress_bars()
         for handler in logging.getLogger("huggingface_hub").handlers:
@@ -69,8 +80,6 @@ class Hub:
         self.repo = repo
         if "/" not in repo:
             self.repo = f"{self.call(self.api.whoami)['name']}/{repo}"
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
-            raise UsageError(f"'{repo}' is no id of a repository", remedy="user/name")
 
     @property
     def owner(self) -> str:
@@ -185,6 +194,11 @@ class Hub:
         if isinstance(error, ValueError) and "metadata" in reason:
             return HubError(reason, remedy="mend the head of README.md, or ggufrq card DIR")
         shown = f" ({code})" if code else ""
+        if self.looks:
+            return HubError(
+                f"the Hub could not be asked about {self.repo}{shown}: {reason}",
+                remedy="the same command once more, when it can be reached; HF_ENDPOINT chooses another Hub",
+            )
         return HubError(
             f"the upload to {self.repo} stopped{shown}: {reason}",
             remedy="the same command once more goes on from there",

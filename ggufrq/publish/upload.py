@@ -11,7 +11,7 @@ from ggufrq.base.errors import HubError, UsageError
 from ggufrq.models.tags import shadowed
 from ggufrq.publish.local import MANIFEST_END, LocalFile, local_files
 from ggufrq.publish.readme import differences
-from ggufrq.publish.remote import Hub, RemoteFile
+from ggufrq.publish.remote import Hub, RemoteFile, require_sound
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def plan(
     Raises UsageError, ModelError as ``local_files``; UsageError when the repository is public and ``public``
     was not asked for; HubError.
     """
+    require_sound(repo, look=True)  # before files are hashed, which may take minutes
     files = local_files(folder, exclude)
     return _plan(files, Hub(repo, look=True), public=public, collection=collection)
 
@@ -111,6 +112,7 @@ def publish(
 
     Raises as ``plan``. What was sent before an error or an interruption is not sent again by the next run.
     """
+    require_sound(repo)
     files = local_files(folder, exclude)
     hub = Hub(repo)
     todo = _plan(files, hub, public=public, collection=collection)

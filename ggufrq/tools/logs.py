@@ -408,6 +408,10 @@ def ended(done: Completed) -> str:
     return f"{how_it_ended(done)}: {lines[0]}" if lines else failure_message(done)
 
 
+#: How programs say that a text is too short for them.
+_SHORT_TEXT = re.compile(r"you need at least \d+ tokens|No prompt provided|less than one chunk of \d+")
+
+
 def is_of_heads(message: str) -> bool:
     """Whether a reason is that a cache type, or a device with it, does not take heads of the model's size."""
     return _OF_HEADS.search(message) is not None
@@ -416,7 +420,14 @@ def is_of_heads(message: str) -> bool:
 def failure(text: str, what: str) -> ToolError:
     """The error for a program that gave no result: the reason from its log, or that its end is missing."""
     lines = error_lines(text)
-    return ToolError(f"{what}: {lines[0]}") if lines else Incomplete(f"{what}, and its log does not say why")
+    if not lines:
+        return Incomplete(f"{what}, and its log does not say why")
+    return ToolError(f"{what}: {lines[0]}", remedy=remedy_of(lines[0]))
+
+
+def remedy_of(reason: str) -> str | None:
+    """What mends it that a program fails for this reason, where that is the text."""
+    return "a longer text, or a shorter context" if _SHORT_TEXT.search(reason) else None
 
 
 def retried(attempt: Callable[[], Result], attempts: int = 5) -> Result:

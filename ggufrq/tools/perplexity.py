@@ -22,7 +22,6 @@ _CHUNK = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
 _ROW = re.compile(r"^ *(\d+) +\S+ ± +\S+ +\S+ ± ", re.MULTILINE)
 #: Below this number of scored tokens it prints no statistics.
 _LEAST_SCORED = 100
-_TOO_SHORT = "tokens to evaluate perplexity"
 _NOT_A_NUMBER = re.compile(r"\[\d+\]-?(?:nan|inf),|^ *\d+ +-?(?:nan|inf) ± ", re.MULTILINE)
 _FAILED = re.compile(r"failed to decode|failed reading log-probs for chunk")
 
@@ -204,7 +203,4 @@ def _unfinished(stderr: str, stdout: str) -> ToolError:
             f"too few tokens were scored for statistics ({rows} chunks)",
             remedy="a longer text, or more chunks",
         )
-    error = failure(stderr, "llama-perplexity gave no result")
-    if _TOO_SHORT in error.message:
-        error.remedy = "a longer text, or a shorter context"
-    return error
+    return failure(stderr, "llama-perplexity gave no result")

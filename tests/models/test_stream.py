@@ -85,8 +85,10 @@ def test_streamed_files_are_the_plain_ones(
             command = command_line(llama_build, "quantize", "org/Small", *TYPES, *arguments)
             return proc.run(command, env=env, cwd=tmp_path, check=False)
 
+        (tmp_path / "text.txt").write_text("words")
         for wrong, says in (
-            (["--types", "Q2_K"], "an importance matrix, which is made by running the whole model"),
+            (["--types", "Q2_K"], "an importance matrix, for which the whole model is run"),
+            (["--calibrate", "text.txt"], "--calibrate makes an importance matrix"),
             (["--types", "BF16"], "BF16 is the whole model in 16 bits"),
             (["--fold", "kv"], "folding looks at all that reads a tensor"),
             (["--recipe", "sensitivity", "--bpw", "5"], "a recipe is found on the whole model"),

@@ -320,9 +320,12 @@ def test_a_base_makes_another_build_wherever_it_lies(tmp_path: Path) -> None:
 def test_definitions_name_its_headers_and_libraries_alone(base: BaseSystem, tmp_path: Path) -> None:
     defined = base.definitions(tmp_path / "a place" / "b")
     assert defined["CMAKE_SYSROOT"] == str(base.root)
+    mapped = f"-ffile-prefix-map={tmp_path / 'a place' / 'b' / 'src'}=src"
+    assert f"-Xcompiler={mapped}" in shlex.split(defined["CMAKE_CUDA_FLAGS"])
+    assert mapped in shlex.split(defined["CMAKE_HIP_FLAGS"])
     for language in ("C", "CXX"):
         flags = shlex.split(defined[f"CMAKE_{language}_FLAGS"])
-        assert f"-ffile-prefix-map={tmp_path / 'a place' / 'b' / 'src'}=src" in flags
+        assert mapped in flags
         assert "-nostdinc" in flags and f"-L{base.root}/usr/lib/x86_64-linux-gnu" in flags
     assert "c++/10" in defined["CMAKE_CXX_FLAGS"] and "c++/10" not in defined["CMAKE_C_FLAGS"]
     assert "CMAKE_SYSROOT" not in BaseSystem(platform.machine()).definitions(tmp_path)

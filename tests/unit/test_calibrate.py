@@ -338,8 +338,9 @@ def test_a_profile_of_another_model_is_not_written_over(
 def test_a_program_that_fails_says_why(model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "0.01.002.003 E main: the text has 3 tokens, less than one chunk of 16\n"
     run_by(Program([], said), monkeypatch)
-    with pytest.raises(ToolError, match="the text has 3 tokens, less than one chunk of 16"):
+    with pytest.raises(ToolError, match="the text has 3 tokens, less than one chunk of 16") as caught:
         profile_from_text(model, text, BUILD, n_ctx=16)
+    assert caught.value.remedy == "a longer text, or a shorter context"
 
 
 def test_options_and_texts_that_make_no_sense(

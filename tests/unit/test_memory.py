@@ -492,6 +492,19 @@ def test_two_memories(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_build", "no_programs")
+def test_the_table_fits_a_terminal(tmp_path: Path) -> None:
+    """What all rotated types have beside them is told once; where they differ, in each row."""
+    path = model(tmp_path / "m.gguf", "llama", DENSE)
+    text = run(str(path), "--kv", "f16,iso3,iso4", "--ctx", "8K,128K")
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith(("f16", "iso"))]
+    assert rows == ["f16", "f16", "iso3", "iso3", "iso4", "iso4"] and "iso3 +" not in text
+    assert "\nrotated types with +profile +first1 +recent32, as run and serve keep them\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+    text = run(str(path), "--kv", "iso3,iso3+plain", "--ctx", "8K")
+    assert "\niso3 +profile +first1 +recent32 " in text and "rotated types with" not in text
+
+
+@pytest.mark.usefixtures("no_build", "no_programs")
 def test_sentences_stand_for_numbers_that_there_are_not(tmp_path: Path) -> None:
     path = model(tmp_path / "m.gguf", "llama", DENSE | {"attention.key_length": 96})
     text = run(str(path), "--kv", "q8_0,iso4", "--ctx", "4K")

@@ -207,6 +207,13 @@ def test_upload_and_a_second_run(publish: Callable[..., Any], hub: Any, folder: 
     assert len(writes(hub)) == before, "a second run sends nothing"
 
 
+def test_what_was_sent_is_told_as_done(publish: Callable[..., Any], hub: Any) -> None:
+    done = publish(REPO, "--collection", "Models")
+    for line in (f"sent  {SMALL}", "collection 'Models': new; added", "sent: 5 files, "):
+        assert line in done.stdout
+    assert "send" not in done.stdout.replace("sent", "") and "to add" not in done.stdout
+
+
 def test_only_what_changed_is_sent(publish: Callable[..., Any], hub: Any, folder: Path) -> None:
     data_of(publish(REPO, "--json"))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Another text\n")
@@ -389,7 +396,17 @@ def test_a_namespace_of_others(publish: Callable[..., Any], hub: Any) -> None:
 def test_no_token(publish: Callable[..., Any], hub: Any) -> None:
     done = publish(REPO, token=None)
     assert done.returncode == 8 and "no token for the Hub was found" in done.stderr
-    assert not hub.requests
+    assert not hub.requests and "Checking" not in done.stderr, "known before all files are read"
+    done = publish(f"{REPO}:Q4_K_M")
+    assert done.returncode == 2 and "is no id of a repository" in done.stderr
+    assert not hub.requests and "Checking" not in done.stderr
+
+
+def test_a_dry_run_that_cannot_look(publish: Callable[..., Any], hub: Any) -> None:
+    hub.fault("GET", "tree", 400)
+    done = publish(REPO, "--dry-run", token=None)
+    assert done.returncode == HubError.exit_code and "upload" not in done.stderr
+    assert f"the Hub could not be asked about {REPO} (400): " in done.stderr
 
 
 def test_a_dry_run_needs_no_token(publish: Callable[..., Any], hub: Any, folder: Path) -> None:

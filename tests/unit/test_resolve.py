@@ -91,6 +91,18 @@ def test_files_that_are_no_models(tmp_path: Path, kind: str, says: str) -> None:
         resolve.resolve(str(path))
 
 
+def test_a_folder_that_is_misspelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be meant for the Hub, but nobody sees that from what the Hub says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for text in ("models/My-1B", "models/My-1B", "Qwen/Qwen3-0.6B"):
+        assert resolve.resolve(text).kind == "hub"
+    says = "models has no My-1B: models/My-1B is taken for a model on the Hub"
+    assert [record.getMessage() for record in caplog.records] == [says]
+
+
 def test_a_revision_of_what_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text("{}")
     for options in (["--revision", "main"], ["--revision", "main", "--weights", "Q4_K_M"]):

@@ -666,6 +666,20 @@ def test_command(world: type[World], monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--quick", "--chunks", "16"], "--chunks has no effect here: --quick measures nothing"),
+        (["--quick", "-j", "2"], "--jobs has no effect here"),
+        (["--kv", "iso4"], "--kv has no effect here: there is no --vram"),
+        (["--ranges", "4"], "--ranges has no effect here: --by is not layer"),
+    ],
+)
+def test_options_that_would_do_nothing(options: list[str], says: str) -> None:
+    done = CliRunner().invoke(cli.sensitivity, ["toy", "--bpw", "5", *options])
+    assert isinstance(done.exception, UsageError) and says in done.exception.message
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
         (["--recipe", "sensitivity"], "is made for a budget"),
         (["--bpw", "5"], "are the budget of --recipe sensitivity"),
         (["--recipe", "sensitivity", "--bpw", "5", "--dry-run"], "there is no dry run"),

@@ -287,6 +287,20 @@ def test_perplexity_failures_that_end_with_status_0(name: str, reason: str) -> N
             parse(saved(f"{name}.out"), saved(f"{name}.err"))
 
 
+@pytest.mark.parametrize(
+    ("said", "mended"),
+    [
+        ("E main: you need at least 1024 tokens for a context of 512 tokens", True),
+        ("E main: No prompt provided and no precomputed matrices (--in-file) to combine.", True),
+        ("E main: failed to open model.gguf", False),
+    ],
+)
+def test_a_text_that_is_too_short_for_a_matrix(said: str, mended: bool) -> None:
+    with pytest.raises(ToolError, match="llama-imatrix gave no result: ") as caught:
+        imatrix.check("", f"0.01.002.003 {said}\n")
+    assert (caught.value.remedy is not None and "a longer text" in caught.value.remedy) == mended
+
+
 def test_divergence_is_no_perplexity_and_the_other_way_round() -> None:
     with pytest.raises(ToolError):
         perplexity.parse_divergence(saved("ppl-base.out"), saved("ppl-base.err"))
