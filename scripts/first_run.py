@@ -38,7 +38,10 @@ def main() -> int:
         "--python", default="/usr/bin/python3", help="in ROOT, by its path there  [default: %(default)s]"
     )
     args = parser.parse_args()
-    (archive,) = args.dist.glob("ggufrq-bin-[0-9]*-linux-x86_64.tar.xz")
+    archives = [*args.dist.glob("ggufrq-bin-*-linux-x86_64.tar.xz")]
+    if len(archives) != 1:
+        parser.error(f"{args.dist} holds {len(archives)} archives for Linux on x86-64, and one is tried")
+    (archive,) = archives
     place = args.root / _PLACE
     for old in place.glob("*"):
         if old.name != "wheels":  # of others, fetched once

@@ -32,7 +32,7 @@ _FACTS = {"key", "llama_cpp", "patch_set", "backend", "system", "arch", "needs",
 _MACHINES = {"AMD64": "x86_64"}
 
 #: The command that brings the wheel of this ggufrq, from the folder of ``ggufrq bundle`` and nowhere else.
-INSTALL = f"python -m pip install --no-index --find-links DIR '{DISTRIBUTION}=={__version__}'"
+INSTALL = f'python -m pip install --no-index --find-links DIR "{DISTRIBUTION}=={__version__}"'
 _BUILD_HERE = "ggufrq build, which compiles for this machine"
 
 

@@ -187,6 +187,8 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
     shape = None
     with suppress(ModelError):  # of a kind whose memory is not computed
         shape = memory_shape(model_headers(small))
+    if shape is not None and not shape.cached:  # a recurrent model, which keeps no K and V
+        shape = None
     return replace(found, values=header.values, parameters=parameters, shape=shape, matrix=matrix)
 
 

@@ -52,7 +52,8 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        near = [] if args[0] in COMMANDS else difflib.get_close_matches(args[0], COMMANDS, 1)
+        known = ctx.resilient_parsing or args[0] in COMMANDS
+        near = [] if known else difflib.get_close_matches(args[0], COMMANDS, 1)
         if near:
             ctx.fail(f"No such command '{args[0]}'. Did you mean {near[0]}?")
         return super().resolve_command(ctx, args)

@@ -46,7 +46,7 @@ _BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
     default="cpu",
     show_default=True,
     type=click.Choice(_BACKENDS),
-    help="With a GPU's a further module, which is loaded where the driver is; takes --here.",
+    help="With a GPU's a further module, which is loaded where the driver is; cuda and hip take --here.",
 )
 @click.option("--cuda-arch", metavar="ARCH", help="With cuda: what to generate code for, as CMake names it.")
 @click.option(

@@ -23,6 +23,7 @@ class Kind:
 
     name: str
     read: Callable[[Path], object]
+    gguf: bool = False  # of which the header alone is read
 
 
 def _read_gguf(*kinds: str) -> Callable[[Path], object]:
@@ -35,8 +36,10 @@ def _read_gguf(*kinds: str) -> Callable[[Path], object]:
 
 JSON = Kind("JSON", lambda path: json.loads(path.read_bytes()))
 RECIPE = Kind("recipe", lambda path: load(path))
-MATRIX = Kind("importance matrix", _read_gguf("imatrix"))
-PROFILE = Kind("profile", _read_gguf("kv-profile", "kv-calib"))
+MATRIX = Kind("importance matrix", _read_gguf("imatrix"), gguf=True)
+PROFILE = Kind("profile", _read_gguf("kv-profile", "kv-calib"), gguf=True)
+#: Bytes of a text of ours at most; what is larger is not read to see what it is.
+_LARGEST = 1 << 26
 
 
 def require_writable(path: Path, kind: Kind) -> None:
@@ -50,7 +53,7 @@ def require_writable(path: Path, kind: Kind) -> None:
     if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return
     try:
-        if path.is_file():  # and no device
+        if path.is_file() and (kind.gguf or path.stat().st_size <= _LARGEST):  # and no device
             kind.read(path)
             return
     except (GgufrqError, ValueError, OSError):

@@ -51,7 +51,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     metavar="NAME|FILE",
     help="Make a recipe, shipped or your own; `sensitivity` finds the best one by measurement, `quick` a "
-    "good one by the errors of the weights.",
+    "good one by the errors of the weights (GGUF).",
 )
 @click.option(
     "--to",
@@ -153,6 +153,7 @@ def quantize(
             bits,
             recipes,
             sensitivity=SENSITIVITY,
+            quick=QUICK,
             size=size,
             bpw=bpw,
             split_size=split_size,
@@ -168,6 +169,7 @@ def quantize(
     request = Request(
         model, (), split_size=parse_size(split_size) if split_size else None, run=not no_run, **options
     )
+    recipes = tuple(dict.fromkeys(recipes))
     recipes_found: list[str | Recipe] = list(recipes)
     sought = [name for name in recipes if name in (SENSITIVITY, QUICK)]
     if budget is not None and not sought:

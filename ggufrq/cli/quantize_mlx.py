@@ -36,6 +36,7 @@ def to_mlx(
     recipes: Sequence[str],
     *,
     sensitivity: str,
+    quick: str,
     size: str | None,
     bpw: str | None,
     out: Path | None,
@@ -57,6 +58,11 @@ def to_mlx(
         raise UsageError(f"--fold {fold} is for GGUF files", remedy="--fold awq")
     if bits is None and not recipes:
         bits, recipes = FAMILY_BITS, FAMILY_RECIPES
+    if quick in recipes:
+        raise UsageError(
+            f"the recipe {quick} is for GGUF files, not for --to mlx",
+            remedy=f"--recipe {sensitivity}, which measures",
+        )
     budget = parse_budget(size, bpw)
     if sensitivity in recipes and budget is None:
         raise UsageError(

@@ -20,7 +20,7 @@ from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import DEFAULT_KV, Sought
-from ggufrq.cli.out_options import RECIPE, OutFile
+from ggufrq.cli.out_options import RECIPE, OutFile, require_writable
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
@@ -149,6 +149,7 @@ def sensitivity(
             else (),
             "there is no --vram": ("kv", "kv_ctx") if vram is None else (),
             "--by is not layer": ("ranges",) if options["by"] != "layer" else (),
+            "there is no budget": ("out", "rounds", "check_text") if (size, bpw, vram) == (None,) * 3 else (),
         }
     )
     budget = parse_budget(size, bpw)
@@ -175,6 +176,8 @@ def sensitivity(
         calibrate=(calibrate,) if calibrate is not None else (),
         revision=revision,
     )
+    if out is None and budget is not None:
+        require_writable(Path("MODEL-sensitivity.toml"), RECIPE)  # in this folder, by another name
     result = analyse(request, build, goal)
     if as_json:
         click.echo(texts.to_json(report.as_json(result, goal, build), indent=1))

@@ -147,7 +147,7 @@ def require_room(folder: Path, free: int, need: int, what: str) -> None:
         raise GgufrqError(
             f"the disk has no room: {what} takes {size_text(need)}, {size_text(SPARE_DISK)} are left alone, "
             f"and {folder.absolute()} has {size_text(free)} free",
-            remedy="free some space, -o with a folder on a larger disk, or fewer types",
+            remedy="free some space, a folder on a larger disk, or fewer types",
         )
 
 

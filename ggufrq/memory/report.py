@@ -110,6 +110,7 @@ class Report:
         """The tables as plain text, with what must be known to read them."""
         parts = ["\n".join(self._head())]
         rows: list[Estimate] = []
+        titles: list[str] = []
         if self.room is not None:
             placed = self.places(contexts)
             parts += self._places(placed)
@@ -121,7 +122,8 @@ class Report:
             fits = self.fits(budget)
             parts.append(self._fits(fits, budget))
             rows += [fit.estimate for fit in fits if fit.estimate is not None]
-        parts.append("\n".join(self._notes(rows)))
+            titles = [fit.kv for fit in fits]
+        parts.append("\n".join(self._notes(rows, titles)))
         if why:
             parts.append("\n".join(self._why()))
         return "\n\n".join(part for part in parts if part)
@@ -193,10 +195,10 @@ class Report:
             body.append([kv, f"{row.ctx:,}", *(mib_text(size) for size in cells), note])
         return f"in {mib_text(budget)} MiB ({size_text(budget)}):\n{table.render(head, body, 'lrrrrl')}"
 
-    def _notes(self, rows: Sequence[Estimate]) -> list[str]:
+    def _notes(self, rows: Sequence[Estimate], titles: Sequence[str]) -> list[str]:
         reasons = dict.fromkeys(f"{row.kv}: {row.why_not}" for row in rows if row.why_not is not None)
         lines = list(reasons)
-        marks = _short([row.kv for row in rows])[1]
+        marks = _short([*titles, *(row.kv for row in rows)])[1]
         lines += [f"rotated types with{marks}, as run and serve keep them"] if marks else []
         good = [row for row in rows if row.why_not is None]
         if good:

@@ -127,6 +127,8 @@ def _to_run(folder: Path, names: list[str]) -> Path:
     try:
         chosen = folder / hub.choose_gguf(folder.absolute().name, names, None)[0]
     except ModelError:
+        if len({first_file(folder / name) for name in names}) == 1:
+            raise  # a shard is missing
         raise UsageError(
             f"{folder} holds several models, and none is just Q4_K_M: {', '.join(names)}",
             remedy=f"name one of them: {folder / names[0]}",

@@ -182,11 +182,11 @@ class Hub:
             return error
         code = status(error)
         reason = _reason(error)
-        if code == 401:
+        if code == 401 and self.has_token:
             return HubError(
                 f"the Hub does not accept the token (401): {reason}", remedy="hf auth login; tokens expire"
             )
-        if code == 403:
+        if code == 403 and not self.looks:
             return HubError(
                 f"this token may not write to {self.repo} (403): {reason}",
                 remedy="a token with write access to this namespace: hf auth login",

@@ -389,6 +389,10 @@ def test_options_of_the_command(
     assert cli.invoke(["bundle", "--backend", "vulkan", "-o", str(tmp_path / "out")]) == UsageError.exit_code
     assert "try: VULKAN_SDK=FOLDER" in capsys.readouterr().err
     other = next(name for name in debian.ARCHITECTURES if name != platform.machine())
+    loader = elves.write(tmp_path / "libvulkan.so", arch=other)
+    monkeypatch.setattr(vulkan_toolkit, "find", lambda: replace(found, include=tmp_path, loader=loader))
+    assert cli.invoke(["bundle", "--backend", "vulkan", "-o", str(tmp_path / "out")]) == UsageError.exit_code
+    assert f"Vulkan's loader in this SDK is for {other}, not for" in capsys.readouterr().err
     assert (
         cli.invoke(["bundle", "--here", "--arch", other, "-o", str(tmp_path / "out")]) == UsageError.exit_code
     )
@@ -631,7 +635,7 @@ def test_a_wheel_of_another_series_is_refused(wheel: Path, cache: Path, what: st
     (wheel / "manifest.json").write_text(json.dumps(facts))
     with pytest.raises(BuildError, match=f"of another series than ggufrq {ggufrq.__version__}") as caught:
         builds.require_build()
-    assert f"'ggufrq-bin=={ggufrq.__version__}'" in (caught.value.remedy or "")
+    assert f'"ggufrq-bin=={ggufrq.__version__}"' in (caught.value.remedy or "")
     assert "ffffffff" in caught.value.message
 
 
@@ -662,7 +666,7 @@ def test_without_compiler_the_remedy_is_the_wheel(cache: Path, monkeypatch: pyte
     monkeypatch.setattr(toolchain, "names_compiler", lambda: False)
     with pytest.raises(BuildError, match="has not been built yet") as caught:
         builds.require_build()
-    assert f"--no-index --find-links DIR 'ggufrq-bin=={ggufrq.__version__}'" in str(caught.value.remedy)
+    assert f'--no-index --find-links DIR "ggufrq-bin=={ggufrq.__version__}"' in str(caught.value.remedy)
 
 
 def test_doctor_needs_no_compiler_beside_the_wheel(

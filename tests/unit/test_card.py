@@ -118,6 +118,18 @@ def head_of(text: str) -> dict[str, Any]:
     return found
 
 
+def test_a_model_without_a_cache_of_k_and_v(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as Mamba's, of which llama.cpp keeps a recurrent state alone."""
+    folder = family(tmp_path / "f")
+    shape = collect(folder).shape
+    assert shape is not None
+    monkeypatch.setattr("ggufrq.card.facts.memory_shape", lambda _: replace(shape, layers=()))
+    made = make(folder, build, Wishes(run=False))
+    assert "Memory of the KV cache" in made.text
+
+
 def test_what_metadata_says(tmp_path: Path, build: Build) -> None:
     folder = family(tmp_path / "f", source=True, template=TEMPLATE)
     made = make(folder, build, Wishes(repo="me/Small-1B-GGUF", run=False))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from ggufrq import cli
 from ggufrq.base.errors import UsageError
-from ggufrq.cli.out_options import JSON, MATRIX, RECIPE, require_writable
+from ggufrq.cli.out_options import JSON, MATRIX, PROFILE, RECIPE, require_writable
 from ggufrq.make.recipe import Recipe, dump
 
 
@@ -40,16 +41,33 @@ def test_a_model_is_not_overwritten(
     assert cli.invoke([*command, os.devnull]) == UsageError.exit_code
 
 
+def _header(kind: str) -> bytes:
+    """A GGUF file of one value and no tensors."""
+    key = b"general.type"
+    value = struct.pack("<IQ", 8, len(kind)) + kind.encode()
+    return b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key + value
+
+
 def test_its_like_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
-    for kind, text in ((JSON, "{}"), (RECIPE, dump(Recipe("r", tensors={"*": "q4_k"}))), (MATRIX, "")):
+    for kind, held in (
+        (JSON, b"{}"),
+        (RECIPE, dump(Recipe("r", tensors={"*": "q4_k"})).encode()),
+        (MATRIX, _header("imatrix")),
+        (PROFILE, _header("kv-profile")),
+    ):
         require_writable(file, kind)
-        file.write_text(text)
+        file.write_bytes(held)
         require_writable(file, kind)
         file.write_text("anything else")
         with pytest.raises(UsageError, match=f"is there, and no {kind.name}: it would be lost"):
             require_writable(file, kind)
         file.unlink()
+    with file.open("wb") as large:  # is not read to the end
+        large.truncate(1 << 36)
+    with pytest.raises(UsageError, match="and no JSON"):
+        require_writable(file, JSON)
+    file.unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match="cannot be written"):
         require_writable(file, JSON)

@@ -685,6 +685,7 @@ def test_options_that_would_do_nothing(options: list[str], says: str) -> None:
         (["--recipe", "sensitivity", "--bpw", "5", "--dry-run"], "there is no dry run"),
         (["--recipe", "quick"], "the recipe quick is made for a budget"),
         (["--recipe", "quick", "--bpw", "5", "--dry-run"], "quick reads all weights; there is no dry run"),
+        (["--to", "mlx", "--recipe", "quick", "--bpw", "5"], "the recipe quick is for GGUF files"),
     ],
 )
 def test_quantize_refuses(options: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -710,7 +711,8 @@ def test_quantize_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "analyse", analyse)
     monkeypatch.setattr("ggufrq.cli.quantize.require_build", lambda: BUILD)
     monkeypatch.setattr("ggufrq.cli.quantize.core.parse_wants", wants)
-    names = [part for name in ("quick", "proposal-c", "sensitivity") for part in ("--recipe", name)]
+    named = ("quick", "proposal-c", "sensitivity", "quick")
+    names = [part for name in named for part in ("--recipe", name)]
     CliRunner().invoke(quantize_command, ["docs-qwen3-8m", *names, "--bpw", "5"])
     assert asked == [(True, Budget(bpw=Fraction(5))), (False, Budget(bpw=Fraction(5)))]
     assert taken == ["found1", "proposal-c", "found2"]
@@ -738,8 +740,20 @@ MOE = Inventory(
 )
 
 
-def placed_problem(vram: int, ram: int, types: Sequence[str]) -> tuple[list[parts.Unit], solve.Placed]:
-    every = parts.units(MOE, types, "class", 1)
+#: Two layers, and as in Gemma 3n embeddings of a token for each layer, which are in the other memory, too.
+LAYERED = replace(
+    MOE,
+    tensors=(
+        *(one for one in MOE.tensors if not one.name.startswith(("blk.2.", "blk.3."))),
+        tensor("per_layer_token_embd.weight", 256, 64),
+    ),
+)
+
+
+def placed_problem(
+    vram: int, ram: int, types: Sequence[str], model: Inventory = MOE
+) -> tuple[list[parts.Unit], solve.Placed]:
+    every = parts.units(model, types, "class", 1)
     costs = [[unit.values * LOSS[option.kind] for option in unit.options] for unit in every]
     sizes = [[sum(option.sizes) for option in unit.options] for unit in every]
     tensors: list[list[Mapping[str, int]]] = [
@@ -749,10 +763,19 @@ def placed_problem(vram: int, ram: int, types: Sequence[str]) -> tuple[list[part
     return every, solve.Placed(sizes, costs, vram + ram, Budget(rooms=(vram, ram)), tensors, fixed)
 
 
-@pytest.mark.parametrize("vram", [40_000, 80_000, 250_000, 500_000, 2_000_000])
-@pytest.mark.parametrize("ram", [8_000, 12_000, 20_000, 150_000, 300_000, 600_000])
-def test_two_memories_hold_the_best_of_all(vram: int, ram: int) -> None:
-    every, problem = placed_problem(vram, ram, ("q3_k", "q4_k", "q6_k", "q8_0"))
+@pytest.mark.parametrize(
+    ("model", "vram", "ram"),
+    [
+        *itertools.product(
+            [MOE],
+            [40_000, 80_000, 250_000, 500_000, 2_000_000],
+            [8_000, 12_000, 20_000, 150_000, 300_000, 600_000],
+        ),
+        *itertools.product([LAYERED], [500_000], [20_000, 24_000, 28_000, 32_000]),
+    ],
+)
+def test_two_memories_hold_the_best_of_all(model: Inventory, vram: int, ram: int) -> None:
+    every, problem = placed_problem(vram, ram, ("q3_k", "q4_k", "q6_k", "q8_0"), model)
     best = min(
         (
             chosen

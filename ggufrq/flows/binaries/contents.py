@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ggufrq.base import paths
+from ggufrq.base import log, paths
 from ggufrq.base.errors import BuildError
 from ggufrq.build import project
 from ggufrq.build.base_system import BaseSystem
@@ -58,7 +58,8 @@ def programs(build: Build, base: BaseSystem) -> tuple[dict[str, Path], dict[str,
         own = [folder for folder in folders if not folder.startswith("$ORIGIN")]
         if own:
             raise BuildError(
-                f"{name} looks for libraries in {own[0]}, of this machine", remedy="ggufrq bundle"
+                f"{name} looks for libraries in {own[0]}, of this machine",
+                remedy="ggufrq bundle without other CMake options",
             )
     return {name: files[name] for name in sorted(files)}, asked
 
@@ -89,6 +90,10 @@ def licences(build: Build, base: BaseSystem, files: dict[str, Path]) -> Iterator
         yield f"llama.cpp-{path.name}.txt", path
     yield "texts-of-the-models.md", paths.data_dir("texts") / "LICENSES.md"
     for library, (name, _) in base.system.licences.items():
+        if library not in files:
+            continue
         text = base.licence(library)
-        if library in files and text is not None:
+        if text is None:
+            log.say(f"the licence of {library}, which comes along, was not found on this system")
+        else:
             yield name, text

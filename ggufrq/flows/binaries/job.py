@@ -19,7 +19,7 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
-from ggufrq.build import base_system, builds, cuda_toolkit, mingw, prebuilt, vulkan_toolkit
+from ggufrq.build import base_system, builds, cuda_toolkit, elf, mingw, prebuilt, vulkan_toolkit
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.project import Build, BuildOptions
 from ggufrq.flows import wheels
@@ -99,7 +99,7 @@ def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
     other = system == "windows"
     if other and (here or backend not in ("cpu", "vulkan")):
         raise UsageError(
-            "programs for Windows are made by mingw-w64, for the CPU, Vulkan and other machines' devices",
+            f"there is no {'--here' if here else backend} for Windows, whose programs are made by mingw-w64",
             remedy="--system windows without --here, and with no --backend but vulkan",
         )
     if here:
@@ -112,6 +112,12 @@ def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
     if backend not in ("cpu", "vulkan"):
         raise UsageError(
             f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
+        )
+    loader = elf.read(vulkan_toolkit.find().loader.resolve()) if backend == "vulkan" and not other else None
+    if loader is not None and loader.arch != arch:
+        raise UsageError(
+            f"Vulkan's loader in this SDK is for {loader.arch}, not for {arch}",
+            remedy=f"--arch {loader.arch}, or VULKAN_SDK=FOLDER with one for {arch}",
         )
     return mingw.windows(arch) if other else base_system.old(arch)
 

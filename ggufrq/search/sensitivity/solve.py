@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -252,19 +253,27 @@ class Placed(Problem):
             for unit in self.tensors
         ]
         every, free = placements(sizes), ram - placements(sizes)[0].ram
-        sums = (sum(one) for one in itertools.product(*(set(unit) for unit in grown if any(unit))))
         found: list[Assignment] = []
-        for more in {max((size for size in sums if size <= free), default=0), 0}:
-            places = [place for place in every if place.ram + more <= ram]
+        for most in _largest([set(unit) if any(unit) else {0} for unit in grown], free):
+            places = [place for place in every if place.ram + sum(most) <= ram]
             if places:
                 others = places[-1].vram - sum(there[unit][start[unit]] for unit in here)
                 capacity = vram - self.budget.beside - others
                 held = [
-                    [size if grows <= more else capacity + 1 for size, grows in zip(*unit, strict=True)]
-                    for unit in zip(there, grown, strict=True)
+                    [size if grows <= bound else capacity + 1 for size, grows in zip(*unit, strict=True)]
+                    for *unit, bound in zip(there, grown, most, strict=True)
                 ]
                 found += self._best(here, held, capacity, count, dropped)
         return found
+
+
+def _largest(sizes: Sequence[set[int]], room: int) -> set[tuple[int, ...]]:
+    """Of choices of one size from each set those in ``room`` that no other one exceeds; and zeros."""
+    held = [one for one in itertools.product(*sizes) if sum(one) <= room]
+    largest = {
+        one for one in held if not any(other != one and all(map(operator.ge, other, one)) for other in held)
+    }
+    return {*largest, tuple(0 for _ in sizes)}
 
 
 def search(
