@@ -86,8 +86,10 @@ def caution(build: Build) -> str | None:
 def not_loaded(build: Build) -> str | None:
     """Why llama.cpp passes over the GPU's module of a build that was made elsewhere, without a word; None
     where it is loaded, or nobody knows (without ``ldd``)."""
+    if not is_one(build) or shutil.which("ldd") is None:
+        return None
     module = build.bin / f"libggml-{build.manifest['backend']}.so"
-    if not is_one(build) or not module.is_file() or shutil.which("ldd") is None:
+    if not module.is_file():
         return None
     told = proc.run(["ldd", module], check=False, timeout=60).stdout
     absent = re.findall(r"^\s*(\S+) => not found", told, re.MULTILINE)
