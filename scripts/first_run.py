@@ -96,8 +96,8 @@ def _wheels(root: Path, dist: Path, python: str) -> None:
     for glibc in range(17, 42):
         command += ["--platform", f"manylinux_2_{glibc}_x86_64"]
     if not house.is_dir():
-        for platform in ("manylinux2014_x86_64", "linux_x86_64"):  # the latter of one with a GPU's module
-            command += ["--platform", platform]
+        # the latter is of wheels with a GPU's module
+        command += ["--platform", "manylinux2014_x86_64", "--platform", "linux_x86_64"]
         proc.run([*command, *wanted], timeout=1200)
     for old in house.glob("ggufrq*.whl"):
         old.unlink()

@@ -42,14 +42,18 @@ PROFILE = Kind("profile", _read_gguf("kv-profile", "kv-calib"), gguf=True)
 _LARGEST = 1 << 26
 
 
+def require_folder(folder: Path) -> None:
+    """Raise UsageError when no file can be written into a folder."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", remedy="make it, or name another one")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder} cannot be written", remedy="a file in another folder")
+
+
 def require_writable(path: Path, kind: Kind) -> None:
     """Raise UsageError when a file of this kind cannot be written to ``path``, or something else would be
     lost by it."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {path.parent}", remedy="make it, or name another one")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path.parent} cannot be written", remedy="a file in another folder")
+    require_folder(path.parent)
     if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return
     try:

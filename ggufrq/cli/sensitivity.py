@@ -20,7 +20,7 @@ from ggufrq.build.builds import require_build
 from ggufrq.build.project import Build
 from ggufrq.cache.cases import parse_cases
 from ggufrq.cache.kv import DEFAULT_KV, Sought
-from ggufrq.cli.out_options import RECIPE, OutFile, require_writable
+from ggufrq.cli.out_options import RECIPE, OutFile, require_folder
 from ggufrq.cli.text_options import TEXT_FILE
 from ggufrq.make.plan import Request
 from ggufrq.make.recipe import Recipe, dump
@@ -177,7 +177,7 @@ def sensitivity(
         revision=revision,
     )
     if out is None and budget is not None:
-        require_writable(Path("MODEL-sensitivity.toml"), RECIPE)  # in this folder, by another name
+        require_folder(Path())  # where the recipe goes, whose name is not known yet
     result = analyse(request, build, goal)
     if as_json:
         click.echo(texts.to_json(report.as_json(result, goal, build), indent=1))

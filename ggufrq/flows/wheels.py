@@ -56,12 +56,16 @@ def write(
     ):
         # metadata at the end, as the format advises
         for inside in sorted(content, key=lambda one: (one.startswith(f"{info}/"), one)):
-            held = content[inside]
-            data = held if isinstance(held, bytes) else held.read_bytes()
+            data = data_of(content[inside])
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{inside},sha256={digest},{len(data)}\n")
             add(archive, inside, data, inside.startswith(programs))
         add(archive, f"{info}/RECORD", "".join([*record, f"{info}/RECORD,,\n"]).encode())
+
+
+def data_of(held: bytes | Path) -> bytes:
+    """What is to lie in an archive: itself, or what a file holds."""
+    return held if isinstance(held, bytes) else held.read_bytes()
 
 
 def add(

@@ -104,21 +104,24 @@ def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
         )
     if here:
         return base_system.here(arch)
-    if backend == "vulkan" and vulkan_toolkit.find().of_the_system:
-        raise UsageError(
-            "Vulkan's headers are among this system's, which do not go with the libraries of another one",
-            remedy="VULKAN_SDK=FOLDER, with LunarG's SDK" + ("" if other else "; or --backend vulkan --here"),
-        )
     if backend not in ("cpu", "vulkan"):
         raise UsageError(
             f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
         )
-    loader = elf.read(vulkan_toolkit.find().loader.resolve()) if backend == "vulkan" and not other else None
-    if loader is not None and loader.arch != arch:
-        raise UsageError(
-            f"Vulkan's loader in this SDK is for {loader.arch}, not for {arch}",
-            remedy=f"--arch {loader.arch}, or VULKAN_SDK=FOLDER with one for {arch}",
-        )
+    if backend == "vulkan":
+        sdk = vulkan_toolkit.find()
+        if sdk.of_the_system:
+            here_too = "" if other else "; or --backend vulkan --here"
+            raise UsageError(
+                "Vulkan's headers are among this system's, which do not go with the libraries of another one",
+                remedy=f"VULKAN_SDK=FOLDER, with LunarG's SDK{here_too}",
+            )
+        loader = None if other else elf.read(sdk.loader.resolve())
+        if loader is not None and loader.arch != arch:
+            raise UsageError(
+                f"Vulkan's loader in this SDK is for {loader.arch}, not for {arch}",
+                remedy=f"--arch {loader.arch}, or VULKAN_SDK=FOLDER with one for {arch}",
+            )
     return mingw.windows(arch) if other else base_system.old(arch)
 
 
@@ -195,7 +198,7 @@ def _facts(build: Build, base: BaseSystem, wanted: Needs) -> dict[str, Any]:
 
 
 def _sum(held: bytes | Path) -> tuple[int, str]:
-    data = held if isinstance(held, bytes) else held.read_bytes()
+    data = wheels.data_of(held)
     return len(data), hashlib.sha256(data).hexdigest()
 
 
@@ -216,8 +219,7 @@ def _write_tar(path: Path, folder: str, files: Content, epoch: int) -> None:
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for name in sorted(files):
-            held = files[name]
-            data = held if isinstance(held, bytes) else held.read_bytes()
+            data = wheels.data_of(files[name])
             entry = tarfile.TarInfo(f"{folder}/{name}")
             entry.size, entry.mtime = len(data), epoch
             entry.mode = 0o755 if name.startswith("bin/") else 0o644
@@ -228,8 +230,7 @@ def _write_zip(path: Path, folder: str, files: Content, epoch: int) -> None:
     """A zip of the files below ``folder``, sorted, all of one time."""
     with paths.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files):
-            held = files[name]
-            data = held if isinstance(held, bytes) else held.read_bytes()
+            data = wheels.data_of(files[name])
             wheels.add(archive, f"{folder}/{name}", data, name.startswith("bin/"), epoch)
 
 

@@ -252,7 +252,8 @@ class Placed(Problem):
             ]
             for unit in self.tensors
         ]
-        every, free = placements(sizes), ram - placements(sizes)[0].ram
+        every = placements(sizes)
+        free = ram - every[0].ram
         found: list[Assignment] = []
         for most in _largest([set(unit) if any(unit) else {0} for unit in grown], free):
             places = [place for place in every if place.ram + sum(most) <= ram]
