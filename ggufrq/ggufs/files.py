@@ -219,7 +219,7 @@ def _measured(tensor: TensorInfo, path: Path) -> tuple[str, int]:
         )
     if not tensor.values:
         return kind, 0
-    return kind, type_bytes(kind, tensor.values, tensor.shape[0] if tensor.shape else 1)
+    return kind, type_bytes(kind, tensor.values, tensor.columns)
 
 
 def _split_count(header: Header) -> int:

@@ -61,6 +61,11 @@ class TensorInfo:
             count *= length
         return count
 
+    @property
+    def columns(self) -> int:
+        """How many values a row has; a scalar is a row of one."""
+        return self.shape[0] if self.shape else 1
+
 
 @dataclass(frozen=True)
 class Header:

@@ -186,7 +186,7 @@ def _bytes(tensor: TensorInfo) -> int:
     kind = type_name(tensor.type)
     if kind is None:
         raise ModelError(f"{tensor.name} has the unknown type {tensor.type}", remedy="a newer ggufrq")
-    return type_bytes(kind, tensor.values, tensor.shape[0]) if tensor.values else 0
+    return type_bytes(kind, tensor.values, tensor.columns) if tensor.values else 0
 
 
 class _Facts:

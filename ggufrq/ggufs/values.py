@@ -106,7 +106,7 @@ class Values(Opened):
 
         place = self.places[name]
         info, file = place.info, place.file
-        columns = info.shape[0] if info.shape else 1
+        columns = info.columns
         count = info.values // columns if columns else 0
         if not count:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.cache.kv import Sought, parse_plan
 from ggufrq.cli import cli
 from ggufrq.cli import memory as command
-from ggufrq.ggufs.header import read_header
+from ggufrq.ggufs.header import TensorInfo, read_header
 from ggufrq.ggufs.heads import Heads
 from ggufrq.ggufs.kv_shape import find_kv_shape, kv_shape
 from ggufrq.ggufs.memory_shape import MemoryShape, head_sizes, memory_shape
@@ -546,6 +547,13 @@ def test_what_llama_cpp_cannot_say_is_estimated(tmp_path: Path) -> None:
 def test_all_shards_count(tmp_path: Path) -> None:
     header = read_header(model(tmp_path / "m.gguf", "llama", DENSE))
     assert memory_shape([header, header]).weight_bytes == 2 * memory_shape([header]).weight_bytes
+
+
+def test_a_scalar_is_a_row_of_one(tmp_path: Path) -> None:
+    header = read_header(model(tmp_path / "m.gguf", "llama", DENSE))
+    scalar = TensorInfo("scale", (), 1, 0)  # in f16
+    more = replace(header, tensors=(*header.tensors, scalar))
+    assert memory_shape([more]).weight_bytes == memory_shape([header]).weight_bytes + 2
 
 
 @pytest.mark.parametrize("more", [{}, {"attention.key_length": 128, "attention.value_length": 128}])

@@ -107,7 +107,7 @@ def _pieces(weights: Weights, name: str, change: Change) -> Iterator[F32]:
 
 def _size(place: Place, kind: str) -> int:
     info = place.info
-    return type_bytes(kind, info.values, info.shape[0] if info.shape else 1)
+    return type_bytes(kind, info.values, info.columns)
 
 
 def _cut(name: str) -> ModelError:
