@@ -31,10 +31,11 @@ _PACKAGES = (
     *("libgomp1", f"gcc-{GCC}-base"),
 )
 _VERSIONS = "versions.json"
-#: What llama.cpp's modules for the newest processors are compiled with, and the first GCC that knows it.
+#: What llama.cpp's modules for the newest processors are compiled with, and the first compiler that knows it.
 _NEWEST = {
-    "x86_64": (("-mamx-int8", "-mavxvnni"), 11),
-    "aarch64": (("-march=armv9.2-a+sme",), 14),
+    "x86_64": (("-mamx-int8", "-mavxvnni"), "GCC 11"),
+    "aarch64": (("-march=armv9.2-a+sme",), "GCC 14"),
+    "arm64": (("-march=armv9.2-a+sme",), "Xcode 16"),
 }
 #: What code of newer compilers calls and an older C++ library lacks: from GCC 14 on, where an exception would
 #: leave a function that lets none out (libstdc++'s ABI, CXXABI_1.3.15).
@@ -75,14 +76,20 @@ class BaseSystem:
         """What it is, for people."""
         return f"Debian {RELEASE}" if self.root is not None else "this system"
 
+    @property
+    def backend(self) -> str:
+        """What programs for it have unless something else is asked for."""
+        return "cpu"
+
     def identity(self) -> str:
-        """What of it a build depends on, without folders of this machine."""
-        return json.dumps([self.arch, self.root is not None, self.versions])
+        """What of it a build depends on, wherever its libraries lie. Raises BuildError without a compiler."""
+        defined = json.dumps([self.definitions(Path("build")), self.versions], sort_keys=True)
+        return defined.replace(os.fspath(self.root), "base") if self.root is not None else defined
 
     def compiler(self, name: str) -> str:
         """Path of GCC's ``gcc``, ``g++`` or ``gcc-ar`` for it. Raises BuildError without it."""
         package = "g++" if self.arch == platform.machine() else f"g++-{self.triplet.replace('_', '-')}"
-        return tool(f"{self.triplet}-{name}", package, self.arch)
+        return tool(f"{self.triplet}-{name}", f"apt-get install {package}", self.arch)
 
     def asks(self, file: Path) -> Binary | None:
         """What a program or library asks for; None when it is none for the system."""
@@ -91,13 +98,13 @@ class BaseSystem:
     def require_modules(self) -> None:
         """Raise BuildError when its compiler is missing, or too old for the module of the newest
         processors."""
-        flags, version = _NEWEST[self.arch]
+        flags, least = _NEWEST[self.arch]
         compiler = self.compiler("g++")
         done = proc.run([compiler, *flags, "-x", "c++", "-E", os.devnull], check=False, timeout=60)
         if done.rc != 0:
             raise BuildError(
                 f"{compiler} does not take {' '.join(flags)}, by which one of the modules is compiled",
-                remedy=f"GCC {version} or newer; Debian 13, or a container of it, has 14",
+                remedy=f"{least} or newer" + self._newer(),
             )
 
     def definitions(self, build: Path) -> dict[str, str]:
@@ -106,14 +113,14 @@ class BaseSystem:
         defined = {
             "CMAKE_C_COMPILER": self.compiler("gcc"),
             "CMAKE_CXX_COMPILER": self.compiler("g++"),
-            "CMAKE_C_FLAGS": shlex.join([*here, "-s", *self._flags([])]),
-            "CMAKE_CXX_FLAGS": shlex.join([*here, "-s", *self._flags(self._cxx_headers())]),
+            "CMAKE_C_FLAGS": shlex.join([*here, *self._strip(), *self._flags([])]),
+            "CMAKE_CXX_FLAGS": shlex.join([*here, *self._strip(), *self._flags(self._cxx_headers())]),
             "CMAKE_CUDA_FLAGS": shlex.join(f"-Xcompiler={one}" for one in here),
             "CMAKE_HIP_FLAGS": shlex.join(here),
             # of CUDA's module, whose own flags the linker does not get
             "CMAKE_MODULE_LINKER_FLAGS_INIT": "-s",
         }
-        if (self.system.name, self.arch) != ("Linux", platform.machine()):
+        if (self.system.name, self.arch) != (platform.system(), platform.machine()):
             defined |= {"CMAKE_SYSTEM_NAME": self.system.name, "CMAKE_SYSTEM_PROCESSOR": self.arch}
         if self.root is not None:
             defined |= {"CMAKE_SYSROOT": os.fspath(self.root)}
@@ -148,6 +155,14 @@ class BaseSystem:
         text = (self.root or Path("/")) / "usr" / "share" / "doc" / package / "copyright"
         return text if package and text.is_file() else None
 
+    def _newer(self) -> str:
+        """Where a compiler that is too old may be had newer, to end a sentence."""
+        return "; Debian 13, or a container of it, has 14"
+
+    def _strip(self) -> list[str]:
+        """For the compiler, which takes it along to the linker: no symbols but those that others ask for."""
+        return ["-s"]
+
     def _cxx_headers(self) -> list[str]:
         return [f"c++/{GCC}", f"{self.triplet}/c++/{GCC}", f"c++/{GCC}/backward"]
 
@@ -167,13 +182,11 @@ class BaseSystem:
         return [*flags, f"-B{usr / 'lib' / self.triplet}", *(f"-L{library}" for library in libraries)]
 
 
-def tool(program: str, package: str, target: str) -> str:
-    """Path of a program of ``package`` that compiles for ``target``. Raises BuildError without it."""
+def tool(program: str, remedy: str, target: str) -> str:
+    """Path of a program that compiles for ``target``. Raises BuildError with the remedy without it."""
     path = shutil.which(program)
     if path is None:
-        raise BuildError(
-            f"there is no {program}, which compiles for {target}", remedy=f"apt-get install {package}"
-        )
+        raise BuildError(f"there is no {program}, which compiles for {target}", remedy=remedy)
     return path
 
 
@@ -216,6 +229,6 @@ def _require_known(arch: str) -> None:
     if platform.system() != "Linux" or arch not in debian.ARCHITECTURES:
         raise UsageError(
             f"programs to give away are made on Linux, for {' or '.join(debian.ARCHITECTURES)}; here is "
-            f"{platform.system()}, and {arch} was asked for",
+            f"{systems.machine()}, and {arch} was asked for",
             remedy="ggufrq build, for this machine",
         )

@@ -37,7 +37,7 @@ class CpuTraits(ctypes.Structure):
 def library(folder: Path, name: str) -> ctypes.CDLL:
     """A library of a build by its name without ``lib``; of modules for several processors, the one that
     llama.cpp takes here. Raises OSError when it is not there."""
-    names = [f"lib{name}.so", f"lib{name}.so.0", f"lib{name}.dylib", f"{name}.dll"]
+    names = [f"lib{name}.so", f"lib{name}.so.0", f"lib{name}.dylib", f"lib{name}.0.dylib", f"{name}.dll"]
     found = next((folder / file for file in names if (folder / file).is_file()), None)
     if found is None:
         modules = [*folder.glob(f"lib{name}-*.so"), *folder.glob(f"{name}-*.dll")]

@@ -39,14 +39,11 @@ class Mingw(BaseSystem):
     def name(self) -> str:
         return "mingw-w64"
 
-    def identity(self) -> str:
-        return f"{self.system.name} {self.arch}"
-
     def compiler(self, name: str) -> str:
         """Path of its ``gcc`` or ``g++`` with threads as C++ has them, or of a tool of binutils. Raises
         BuildError without it."""
         threads = "-posix" if name.startswith("g") else ""
-        return tool(f"{self.triplet}-{name}{threads}", _PACKAGE, self.system.name)
+        return tool(f"{self.triplet}-{name}{threads}", f"apt-get install {_PACKAGE}", self.system.name)
 
     def asks(self, file: Path) -> Binary | None:
         """What objdump tells of it, names in small letters, as Windows takes them for the same."""
@@ -94,7 +91,7 @@ def windows(arch: str) -> Mingw:
     """Windows on a processor. Raises UsageError where none of these is compiled for, or not here."""
     if platform.system() != "Linux" or arch != ARCH:
         raise UsageError(
-            f"programs for Windows are made on Linux, for {ARCH}; here is {platform.system()}, and {arch} "
+            f"programs for Windows are made on Linux, for {ARCH}; here is {systems.machine()}, and {arch} "
             "was asked for",
             remedy=f"--system windows --arch {ARCH}, on Debian or in a container of it",
         )

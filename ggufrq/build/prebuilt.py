@@ -144,9 +144,13 @@ def _require_machine(root: Path, facts: dict[str, Any]) -> None:
     here, there = (platform.system(), _MACHINES.get(machine, machine)), (facts["system"], facts["arch"])
     if here != there:
         raise BuildError(
-            f"{_named(root)} is for {' on '.join(there)}, and this is {' on '.join(here)}",
+            f"{_named(root)} is for {systems.machine(*there)}, and this is {systems.machine(*here)}",
             remedy=_BUILD_HERE,
         )
+    if here[0] == systems.MACOS.name:
+        version, least = platform.mac_ver()[0], str(facts["needs"].get("macOS", "0"))
+        if elf.version_key(version) < elf.version_key(least):
+            raise BuildError(f"{_named(root)} takes macOS {least}, and here is {version}", remedy=_BUILD_HERE)
     if here[0] != systems.LINUX.name:
         return
     kind, version = platform.libc_ver()

@@ -3,6 +3,7 @@ every such system has, the archive and the wheel."""
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,17 +23,18 @@ class Binary:
 
 @dataclass(frozen=True)
 class System:
-    """A system by its name in Python (``platform.system()``).
+    """A system by its name in Python (``platform.system()``); ``title`` is that for people.
 
     ``module`` fits modules, which ggml looks for beside the programs, and libraries that others ask for
-    anyway. ``libraries`` are those of the system, ``drivers`` begin the names of what comes with a driver or
-    toolkit: where it is missing the module that asks for it is not loaded. ``licences`` are those of what is
-    brought along: file in the archive and Debian's package, by library; ``licence`` is that of all, in SPDX's
-    words. ``archive`` is the ending of its name. ``tags`` are the platforms of wheels by processor; empty
-    where symbols have versions, which make the tag.
+    anyway. ``libraries`` are those of the system, by name or by the folder in it; ``drivers`` begin the names
+    of what comes with a driver or toolkit: where it is missing the module that asks for it is not loaded.
+    ``licences`` are those of what is brought along: file in the archive and Debian's package, by library;
+    ``licence`` is that of all, in SPDX's words. ``archive`` is the ending of its name. ``tags`` are the
+    platforms of wheels by processor; empty where what files ask for makes the tag.
     """
 
     name: str
+    title: str
     module: re.Pattern[str]
     libraries: frozenset[str]
     drivers: tuple[str, ...]
@@ -41,9 +43,16 @@ class System:
     archive: str
     tags: Mapping[str, str]
 
+    def has(self, library: str) -> bool:
+        """Whether a library, as a file names it, is one of every such system."""
+        return library in self.libraries or any(
+            library.startswith(folder) for folder in self.libraries if folder.endswith("/")
+        )
+
 
 LINUX = System(
     name="Linux",
+    title="Linux",
     module=re.compile(r"libggml-[\w.-]+?\.so"),
     # PEP 600, and the policies of auditwheel 6.8
     libraries=frozenset(
@@ -65,6 +74,7 @@ LINUX = System(
 
 WINDOWS = System(
     name="Windows",
+    title="Windows",
     module=re.compile(r"ggml-[\w.-]+?\.dll"),
     # what mingw-w64 links by itself, sockets, certificates and processes
     libraries=frozenset(
@@ -85,3 +95,23 @@ WINDOWS = System(
     archive=".zip",
     tags={"x86_64": "win_amd64"},
 )
+
+MACOS = System(
+    name="Darwin",
+    title="macOS",
+    # as CMake names modules there, too
+    module=LINUX.module,
+    libraries=frozenset(("/usr/lib/", "/System/Library/")),
+    drivers=(),
+    licences={},
+    licence="MIT",
+    archive=".tar.xz",
+    tags={},
+)
+
+
+def machine(system: str | None = None, arch: str | None = None) -> str:
+    """A system and a processor for people, ``macOS on arm64``; this machine's unless given."""
+    system, arch = system or platform.system(), arch or platform.machine()
+    title = next((one.title for one in (LINUX, WINDOWS, MACOS) if one.name == system), system)
+    return f"{title} on {arch}"

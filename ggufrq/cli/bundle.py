@@ -11,9 +11,6 @@ import click
 from ggufrq.base import log
 from ggufrq.build import backends, debian
 
-#: Metal is of another system.
-_BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
-
 
 @click.command()
 @click.option(
@@ -26,14 +23,13 @@ _BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
 )
 @click.option(
     "--system",
-    type=click.Choice(["linux", "windows"]),
-    default="linux",
-    show_default=True,
-    help="The system that it is for; for Windows by mingw-w64, on x86-64.",
+    type=click.Choice(["linux", "windows", "macos"]),
+    help="The system that it is for: Windows, on x86-64, by mingw-w64 on Linux; macOS on a Mac.  "
+    "[default: this one]",
 )
 @click.option(
     "--arch",
-    type=click.Choice(list(debian.ARCHITECTURES)),
+    type=click.Choice([*debian.ARCHITECTURES, "arm64"]),
     help="The processor that it is for.  [default: this one]",
 )
 @click.option(
@@ -43,10 +39,9 @@ _BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
 )
 @click.option(
     "--backend",
-    default="cpu",
-    show_default=True,
-    type=click.Choice(_BACKENDS),
-    help="With a GPU's a further module, which is loaded where the driver is; cuda and hip take --here.",
+    type=click.Choice(list(backends.BACKENDS)),
+    help="With a GPU's a further module, which is loaded where the driver is; cuda and hip take --here.  "
+    "[default: cpu; of macOS on arm64 metal]",
 )
 @click.option("--cuda-arch", metavar="ARCH", help="With cuda: what to generate code for, as CMake names it.")
 @click.option(
@@ -61,10 +56,10 @@ _BACKENDS = [name for name in backends.BACKENDS if name != "metal"]
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bundle(
     out: Path,
-    system: str,
+    system: str | None,
     arch: str | None,
     here: bool,
-    backend: str,
+    backend: str | None,
     cuda_arch: str | None,
     with_models: bool,
     where: str,
@@ -72,7 +67,7 @@ def bundle(
     as_json: bool,
 ) -> None:
     """Build for other machines, and write an archive and a wheel: programs and libraries that run wherever
-    they are unpacked, on Linux or Windows, with code for every kind of processor, of which the best is
+    they are unpacked, on Linux, Windows or macOS, with code for every kind of processor, of which the best is
     loaded.
 
     In both: licences, a manifest, sha256 of every file, the embedded models ready to run, and the converter
@@ -92,7 +87,7 @@ def bundle(
     made = job.make(
         out,
         arch=arch or platform.machine(),
-        system=system,
+        system=system or {"Darwin": "macos", "Windows": "windows"}.get(platform.system(), "linux"),
         here=here,
         backend=backend,
         with_models=with_models,

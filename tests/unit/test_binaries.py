@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import elves
+import machos
 import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
@@ -35,6 +37,8 @@ from ggufrq.build import (
     doctor,
     elf,
     ggml_library,
+    macho,
+    macos,
     mingw,
     prebuilt,
     project,
@@ -42,6 +46,7 @@ from ggufrq.build import (
     vulkan_toolkit,
 )
 from ggufrq.build.base_system import BaseSystem
+from ggufrq.build.macos import Macos
 from ggufrq.build.mingw import Mingw
 from ggufrq.build.project import Build, BuildOptions, build_key, llama_project
 from ggufrq.drive.run import programs_for
@@ -299,7 +304,9 @@ def test_the_time_of_files(bundle: job.Bundle, monkeypatch: pytest.MonkeyPatch) 
 # the system that it is for
 
 
-def test_a_base_makes_another_build_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_base_makes_another_build_wherever_it_lies(
+    base: BaseSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = BuildOptions.portable()
     keys = [
         build_key(llama_project(), replace(plain, base=one))
@@ -314,6 +321,8 @@ def test_a_base_makes_another_build_wherever_it_lies(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
     other = BaseSystem("x86_64", tmp_path / "elsewhere", (("libc6", "1"),))
     assert build_key(llama_project(), replace(plain, base=other)) == keys[3]
+    monkeypatch.setattr(BaseSystem, "_flags", lambda *_: ["-O1"])
+    assert build_key(llama_project(), replace(plain, base=other)) != keys[3]
     assert not plain.native and "-DGGML_CPU_ALL_VARIANTS=ON" in plain.cmake_args
 
 
@@ -402,7 +411,8 @@ def test_options_of_the_command(
 
 # for Windows
 
-OBJDUMP = Path(__file__).resolve().parent.parent / "logs" / "build" / "objdump-ggml.dll.txt"
+LOGS = Path(__file__).resolve().parent.parent / "logs" / "build"
+OBJDUMP = LOGS / "objdump-ggml.dll.txt"
 #: Of mingw-w64's compiler and binutils what is asked for; what objdump prints of a file is the file.
 TOOLS = {
     "g++-posix": "name=${{1#-print-file-name=}}; if test -f {folder}/$name; then echo {folder}/$name; "
@@ -600,6 +610,178 @@ def test_without_mingw_nothing_is_built(
     ):
         assert cli.invoke([*command, *more]) == UsageError.exit_code
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# for macOS
+
+OTOOL = LOGS / "otool-libggml-base.dylib.txt"
+SDK = "/System/Library/Frameworks/{0}.framework/Versions/A/{0}"
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Macos:
+    """A Mac of Apple's with its compiler."""
+    folder = tmp_path / "xcode"
+    folder.mkdir()
+    for name in ("clang", "clang++"):
+        (folder / name).write_text("#!/bin/sh\necho Apple clang version 17.0.0\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
+    return macos.here("aarch64")
+
+
+@pytest.fixture
+def mac_build(build: Build) -> Build:
+    """The same build for macOS, as CMake names its files there."""
+    shutil.rmtree(build.bin)
+    build.bin.mkdir()
+    runtime = ("/usr/lib/libc++.1.dylib",)
+    for name in project.TARGETS:
+        machos.write(build.bin / name, ["@rpath/libllama.0.dylib", "@rpath/libggml-base.0.dylib", *runtime])
+    for name, needed in (("llama", ["@rpath/libggml-base.0.dylib"]), ("ggml-base", [])):
+        real = machos.write(build.bin / f"lib{name}.0.5.0.dylib", [*needed, *runtime])
+        (build.bin / f"lib{name}.0.dylib").symlink_to(real.name)
+        (build.bin / f"lib{name}.dylib").symlink_to(real.name)
+    for name, framework in (
+        ("cpu-apple_m1", "Accelerate"),
+        ("cpu-apple_m4", "Accelerate"),
+        ("metal", "Metal"),
+    ):
+        module = build.bin / f"libggml-{name}.so"
+        machos.write(module, ["@rpath/libggml-base.0.dylib", SDK.format(framework), *runtime])
+    machos.write(build.bin / "test-backend-ops")
+    return replace(build, manifest={**build.manifest, "backend": "metal"})
+
+
+def test_what_a_mach_o_file_asks_for() -> None:
+    """The head of a library by Clang 22, against what llvm-otool says of it."""
+    said = OTOOL.read_text()
+    found = macho.read(OTOOL.with_name("libggml-base.dylib.head"))
+    assert found is not None and found.arch == "arm64" and found.path == "$ORIGIN"
+    loaded = re.findall(r"cmd LC_LOAD_DYLIB\n.*\n +name (\S+)", said)
+    assert found.needed == tuple(loaded) and "path @loader_path " in said and "minos 15.0" in said
+    assert found.versions == {macho.SYSTEM: ("macOS_15.0",)}
+
+
+def test_what_is_no_mach_o_file_or_damaged(tmp_path: Path) -> None:
+    file = machos.write(
+        tmp_path / "x", ["@rpath/liba.dylib"], folders=["@loader_path", "/opt"], arch="x86_64"
+    )
+    found = macho.read(file)
+    assert found is not None and (found.arch, found.path) == ("x86_64", "$ORIGIN:/opt")
+    assert found.needed == ("liba.dylib", macho.SYSTEM)
+    whole = file.read_bytes()
+    fat = b"\xca\xfe\xba\xbe" + whole[4:]
+    for data in (b"", b"#!/bin/sh\n", whole[:40], whole[:-30], elves.write(file).read_bytes(), fat):
+        file.write_bytes(data)
+        assert macho.read(file) is None
+
+
+def test_a_bundle_for_macos(mac_build: Build, mac: Macos, model: dict[str, Path], tmp_path: Path) -> None:
+    made = job.write(tmp_path / "out", mac_build, mac, model)
+    name = f"ggufrq-bin-{ggufrq.__version__}-macos-arm64"  # Metal is in every such Mac, and not named
+    assert made.archive.name == f"{name}.tar.xz"
+    assert made.wheel.name == f"ggufrq_bin-{ggufrq.__version__}-py3-none-macosx_15_0_arm64.whl"
+    assert made.needs.versions == {"macOS": "15.0"} and not made.needs.outside
+    with tarfile.open(made.archive) as tar:
+        tar.extractall(tmp_path)
+    held = {path.name for path in (tmp_path / name / "bin").iterdir()}
+    assert held == {
+        *project.TARGETS,
+        *("libllama.0.dylib", "libggml-base.0.dylib"),
+        *("libggml-cpu-apple_m1.so", "libggml-cpu-apple_m4.so", "libggml-metal.so"),
+    }
+    readme = (tmp_path / name / "README.txt").read_text()
+    assert "for macOS on arm64, macOS 15.0 and newer." in readme and "com.apple.quarantine" in readme
+    said = zipfile.ZipFile(made.wheel).read(f"ggufrq_bin-{ggufrq.__version__}.dist-info/METADATA").decode()
+    assert "\nLicense-Expression: MIT\n" in said
+    plain = job.write(
+        tmp_path, replace(mac_build, manifest={**mac_build.manifest, "backend": "cpu"}), mac, {}
+    )
+    assert plain.archive.name == f"{name.replace('-macos', '-cpu-macos')}.tar.xz"
+
+
+def test_what_macos_does_not_have_is_refused(mac_build: Build, mac: Macos, tmp_path: Path) -> None:
+    homebrew = tmp_path / "opt" / "libomp.dylib"
+    homebrew.parent.mkdir()
+    machos.write(homebrew)
+    for wrong, message in (
+        ({"needed": [str(homebrew)]}, r"libomp\.dylib, which is neither in the build nor in macOS 15\.0"),
+        ({"folders": ["/opt/lib"]}, "llama-cli looks for libraries in /opt/lib, of this machine"),
+        ({"arch": "x86_64"}, "it is for x86_64, not arm64"),
+    ):
+        machos.write(mac_build.bin / "llama-cli", **wrong)  # type: ignore[arg-type]
+        with pytest.raises(BuildError, match=message):
+            contents.programs(mac_build, mac)
+    (mac_build.bin / "llama-cli").write_text("MZ")
+    with pytest.raises(BuildError, match="it is no program for macOS"):
+        contents.programs(mac_build, mac)
+
+
+@pytest.mark.parametrize(("least", "tag"), [("11.0", "11_0"), ("14.0", "14_0"), ("13.3", "14_0")])
+def test_pip_knows_macos_by_whole_numbers(least: str, tag: str) -> None:
+    assert needs.Needs({"macOS": least}, {}).tag("arm64") == f"macosx_{tag}_arm64"
+
+
+def test_a_build_for_macos_is_for_older_ones_and_takes_nothing_of_homebrew(
+    mac: Macos, tmp_path: Path
+) -> None:
+    defined = mac.definitions(tmp_path)
+    assert defined["CMAKE_OSX_DEPLOYMENT_TARGET"] == "15.0" and defined["GGML_OPENMP"] == "OFF"
+    assert defined["CMAKE_CXX_COMPILER"].endswith("/clang++")
+    assert not any("-s" in shlex.split(value) for value in defined.values())  # which Clang warns of
+    assert "CMAKE_SYSTEM_NAME" not in defined and mac.library("libc++.1.dylib") is None
+    mac.require_modules()
+
+
+@pytest.mark.parametrize("least", ["15.0", "16.0"])
+def test_programs_are_found_on_macos(
+    least: str, mac_build: Build, mac: Macos, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = int(least.split(".")[0])
+    machos.write(mac_build.bin / "llama-cli", ["@rpath/libllama.0.dylib"], least=(number, 0))
+    made = job.write(tmp_path / "out", mac_build, mac, {})
+    with tarfile.open(made.archive) as tar:
+        tar.extractall(tmp_path / "x")
+    (folder,) = (tmp_path / "x").iterdir()
+    monkeypatch.setenv(prebuilt.VARIABLE, str(folder))
+    if number > 15:
+        with pytest.raises(BuildError, match=r"takes macOS 16\.0, and here is 15\.5"):
+            builds.require_build()
+        return
+    assert builds.require_build().tool("llama-cli") == folder / "bin" / "llama-cli"
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(BuildError, match="is for macOS on arm64, and this is macOS on x86_64"):
+        builds.require_build()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--here"], "there is no --here for macOS, whose programs are made by Apple's compiler"),
+        (["--backend", "vulkan"], "there is no vulkan for macOS"),
+        (["--arch", "x86_64"], "for macOS on x86_64 are made on such a Mac; here is macOS on arm64"),
+        (["--system", "linux"], "are made on Linux"),
+        (["--system", "linux", "--backend", "metal"], "Metal is a part of macOS"),
+        ([], "there is no clang++, which compiles for macOS 15.0"),
+    ],
+)
+def test_what_a_mac_is_asked_for(
+    more: list[str],
+    message: str,
+    mac: Macos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(builds, "ensure_build", lambda *_, **__: pytest.fail("it was built"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli.invoke(["bundle", "-o", str(tmp_path / "out"), *more]) != 0
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

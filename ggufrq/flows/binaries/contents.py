@@ -35,14 +35,15 @@ def programs(build: Build, base: BaseSystem) -> tuple[dict[str, Path], dict[str,
         name, path = wanted.popitem()
         found = base.asks(path.resolve())
         if found is None or found.arch != base.arch:
-            what = f"no program for {system.name}" if found is None else f"for {found.arch}, not {base.arch}"
+            what = f"no program for {system.title}" if found is None else f"for {found.arch}, not {base.arch}"
             raise BuildError(f"{path} cannot be given away: it is {what}")
         files[name], asked[name] = path.resolve(), found
         for library in found.needed:
-            if library in files or library in system.libraries or library.startswith(system.drivers):
+            if library in files or system.has(library) or library.startswith(system.drivers):
                 continue
             inside = build.bin / library
-            other = inside if inside.is_file() else base.library(library)
+            beside = inside.parent == build.bin and inside.is_file()
+            other = inside if beside else base.library(library)
             if other is None:
                 raise BuildError(
                     f"{name} takes {library}, which is neither in the build nor in {base.name}",

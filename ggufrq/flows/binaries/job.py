@@ -19,9 +19,20 @@ from typing import Any
 from ggufrq import __version__
 from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
-from ggufrq.build import base_system, builds, cuda_toolkit, elf, mingw, prebuilt, vulkan_toolkit
+from ggufrq.build import (
+    base_system,
+    builds,
+    cuda_toolkit,
+    elf,
+    macos,
+    mingw,
+    prebuilt,
+    systems,
+    vulkan_toolkit,
+)
 from ggufrq.build.base_system import BaseSystem
 from ggufrq.build.project import Build, BuildOptions
+from ggufrq.build.systems import System
 from ggufrq.flows import wheels
 from ggufrq.flows.binaries import contents, needs
 from ggufrq.flows.binaries.needs import Needs
@@ -42,11 +53,17 @@ llama.cpp {commit} with the cache types of ggufrq {version}, for {system} on {ar
     {variable}ggufrq run docs-qwen3-8m -p "The CREATE TABLE statement" --raw --kv iso3
 
 The folder can be moved. {sums} has the sha256 of every file, and manifest.json says what went in.
-"""
+{note}"""
 #: How a program is run in the folder of the archive, and the variable set for one command.
 _SHELL = {
     "Linux": ("bin/llama-cli", "GGUFRQ_BIN=$PWD "),
+    "Darwin": ("bin/llama-cli", "GGUFRQ_BIN=$PWD "),
     "Windows": (r"bin\llama-cli", 'set "GGUFRQ_BIN=%CD%" && '),
+}
+#: What a system must have, by its name in ``Needs``.
+_LEAST = {"GLIBC": "glibc", "macOS": "macOS"}
+_NOTES = {
+    "Darwin": "If a browser fetched it, it runs only after this, here: xattr -dr com.apple.quarantine .\n"
 }
 
 
@@ -67,20 +84,21 @@ def make(
     arch: str,
     system: str = "linux",
     here: bool = False,
-    backend: str = "cpu",
+    backend: str | None = None,
     with_models: bool = True,
     cmake_args: tuple[str, ...] = (),
     jobs: int | None = None,
     source: str = "auto",
 ) -> Bundle:
-    """Build for other machines with processor ``arch`` (``x86_64``, ``aarch64``) and ``system`` (``linux``,
-    ``windows``) and write archive and wheel into the folder ``out``. ``here``: against this system's
-    libraries, not those of an older Debian; ``with_models``: with the embedded models; ``source`` is as in
-    ``obtain.pristine``.
+    """Build for other machines with processor ``arch`` (``x86_64``, ``aarch64``, of macOS ``arm64``) and
+    ``system`` (``linux``, ``windows``, ``macos``) and write archive and wheel into the folder ``out``.
+    ``here``: against this system's libraries, not those of an older Debian; ``backend`` is the base's unless
+    given; ``with_models``: with the embedded models; ``source`` is as in ``obtain.pristine``.
 
     Raises UsageError, and what ``ensure_build`` and ``make_family`` raise.
     """
     base = _base(system, arch, here=here, backend=backend)
+    backend = backend or base.backend
     base.require_modules()
     if backend == "cuda":  # whose own path is the folder of this machine's toolkit
         beside = ";".join(["$ORIGIN", *cuda_toolkit.wheel_paths(cuda_toolkit.find())])
@@ -90,21 +108,23 @@ def make(
     ready: Mapping[str, Path] = {}
     if with_models:
         # programs for another processor or system do not run here
-        runs = (base.system.name, arch) == ("Linux", platform.machine())
+        runs = (base.system.name, arch) == (platform.system(), platform.machine())
         ready = models(build, build if runs else builds.ensure_build(source=source))
     return write(out, build, base, ready)
 
 
-def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
+def _base(system: str, arch: str, *, here: bool, backend: str | None) -> BaseSystem:
+    if system == "macos":
+        _require_options(systems.MACOS, here, backend, ("cpu", "metal"), "by Apple's compiler")
+        return macos.here(arch)
+    if backend == "metal":
+        raise UsageError("Metal is a part of macOS", remedy="--system macos, on a Mac")
     other = system == "windows"
-    if other and (here or backend not in ("cpu", "vulkan")):
-        raise UsageError(
-            f"there is no {'--here' if here else backend} for Windows, whose programs are made by mingw-w64",
-            remedy="--system windows without --here, and with no --backend but vulkan",
-        )
+    if other:
+        _require_options(systems.WINDOWS, here, backend, ("cpu", "vulkan"), "by mingw-w64")
     if here:
         return base_system.here(arch)
-    if backend not in ("cpu", "vulkan"):
+    if backend not in (None, "cpu", "vulkan"):
         raise UsageError(
             f"the compiler of {backend} takes this system's libraries", remedy=f"--backend {backend} --here"
         )
@@ -123,6 +143,17 @@ def _base(system: str, arch: str, *, here: bool, backend: str) -> BaseSystem:
                 remedy=f"--arch {loader.arch}, or VULKAN_SDK=FOLDER with one for {arch}",
             )
     return mingw.windows(arch) if other else base_system.old(arch)
+
+
+def _require_options(
+    system: System, here: bool, backend: str | None, known: tuple[str, ...], how: str
+) -> None:
+    """Raise UsageError for what a system's only way of making programs does not have."""
+    if here or backend not in (None, *known):
+        raise UsageError(
+            f"there is no {'--here' if here else backend} for {system.title}, whose programs are made {how}",
+            remedy=f"--system {system.title.lower()} without --here, and with no --backend but {known[-1]}",
+        )
 
 
 def models(build: Build, maker: Build) -> dict[str, Path]:
@@ -150,9 +181,14 @@ def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) 
     files["README.txt"] = _README.format(
         commit=facts["llama_cpp"]["commit"][:9],
         version=__version__,
-        system=base.system.name,
+        system=base.system.title,
         arch=base.arch,
-        least=f", glibc {wanted.versions['GLIBC']} and newer" if "GLIBC" in wanted.versions else "",
+        least="".join(
+            f", {name} {wanted.versions[key]} and newer"
+            for key, name in _LEAST.items()
+            if key in wanted.versions
+        ),
+        note=_NOTES.get(base.system.name, ""),
         run=run,
         variable=variable,
         sums=SUMS,
@@ -165,13 +201,14 @@ def write(out: Path, build: Build, base: BaseSystem, ready: Mapping[str, Path]) 
     sums[prebuilt.MANIFEST] = _sum(files[prebuilt.MANIFEST])
     files[SUMS] = "".join(f"{sums[name][1]}  {name}\n" for name in sorted(sums)).encode()
     backend, tag = facts["backend"], facts["tag"]
-    kind = "" if backend == "cpu" else f"-{backend}"
-    name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-{base.system.name.lower()}-{base.arch}"
+    usual = backend == base.backend
+    kind = "" if usual else f"-{backend}"
+    name = f"{prebuilt.DISTRIBUTION}-{__version__}{kind}-{base.system.title.lower()}-{base.arch}"
     archive = out / f"{name}{base.system.archive}"
     write_archive = _write_zip if base.system.archive == ".zip" else _write_tar
     write_archive(archive, name, files, _epoch(facts["llama_cpp"]["date"]))
     # a local version, so that pip puts one in place of another: both are the same package
-    version = __version__ if backend == "cpu" else f"{__version__}+{backend}"
+    version = __version__ if usual else f"{__version__}+{backend}"
     others = sorted(set(wanted.wheels.values()))
     wheel = _write_wheel(out, version, files, tag, base.system.licence, others)
     return Bundle(archive, wheel, wanted, tag, facts)

@@ -33,14 +33,19 @@ _NAMES = ("GLIBC", "GLIBCXX", "CXXABI", "GCC")
 
 @dataclass(frozen=True)
 class Needs:
-    """The newest version of each name of the system's symbols (``GLIBC`` → ``2.31``), and libraries that are
+    """The newest version of each name of the system's symbols (``GLIBC`` → ``2.31``) or of the system
+    (``macOS`` → ``14.0``), and libraries that are
     neither the system's nor in the bundle, each with the file that asks for it."""
 
     versions: dict[str, str]
     outside: dict[str, str]
 
     def tag(self, arch: str) -> str:
-        """The platform of a wheel: the oldest ``manylinux`` that it is for, ``linux`` where there is none."""
+        """The platform of a wheel: the oldest ``manylinux`` that it is for, ``linux`` where there is none; of
+        macOS, which pip knows by whole numbers, the first that is new enough."""
+        if "macOS" in self.versions:
+            number, _, rest = self.versions["macOS"].partition(".")
+            return f"macosx_{int(number) + (rest != '0')}_0_{arch}"
         for row in _TAGS:
             most = dict(zip(_NAMES, row, strict=True))
             if not self.outside and all(
@@ -70,10 +75,10 @@ def of(files: Mapping[str, Binary], system: System = LINUX) -> Needs:
     outside: dict[str, str] = {}
     for file, asked in files.items():
         for library in asked.needed:
-            if library not in files and library not in system.libraries:
+            if library not in files and not system.has(library):
                 outside.setdefault(library, file)
         for library, versions in asked.versions.items():
-            if library in system.libraries:
+            if system.has(library):
                 _raise(newest, versions)
     return Needs(dict(sorted(newest.items())), dict(sorted(outside.items())))
 
