@@ -76,14 +76,18 @@ def _foretold(header: Header, plan: KvPlan, name: str, *, gpu: bool) -> str | No
     names = [tensor.name for tensor in header.tensors]
     k = min((pair.k for pair in plan.pairs), key=lambda kind: kind.bits)
     biased = any(tensor.endswith(("attn_k.bias", "attn_qkv.bias")) for tensor in names)
-    can_be_out = facts.mean_is_exact(names) and _is_known(facts)
-    if biased and k.bits <= _FEW_BITS and not (can_be_out and plan.profile is not None and k.ours):
-        usable = can_be_out and fits(facts.values, DEFAULT_KV, gpu=gpu)
+    can_be_made = _is_known(facts)
+    profiled = can_be_made and plan.profile is not None and k.ours
+    takes_out = can_be_made and facts.mean_is_exact(names)
+    if biased and k.bits <= _FEW_BITS and not (profiled and takes_out):
+        usable = takes_out and fits(facts.values, DEFAULT_KV, gpu=gpu)
         better = f"--kv {DEFAULT_KV} with its profile" if usable else "--kv q8_0"
-        return (
-            f"keys of this model have a bias, which {k.name} without a profile may turn to noise, as it does "
-            f"in Qwen2.5: better {better}"
-        )
+        noise = "may turn to noise, as it does in Qwen2.5"
+        said = f"{k.name} without a profile {noise}"
+        if profiled:
+            beside = "attention sinks" if has_sinks(names) else "capped scores"
+            said = f"a profile cannot take out beside {beside} and {k.name} {noise} without one"
+        return f"keys of this model have a bias, which {said}: better {better}"
     what = "attention sinks" if has_sinks(names) else facts.architecture if facts.listed("sensitive") else ""
     if what and (k.bits < 16 or any(pair.v.bits < 16 for pair in plan.pairs)):
         return (

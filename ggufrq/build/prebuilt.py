@@ -31,8 +31,9 @@ _FACTS = {"key", "llama_cpp", "patch_set", "backend", "system", "arch", "needs",
 #: Linux's names of processors by those of Windows.
 _MACHINES = {"AMD64": "x86_64"}
 
-#: The command that brings the wheel of this ggufrq, from the folder of ``ggufrq bundle`` and nowhere else.
-INSTALL = f'python -m pip install --no-index --find-links DIR "{DISTRIBUTION}=={__version__}"'
+#: The command that brings the wheel of this ggufrq, from the folder of ``ggufrq bundle`` and nowhere else: an
+#: index may have a stranger's of that name. What a GPU's wheel asks an index for, ``not_loaded`` tells.
+INSTALL = f'python -m pip install --no-index --no-deps --find-links DIR "{DISTRIBUTION}=={__version__}"'
 _BUILD_HERE = "ggufrq build, which compiles for this machine"
 
 

@@ -79,6 +79,8 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 def show(file: Path, top: int | None, as_json: bool) -> None:
     """Show what is in a matrix, tensor by tensor, those with the largest activations first.
 
+    --json has all digits, and the means, columns and tokens of each tensor.
+
     \b
     Example:
       ggufrq imatrix show model-imatrix.gguf --top 20
@@ -89,21 +91,22 @@ def show(file: Path, top: int | None, as_json: bool) -> None:
         facts = {"datasets": matrix.datasets, "chunks": matrix.chunks, "chunk_size": matrix.chunk_size}
         click.echo(json.dumps({**facts, "tensors": [asdict(row) for row in rows]}, indent=2))
         return
-    head = ("tensor", "columns", "tokens", "sum", "mean", "max", "deviation", "active", "entropy", "")
+    head = ("tensor", "sum", "max", "deviation", "active", "entropy", "unseen")
     body = [
         (
-            row.tensor,
-            f"{row.columns:,}",
-            f"{row.tokens:,}",
-            *(f"{value:.4g}" for value in (row.total, row.mean, row.largest, row.deviation)),
+            row.tensor.removesuffix(".weight"),
+            *(f"{value:.3g}" for value in (row.total, row.largest, row.deviation)),
             f"{100 * row.active:.1f} %",
             f"{100 * row.entropy:.1f} %",
-            f"{row.unseen} of {row.experts} experts never seen" if row.unseen else "",
+            f"{row.unseen}/{row.experts}" if row.unseen else "",
         )
         for row in rows
     ]
+    some = any(row.unseen for row in rows)
+    shown = len(head) if some else len(head) - 1
     click.echo(f"{', '.join(matrix.datasets)}: {matrix.chunks} chunks of {matrix.chunk_size} tokens")
-    click.echo(table.render(head, body, "lrrrrrrrrl"))
-    click.echo(
-        "mean squares of the activations by column; entropy: of their shares, 100 % when all matter alike"
-    )
+    click.echo(table.render(head[:shown], [row[:shown] for row in body], "lrrrrrr"[:shown]))
+    click.echo("of the activations' mean squares by column")
+    click.echo("entropy: of their shares, 100 % when all columns matter alike")
+    if some:
+        click.echo("unseen: experts that no token came to")

@@ -37,6 +37,8 @@ _STEPS, _LONGEST = 200_000, 1_000_000
 #: Seconds of a processor and bytes of memory that the program may take in which a model's template runs: a
 #: single expression may ask for any. Those of the tests take .12 s and 30 MB.
 _SECONDS, _MEMORY = 30, 1 << 30
+#: So many times these seconds by the clock: all that Windows has, and far off, as others compute, too.
+_PATIENCE = 10
 #: Templates that write the date get this one.
 _DATE = datetime.datetime(2026, 1, 1)
 
@@ -64,7 +66,7 @@ def digest() -> str:
 
 def write(model: Path, out: Path) -> Path:
     """Write the text for a GGUF model. Its template, which is somebody's program, runs in a process of its
-    own with ``_SECONDS`` and ``_MEMORY``; where it takes more, all is ChatML, and a line says so."""
+    own with limits (``_limits``); where it takes more, all is ChatML, and a line says so."""
     values = {key: value for key, value in model_header(model).values.items() if _TOLD.fullmatch(key)}
     paths.atomic_write(out, _text_apart(values) if "tokenizer.chat_template" in values else text(values))
     return out
@@ -78,7 +80,7 @@ def _text_apart(values: Mapping[str, Any]) -> str:
             [sys.executable, "-m", "ggufrq.make.mix", str(_SECONDS), str(_MEMORY)],
             env=of_package(),
             stdin=json.dumps(values),
-            timeout=100 * _SECONDS,  # for Windows, which has no other limit; far off, as others compute, too
+            timeout=_PATIENCE * _SECONDS,
             check=False,
             on_stderr=log.say,
         )
@@ -87,11 +89,16 @@ def _text_apart(values: Mapping[str, Any]) -> str:
         why = proc.how_it_ended(done)
     except ToolError as error:
         why = error.message
-    log.say(
-        f"the calibration text is ChatML, since the chat template cannot be run in {_SECONDS} seconds of a "
-        f"processor and {_MEMORY >> 20} MiB: {why}"
-    )
+    log.say(f"the calibration text is ChatML, since the chat template cannot be run in {_limits()}: {why}")
     return text({})
+
+
+def _limits() -> str:
+    """What a template may take on this system, as ``main`` can hold it."""
+    if sys.platform == "win32":
+        return f"{_PATIENCE * _SECONDS} seconds"
+    memory = f" and {_MEMORY >> 20} MiB" if sys.platform == "linux" else ""
+    return f"{_SECONDS} seconds of a processor{memory}"
 
 
 def main() -> None:

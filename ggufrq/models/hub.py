@@ -156,7 +156,7 @@ def _files(repo: str, revision: str | None) -> tuple[str, list[str]]:
     from huggingface_hub import HfApi
 
     try:
-        info = _asked(repo, lambda: HfApi().model_info(repo, revision=revision))
+        info = _asked(repo, lambda: HfApi().model_info(repo, revision=revision, timeout=patience.FIRST))
     except _Unreachable:
         found = _cached(repo, revision)
         if found is None:

@@ -1,11 +1,16 @@
-"""How long to wait for a busy Hub before the next try: as long as it says, whichever way it does."""
+"""How long to wait for the Hub: for its first answer, and when it is busy for the next try, as long as it
+says, whichever way it does."""
 
 from __future__ import annotations
 
 import re
 import time
 from email.utils import parsedate_to_datetime
+from typing import Any
 
+#: Seconds for a connection to each address of the Hub, and for an answer, where it is asked before any work:
+#: its client would wait without an end. Every HTTP library under it takes such a pair, whatever types say.
+FIRST: Any = (5, 20)
 #: Statuses of a Hub that is busy or broken for a while, and of a commit that another one came before.
 _PASSING = (408, 412, 429, 500, 502, 503, 504)
 #: Seconds: the longest wait that we choose, and the longest that we take from the Hub.

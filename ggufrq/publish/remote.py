@@ -21,6 +21,7 @@ from ggufrq.publish.local import LocalFile
 Result = TypeVar("Result")
 
 _TRIES = 6
+_LATER = "the same command once more, when it can be reached; HF_ENDPOINT chooses another Hub"
 _SECRETS = re.compile(r"hf_\w{6,}|(?<=Bearer )[\w.-]+|(?<=\?)[^\s'\"]*(?:[Ss]ignature|[Tt]oken)=[^\s'\"]*")
 
 
@@ -48,36 +49,33 @@ def redacted(text: str) -> str:
     return _SECRETS.sub("…", text.replace(token, "…") if token else text)
 
 
-def require_sound(repo: str, *, look: bool = False) -> None:
-    """Raise UsageError for what is no id of a repository, HubError without a token unless ``look`` goes
-    without (see ``Hub``). The Hub is not asked."""
-    from huggingface_hub import get_token
-
-    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo):
-        raise UsageError(f"'{repo}' is no id of a repository", remedy="user/name")
-    if get_token() is None and not (look and "/" in repo):
-        named = "" if "/" in repo else f"; or USER/{repo} for --dry-run"
-        raise HubError("no token for the Hub was found", remedy=f"hf auth login, or HF_TOKEN{named}")
-
-
 class Hub:
     """One repository of the Hub, ``user/name``, or ``name`` in the namespace of who is logged in. Every
     method raises HubError. ``look``: nothing will be written, for which no token is needed unless the
-    namespace is to be found out; ``has_token`` tells whether there is one."""
+    namespace is to be found out; ``has_token`` tells whether there is one.
+
+    Raises UsageError for what is no id of a repository, HubError without the token that it takes, and within
+    seconds when nobody answers: what takes long comes afterwards.
+    """
 
     def __init__(self, repo: str, *, look: bool = False) -> None:
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        require_sound(repo, look=look)
+        if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo):
+            raise UsageError(f"'{repo}' is no id of a repository", remedy="user/name")
         self.looks = look
         self.has_token = get_token() is not None
+        if not self.has_token and not (look and "/" in repo):
+            named = "" if "/" in repo else f"; or USER/{repo} for --dry-run"
+            raise HubError("no token for the Hub was found", remedy=f"hf auth login, or HF_TOKEN{named}")
         if log.is_quiet() or not sys.stderr.isatty():
             disable_progress_bars()
         for handler in logging.getLogger("huggingface_hub").handlers:
             handler.addFilter(_redact_record)
         self.api = HfApi()
         self.repo = repo
+        self._require_answer()
         if "/" not in repo:
             self.repo = f"{self.call(self.api.whoami)['name']}/{repo}"
 
@@ -177,6 +175,19 @@ class Hub:
         self.call(self.api.add_collection_item, found.slug, self.repo, "model", exists_ok=True)
         return f"{self.api.endpoint}/collections/{found.slug}"
 
+    def _require_answer(self) -> None:
+        """Ask once, for any answer at all: ``call`` is patient with what was there a moment ago."""
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+        try:
+            get_session().head(self.api.endpoint, timeout=patience.FIRST)
+        except Exception as error:
+            if not _is_ours(error):
+                raise
+            raise HubError(
+                f"the Hub at {self.api.endpoint} does not answer: {_reason(error)}", remedy=_LATER
+            ) from None
+
     def _told(self, error: Exception) -> HubError:
         if isinstance(error, HubError):
             return error
@@ -197,7 +208,7 @@ class Hub:
         if self.looks:
             return HubError(
                 f"the Hub could not be asked about {self.repo}{shown}: {reason}",
-                remedy="the same command once more, when it can be reached; HF_ENDPOINT chooses another Hub",
+                remedy=_LATER,
             )
         return HubError(
             f"the upload to {self.repo} stopped{shown}: {reason}",

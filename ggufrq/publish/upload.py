@@ -11,7 +11,7 @@ from ggufrq.base.errors import HubError, UsageError
 from ggufrq.models.tags import shadowed
 from ggufrq.publish.local import MANIFEST_END, LocalFile, local_files
 from ggufrq.publish.readme import differences
-from ggufrq.publish.remote import Hub, RemoteFile, require_sound
+from ggufrq.publish.remote import Hub, RemoteFile
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ def plan(
     Raises UsageError, ModelError as ``local_files``; UsageError when the repository is public and ``public``
     was not asked for; HubError.
     """
-    require_sound(repo, look=True)  # before files are hashed, which may take minutes
-    files = local_files(folder, exclude)
-    return _plan(files, Hub(repo, look=True), public=public, collection=collection)
+    hub = Hub(repo, look=True)  # before files are hashed, which may take minutes
+    return _plan(local_files(folder, exclude), hub, public=public, collection=collection)
 
 
 def publish(
@@ -112,9 +111,8 @@ def publish(
 
     Raises as ``plan``. What was sent before an error or an interruption is not sent again by the next run.
     """
-    require_sound(repo)
+    hub = Hub(repo)  # before files are hashed, which may take minutes
     files = local_files(folder, exclude)
-    hub = Hub(repo)
     todo = _plan(files, hub, public=public, collection=collection)
     if todo.is_new:
         hub.create(private=True)

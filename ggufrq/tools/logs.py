@@ -32,7 +32,7 @@ _RECURRENT = re.compile(r"llama_memory_recurrent: size = +([\d.]+) MiB \( *(\d+)
 _ROTATION = re.compile(r"llama_rq: ([KV]) (\w+), rotation = (\w+), mode = (\w+)(?:, n = (\d+))?")
 _LAYERS = re.compile(r"llama_rq: ([KV]) layers: (.*)")
 _PROFILE = re.compile(
-    r"llama_rq: (?:profile (.*): from (\w+), (\d+) positions, \d+ layers|calibration (.*): \d+ layers)"
+    r"llama_rq: (?:profile (.*): from (\w+), (\d+) positions, [1-9]\d* layers|calibration (.*): \d+ layers)"
 )
 _NOT_HELD = re.compile(r"llama_rq: the newest \d+ and first \d+ tokens are not held in f16: (.*)")
 _RECENT = re.compile(r"llama_rq: the newest (\d+)(?: and first (\d+))? tokens in f16: \d+ rows, (\d+) bytes")
@@ -321,8 +321,10 @@ def _parse_context(part: str) -> Context | None:
     recurrent = sum(float(m[1]) for m in _RECURRENT.finditer(part))
     if not caches and not recurrent:
         return None
+    with_layers = sum(cache.layers > 0 for cache in caches)  # else it is only there beside another one
     upstream = set(_UPSTREAM_ROTATION.findall(part))
     exact = [(int(newest), int(first or 0), int(size)) for newest, first, size in _RECENT.findall(part)]
+    held = 0 < len(exact) == with_layers
     return Context(
         caches,
         recurrent,
@@ -330,12 +332,12 @@ def _parse_context(part: str) -> Context | None:
         "k" in upstream,
         "v" in upstream,
         layers=_layers(part),
-        profile=_profile(part, len(caches)),
+        profile=_profile(part, with_layers),
         scale=_last_group(_SCALE, part),
-        recent=min((newest for newest, _, _ in exact), default=0) if len(exact) == len(caches) else 0,
-        first=min((first for _, first, _ in exact), default=0) if len(exact) == len(caches) else 0,
+        recent=min((newest for newest, _, _ in exact), default=0) if held else 0,
+        first=min((first for _, first, _ in exact), default=0) if held else 0,
         recent_bytes=sum(size for _, _, size in exact),
-        not_held=_last_group(_NOT_HELD, part),
+        not_held=None if held else _last_group(_NOT_HELD, part),
         filled=_FILLED.search(part) is not None,
         index_mib=sum(float(found[1]) for found in index),
     )
@@ -353,7 +355,7 @@ def _layers(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def _profile(text: str, caches: int) -> Metric | None:
-    """The profile that every cache tells of; None when one of them does not, or tells of another."""
+    """The profile that every cache with layers tells of; None when one does not, or tells of another."""
     found = [
         Metric(path or means, source or "means", int(positions or 0))
         for path, source, positions, means in _PROFILE.findall(text)

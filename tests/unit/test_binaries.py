@@ -265,6 +265,10 @@ def test_pip_puts_a_wheel_for_cuda_in_place_of_another_and_brings_its_libraries(
     assert SpecifierSet(f"=={ggufrq.__version__}").contains(version)  # what the extra asks for
     said = zipfile.ZipFile(made.wheel).read(f"ggufrq_bin-{version}.dist-info/METADATA").decode()
     assert f"\nVersion: {version}\n" in said and "\nRequires-Dist: nvidia-cublas>=13.0,<14\n" in said
+    platform_of_it = ["--platform", "linux_x86_64", "--only-binary", ":all:"]  # whatever this one is
+    _, *command = shlex.split(prebuilt.INSTALL.replace("DIR", str(made.wheel.parent)))
+    proc.run([sys.executable, *command, "--target", tmp_path / "site", *platform_of_it])
+    assert (tmp_path / "site" / prebuilt.PACKAGE / prebuilt.MANIFEST).is_file()  # without its libraries
     older = needs.Needs({}, {"libcudart.so.12": "x", "libcublasLt.so.12": "x", "libcuda.so.1": "x"})
     assert older.wheels == {
         "libcudart.so.12": "nvidia-cuda-runtime-cu12",
@@ -848,7 +852,9 @@ def test_without_compiler_the_remedy_is_the_wheel(cache: Path, monkeypatch: pyte
     monkeypatch.setattr(toolchain, "names_compiler", lambda: False)
     with pytest.raises(BuildError, match="has not been built yet") as caught:
         builds.require_build()
-    assert f'--no-index --find-links DIR "ggufrq-bin=={ggufrq.__version__}"' in str(caught.value.remedy)
+    assert f'--no-index --no-deps --find-links DIR "ggufrq-bin=={ggufrq.__version__}"' in str(
+        caught.value.remedy
+    )
 
 
 def test_doctor_needs_no_compiler_beside_the_wheel(

@@ -142,8 +142,21 @@ def test_the_commands(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(cli, ["imatrix", "show", str(both)], catch_exceptions=False)
     assert "text 1.txt, text 2.txt: 4 chunks of 512 tokens" in done.stdout
-    assert "blk.0.ffn_up.weight" in done.stdout and "blk.0.attn_q.weight" in done.stdout
+    assert "\nblk.0.ffn_up " in done.stdout and "\nblk.0.attn_q " in done.stdout
     done = CliRunner().invoke(cli, ["imatrix", "show", str(both), "--top", "1", "--json"])
     data = json.loads(done.stdout)
     assert data["chunks"] == 4 and len(data["tensors"]) == 1
     assert data["tensors"][0]["tokens"] == 4096
+
+
+@pytest.mark.parametrize("unseen", [0, 128])
+def test_the_table_fits_a_terminal(tmp_path: Path, unseen: int) -> None:
+    """With the longest names, figures that take an exponent, and experts that no token came to."""
+    made = matrix(experts=256, columns=512, name="blk.10.ffn_gate_up_exps.weight")
+    made.entries["blk.10.ffn_gate_up_exps.weight"].counts[:unseen] = 0
+    imatrix.write(made, tmp_path / "m.gguf")
+    done = CliRunner().invoke(cli, ["imatrix", "show", str(tmp_path / "m.gguf")], catch_exceptions=False)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line for line in lines if line.startswith("blk.10.ffn_gate_up_exps "))
+    assert row.endswith(" 128/256") == bool(unseen) and ("unseen" in done.stdout) == bool(unseen)

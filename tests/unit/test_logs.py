@@ -144,6 +144,19 @@ def test_tokens_that_are_not_held() -> None:
     assert (context.recent, context.first, context.not_held) == (0, 0, why)
 
 
+def test_a_cache_without_layers_says_nothing_of_the_model() -> None:
+    """Where every layer has a window, that of the others is empty, and holds no tokens in f16."""
+    text = saved("completion-ok.err")
+    (cache,) = (line for line in text.splitlines() if "llama_kv_cache: size" in line)
+    exact = "llama_rq: the newest 32 and first 1 tokens"
+    empty = [cache.replace("8 layers", "0 layers"), PROFILE.replace("8 layers", "0 layers")]
+    empty.append(f"{exact} are not held in f16: neither K nor V is quantized")
+    context = parse_context("\n".join([text, PROFILE, f"{exact} in f16: 34 rows, 17408 bytes", *empty]))
+    assert context is not None and context.profile is not None
+    assert (context.recent, context.first, context.recent_bytes) == (32, 1, 17408)
+    assert context.not_held is None
+
+
 def test_the_reason_for_a_refused_calibration() -> None:
     reason = "the calibration file other-calib.gguf is for another model: make one with ggufrq calibrate"
     assert error_lines(saved("completion-calib-other.err"))[0] == reason

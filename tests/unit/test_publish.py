@@ -22,7 +22,10 @@ from huggingface_hub import constants
 
 from ggufrq import cli
 from ggufrq.base.errors import GgufrqError, HubError, ModelError, UsageError
+from ggufrq.base.loopback import free_port
 from ggufrq.make.record import Record
+from ggufrq.models import patience
+from ggufrq.models.hub import fetch_gguf
 from ggufrq.publish import remote
 from ggufrq.publish.local import local_files
 
@@ -322,7 +325,32 @@ def test_faults_that_pass(
     assert [item["id"] for item in hub.collections[0]["items"]] == [REPO]
 
 
-def test_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [(REPO, "--dry-run"), (REPO,), ("Model-GGUF",)])
+def test_nobody_answers(
+    publish: Callable[..., Any], hub: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """It is told at once, and before all files are read."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    done = publish(*arguments)
+    assert done.returncode == HubError.exit_code and not waits
+    says, remedy = done.stderr.splitlines()
+    assert says.startswith(f"error: the Hub at {constants.ENDPOINT} does not answer: ")
+    assert "HF_ENDPOINT" in remedy
+
+
+def test_a_hub_that_is_silent(publish: Callable[..., Any], hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST", (1, 1))
+    hub.fault("HEAD", "^/$", "stall")
+    done = publish(REPO, "--dry-run")
+    assert done.returncode == HubError.exit_code and "does not answer: " in done.stderr
+    hub.fault("GET", "^/api/models", "stall")
+    with pytest.raises(ModelError, match=f"{REPO} could not be fetched"):
+        fetch_gguf(REPO)
+
+
+def test_waits(publish: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setenv("HF_TOKEN", hubs.TOKEN)
     monkeypatch.setattr(time, "sleep", waits.append)
