@@ -31,12 +31,13 @@ _PACKAGES = (
     *("libgomp1", f"gcc-{GCC}-base"),
 )
 _VERSIONS = "versions.json"
-#: What llama.cpp's modules for the newest processors are compiled with, and the first compiler that knows it.
+#: What llama.cpp's modules for the newest processors are compiled with, and the first GCC that knows it.
 _NEWEST = {
-    "x86_64": (("-mamx-int8", "-mavxvnni"), "GCC 11"),
-    "aarch64": (("-march=armv9.2-a+sme",), "GCC 14"),
-    "arm64": (("-march=armv9.2-a+sme",), "Xcode 16"),
+    "x86_64": ("-mamx-int8", "-mavxvnni"),
+    "aarch64": ("-march=armv9.2-a+sme",),
+    "arm64": ("-march=armv9.2-a+sme",),
 }
+_FIRST = {"x86_64": 11, "aarch64": 14}
 #: What code of newer compilers calls and an older C++ library lacks: from GCC 14 on, where an exception would
 #: leave a function that lets none out (libstdc++'s ABI, CXXABI_1.3.15).
 _RUNTIME = """\
@@ -98,13 +99,13 @@ class BaseSystem:
     def require_modules(self) -> None:
         """Raise BuildError when its compiler is missing, or too old for the module of the newest
         processors."""
-        flags, least = _NEWEST[self.arch]
+        flags = _NEWEST[self.arch]
         compiler = self.compiler("g++")
         done = proc.run([compiler, *flags, "-x", "c++", "-E", os.devnull], check=False, timeout=60)
         if done.rc != 0:
             raise BuildError(
                 f"{compiler} does not take {' '.join(flags)}, by which one of the modules is compiled",
-                remedy=f"{least} or newer" + self._newer(),
+                remedy=self._newer(),
             )
 
     def definitions(self, build: Path) -> dict[str, str]:
@@ -156,8 +157,8 @@ class BaseSystem:
         return text if package and text.is_file() else None
 
     def _newer(self) -> str:
-        """Where a compiler that is too old may be had newer, to end a sentence."""
-        return "; Debian 13, or a container of it, has 14"
+        """What to do about a compiler that is too old."""
+        return f"GCC {_FIRST[self.arch]} or newer; Debian 13, or a container of it, has 14"
 
     def _strip(self) -> list[str]:
         """For the compiler, which takes it along to the linker: no symbols but those that others ask for."""

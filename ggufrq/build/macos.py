@@ -60,7 +60,7 @@ class Macos(BaseSystem):
         return None
 
     def _newer(self) -> str:
-        return ""
+        return "Xcode 16 or newer"
 
     def _strip(self) -> list[str]:
         return []  # Clang warns of it where nothing is linked

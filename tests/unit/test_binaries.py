@@ -740,6 +740,10 @@ def test_a_build_for_macos_is_for_older_ones_and_takes_nothing_of_homebrew(
     assert not any("-s" in shlex.split(value) for value in defined.values())  # which Clang warns of
     assert "CMAKE_SYSTEM_NAME" not in defined and mac.library("libc++.1.dylib") is None
     mac.require_modules()
+    Path(mac.compiler("g++")).write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(BuildError, match=r"does not take -march=armv9.2-a\+sme") as caught:
+        mac.require_modules()
+    assert caught.value.remedy == "Xcode 16 or newer"
 
 
 @pytest.mark.parametrize("least", ["15.0", "16.0"])

@@ -115,8 +115,9 @@ def make(
 
 def _base(system: str, arch: str, *, here: bool, backend: str | None) -> BaseSystem:
     if system == "macos":
-        _require_options(systems.MACOS, here, backend, ("cpu", "metal"), "by Apple's compiler")
-        return macos.here(arch)
+        base = macos.here(arch)
+        _require_options(systems.MACOS, here, backend, ("cpu", base.backend), "by Apple's compiler")
+        return base
     if backend == "metal":
         raise UsageError("Metal is a part of macOS", remedy="--system macos, on a Mac")
     other = system == "windows"
