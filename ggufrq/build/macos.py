@@ -50,7 +50,7 @@ class Macos(BaseSystem):
             **super().definitions(build),
             "CMAKE_OSX_ARCHITECTURES": self.arch,
             "CMAKE_OSX_DEPLOYMENT_TARGET": LEAST,
-            **{f"CMAKE_{kind}_LINKER_FLAGS_INIT": "-Wl,-x" for kind in ("EXE", "SHARED", "MODULE")},
+            **{f"CMAKE_{kind}_LINKER_FLAGS_INIT": "-Wl,-S,-x" for kind in ("EXE", "SHARED", "MODULE")},
             # Apple's Clang has none; Homebrew's would have to come along
             "GGML_OPENMP": "OFF",
         }

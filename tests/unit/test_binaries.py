@@ -738,6 +738,7 @@ def test_a_build_for_macos_is_for_older_ones_and_takes_nothing_of_homebrew(
     assert defined["CMAKE_OSX_DEPLOYMENT_TARGET"] == "15.0" and defined["GGML_OPENMP"] == "OFF"
     assert defined["CMAKE_CXX_COMPILER"].endswith("/clang++")
     assert not any("-s" in shlex.split(value) for value in defined.values())  # which Clang warns of
+    assert defined["CMAKE_MODULE_LINKER_FLAGS_INIT"] == "-Wl,-S,-x"  # nor folders for debuggers
     assert "CMAKE_SYSTEM_NAME" not in defined and mac.library("libc++.1.dylib") is None
     mac.require_modules()
     Path(mac.compiler("g++")).write_text("#!/bin/sh\nexit 1\n")
