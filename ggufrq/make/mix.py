@@ -266,7 +266,7 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
         why = ""
         for form in forms(conversation):
             try:
-                return _limited(
+                written = _limited(
                     compiled(template).generate(
                         messages=form["messages"],
                         tools=form.get("tools"),
@@ -275,6 +275,9 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
                         **special,
                     )
                 )
+                if written.strip():
+                    return written
+                why = why or "it writes nothing"
             except (_Endless, MemoryError) as error:
                 endless.add(template)
                 return instead(conversation, str(error) or "it takes too much memory")
