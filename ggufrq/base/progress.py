@@ -77,8 +77,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-#: Columns of the bar at least (of what is being done, too) and at most, and those that stay free at the end of
-#: the line: what a terminal shows of Ctrl-C would go to the next line from a full one, and a bar would be left.
+#: Columns of the bar at least (of what is being done, too) and at most, and those that stay free at the end:
+#: what a terminal shows of Ctrl-C would go to the next line from a full one, and a bar would be left behind.
 _BAR, _FREE = (8, 24), 3
 
 

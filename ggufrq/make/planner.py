@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -60,7 +61,9 @@ class Planner:
                 f"--stream is for models on the Hub in safetensors, which {self.request.model} is not",
                 remedy="without --stream",
             )
-        found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        found = self._as_converted(
+            as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        )
         said = {
             "--mmproj": self.request.mmproj,
             f"--mtp {self.request.mtp}": self.request.mtp != "keep",
@@ -77,6 +80,20 @@ class Planner:
         if self.request.stream:
             self._refuse_stream(found)
         return found
+
+    def _as_converted(self, found: Source) -> Source:
+        """A GGUF that was converted for this family is the model that it was converted from: its matrix and
+        its files are those of the family."""
+        if found.gguf is None or found.gguf.absolute().parent != self.folder.absolute():
+            return found
+        made_from = self.record.files.get(found.gguf.name, {}).get("from", {})
+        origin = self.record.data.get("source") or {}
+        key = str(made_from.get("source"))
+        if made_from.get("part") != "model" or not key.startswith(str(origin.get("id"))):
+            return found
+        if self.record.kept(found.gguf.name, made_from) is None:
+            return found
+        return replace(found, identity=origin, key=key)
 
     def _refuse_stream(self, found: Source) -> None:
         """Raise UsageError for what cannot be made of a model that is never there as a whole."""
@@ -198,9 +215,14 @@ class Planner:
         return found
 
     def matrix_from(self, found: Source) -> dict[str, str]:
-        """What tells this run's matrix from others of its name."""
+        """What tells this run's matrix from others of its name: where none is given and no text named it is
+        the one that the family has."""
         if self.given is not None:
             return self.given.key()
+        there: dict[str, str] = self.record.files.get(self.matrix.name, {}).get("from", {})
+        fits = "given" in there or there.get("source") == found.key
+        if not self.request.calibrate and fits and self.record.kept(self.matrix.name, there) is not None:
+            return there
         return matrices.made_from(found.key, self.request.calibrate)
 
     def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:

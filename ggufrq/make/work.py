@@ -134,6 +134,7 @@ class Work:
             self.record.finish(path.name, [(path, path.name)], key, {"type": "imatrix"})
             return True
         self.record.refuse_foreign([path.name], force=self.request.force)
+        self._tell_of_others(plan)
         with self.record.making(path.name) as temporary:
             if self.planner.given is not None:
                 self.planner.given.publish(temporary)
@@ -143,6 +144,17 @@ class Work:
             matrices.check(temporary, plan.model)
             self.record.finish(path.name, [(temporary, path.name)], key, {"type": "imatrix"})
         return True
+
+    def _tell_of_others(self, plan: FamilyPlan) -> None:
+        """Say which files stay that were made with the matrix that is replaced now."""
+        path = self.planner.matrix
+        before = [part["sha256"] for part in self.record.files.get(path.name, {}).get("parts", [])]
+        now = {output.name for output in plan.outputs}
+        others = [
+            n for n, entry in self.record.files.items() if entry.get("imatrix") in before and n not in now
+        ]
+        if others:
+            log.say(f"{path.name} is replaced: the one before was for {', '.join(others)}")
 
     def _quantize(self, output: Output) -> Made:
         entry = self.record.kept(output.name, output.made_from)

@@ -219,6 +219,31 @@ def test_imatrix_only_where_it_is_needed(
     assert made_matrix.stat().st_mtime_ns == made_at
 
 
+def test_the_matrix_of_a_family_is_used_again(
+    copy: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By its converted file, which is the same model, and when the next command names no text; another one is
+    made when that is asked for, and the files of the one before are told."""
+    monkeypatch.setattr(matrix, "CHUNKS", 6)
+    family_of(MODELS[0], ["Q2_K"], llama_build, out=copy)
+    made_matrix, manifest = copy / f"{MODELS[0]}-imatrix.gguf", copy / f"{MODELS[0]}.ggufrq.json"
+    first, source = made_matrix.read_bytes(), json.loads(manifest.read_text())["source"]
+    converted = str(copy / f"{MODELS[0]}-BF16.gguf")
+    again = family_of(converted, ["Q2_K", "IQ3_S"], llama_build, out=copy)
+    assert [made.fresh for made in again.files] == [False, True]
+    assert made_matrix.read_bytes() == first and json.loads(manifest.read_text())["source"] == source
+    text = copy / "text.txt"
+    text.write_text((paths.data_dir("texts") / "calibration.txt").read_text()[:20_000])
+    capfd.readouterr()
+    family_of(MODELS[0], ["Q4_0"], llama_build, out=copy, calibrate=(text,))
+    replaced = f"{made_matrix.name} is replaced: the one before was for {MODELS[0]}-Q2_K.gguf, "
+    assert replaced in capfd.readouterr().err
+    second = made_matrix.read_bytes()
+    assert second != first
+    (made,) = family_of(MODELS[0], ["IQ3_XXS"], llama_build, out=copy).files
+    assert made.imatrix and made_matrix.read_bytes() == second
+
+
 def test_from_gguf(families: dict[str, Family], llama_build: Build, tmp_path: Path) -> None:
     source = families[MODELS[0]].folder
     family = family_of(str(source / f"{MODELS[0]}-BF16.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)

@@ -410,12 +410,18 @@ def test_importance_matrix(tmp_path: Path, build: Build) -> None:
     with record.making(f"{NAME}-imatrix.gguf") as temporary:
         temporary.write_bytes(b"GGUF")
         record.finish(f"{NAME}-imatrix.gguf", [(temporary, f"{NAME}-imatrix.gguf")], {}, {"type": "imatrix"})
-    record.files[f"{NAME}-Q4_K_M.gguf"]["imatrix"] = "e" * 64
-    record.save()
-    found = tables(make(folder, build, DRY).text)
-    how = dict((row[0], row[1]) for row in found["How it was made"])
-    assert how["Importance matrix"] == f"`{NAME}-imatrix.gguf`; for Q4_K_M"
-    assert [row[4].count("importance matrix") for row in found["Files"][1:]] == [1, 0]
+    there = record.files[f"{NAME}-imatrix.gguf"]["parts"][0]["sha256"]
+    for others, says in (
+        ({}, f"`{NAME}-imatrix.gguf`; for Q4_K_M"),
+        ({"Q8_0": "e" * 64}, f"`{NAME}-imatrix.gguf`; for Q4_K_M. sha256 `{'e' * 16}`; for Q8_0"),
+    ):
+        for kind, sha in {"Q4_K_M": there, **others}.items():
+            record.files[f"{NAME}-{kind}.gguf"]["imatrix"] = sha
+        record.save()
+        found = tables(make(folder, build, DRY).text)
+        how = dict((row[0], row[1]) for row in found["How it was made"])
+        assert how["Importance matrix"] == says
+        assert [row[4].count("importance matrix") for row in found["Files"][1:]] == [1, len(others)]
 
 
 def test_siblings(tmp_path: Path, build: Build) -> None:
