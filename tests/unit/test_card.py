@@ -186,6 +186,7 @@ def test_a_head_that_predicts_further_tokens(tmp_path: Path, build: Build) -> No
     card = make(folder, build, replace(DRY, repo="me/Small-1B-GGUF"))
     text = card.text.partition("## Tokens guessed ahead\n")[2].partition("\n## ")[0]
     assert f"in `{name}` beside the model" in text
+    assert f"hf download me/Small-1B-GGUF {name} --local-dir ." in text
     assert f"--spec-type draft-mtp -md {name}" in text.replace(" \\\n ", "")
     assert "llama-server -hf me/Small-1B-GGUF:Q4_K_M --spec-type draft-mtp" in text
     assert "guessed ahead, iso3** (not run)" in text
