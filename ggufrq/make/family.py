@@ -137,7 +137,8 @@ def _place(request: Request) -> tuple[Model, Path]:
 
 
 def _planner(request: Request, model: Model, folder: Path, build: Build) -> Planner:
-    return Planner(request, model, folder, build, Record(folder, model.name))
+    family = model.name.removeprefix("mtp-") if model.kind == "gguf" else model.name  # of a head: its model's
+    return Planner(request, model, folder, build, Record(folder, family))
 
 
 @cache

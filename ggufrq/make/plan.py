@@ -131,6 +131,7 @@ class FamilyPlan:
     folded_bytes: int = 0
     pieces: Pieces | None = None
     loses_head: bool = False
+    strangers: tuple[str, ...] = ()
 
     @property
     def told(self) -> list[str]:
@@ -148,6 +149,11 @@ class FamilyPlan:
                     f"{output.name}: {output.unweighted} tensors of the head for further tokens are "
                     "quantized without the importance matrix, as no text runs through them"
                 )
+        if self.strangers:
+            said.append(
+                f"{', '.join(self.strangers)}: made from another version of the model (its files, "
+                "--revision, --mtp, --pre-tokenizer), and not made anew by this command"
+            )
         names = [*(part.name for part in self.conversions), *(output.name for output in self.outputs)]
         fold = next((output.fold for output in self.outputs if output.fold), "")
         profile = f"{self.base}{f'-{fold}' if fold else ''}{PROFILE_END}"

@@ -16,6 +16,7 @@ from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.tensors import Inventory, is_float
@@ -82,14 +83,14 @@ class Planner:
         return found
 
     def _as_converted(self, found: Source) -> Source:
-        """A GGUF that was converted for this family is the model that it was converted from: its matrix and
-        its files are those of the family."""
+        """A GGUF that was converted for this family, the model or its head, counts as what it was converted
+        from: its matrix and its files are those of the family."""
         if found.gguf is None or found.gguf.absolute().parent != self.folder.absolute():
             return found
         made_from = self.record.files.get(found.gguf.name, {}).get("from", {})
         origin = self.record.data.get("source") or {}
         key = str(made_from.get("source"))
-        if made_from.get("part") != "model" or not key.startswith(str(origin.get("id"))):
+        if made_from.get("part") not in ("model", "mtp") or not key.startswith(str(origin.get("id"))):
             return found
         if self.record.kept(found.gguf.name, made_from) is None:
             return found
@@ -158,6 +159,19 @@ class Planner:
             facts.file_bytes if self.request.fold else 0,
             self._pieces,
             found.hf is not None and found.hf.has_mtp and self.options.mtp and not head,
+            self._strangers(found, {part.name for part in conversions} | {output.name for output in outputs}),
+        )
+
+    def _strangers(self, found: Source, names: set[str]) -> tuple[str, ...]:
+        """Files of the family that were made from another source and are not among ``names``, which are made
+        now. The importance matrix and the profile are made anew where they have to be."""
+        return tuple(
+            name
+            for name, entry in self.record.files.items()
+            if name not in names
+            and "bits" in entry
+            and entry.get("from", {}).get("source") != found.key
+            and (self.folder / entry["parts"][0]["name"]).is_file()
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
@@ -241,6 +255,11 @@ class Planner:
             kind = quantizer.label({n: t for n, t in types.items() if n not in stay}, values)
             name, asked = f"{base}-{want.label}-{kind}.gguf", want.recipe.imatrix
         matrix = self._matrix_for(types if types is not None else kind, asked=asked)
+        if matrix is not None and draft_kind(gguf) != SIMPLE:
+            raise ModelError(
+                f"{want.label} takes an importance matrix, and no text runs through {gguf.name} alone",
+                remedy="types that need none, as Q4_K_M or IQ4_XS",
+            )
         if types is None and stay:
             types = stay  # and llama-quantize chooses the others
         made_from = {

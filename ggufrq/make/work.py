@@ -11,6 +11,7 @@ from typing import Any
 from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError
 from ggufrq.base.progress import Listener, progress
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
 from ggufrq.ggufs.files import GgufFacts, read_gguf
 from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import matrix as matrices
@@ -225,6 +226,8 @@ class Work:
     def _profile(self, found: Source, gguf: Path, files: Sequence[Made]) -> Path | None:
         """The profile of K beside the files; folding changes it, and of a folded model the files are all that
         is left."""
+        if draft_kind(gguf) != SIMPLE:  # whose cache is its own
+            return None
         fold = self.request.fold or ""
         made_from = {"source": found.key, "fold": fold}
         model = files[0].path if fold else gguf

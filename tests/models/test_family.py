@@ -36,7 +36,7 @@ from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import family as quantize
 from ggufrq.make import matrix
-from ggufrq.make.plan import Family
+from ggufrq.make.plan import Family, Request
 from ggufrq.make.verify import short_run
 from ggufrq.models.resolve import embedded_models
 from ggufrq.profile import read_profile
@@ -329,13 +329,27 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
     model = with_head(embedded_models()[MODELS[1]], tmp_path / "Headed-8M")
     kept = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "kept")
     dropped = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mtp="apart")
+    request = Request(str(model), quantize.parse_wants(["Q6_K"], llama_build), mtp="apart")
     names = {made.name: read_gguf(made.path) for made in dropped.files}
     assert list(names) == ["Headed-8M-Q8_0.gguf", "mtp-Headed-8M-BF16.gguf"]
     head = {name for name in read_gguf(kept.file("Q8_0")).tensor_types if "nextn" in name}
     assert "blk.8.nextn.eh_proj.weight" in head or head
     assert not head & names["Headed-8M-Q8_0.gguf"].tensor_types.keys()
     assert head <= names["mtp-Headed-8M-BF16.gguf"].tensor_types.keys()
-    for folder, draft in ((kept.folder, ""), (dropped.folder, "-md mtp-Headed-8M-BF16.gguf")):
+    told = quantize.plan_family(replace(request, out=kept.folder), llama_build).told
+    assert [line.partition(":")[0] for line in told] == ["Headed-8M-Q8_0.gguf"]
+    assert "made from another version of the model (its files, --revision, --mtp" in told[0]
+    assert not quantize.plan_family(replace(request, out=dropped.folder), llama_build).told
+    apart = str(dropped.folder / "mtp-Headed-8M-BF16.gguf")
+    manifest = dropped.folder / "Headed-8M.ggufrq.json"
+    source = json.loads(manifest.read_text())["source"]
+    smaller = family_of(apart, ["Q8_0"], llama_build, out=dropped.folder)
+    assert [made.name for made in smaller.files] == ["mtp-Headed-8M-Q8_0.gguf"] and smaller.profile is None
+    assert list(dropped.folder.glob("*.ggufrq.json")) == [manifest]  # it goes into the family
+    assert json.loads(manifest.read_text())["source"] == source
+    with pytest.raises(ModelError, match="Q2_K takes an importance matrix, and no text runs through mtp-"):
+        family_of(apart, ["Q2_K"], llama_build, out=dropped.folder)
+    for folder, draft in ((kept.folder, ""), (dropped.folder, "-md mtp-Headed-8M-Q8_0.gguf")):
         start = quickstart._Starts(compose.collect(folder), llama_build, True).ahead("iso3")
         lines = start.lines[0].replace(" \\\n ", "")
         assert start.ran and "--spec-type draft-mtp" in lines and draft in lines
