@@ -90,7 +90,7 @@ def serve(
     programs, plan = settle(
         ["ggufrq", "serve", model], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
-    path = model_file(model)
+    path = model_file(model, head=draft == "mtp")
     guess = None
     if draft is not None:
         which = head_beside(path) if draft == "mtp" else model_file(draft, draft=True)

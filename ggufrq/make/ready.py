@@ -22,15 +22,20 @@ WEIGHTS = "Q8_0"
 
 
 def model_file(
-    model: str, *, revision: str | None = None, original: bool = False, draft: bool = False
+    model: str,
+    *,
+    revision: str | None = None,
+    original: bool = False,
+    draft: bool = False,
+    head: bool = False,
 ) -> Path:
     """The GGUF file to run for a user's MODEL: itself, the Hub's, or Q8_0 of an embedded model (made now if
-    absent); ``original`` as for ``resolve``.
+    absent); ``original`` as for ``resolve``, ``head`` as for ``hub.fetch_gguf``.
 
     Raises ModelError for a model that is not in GGUF yet, and, unless it is to be a ``draft``, for one that
     only guesses for another: llama.cpp ends by a signal where it runs alone.
     """
-    path = _found(model, revision, original)
+    path = _found(model, revision, original, head)
     if not draft and draft_kind(path) != SIMPLE:
         raise ModelError(
             f"{path.name} does not run alone: it guesses tokens for another model",
@@ -39,14 +44,14 @@ def model_file(
     return path
 
 
-def _found(model: str, revision: str | None, original: bool) -> Path:
+def _found(model: str, revision: str | None, original: bool, head: bool) -> Path:
     chosen = resolve(model, original=original)
     if chosen.kind == "gguf":
         assert chosen.path is not None
         return chosen.path
     if chosen.kind == "hub":
         assert chosen.repo is not None
-        return hub.fetch_gguf(chosen.repo, chosen.label, revision)
+        return hub.fetch_gguf(chosen.repo, chosen.label, revision, head=head)
     if chosen.kind == "folder":
         raise ModelError(
             f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
