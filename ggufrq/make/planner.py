@@ -53,6 +53,7 @@ class Planner:
         self.record = record
         self.log = paths.logs_dir() / f"quantize-{self.base}.log"
         self._pieces: Pieces | None = None
+        self._part_bytes: dict[str, int] = {}
         self.options = as_gguf.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
 
     def find(self, *, weights: bool = True) -> Source:
@@ -178,19 +179,22 @@ class Planner:
         """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
         if found.hf is None or self.request.stream:
             return ()
-        parts = ["model"]
-        parts += ["mmproj"] if self.request.mmproj else []
-        parts += ["mtp"] if self.request.mtp == "apart" else []
         made = []
-        for part in parts:
+        for part in ["model", *self._parts]:
             convert.require_part(found.hf, part)
             kind = convert.part_kind(found.hf, part)
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
-            size = size if part == "model" else 0
+            size = size if part == "model" else self._part_bytes.get(part, 0)
             made.append(Conversion(name, part, kind, key, size, kept, found.hf.quantized_by))
         return tuple(made)
+
+    @property
+    def _parts(self) -> list[str]:
+        """What is made beside the model."""
+        asked = {"mmproj": self.request.mmproj, "mtp": self.request.mtp == "apart"}
+        return [part for part, wanted in asked.items() if wanted]
 
     def converted(self, found: Source) -> Path | None:
         """The model as GGUF, when it is one or was converted before."""
@@ -201,8 +205,8 @@ class Planner:
 
     @contextmanager
     def header(self, found: Source) -> Iterator[Path]:
-        """The model as GGUF without its weights, for as long as the context lasts. Of a model that is to be
-        streamed it tells the pieces, too."""
+        """The model as GGUF without its weights, for as long as the context lasts; how large the parts beside
+        it are is known from then on. Of a model that is to be streamed it tells the pieces, too."""
         with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
             told = Path(folder) / "sources.json" if self.request.stream else None
             with as_gguf.header(found, self.build.source, self.options, self.log, told) as path:
@@ -211,6 +215,11 @@ class Planner:
                     where = found.hf.folder
                     sizes = {name: (where / name).stat().st_size for name in found.hf.weights.files}
                     self._pieces = cut(json.loads(told.read_text(encoding="utf-8")), sizes)
+                for part in self._parts:
+                    assert found.hf is not None
+                    convert.require_part(found.hf, part)
+                    with as_gguf.header(found, self.build.source, self.options, self.log, part=part) as other:
+                        self._part_bytes[part] = read_model(other).file_bytes
                 yield path
 
     @property

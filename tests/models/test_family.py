@@ -336,7 +336,10 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
     assert "blk.8.nextn.eh_proj.weight" in head or head
     assert not head & names["Headed-8M-Q8_0.gguf"].tensor_types.keys()
     assert head <= names["mtp-Headed-8M-BF16.gguf"].tensor_types.keys()
-    told = quantize.plan_family(replace(request, out=kept.folder), llama_build).told
+    plan = quantize.plan_family(replace(request, out=kept.folder), llama_build)
+    sizes = {part.name: part.bytes for part in plan.conversions}
+    assert sizes == {name: (dropped.folder / name).stat().st_size for name in sizes} and len(sizes) == 2
+    told = plan.told
     assert [line.partition(":")[0] for line in told] == ["Headed-8M-Q8_0.gguf"]
     assert "made from another version of the model (its files, --revision, --mtp" in told[0]
     assert not quantize.plan_family(replace(request, out=dropped.folder), llama_build).told
