@@ -24,6 +24,7 @@ _SHORTEST = 8192
 _OTHERS = {
     "mmproj": "vision projector",
     "mtp": "head that predicts further tokens",
+    "draft": "draft that guesses tokens for the model",
     "profile": "metric of K for the rotated cache types, which `ggufrq run` finds beside the model",
 }
 _COLUMNS = ("f16", "q8_0", "q4_0", "iso4", "iso3", "iso2")

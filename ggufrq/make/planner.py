@@ -170,6 +170,7 @@ class Planner:
             name
             for name, entry in self.record.files.items()
             if name not in names
+            and name.startswith((f"{self.base}-", f"mtp-{self.base}-"))
             and "bits" in entry
             and entry.get("from", {}).get("source") != found.key
             and (self.folder / entry["parts"][0]["name"]).is_file()

@@ -49,7 +49,10 @@ class Work:
         self.record.clean()
         self._look_ahead()
         found = self.planner.find()
-        self.record.data["source"] = found.identity
+        if (
+            self.record.base == self.planner.base or "source" not in self.record.data
+        ):  # a draft is not the model
+            self.record.data["source"] = found.identity
         self.record.data["llama_cpp"] = self.build.manifest.get("llama_cpp", {}).get("commit", "")
         gguf = self.planner.converted(found)
         if gguf is None:

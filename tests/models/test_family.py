@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import guessing
 import hubs
 import pytest
 from click.testing import CliRunner
@@ -360,6 +361,23 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
         family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
     with pytest.raises(ModelError, match="has no head for further tokens"):
         family_of(MODELS[1], ["Q8_0"], llama_build, out=tmp_path / "none", mtp="apart")
+
+
+def test_a_draft_goes_into_the_family_of_its_model(
+    copy: Path, llama_build: Build, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And is not run alone, which llama.cpp does not stand."""
+    name, manifest = f"eagle3-{MODELS[0]}", copy / f"{MODELS[0]}.ggufrq.json"
+    before = json.loads(manifest.read_text())
+    folder = tmp_path_factory.mktemp("draft")
+    draft = guessing.eagle(copy / f"{MODELS[0]}-BF16.gguf", folder / f"{name}-BF16.gguf")
+    made = family_of(str(draft), ["Q8_0"], llama_build, out=copy)
+    assert [file.name for file in made.files] == [f"{name}-Q8_0.gguf"] and made.profile is None
+    after = json.loads(manifest.read_text())
+    assert after["source"] == before["source"] and f"{name}-Q8_0.gguf" in after["files"]
+    assert list(copy.glob("*.ggufrq.json")) == [manifest]
+    request = Request(MODELS[0], quantize.parse_wants(["Q8_0"], llama_build), out=copy)
+    assert not quantize.plan_family(request, llama_build).told
 
 
 def with_head(model: Path, folder: Path) -> Path:

@@ -192,6 +192,18 @@ def test_a_head_that_predicts_further_tokens(tmp_path: Path, build: Build) -> No
     assert "guessed ahead, iso3** (not run)" in text
 
 
+def test_a_draft_is_no_model(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    record, name = Record(folder, NAME), f"eagle3-{NAME}-Q4_K_M.gguf"
+    with record.making(name) as temporary:
+        temporary.write_bytes(b"GGUF")
+        record.finish(name, [(temporary, name)], {}, {"type": "Q4_K_M", "bits": 4.5})
+    rows = tables(make(folder, build, DRY).text)["Files"]
+    assert [row[4] for row in rows if name in row[0]] == ["draft that guesses tokens for the model"]
+    with pytest.raises(UsageError, match="has no model to write a card for"):
+        make(folder, build, replace(DRY, exclude=(f"{NAME}-*",)))
+
+
 def test_memory(tmp_path: Path, build: Build) -> None:
     made = make(family(tmp_path / "f"), build, DRY)
     rows = tables(made.text)["Memory of the KV cache"]
