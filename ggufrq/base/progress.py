@@ -10,9 +10,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ggufrq.base import log
@@ -76,21 +77,49 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-_ONE_LINE = Column(no_wrap=True, overflow="ellipsis", max_width=40)
+#: Columns of the bar at least (of what is being done, too) and at most, and those that stay free at the end:
+#: what a terminal shows of Ctrl-C would go to the next line from a full one, and a bar would be left behind.
+_BAR, _FREE = (8, 24), 3
 
 
-class _Figures(ProgressColumn):
-    """Done of total, elapsed and remaining; drawn anew at every refresh, so that the clock does not stand."""
+class _Line(ProgressColumn):
+    """Title, bar, figures, and what is being done, in one line; where there is little room the figures are
+    what stays. Drawn anew at every refresh, so that the clock does not stand."""
 
     max_refresh = 0.25
 
-    def __init__(self, owner: progress) -> None:
-        super().__init__(table_column=Column(no_wrap=True))
-        self._owner = owner
+    def __init__(self, owner: progress, console: Console) -> None:
+        super().__init__()
+        self._owner, self._console = owner, console
 
-    def render(self, task: Task) -> Text:
-        """The text of the column."""
-        return Text(self._owner.figures())
+    def render(self, task: Task) -> RenderableType:
+        """The line."""
+        owner, room = self._owner, self._console.width - _FREE
+        figures = owner.figures()
+        if len(owner.title) + 1 + len(figures) > room:
+            figures = owner.figures(short=True)
+        title = _cut(owner.title, room - len(figures) - 1)
+        room -= title.cell_len + len(figures) + 2
+        line = Table.grid(padding=(0, 1))
+        cells: list[RenderableType] = [title, Text(figures, no_wrap=True)]
+        if room >= _BAR[0]:
+            width = min(_BAR[1], room)
+            cells.insert(1, self._bar(task, width))
+            room -= width + 1
+            if owner.text and room >= _BAR[0]:
+                cells.append(_cut(owner.text, min(room, 40), style="dim"))
+        line.add_row(*cells)
+        return line
+
+    def _bar(self, task: Task, width: int) -> ProgressBar:
+        return BarColumn(bar_width=width).render(task)
+
+
+def _cut(text: str, width: int, style: str = "") -> Text:
+    """The text in so many columns at most."""
+    found = Text(text, style=style, no_wrap=True)
+    found.truncate(max(1, width), overflow="ellipsis")
+    return found
 
 
 class progress(Listener):
@@ -113,15 +142,8 @@ class progress(Listener):
         self._started = self._printed = time.monotonic()
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal and not log.is_quiet():
-            self._rich = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                _Figures(self),
-                TextColumn("{task.fields[text]}", style="dim", markup=False, table_column=_ONE_LINE),
-                console=console,
-                transient=True,
-            )
-            self._task = self._rich.add_task(self.title, total=self.total, text="")
+            self._rich = Progress(_Line(self, console), console=console, transient=True)
+            self._task = self._rich.add_task(self.title, total=self.total)
             self._rich.start()
         return self
 
@@ -169,23 +191,25 @@ class progress(Listener):
         if total is not None:
             self.total = total
         if self._rich is not None:
-            self._rich.update(self._task, completed=done, total=self.total, text=self.text)
+            self._rich.update(self._task, completed=done, total=self.total)
         elif not log.is_quiet() and time.monotonic() - self._printed >= PLAIN_INTERVAL:
             self._printed = time.monotonic()
             print(f"{self.title}: {self.figures()}", file=sys.stderr, flush=True)
 
-    def figures(self) -> str:
-        """Done of total, elapsed and remaining, as text."""
+    def figures(self, *, short: bool = False) -> str:
+        """Done of total, elapsed and remaining, as text; ``short``: without the unit, and one time."""
         left = self.remaining
-        return f"{self._amount()}{clock(self.elapsed)} elapsed" + (
-            f", {clock(left)} left" if left is not None else ""
-        )
+        elapsed = f"{clock(self.elapsed)} elapsed"
+        if left is None:
+            return self._amount(short=short) + elapsed
+        return self._amount(short=short) + ("" if short else f"{elapsed}, ") + f"{clock(left)} left"
 
     def elapsed_text(self) -> str:
         """How long it took, as text."""
         return f"{self.elapsed:.1f} s" if self.elapsed < 10 else clock(self.elapsed)
 
-    def _amount(self) -> str:
+    def _amount(self, *, short: bool = False) -> str:
+        unit = f" {self.unit}" if self.unit and not short else ""
         if self.total is None:
-            return f"{self.done}{' ' + self.unit if self.unit else ''}, " if self.done else ""
-        return f"{self.done}/{self.total}{' ' + self.unit if self.unit else ''}, "
+            return f"{self.done}{unit}, " if self.done else ""
+        return f"{self.done}/{self.total}{unit}, "

@@ -17,6 +17,7 @@ from ggufrq.ggufs.memory_shape import MemoryShape, memory_shape
 from ggufrq.ggufs.tensors import is_float
 from ggufrq.make.profile import TYPE as PROFILE
 from ggufrq.models.names import names_beside
+from ggufrq.models.tags import DRAFTS
 from ggufrq.runtimes.fallback import fits, heads
 
 _MANIFEST = ".ggufrq.json"
@@ -25,7 +26,8 @@ _MANIFEST = ".ggufrq.json"
 @dataclass(frozen=True)
 class CardFile:
     """One file of the family: its type and recipe, bytes of all its parts, bits per weight, and the sha256 of
-    the importance matrix that was used, if any. ``kind`` is ``model``, ``mmproj``, ``mtp`` or ``profile``."""
+    the importance matrix that was used, if any. ``kind`` is ``model``, ``mmproj``, ``mtp``, ``draft`` or
+    ``profile``."""
 
     name: str
     path: Path
@@ -195,6 +197,7 @@ def collect(folder: Path, exclude: Sequence[str] = ()) -> Facts:
 def _file(folder: Path, name: str, entry: Mapping[str, Any]) -> CardFile:
     parts = entry["parts"]
     kind = next((k for k in ("mmproj", "mtp") if name.startswith(f"{k}-")), "model")
+    kind = "draft" if kind == "model" and name.startswith(DRAFTS) else kind
     kind = "profile" if entry.get("type") == PROFILE else kind
     return CardFile(
         name=name,

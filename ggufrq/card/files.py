@@ -8,6 +8,7 @@ from ggufrq.base.sizes import size_text
 from ggufrq.cache.kv import KvPair, KvPlan, KvType, exact_words, kv_types
 from ggufrq.card.facts import CardFile, Facts
 from ggufrq.card.markdown import code, section, table
+from ggufrq.ggufs.files import model_header
 from ggufrq.ggufs.memory_shape import head_sizes
 from ggufrq.measure.kept import Row
 from ggufrq.memory.cells import ContextSettings, held_plan
@@ -23,6 +24,7 @@ _SHORTEST = 8192
 _OTHERS = {
     "mmproj": "vision projector",
     "mtp": "head that predicts further tokens",
+    "draft": "draft that guesses tokens for the model",
     "profile": "metric of K for the rotated cache types, which `ggufrq run` finds beside the model",
 }
 _COLUMNS = ("f16", "q8_0", "q4_0", "iso4", "iso3", "iso2")
@@ -169,17 +171,20 @@ def _count(parameters: int) -> str:
 
 
 def _matrix(facts: Facts) -> str:
-    used = [file for file in facts.models if file.imatrix]
-    if not used:
-        return "none"
-    values = facts.values
-    of = next((f for f in used if f is facts.smallest), None)
-    text = values.get("quantize.imatrix.dataset") if of else None
-    chunks = values.get("quantize.imatrix.chunks_count") if of else None
-    said = code(str(facts.matrix["name"])) if facts.matrix else f"sha256 {code(used[0].imatrix[:16])}"
-    said += f", made from {code(str(text))}" if text else ""
-    said += f", {chunks} chunks of 512 tokens" if chunks else ""
-    return f"{said}; for {', '.join(file.recipe or file.type for file in reversed(used))}"
+    used: dict[str, list[CardFile]] = {}
+    for file in reversed(facts.models):
+        if file.imatrix:
+            used.setdefault(file.imatrix, []).append(file)
+    there = [part["sha256"] for part in facts.matrix.get("parts", [])]
+    told = []
+    for sha, files in used.items():
+        values = model_header(files[0].path).values
+        text, chunks = (values.get(f"quantize.imatrix.{key}") for key in ("dataset", "chunks_count"))
+        said = code(str(facts.matrix["name"])) if sha in there else f"sha256 {code(sha[:16])}"
+        said += f", made from {code(str(text))}" if text else ""
+        said += f", {chunks} chunks of 512 tokens" if chunks else ""
+        told.append(f"{said}; for {', '.join(file.recipe or file.type for file in files)}")
+    return ". ".join(told) or "none"
 
 
 def _contexts(facts: Facts) -> list[int]:

@@ -26,8 +26,7 @@ def quickstart(facts: Facts, starts: Sequence[Quickstart], repo: str | None, dat
     """Commands, each with whether it was run."""
     parts = []
     if repo:
-        names = shlex.join(facts.needed)
-        parts += ["**Download** (not run here)", block(f"hf download {repo} {names} --local-dir .", "sh")]
+        parts += _download(repo, facts.needed)
     parts += _commands([start for start in starts if not start.title.startswith(AHEAD)], date)
     note = (
         "Those that were run had a few more options, to stop after some tokens and to show in the log that K "
@@ -47,8 +46,10 @@ def ahead(facts: Facts, starts: Sequence[Quickstart], repo: str | None, date: st
     parts = [
         f"The model has a head that predicts further tokens, {place}. The model checks what it guesses "
         "several tokens at a time: the greedy text is the same with and without, but for ties.",
-        *_commands([start for start in starts if start.title.startswith(AHEAD)], date),
     ]
+    if repo and head is not None:
+        parts += _download(repo, head.parts)
+    parts += _commands([start for start in starts if start.title.startswith(AHEAD)], date)
     if repo:
         finds = ", where llama.cpp finds the head by its name" if head is not None else ""
         parts += [
@@ -56,6 +57,11 @@ def ahead(facts: Facts, starts: Sequence[Quickstart], repo: str | None, date: st
             block(f"llama-server -hf {repo}:{facts.tag} --spec-type draft-mtp", "sh"),
         ]
     return section("Tokens guessed ahead", *parts)
+
+
+def _download(repo: str, names: Sequence[str]) -> list[str]:
+    command = f"hf download {repo} {shlex.join(names)} --local-dir ."
+    return ["**Download** (not run here)", block(command, "sh")]
 
 
 def _commands(starts: Sequence[Quickstart], date: str) -> list[str]:

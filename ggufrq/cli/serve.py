@@ -15,7 +15,7 @@ from ggufrq.cache.kv import Sought, parse_kv
 from ggufrq.cli.cache_options import cache_options, settle, warn
 from ggufrq.drive import cache_check
 from ggufrq.drive import serve as core
-from ggufrq.make.ready import model_file
+from ggufrq.make.ready import head_beside, model_file
 from ggufrq.tools import passed_on
 
 _DRAFT_KV = "q8_0"
@@ -90,10 +90,11 @@ def serve(
     programs, plan = settle(
         ["ggufrq", "serve", model], model, kv, kv_profile, kv_recent, kv_first, llama_cpp, fallback
     )
+    path = model_file(model, head=draft == "mtp")
     guess = None
     if draft is not None:
-        guess = core.Draft(None if draft == "mtp" else model_file(draft), parse_kv(draft_kv or _DRAFT_KV))
-    path = model_file(model)
+        which = head_beside(path) if draft == "mtp" else model_file(draft, draft=True)
+        guess = core.Draft(which, parse_kv(draft_kv or _DRAFT_KV))
     warn(path, plan, programs, model)
     on_log = (lambda text: click.echo(text, err=True, nl=False)) if verbose else None
     with (

@@ -15,7 +15,7 @@ from ggufrq.cache.kv import KvPair, KvPlan
 from ggufrq.drive import cache_check, profiles
 from ggufrq.drive.remedies import remedy
 from ggufrq.drive.threads import patience
-from ggufrq.ggufs.files import model_header
+from ggufrq.ggufs.drafts import draft_kind
 from ggufrq.tools import passed_on, server
 from ggufrq.tools.logs import (
     MTP,
@@ -48,21 +48,6 @@ class Draft:
         """For llama-server. Raises ModelError for a damaged draft."""
         which = ("draft-mtp",) if self.model is None else (draft_kind(self.model), "-md", str(self.model))
         return ("--spec-type", *which, "-ctkd", self.kv.k.name, "-ctvd", self.kv.v.name)
-
-
-def draft_kind(model: Path) -> str:
-    """How a GGUF guesses tokens for another model, as ``--spec-type`` calls it: by what it is made of. Raises
-    ModelError for a damaged one."""
-    header = model_header(model)
-    arch = str(header.values.get("general.architecture", ""))
-    names = {tensor.name for tensor in header.tensors}
-    if arch == "eagle3":
-        return "draft-eagle3"
-    if arch == "dflash":
-        return "draft-dspark" if "markov_w1.weight" in names else "draft-dflash"
-    # a head without the model that it belongs to, which may read the cache of that
-    lone = any(".nextn." in name for name in names) and "blk.0.attn_norm.weight" not in names
-    return "draft-mtp" if lone or arch == "gemma4-assistant" else "draft-simple"
 
 
 @dataclass

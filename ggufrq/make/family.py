@@ -28,6 +28,7 @@ from ggufrq.make.stream import Stream
 from ggufrq.make.work import Work
 from ggufrq.make.workshop import Workshop
 from ggufrq.models.resolve import Model, embedded_folder, resolve
+from ggufrq.models.tags import DRAFTS
 from ggufrq.tools import quantize as quantize_tool
 
 #: What happens with the head that predicts further tokens: part of the model, left out, or a file of its own.
@@ -137,7 +138,9 @@ def _place(request: Request) -> tuple[Model, Path]:
 
 
 def _planner(request: Request, model: Model, folder: Path, build: Build) -> Planner:
-    return Planner(request, model, folder, build, Record(folder, model.name))
+    prefix = next((start for start in DRAFTS if model.name.startswith(start)), "")
+    family = model.name.removeprefix(prefix) if model.kind == "gguf" else model.name  # of a draft its model's
+    return Planner(request, model, folder, build, Record(folder, family))
 
 
 @cache

@@ -273,7 +273,7 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
         why = ""
         for form in forms(conversation):
             try:
-                return _limited(
+                written = _limited(
                     compiled(template).generate(
                         messages=form["messages"],
                         tools=form.get("tools"),
@@ -282,6 +282,9 @@ def renderer(values: Mapping[str, Any]) -> Callable[[Conversation], str]:
                         **special,
                     )
                 )
+                if written.strip():
+                    return written
+                why = why or "it writes nothing"
             except (_Endless, MemoryError) as error:
                 endless.add(template)
                 return instead(conversation, str(error) or "it takes too much memory")

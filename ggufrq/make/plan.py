@@ -102,8 +102,8 @@ class Output:
 @dataclass(frozen=True)
 class Conversion:
     """A file that the converter makes: the model in 16 bits, its projector, or its head for further tokens.
-    ``bytes`` is 0 where only the conversion itself can tell; ``quantized_by`` is how the source's weights
-    are quantized, empty where they are floats."""
+    ``bytes`` is 0 where the model is there as GGUF already, and nothing more was asked; ``quantized_by`` is
+    how the source's weights are quantized, empty where they are floats."""
 
     name: str
     part: str
@@ -131,6 +131,7 @@ class FamilyPlan:
     folded_bytes: int = 0
     pieces: Pieces | None = None
     loses_head: bool = False
+    strangers: tuple[str, ...] = ()
 
     @property
     def told(self) -> list[str]:
@@ -148,6 +149,11 @@ class FamilyPlan:
                     f"{output.name}: {output.unweighted} tensors of the head for further tokens are "
                     "quantized without the importance matrix, as no text runs through them"
                 )
+        if self.strangers:
+            said.append(
+                f"{', '.join(self.strangers)}: made from another version of the model (its files, "
+                "--revision, --mtp, --pre-tokenizer), and not made anew by this command"
+            )
         names = [*(part.name for part in self.conversions), *(output.name for output in self.outputs)]
         fold = next((output.fold for output in self.outputs if output.fold), "")
         profile = f"{self.base}{f'-{fold}' if fold else ''}{PROFILE_END}"

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.tensors import Inventory, is_float
@@ -51,6 +53,7 @@ class Planner:
         self.record = record
         self.log = paths.logs_dir() / f"quantize-{self.base}.log"
         self._pieces: Pieces | None = None
+        self._part_bytes: dict[str, int] = {}
         self.options = as_gguf.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
 
     def find(self, *, weights: bool = True) -> Source:
@@ -60,7 +63,9 @@ class Planner:
                 f"--stream is for models on the Hub in safetensors, which {self.request.model} is not",
                 remedy="without --stream",
             )
-        found = as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        found = self._as_converted(
+            as_gguf.find(self.model, self.request.revision, self.options, weights=weights)
+        )
         said = {
             "--mmproj": self.request.mmproj,
             f"--mtp {self.request.mtp}": self.request.mtp != "keep",
@@ -77,6 +82,20 @@ class Planner:
         if self.request.stream:
             self._refuse_stream(found)
         return found
+
+    def _as_converted(self, found: Source) -> Source:
+        """A GGUF that was converted for this family, the model or its head, counts as what it was converted
+        from: its matrix and its files are those of the family."""
+        if found.gguf is None or found.gguf.absolute().parent != self.folder.absolute():
+            return found
+        made_from = self.record.files.get(found.gguf.name, {}).get("from", {})
+        origin = self.record.data.get("source") or {}
+        key = str(made_from.get("source"))
+        if made_from.get("part") not in ("model", "mtp") or not key.startswith(str(origin.get("id"))):
+            return found
+        if self.record.kept(found.gguf.name, made_from) is None:
+            return found
+        return replace(found, identity=origin, key=key)
 
     def _refuse_stream(self, found: Source) -> None:
         """Raise UsageError for what cannot be made of a model that is never there as a whole."""
@@ -141,25 +160,42 @@ class Planner:
             facts.file_bytes if self.request.fold else 0,
             self._pieces,
             found.hf is not None and found.hf.has_mtp and self.options.mtp and not head,
+            self._strangers(found, {part.name for part in conversions} | {output.name for output in outputs}),
+        )
+
+    def _strangers(self, found: Source, names: set[str]) -> tuple[str, ...]:
+        """Files of the family that were made from another source and are not among ``names``, which are made
+        now. The importance matrix and the profile are made anew where they have to be."""
+        return tuple(
+            name
+            for name, entry in self.record.files.items()
+            if name not in names
+            and name.startswith((f"{self.base}-", f"mtp-{self.base}-"))
+            and "bits" in entry
+            and entry.get("from", {}).get("source") != found.key
+            and (self.folder / entry["parts"][0]["name"]).is_file()
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
         """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
         if found.hf is None or self.request.stream:
             return ()
-        parts = ["model"]
-        parts += ["mmproj"] if self.request.mmproj else []
-        parts += ["mtp"] if self.request.mtp == "apart" else []
         made = []
-        for part in parts:
+        for part in ["model", *self._parts]:
             convert.require_part(found.hf, part)
             kind = convert.part_kind(found.hf, part)
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
-            size = size if part == "model" else 0
+            size = size if part == "model" else self._part_bytes.get(part, 0)
             made.append(Conversion(name, part, kind, key, size, kept, found.hf.quantized_by))
         return tuple(made)
+
+    @property
+    def _parts(self) -> list[str]:
+        """What is made beside the model."""
+        asked = {"mmproj": self.request.mmproj, "mtp": self.request.mtp == "apart"}
+        return [part for part, wanted in asked.items() if wanted]
 
     def converted(self, found: Source) -> Path | None:
         """The model as GGUF, when it is one or was converted before."""
@@ -170,8 +206,8 @@ class Planner:
 
     @contextmanager
     def header(self, found: Source) -> Iterator[Path]:
-        """The model as GGUF without its weights, for as long as the context lasts. Of a model that is to be
-        streamed it tells the pieces, too."""
+        """The model as GGUF without its weights, for as long as the context lasts; how large the parts beside
+        it are is known from then on. Of a model that is to be streamed it tells the pieces, too."""
         with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
             told = Path(folder) / "sources.json" if self.request.stream else None
             with as_gguf.header(found, self.build.source, self.options, self.log, told) as path:
@@ -180,6 +216,11 @@ class Planner:
                     where = found.hf.folder
                     sizes = {name: (where / name).stat().st_size for name in found.hf.weights.files}
                     self._pieces = cut(json.loads(told.read_text(encoding="utf-8")), sizes)
+                for part in self._parts:
+                    assert found.hf is not None
+                    convert.require_part(found.hf, part)
+                    with as_gguf.header(found, self.build.source, self.options, self.log, part=part) as other:
+                        self._part_bytes[part] = read_model(other).file_bytes
                 yield path
 
     @property
@@ -198,9 +239,14 @@ class Planner:
         return found
 
     def matrix_from(self, found: Source) -> dict[str, str]:
-        """What tells this run's matrix from others of its name."""
+        """What tells this run's matrix from others of its name: where none is given and no text named it is
+        the one that the family has."""
         if self.given is not None:
             return self.given.key()
+        there: dict[str, str] = self.record.files.get(self.matrix.name, {}).get("from", {})
+        fits = "given" in there or there.get("source") == found.key
+        if not self.request.calibrate and fits and self.record.kept(self.matrix.name, there) is not None:
+            return there
         return matrices.made_from(found.key, self.request.calibrate)
 
     def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
@@ -219,6 +265,11 @@ class Planner:
             kind = quantizer.label({n: t for n, t in types.items() if n not in stay}, values)
             name, asked = f"{base}-{want.label}-{kind}.gguf", want.recipe.imatrix
         matrix = self._matrix_for(types if types is not None else kind, asked=asked)
+        if matrix is not None and draft_kind(gguf) != SIMPLE:
+            raise ModelError(
+                f"{want.label} takes an importance matrix, and no text runs through {gguf.name} alone",
+                remedy="types that need none, as Q4_K_M or IQ4_XS",
+            )
         if types is None and stay:
             types = stay  # and llama-quantize chooses the others
         made_from = {

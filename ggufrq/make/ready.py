@@ -4,31 +4,54 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ggufrq.base import log
 from ggufrq.base.errors import ModelError
 from ggufrq.build.builds import require_build
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
+from ggufrq.ggufs.files import model_header
 from ggufrq.make.family import make_family
 from ggufrq.make.plan import Request, Want
 from ggufrq.models import hub
+from ggufrq.models.names import base_name
 from ggufrq.models.resolve import resolve
+from ggufrq.models.tags import companion
 
 #: The weights of embedded models that caches are tried on: close to the original, so that the loss is the
 #: cache's.
 WEIGHTS = "Q8_0"
 
 
-def model_file(model: str, *, revision: str | None = None, original: bool = False) -> Path:
+def model_file(
+    model: str,
+    *,
+    revision: str | None = None,
+    original: bool = False,
+    draft: bool = False,
+    head: bool = False,
+) -> Path:
     """The GGUF file to run for a user's MODEL: itself, the Hub's, or Q8_0 of an embedded model (made now if
-    absent); ``original`` as for ``resolve``.
+    absent); ``original`` as for ``resolve``, ``head`` as for ``hub.fetch_gguf``.
 
-    Raises ModelError for a model that is not in GGUF yet.
+    Raises ModelError for a model that is not in GGUF yet, and, unless it is to be a ``draft``, for one that
+    only guesses for another: llama.cpp ends by a signal where it runs alone.
     """
+    path = _found(model, revision, original, head)
+    if not draft and draft_kind(path) != SIMPLE:
+        raise ModelError(
+            f"{path.name} does not run alone: it guesses tokens for another model",
+            remedy=f"ggufrq serve MODEL --draft {path}",
+        )
+    return path
+
+
+def _found(model: str, revision: str | None, original: bool, head: bool) -> Path:
     chosen = resolve(model, original=original)
     if chosen.kind == "gguf":
         assert chosen.path is not None
         return chosen.path
     if chosen.kind == "hub":
         assert chosen.repo is not None
-        return hub.fetch_gguf(chosen.repo, chosen.label, revision)
+        return hub.fetch_gguf(chosen.repo, chosen.label, revision, head=head)
     if chosen.kind == "folder":
         raise ModelError(
             f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
@@ -38,6 +61,21 @@ def model_file(model: str, *, revision: str | None = None, original: bool = Fals
     if ready.is_file():
         return ready
     return make_family(Request(model, (Want(WEIGHTS),)), build).file(WEIGHTS)
+
+
+def head_beside(model: Path) -> Path | None:
+    """The head for further tokens that lies in a file of its own beside a model without one, as ``quantize
+    --mtp apart`` makes it; of several the one that llama.cpp's ``-hf`` takes."""
+    if any(".nextn." in tensor.name for tensor in model_header(model).tensors):
+        return None
+    base = base_name(model.stem)
+    heads = {path.name: base_name(path.stem).removeprefix("mtp-") for path in model.parent.glob("mtp-*.gguf")}
+    own = [name for name, of in heads.items() if base == of or base.startswith(f"{of}-")]
+    found = companion(own, model.name, "mtp-")
+    if found is None:
+        return None
+    log.say(f"taking {found}, the head for further tokens beside it")
+    return model.parent / found
 
 
 def weights_of(name: str) -> str:

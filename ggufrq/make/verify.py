@@ -8,6 +8,7 @@ from ggufrq.base import log, machine, proc
 from ggufrq.base.errors import ModelError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import parse_plan
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
 from ggufrq.ggufs.files import GgufFacts, open_with_gguf
 from ggufrq.tools import completion, fit_params
 from ggufrq.tools.logs import Incomplete, ended, retried
@@ -50,11 +51,12 @@ def loads(model: Path, build: Build, log_path: Path) -> None:
 def check_file(path: Path, facts: GgufFacts, build: Build, log_path: Path, *, run: bool = True) -> int:
     """Open a file with the ``gguf`` package and let it write a few tokens; how many it wrote.
 
-    0 when ``run`` is off, for models that write no text, and for those larger than the memory. Raises
-    ModelError or ToolError.
+    0 when ``run`` is off, for models that write no text or not alone, and for those larger than the memory.
+    Raises ModelError or ToolError.
     """
     open_with_gguf(path)
-    if not run or any(name in facts.architecture for name in _ENCODERS):
+    writes = draft_kind(path) == SIMPLE and not any(name in facts.architecture for name in _ENCODERS)
+    if not run or not writes:
         return 0
     memory = machine.memory()
     if memory is not None and facts.file_bytes > _SHARE * memory[0]:

@@ -11,6 +11,7 @@ from typing import Any
 from ggufrq.base import log
 from ggufrq.base.errors import GgufrqError
 from ggufrq.base.progress import Listener, progress
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
 from ggufrq.ggufs.files import GgufFacts, read_gguf
 from ggufrq.ggufs.values import DAMAGED, require_numbers
 from ggufrq.make import matrix as matrices
@@ -48,7 +49,10 @@ class Work:
         self.record.clean()
         self._look_ahead()
         found = self.planner.find()
-        self.record.data["source"] = found.identity
+        if (
+            self.record.base == self.planner.base or "source" not in self.record.data
+        ):  # a draft is not the model
+            self.record.data["source"] = found.identity
         self.record.data["llama_cpp"] = self.build.manifest.get("llama_cpp", {}).get("commit", "")
         gguf = self.planner.converted(found)
         if gguf is None:
@@ -134,6 +138,7 @@ class Work:
             self.record.finish(path.name, [(path, path.name)], key, {"type": "imatrix"})
             return True
         self.record.refuse_foreign([path.name], force=self.request.force)
+        self._tell_of_others(plan)
         with self.record.making(path.name) as temporary:
             if self.planner.given is not None:
                 self.planner.given.publish(temporary)
@@ -143,6 +148,17 @@ class Work:
             matrices.check(temporary, plan.model)
             self.record.finish(path.name, [(temporary, path.name)], key, {"type": "imatrix"})
         return True
+
+    def _tell_of_others(self, plan: FamilyPlan) -> None:
+        """Say which files stay that were made with the matrix that is replaced now."""
+        path = self.planner.matrix
+        before = [part["sha256"] for part in self.record.files.get(path.name, {}).get("parts", [])]
+        now = {output.name for output in plan.outputs}
+        others = [
+            n for n, entry in self.record.files.items() if entry.get("imatrix") in before and n not in now
+        ]
+        if others:
+            log.say(f"{path.name} is replaced: the one before was for {', '.join(others)}")
 
     def _quantize(self, output: Output) -> Made:
         entry = self.record.kept(output.name, output.made_from)
@@ -213,6 +229,8 @@ class Work:
     def _profile(self, found: Source, gguf: Path, files: Sequence[Made]) -> Path | None:
         """The profile of K beside the files; folding changes it, and of a folded model the files are all that
         is left."""
+        if draft_kind(gguf) != SIMPLE:  # whose cache is its own
+            return None
         fold = self.request.fold or ""
         made_from = {"source": found.key, "fold": fold}
         model = files[0].path if fold else gguf

@@ -95,11 +95,17 @@ def find(model: Model, revision: str | None, options: Options, *, weights: bool 
 
 @contextmanager
 def header(
-    source: Source, tree: Path, options: Options, log: Path, sources: Path | None = None
+    source: Source,
+    tree: Path,
+    options: Options,
+    log: Path,
+    sources: Path | None = None,
+    part: str = "model",
 ) -> Iterator[Path]:
-    """A GGUF with everything but the weights of a model that is not converted yet, for as long as the context
-    lasts: a second or two, and no space on disk. The converter is that of the llama.cpp ``tree``. The file
-    ``sources`` is told where tensors come from, see ``convert.convert``."""
+    """A GGUF with everything but the weights of a model, or a ``part`` of it (``convert.PARTS``), that is not
+    converted yet, for as long as the context lasts: a second or two, and no space on disk. The converter is
+    that of the llama.cpp ``tree``. The file ``sources`` is told where tensors come from, see
+    ``convert.convert``."""
     assert source.hf is not None
     with TemporaryDirectory(prefix="ggufrq-") as folder:
         made = convert.convert(
@@ -107,11 +113,12 @@ def header(
             Path(folder) / "header.gguf",
             tree,
             pre_tokenizer=options.pre_tokenizer,
+            part=part,
             mtp=options.mtp,
             what="header" if sources is None else f"sources:{sources}",
             log=log,
         )
-        convert.require_kind(made, source.hf)
+        convert.require_kind(made, source.hf, part)
         yield made
 
 

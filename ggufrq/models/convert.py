@@ -33,6 +33,8 @@ ANY_TOKENIZER = "*"
 
 #: What a conversion makes: the model, its vision projector, or the head that predicts further tokens.
 PARTS = ("model", "mmproj", "mtp")
+#: What the architecture of a draft that was made for one model is called.
+_DRAFT = re.compile("eagle3|dflash|dspark", re.IGNORECASE)
 #: Bytes of a value by safetensors' name of its type.
 _VALUE_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -169,6 +171,11 @@ def inspect(folder: Path) -> HfModel:
     if not any(
         (folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
     ):
+        if any(_DRAFT.search(str(name)) for name in config.get("architectures") or ()):
+            raise ModelError(
+                f"{folder} is a draft that takes the tokenizer of its model, which ggufrq does not convert",
+                remedy=f"$(ggufrq where source)/convert_hf_to_gguf.py {folder} --target-model-dir MODEL",
+            )
         raise ModelError(f"{folder} has no tokenizer", remedy="download the model again, with tokenizer.json")
     chosen = view.weights(folder)
     entries: dict[str, Entry] = {}

@@ -21,6 +21,7 @@ from ggufrq.base.errors import ModelError
 from ggufrq.ggufs.header import Header, parse_header, read_header
 from ggufrq.models import patience
 from ggufrq.models.names import RECIPE, names_beside
+from ggufrq.models.tags import companion
 
 Result = TypeVar("Result")
 
@@ -287,17 +288,22 @@ def _range(repo: str, name: str, sha: str, start: int, length: int) -> tuple[byt
         return answer.raw.read(length), size
 
 
-def fetch_gguf(repo: str, label: str | None = None, revision: str | None = None) -> Path:
+def fetch_gguf(
+    repo: str, label: str | None = None, revision: str | None = None, *, head: bool = False
+) -> Path:
     """Download one GGUF file, all its shards if it is split, and return the (first) file.
 
     ``label`` chooses by the encoding in the name (``Q4_K_M``); without it Q4_K_M is taken, or the only file.
-    The profile of its KV cache that lies beside it is downloaded, too.
+    The profile of its KV cache that lies beside it is downloaded, too, and with ``head`` the one for further
+    tokens that is a file of its own, which llama.cpp's ``-hf`` would take.
     Raises ModelError that lists the labels when the choice is not clear.
     """
-    return fetch_gguf_at(repo, label, revision)[0]
+    return fetch_gguf_at(repo, label, revision, head=head)[0]
 
 
-def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = None) -> tuple[Path, str]:
+def fetch_gguf_at(
+    repo: str, label: str | None = None, revision: str | None = None, *, head: bool = False
+) -> tuple[Path, str]:
     """As ``fetch_gguf``, with the commit that the file is of."""
     from huggingface_hub import hf_hub_download
 
@@ -312,7 +318,12 @@ def fetch_gguf_at(repo: str, label: str | None = None, revision: str | None = No
     with suppress(ModelError):  # which what opens the file tells better
         recipe = read_header(files[0]).values.get(RECIPE)
     beside = (str(first.with_name(name)) for name in names_beside(first, recipe))
-    for name in [name for name in beside if name in names][:1]:
+    others = [name for name in beside if name in names][:1]
+    heads = [name for name in names if PurePosixPath(name).name.startswith("mtp-")] if head else []
+    if (found := companion(heads, chosen[0], "mtp-", label)) is not None:
+        _say(repo, f"fetching {found}, its head for further tokens")
+        others.append(found)
+    for name in others:
         _asked(repo, partial(fetch, name))
     _remember(repo, revision, sha)
     return files[0], sha

@@ -9,8 +9,10 @@ from pathlib import PurePosixPath
 
 from ggufrq.models.names import PROFILE_END
 
+#: How the names of drafts for another model begin.
+DRAFTS = ("mtp-", "eagle3-", "dflash-", "dspark-")
 #: What the name of a file has that llama.cpp takes for no model.
-_NO_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+_NO_MODEL = ("mmproj", "imatrix", *DRAFTS)
 #: Tags that are tried where none is given.
 _DEFAULT = ("Q4_K_M", "Q8_0")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -51,7 +53,7 @@ def shadowed(names: Sequence[str], base: str) -> list[str]:
         stem = PurePosixPath(name).name.removesuffix(".gguf")
         shard = _SHARD.search(stem)
         tag = _SHARD.sub("", stem).removeprefix(f"{base}-")
-        companions = (f"{base}-imatrix", "mmproj-", "mtp-")
+        companions = (f"{base}-imatrix", "mmproj-", *DRAFTS)
         if (shard and shard[1] != "00001") or not stem.startswith(f"{base}-") or stem.startswith(companions):
             continue
         found = taken(names, tag)

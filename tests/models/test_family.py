@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import guessing
 import hubs
 import pytest
 from click.testing import CliRunner
@@ -36,7 +37,7 @@ from ggufrq.ggufs.fingerprint import fingerprint
 from ggufrq.ggufs.header import read_header
 from ggufrq.make import family as quantize
 from ggufrq.make import matrix
-from ggufrq.make.plan import Family
+from ggufrq.make.plan import Family, Request
 from ggufrq.make.verify import short_run
 from ggufrq.models.resolve import embedded_models
 from ggufrq.profile import read_profile
@@ -219,6 +220,31 @@ def test_imatrix_only_where_it_is_needed(
     assert made_matrix.stat().st_mtime_ns == made_at
 
 
+def test_the_matrix_of_a_family_is_used_again(
+    copy: Path, llama_build: Build, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By its converted file, which is the same model, and when the next command names no text; another one is
+    made when that is asked for, and the files of the one before are told."""
+    monkeypatch.setattr(matrix, "CHUNKS", 6)
+    family_of(MODELS[0], ["Q2_K"], llama_build, out=copy)
+    made_matrix, manifest = copy / f"{MODELS[0]}-imatrix.gguf", copy / f"{MODELS[0]}.ggufrq.json"
+    first, source = made_matrix.read_bytes(), json.loads(manifest.read_text())["source"]
+    converted = str(copy / f"{MODELS[0]}-BF16.gguf")
+    again = family_of(converted, ["Q2_K", "IQ3_S"], llama_build, out=copy)
+    assert [made.fresh for made in again.files] == [False, True]
+    assert made_matrix.read_bytes() == first and json.loads(manifest.read_text())["source"] == source
+    text = copy / "text.txt"
+    text.write_text((paths.data_dir("texts") / "calibration.txt").read_text()[:20_000])
+    capfd.readouterr()
+    family_of(MODELS[0], ["Q4_0"], llama_build, out=copy, calibrate=(text,))
+    replaced = f"{made_matrix.name} is replaced: the one before was for {MODELS[0]}-Q2_K.gguf, "
+    assert replaced in capfd.readouterr().err
+    second = made_matrix.read_bytes()
+    assert second != first
+    (made,) = family_of(MODELS[0], ["IQ3_XXS"], llama_build, out=copy).files
+    assert made.imatrix and made_matrix.read_bytes() == second
+
+
 def test_from_gguf(families: dict[str, Family], llama_build: Build, tmp_path: Path) -> None:
     source = families[MODELS[0]].folder
     family = family_of(str(source / f"{MODELS[0]}-BF16.gguf"), ["Q4_K_M"], llama_build, out=tmp_path)
@@ -304,13 +330,30 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
     model = with_head(embedded_models()[MODELS[1]], tmp_path / "Headed-8M")
     kept = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "kept")
     dropped = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mtp="apart")
+    request = Request(str(model), quantize.parse_wants(["Q6_K"], llama_build), mtp="apart")
     names = {made.name: read_gguf(made.path) for made in dropped.files}
     assert list(names) == ["Headed-8M-Q8_0.gguf", "mtp-Headed-8M-BF16.gguf"]
     head = {name for name in read_gguf(kept.file("Q8_0")).tensor_types if "nextn" in name}
     assert "blk.8.nextn.eh_proj.weight" in head or head
     assert not head & names["Headed-8M-Q8_0.gguf"].tensor_types.keys()
     assert head <= names["mtp-Headed-8M-BF16.gguf"].tensor_types.keys()
-    for folder, draft in ((kept.folder, ""), (dropped.folder, "-md mtp-Headed-8M-BF16.gguf")):
+    plan = quantize.plan_family(replace(request, out=kept.folder), llama_build)
+    sizes = {part.name: part.bytes for part in plan.conversions}
+    assert sizes == {name: (dropped.folder / name).stat().st_size for name in sizes} and len(sizes) == 2
+    told = plan.told
+    assert [line.partition(":")[0] for line in told] == ["Headed-8M-Q8_0.gguf"]
+    assert "made from another version of the model (its files, --revision, --mtp" in told[0]
+    assert not quantize.plan_family(replace(request, out=dropped.folder), llama_build).told
+    apart = str(dropped.folder / "mtp-Headed-8M-BF16.gguf")
+    manifest = dropped.folder / "Headed-8M.ggufrq.json"
+    source = json.loads(manifest.read_text())["source"]
+    smaller = family_of(apart, ["Q8_0"], llama_build, out=dropped.folder)
+    assert [made.name for made in smaller.files] == ["mtp-Headed-8M-Q8_0.gguf"] and smaller.profile is None
+    assert list(dropped.folder.glob("*.ggufrq.json")) == [manifest]  # it goes into the family
+    assert json.loads(manifest.read_text())["source"] == source
+    with pytest.raises(ModelError, match="Q2_K takes an importance matrix, and no text runs through mtp-"):
+        family_of(apart, ["Q2_K"], llama_build, out=dropped.folder)
+    for folder, draft in ((kept.folder, ""), (dropped.folder, "-md mtp-Headed-8M-Q8_0.gguf")):
         start = quickstart._Starts(compose.collect(folder), llama_build, True).ahead("iso3")
         lines = start.lines[0].replace(" \\\n ", "")
         assert start.ran and "--spec-type draft-mtp" in lines and draft in lines
@@ -318,6 +361,23 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
         family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
     with pytest.raises(ModelError, match="has no head for further tokens"):
         family_of(MODELS[1], ["Q8_0"], llama_build, out=tmp_path / "none", mtp="apart")
+
+
+def test_a_draft_goes_into_the_family_of_its_model(
+    copy: Path, llama_build: Build, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And is not run alone, which llama.cpp does not stand."""
+    name, manifest = f"eagle3-{MODELS[0]}", copy / f"{MODELS[0]}.ggufrq.json"
+    before = json.loads(manifest.read_text())
+    folder = tmp_path_factory.mktemp("draft")
+    draft = guessing.eagle(copy / f"{MODELS[0]}-BF16.gguf", folder / f"{name}-BF16.gguf")
+    made = family_of(str(draft), ["Q8_0"], llama_build, out=copy)
+    assert [file.name for file in made.files] == [f"{name}-Q8_0.gguf"] and made.profile is None
+    after = json.loads(manifest.read_text())
+    assert after["source"] == before["source"] and f"{name}-Q8_0.gguf" in after["files"]
+    assert list(copy.glob("*.ggufrq.json")) == [manifest]
+    request = Request(MODELS[0], quantize.parse_wants(["Q8_0"], llama_build), out=copy)
+    assert not quantize.plan_family(request, llama_build).told
 
 
 def with_head(model: Path, folder: Path) -> Path:

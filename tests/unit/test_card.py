@@ -186,9 +186,22 @@ def test_a_head_that_predicts_further_tokens(tmp_path: Path, build: Build) -> No
     card = make(folder, build, replace(DRY, repo="me/Small-1B-GGUF"))
     text = card.text.partition("## Tokens guessed ahead\n")[2].partition("\n## ")[0]
     assert f"in `{name}` beside the model" in text
+    assert f"hf download me/Small-1B-GGUF {name} --local-dir ." in text
     assert f"--spec-type draft-mtp -md {name}" in text.replace(" \\\n ", "")
     assert "llama-server -hf me/Small-1B-GGUF:Q4_K_M --spec-type draft-mtp" in text
     assert "guessed ahead, iso3** (not run)" in text
+
+
+def test_a_draft_is_no_model(tmp_path: Path, build: Build) -> None:
+    folder = family(tmp_path / "f")
+    record, name = Record(folder, NAME), f"eagle3-{NAME}-Q4_K_M.gguf"
+    with record.making(name) as temporary:
+        temporary.write_bytes(b"GGUF")
+        record.finish(name, [(temporary, name)], {}, {"type": "Q4_K_M", "bits": 4.5})
+    rows = tables(make(folder, build, DRY).text)["Files"]
+    assert [row[4] for row in rows if name in row[0]] == ["draft that guesses tokens for the model"]
+    with pytest.raises(UsageError, match="has no model to write a card for"):
+        make(folder, build, replace(DRY, exclude=(f"{NAME}-*",)))
 
 
 def test_memory(tmp_path: Path, build: Build) -> None:
@@ -410,12 +423,18 @@ def test_importance_matrix(tmp_path: Path, build: Build) -> None:
     with record.making(f"{NAME}-imatrix.gguf") as temporary:
         temporary.write_bytes(b"GGUF")
         record.finish(f"{NAME}-imatrix.gguf", [(temporary, f"{NAME}-imatrix.gguf")], {}, {"type": "imatrix"})
-    record.files[f"{NAME}-Q4_K_M.gguf"]["imatrix"] = "e" * 64
-    record.save()
-    found = tables(make(folder, build, DRY).text)
-    how = dict((row[0], row[1]) for row in found["How it was made"])
-    assert how["Importance matrix"] == f"`{NAME}-imatrix.gguf`; for Q4_K_M"
-    assert [row[4].count("importance matrix") for row in found["Files"][1:]] == [1, 0]
+    there = record.files[f"{NAME}-imatrix.gguf"]["parts"][0]["sha256"]
+    for others, says in (
+        ({}, f"`{NAME}-imatrix.gguf`; for Q4_K_M"),
+        ({"Q8_0": "e" * 64}, f"`{NAME}-imatrix.gguf`; for Q4_K_M. sha256 `{'e' * 16}`; for Q8_0"),
+    ):
+        for kind, sha in {"Q4_K_M": there, **others}.items():
+            record.files[f"{NAME}-{kind}.gguf"]["imatrix"] = sha
+        record.save()
+        found = tables(make(folder, build, DRY).text)
+        how = dict((row[0], row[1]) for row in found["How it was made"])
+        assert how["Importance matrix"] == says
+        assert [row[4].count("importance matrix") for row in found["Files"][1:]] == [1, len(others)]
 
 
 def test_siblings(tmp_path: Path, build: Build) -> None:

@@ -186,6 +186,14 @@ def test_missing_files(model: Path, missing: str, says: str) -> None:
         convert.inspect(model)
 
 
+def test_a_draft_without_a_tokenizer_is_told_as_one(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLMEagle3"]}))
+    with pytest.raises(ModelError, match="is a draft that takes the tokenizer of its model") as caught:
+        convert.inspect(model)
+    assert "--target-model-dir" in str(caught.value.remedy)
+
+
 def test_pytorch_weights_are_named(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"it has pytorch_model\.bin, which ggufrq does not convert"):

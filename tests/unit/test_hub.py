@@ -22,7 +22,8 @@ from pathlib import Path
 from ggufrq.models import hub
 from ggufrq.base.errors import GgufrqError
 try:
-    found = getattr(hub, sys.argv[1])(*sys.argv[2:])
+    more = {"head": True} if "head" in sys.argv else {}
+    found = getattr(hub, sys.argv[1])(*(word for word in sys.argv[2:] if word != "head"), **more)
     if sys.argv[1] == "fetch_gguf_headers":
         found = Path(found[0][0])
     folder = getattr(found, "folder", found)
@@ -135,6 +136,18 @@ def test_the_profile_comes_with_the_model(tmp_path: Path, place: str) -> None:
         assert server.fetched[2:] == [f"user/m-GGUF/{place}m-{end}.gguf" for end in ("mine-Q8_0", "kv")]
     file = Path(found["path"])
     assert file.name == "m-Q4_K_M.gguf" and file.with_name("m-kv.gguf").read_bytes() == b"GGUFp"
+
+
+def test_the_head_comes_with_the_model_where_it_is_wanted(tmp_path: Path) -> None:
+    """The one nearest in bits, of those whose names say so."""
+    names = ("m-mtp-2-Q4_K_M.gguf", "m-mtp-2-Q8_0.gguf", "mtp-m-mtp-2-BF16.gguf", "mtp-m-mtp-2-Q8_0.gguf")
+    with fake.fake_hub({"user/m-GGUF": {name: name.encode() for name in names}}) as server:
+        call(server.url, tmp_path, "fetch_gguf", "user/m-GGUF", "Q4_K_M")
+        assert server.fetched == ["user/m-GGUF/m-mtp-2-Q4_K_M.gguf"]
+        found = call(server.url, tmp_path, "fetch_gguf", "user/m-GGUF", "Q4_K_M", "head")
+        assert server.fetched[1:] == ["user/m-GGUF/mtp-m-mtp-2-Q8_0.gguf"]
+        assert "fetching mtp-m-mtp-2-Q8_0.gguf, its head for further tokens" in found["told"]
+    assert Path(found["path"]).with_name("mtp-m-mtp-2-Q8_0.gguf").is_file()
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_the_models_own_template() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('no') }}", "{% if %}", "{{ messages[99].content.x }}"]
+    "template", ["{{ raise_exception('no') }}", "{% if %}", "{{ messages[99].content.x }}", "", " "]
 )
 def test_a_template_that_takes_no_conversation(template: str) -> None:
     assert mix.text({"tokenizer.chat_template": template}) == mix.text({})

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import io
+import re
+
 import pytest
 from heard import Heard
+from rich.console import Console
 
 from ggufrq.base import log
 from ggufrq.base import progress as module
@@ -47,6 +51,30 @@ def test_plain_lines_come_every_few_seconds_only(
         "Compiling: 30/100 files, 0:30 elapsed, 1:10 left",
         "Compiling: 30/100 files, 0:30",
     ]
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (120, r"A-Model-of-30B-IQ4_XS ━+╸? +300/579 tensors, 1:40 elapsed, 1:33 left blk\.17\.ffn_down"),
+        (80, r"A-Model-of-30B-IQ4_XS ━+╸? +300/579 tensors, 1:40 elapsed, 1:33 left"),
+        (40, r"A-Model-of-30B-IQ… 300/579, 1:33 left"),
+    ],
+)
+def test_a_line_is_never_full_and_tells_what_is_left(
+    width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the terminal's width: of a full line Ctrl-C would leave a part behind."""
+    now, shown = [100.0], io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "Console", lambda **_: terminal)
+    with progress("A-Model-of-30B-IQ4_XS", 579, unit="tensors") as bar:
+        now[0] = 200.0
+        bar.update(300, "blk.17.ffn_down")
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", shown.getvalue()))
+    assert any(re.fullmatch(expected, line.rstrip()) for line in lines), lines
+    assert max(map(len, lines)) <= width - 3
 
 
 def test_quiet_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

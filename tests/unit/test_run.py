@@ -17,11 +17,12 @@ from click.testing import CliRunner
 
 from ggufrq import cli
 from ggufrq.base import machine
-from ggufrq.base.errors import GgufrqError, ToolError, UsageError
+from ggufrq.base.errors import GgufrqError, ModelError, ToolError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.cache.kv import Sought, parse_kv, parse_plan
 from ggufrq.drive import run, serve, threads
 from ggufrq.drive.serve import Draft
+from ggufrq.make.ready import head_beside, model_file
 from ggufrq.tools import passed_on, server
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
@@ -614,6 +615,17 @@ def test_help_fits_in_80_columns(command: str) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def of_tensors(path: Path, architecture: str, tensors: tuple[str, ...]) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    for name in tensors:
+        writer.add_tensor(name, np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 @pytest.mark.parametrize(
     ("architecture", "tensors", "kind"),
     [
@@ -627,14 +639,36 @@ def test_help_fits_in_80_columns(command: str) -> None:
     ],
 )
 def test_how_a_draft_guesses(tmp_path: Path, architecture: str, tensors: tuple[str, ...], kind: str) -> None:
-    path = tmp_path / "draft.gguf"
-    writer = gguf.GGUFWriter(path, architecture)
-    for name in tensors:
-        writer.add_tensor(name, np.zeros(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    path = of_tensors(tmp_path / "draft.gguf", architecture, tensors)
     arguments = Draft(path, parse_kv("iso4/iso3")).arguments()
     assert arguments == ("--spec-type", kind, "-md", str(path), "-ctkd", "iso4", "-ctvd", "iso3")
     assert Draft(None, parse_kv("f16")).arguments()[:2] == ("--spec-type", "draft-mtp")
+    assert model_file(str(path), draft=True) == path
+    if kind == "draft-simple":
+        assert model_file(str(path)) == path
+        return
+    with pytest.raises(ModelError, match=r"draft\.gguf does not run alone: it guesses tokens") as caught:
+        model_file(str(path))
+    assert str(path) in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("model", "there", "found"),
+    [
+        ("X-8B-Q4_K_M.gguf", ("BF16", "Q8_0", "Q4_K_M"), "mtp-X-8B-Q4_K_M.gguf"),
+        ("X-8B-Q5_K_M.gguf", ("BF16", "Q8_0"), "mtp-X-8B-Q8_0.gguf"),
+        ("X-8B-mine-Q5_K_M.gguf", ("BF16",), "mtp-X-8B-BF16.gguf"),
+        ("X-80B-Q4_K_M.gguf", ("BF16",), None),
+    ],
+)
+def test_the_head_beside_a_model(
+    model: str, there: tuple[str, ...], found: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it has none itself."""
+    for kind in there:
+        (tmp_path / f"mtp-X-8B-{kind}.gguf").write_bytes(b"GGUF")
+    for tensors, expected in ((("blk.0.attn_norm.weight",), found), (("blk.1.nextn.eh_proj.weight",), None)):
+        of_tensors(tmp_path / model, "qwen35", tensors)
+        beside = head_beside(tmp_path / model)
+        assert (beside and beside.name) == expected
+        assert (f"taking {found}" in capsys.readouterr().err) == (expected is not None)

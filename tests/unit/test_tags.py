@@ -63,6 +63,7 @@ def test_a_family_has_no_shadows() -> None:
         ("X-mtp-2", ["Q4_K_M"], ["takes no file for :Q4_K_M, and not X-mtp-2-Q4_K_M.gguf"]),
         ("X", ["mine-Q5_K_M", "kv"], ["without a tag takes X-kv.gguf, which is no model: name a tag"]),
         ("X", ["mine-Q5_K_M", "Q6_K", "kv"], []),
+        ("eagle3-X", ["BF16", "Q8_0"], []),  # drafts are not taken by tags
     ],
 )
 def test_names_that_shadow_others(base: str, names: list[str], said: list[str]) -> None:
