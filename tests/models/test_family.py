@@ -21,6 +21,7 @@ from typing import Any
 import guessing
 import hubs
 import pytest
+import vision
 from click.testing import CliRunner
 from families import family_of
 
@@ -361,6 +362,20 @@ def test_head_for_further_tokens(llama_build: Build, tmp_path: Path) -> None:
         family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "apart", mmproj=True)
     with pytest.raises(ModelError, match="has no head for further tokens"):
         family_of(MODELS[1], ["Q8_0"], llama_build, out=tmp_path / "none", mtp="apart")
+
+
+def test_the_projector_of_a_model_that_sees(llama_build: Build, tmp_path: Path) -> None:
+    """A file of its own, whose bytes the plan knows, and a row of the card."""
+    model = vision.write(tmp_path / "Seeing-1M")
+    wants = quantize.parse_wants(["Q8_0"], llama_build)
+    request = Request(str(model), wants, mmproj=True, out=tmp_path / "out")
+    planned = {part.name: part.bytes for part in quantize.plan_family(request, llama_build).conversions}
+    made = family_of(str(model), ["Q8_0"], llama_build, out=tmp_path / "out", mmproj=True)
+    assert [file.name for file in made.files] == ["Seeing-1M-Q8_0.gguf", "mmproj-Seeing-1M-F16.gguf"]
+    assert planned == {name: (made.folder / name).stat().st_size for name in planned} and len(planned) == 2
+    assert read_gguf(made.files[1].path).architecture == "clip"
+    kinds = {file.name: file.kind for file in compose.collect(made.folder).files}
+    assert kinds["mmproj-Seeing-1M-F16.gguf"] == "mmproj"
 
 
 def test_a_draft_goes_into_the_family_of_its_model(
