@@ -35,7 +35,8 @@ def watched(folder: Path) -> Iterator[list[int]]:
     def look() -> None:
         while not stop.is_set():
             used = 0
-            for path in folder.rglob("*"):
+            # os.walk passes over a folder that goes meanwhile, where rglob ends
+            for path in [Path(at, name) for at, _, names in os.walk(folder) for name in names]:
                 try:
                     facts = path.lstat()
                 except OSError:
