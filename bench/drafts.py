@@ -16,7 +16,7 @@ from ggufrq.base import loopback, paths
 from ggufrq.build.builds import require_build
 from ggufrq.cache.kv import parse_kv, parse_plan
 from ggufrq.drive.serve import ANY_PORT, Draft, serving
-from ggufrq.make.ready import model_file
+from ggufrq.make.ready import head_beside, model_file
 from ggufrq.tools.programs import Programs
 
 TEXT = paths.data_dir("texts") / "heldout.txt"
@@ -54,9 +54,10 @@ def main() -> None:
     print("| draft's cache | guessed | right | tokens a step | tokens/s | text as without |")
     print("|---|---|---|---|---|---|")
     plain: list[str] = []
+    model = model_file(args.model, head=args.draft == "mtp")
     for kind in (None, *args.draft_kv.split(",")):
-        path = None if args.draft == "mtp" else model_file(args.draft)
-        answers = generated(args.model, args.kv, None if kind is None else Draft(path, parse_kv(kind)))
+        path = head_beside(model) if args.draft == "mtp" else model_file(args.draft, draft=True)
+        answers = generated(str(model), args.kv, None if kind is None else Draft(path, parse_kv(kind)))
         texts, timings = [a["content"] for a in answers], [a["timings"] for a in answers]
         plain = plain or texts
         guessed, right = (sum(t.get(key, 0) for t in timings) for key in ("draft_n", "draft_n_accepted"))

@@ -82,11 +82,10 @@ def _foretold(header: Header, plan: KvPlan, name: str, *, gpu: bool) -> str | No
     if biased and k.bits <= _FEW_BITS and not (profiled and takes_out):
         usable = takes_out and fits(facts.values, DEFAULT_KV, gpu=gpu)
         better = f"--kv {DEFAULT_KV} with its profile" if usable else "--kv q8_0"
-        noise = "may turn to noise, as it does in Qwen2.5"
-        said = f"{k.name} without a profile {noise}"
+        said = f"{k.name} without a profile may turn to noise, as it does in Qwen2.5"
         if profiled:
             beside = "attention sinks" if has_sinks(names) else "capped scores"
-            said = f"a profile cannot take out beside {beside} and {k.name} {noise} without one"
+            said += f", and no profile can take out beside {beside}"
         return f"keys of this model have a bias, which {said}: better {better}"
     what = "attention sinks" if has_sinks(names) else facts.architecture if facts.listed("sensitive") else ""
     if what and (k.bits < 16 or any(pair.v.bits < 16 for pair in plan.pairs)):

@@ -84,7 +84,8 @@ class BaseSystem:
 
     def identity(self) -> str:
         """What of it a build depends on, wherever its libraries lie. Raises BuildError without a compiler."""
-        defined = json.dumps([self.definitions(Path("build")), self.versions], sort_keys=True)
+        parts = [self.definitions(Path("build")), self.versions, self._made()]
+        defined = json.dumps(parts, sort_keys=True)
         return defined.replace(os.fspath(self.root), "base") if self.root is not None else defined
 
     def compiler(self, name: str) -> str:
@@ -155,6 +156,10 @@ class BaseSystem:
         _, package = self.system.licences.get(library, ("", ""))
         text = (self.root or Path("/")) / "usr" / "share" / "doc" / package / "copyright"
         return text if package and text.is_file() else None
+
+    def _made(self) -> str:
+        """What ``prepare`` makes something of."""
+        return _RUNTIME if self.root is not None else ""
 
     def _newer(self) -> str:
         """What to do about a compiler that is too old."""

@@ -81,6 +81,9 @@ class Mingw(BaseSystem):
                 proc.run([self.compiler("strip"), "-p", "-o", making, whole], timeout=60)
         return stripped
 
+    def _made(self) -> str:
+        return " ".join(_VULKAN)
+
     def _flags(self, first: list[str]) -> list[str]:
         """GCC puts wide registers on a stack that Windows keeps at 16 bytes, by moves that take more for
         granted (its bug 54412). Debian's is patched; the assembler holds it for every GCC and all code."""

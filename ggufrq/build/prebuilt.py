@@ -150,7 +150,8 @@ def _require_machine(root: Path, facts: dict[str, Any]) -> None:
         )
     if here[0] == systems.MACOS.name:
         version, least = platform.mac_ver()[0], str(facts["needs"].get("macOS", "0"))
-        if elf.version_key(version) < elf.version_key(least):
+        compatible = version.startswith("10.16")  # what Pythons of an older SDK are told of all newer ones
+        if not compatible and elf.version_key(version) < elf.version_key(least):
             raise BuildError(f"{_named(root)} takes macOS {least}, and here is {version}", remedy=_BUILD_HERE)
     if here[0] != systems.LINUX.name:
         return

@@ -1,13 +1,19 @@
-"""GGUF files that guess tokens for another model: how, and which head lies beside a model."""
+"""GGUF files that guess tokens for another model, and how."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ggufrq.ggufs.files import model_header
 
 #: How a model guesses for one of its vocabulary; it runs alone, too, which no other kind does.
 SIMPLE = "draft-simple"
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Whether tensors of these names hold a head that predicts further tokens."""
+    return any(".nextn." in name for name in names)
 
 
 def draft_kind(model: Path) -> str:
@@ -21,5 +27,5 @@ def draft_kind(model: Path) -> str:
     if arch == "dflash":
         return "draft-dspark" if "markov_w1.weight" in names else "draft-dflash"
     # a head without the model that it belongs to, which may read the cache of that
-    lone = any(".nextn." in name for name in names) and "blk.0.attn_norm.weight" not in names
+    lone = has_head(names) and not any(name.startswith("blk.0.") for name in names)
     return "draft-mtp" if lone or arch == "gemma4-assistant" else SIMPLE

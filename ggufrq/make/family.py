@@ -18,6 +18,7 @@ from ggufrq.base.errors import UsageError
 from ggufrq.base.locks import locked_folder
 from ggufrq.base.toml import tomllib
 from ggufrq.build.project import Build
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind
 from ggufrq.make import recipe
 from ggufrq.make.fold.fold_file import KINDS as FOLDS
 from ggufrq.make.plan import Family, FamilyPlan, Request, Want
@@ -138,9 +139,10 @@ def _place(request: Request) -> tuple[Model, Path]:
 
 
 def _planner(request: Request, model: Model, folder: Path, build: Build) -> Planner:
-    prefix = next((start for start in DRAFTS if model.name.startswith(start)), "")
-    family = model.name.removeprefix(prefix) if model.kind == "gguf" else model.name  # of a draft its model's
-    return Planner(request, model, folder, build, Record(folder, family))
+    # a draft in GGUF goes into the family of its model; of one on the Hub only the name is known yet
+    drafts = draft_kind(model.path) != SIMPLE if model.kind == "gguf" and model.path else bool(model.label)
+    prefix = next((start for start in DRAFTS if drafts and model.name.startswith(start)), "")
+    return Planner(request, model, folder, build, Record(folder, model.name.removeprefix(prefix)))
 
 
 @cache

@@ -226,11 +226,15 @@ def check(path: Path, model: Inventory) -> None:
     check_entries(imatrix.read(path).entries, path, model)
 
 
-def check_entries(entries: Mapping[str, imatrix.Entry], path: Path, model: Inventory) -> None:
+def check_entries(
+    entries: Mapping[str, imatrix.Entry],
+    path: Path,
+    model: Inventory,
+    remedy: str = "leave out --imatrix, and ggufrq makes one; or --calibrate TEXT",
+) -> None:
     """As ``check``, of the entries of a matrix that was read from ``path``."""
     shapes = {tensor.name: (*tensor.shape, 1, 1) for tensor in model}
     other = f"{path} was made for another model"
-    remedy = "leave out --imatrix, and ggufrq makes one; or --calibrate TEXT"
     for name, entry in entries.items():
         found = shapes.get(name)
         if found is None:

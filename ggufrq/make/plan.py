@@ -102,8 +102,8 @@ class Output:
 @dataclass(frozen=True)
 class Conversion:
     """A file that the converter makes: the model in 16 bits, its projector, or its head for further tokens.
-    ``bytes`` is 0 where the model is there as GGUF already, and nothing more was asked; ``quantized_by`` is
-    how the source's weights are quantized, empty where they are floats."""
+    ``bytes`` is 0 where they were not asked for (``Planner.conversions``); ``quantized_by`` is how the
+    source's weights are quantized, empty where they are floats."""
 
     name: str
     part: str

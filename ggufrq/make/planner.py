@@ -16,7 +16,7 @@ from ggufrq.base import paths
 from ggufrq.base.errors import ModelError, UsageError
 from ggufrq.build.project import Build
 from ggufrq.ggufs import imatrix
-from ggufrq.ggufs.drafts import SIMPLE, draft_kind
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind, has_head
 from ggufrq.ggufs.files import read_model
 from ggufrq.ggufs.header import read_header
 from ggufrq.ggufs.tensors import Inventory, is_float
@@ -39,6 +39,8 @@ from ggufrq.tools.quantize import LONGEST_VALUE, requires_matrix
 
 #: Codes in which models are trained: in a GGUF file, too, they are no loss, and stay as they are.
 _AS_TRAINED = {"MXFP4", "NVFP4"}
+#: What to do about a matrix of a family that does not fit.
+_REPLACES = "--imatrix FILE or --calibrate TEXT, which takes its place"
 
 
 class Planner:
@@ -54,6 +56,7 @@ class Planner:
         self.log = paths.logs_dir() / f"quantize-{self.base}.log"
         self._pieces: Pieces | None = None
         self._part_bytes: dict[str, int] = {}
+        self._is_of_model = False
         self.options = as_gguf.Options(request.pre_tokenizer, mtp=request.mtp == "keep")
 
     def find(self, *, weights: bool = True) -> Source:
@@ -86,7 +89,7 @@ class Planner:
     def _as_converted(self, found: Source) -> Source:
         """A GGUF that was converted for this family, the model or its head, counts as what it was converted
         from: its matrix and its files are those of the family."""
-        if found.gguf is None or found.gguf.absolute().parent != self.folder.absolute():
+        if found.gguf is None or found.gguf.resolve().parent != self.folder.resolve():
             return found
         made_from = self.record.files.get(found.gguf.name, {}).get("from", {})
         origin = self.record.data.get("source") or {}
@@ -130,7 +133,7 @@ class Planner:
                 f"({facts.file_type or ', '.join(codes)}); doing it once more loses quality",
                 remedy="start from the F16 or BF16 file or the original model, or add --requantize",
             )
-        head = any(".nextn." in name for name in facts.tensor_types)
+        head = has_head(facts.tensor_types)
         if found.hf is not None and head and not self.options.mtp:
             raise ModelError(
                 f"the head for further tokens of {self.model.name} cannot be left out: llama.cpp's converter "
@@ -177,7 +180,8 @@ class Planner:
         )
 
     def conversions(self, found: Source, size: int = 0) -> tuple[Conversion, ...]:
-        """What the converter makes, the model of ``size`` bytes first; nothing when the source is a GGUF."""
+        """What the converter makes, the model of ``size`` bytes first, where it is known with those of the
+        others; nothing when the source is a GGUF."""
         if found.hf is None or self.request.stream:
             return ()
         made = []
@@ -187,9 +191,16 @@ class Planner:
             name = f"{'' if part == 'model' else part + '-'}{self.base}-{kind}.gguf"
             key = {"source": found.key, "part": part}
             kept = self.record.kept(name, key) is not None
-            size = size if part == "model" else self._part_bytes.get(part, 0)
-            made.append(Conversion(name, part, kind, key, size, kept, found.hf.quantized_by))
+            bytes_of = size if part == "model" or not size else self._bytes_of(found, part)
+            made.append(Conversion(name, part, kind, key, bytes_of, kept, found.hf.quantized_by))
         return tuple(made)
+
+    def _bytes_of(self, found: Source, part: str) -> int:
+        """Those of a file beside the model, once it is made."""
+        if part not in self._part_bytes:
+            with as_gguf.header(found, self.build.source, self.options, self.log, part=part) as header:
+                self._part_bytes[part] = read_model(header).file_bytes
+        return self._part_bytes[part]
 
     @property
     def _parts(self) -> list[str]:
@@ -206,8 +217,8 @@ class Planner:
 
     @contextmanager
     def header(self, found: Source) -> Iterator[Path]:
-        """The model as GGUF without its weights, for as long as the context lasts; how large the parts beside
-        it are is known from then on. Of a model that is to be streamed it tells the pieces, too."""
+        """The model as GGUF without its weights, for as long as the context lasts. Of a model that is to be
+        streamed it tells the pieces, too."""
         with tempfile.TemporaryDirectory(prefix="ggufrq-") as folder:
             told = Path(folder) / "sources.json" if self.request.stream else None
             with as_gguf.header(found, self.build.source, self.options, self.log, told) as path:
@@ -216,11 +227,6 @@ class Planner:
                     where = found.hf.folder
                     sizes = {name: (where / name).stat().st_size for name in found.hf.weights.files}
                     self._pieces = cut(json.loads(told.read_text(encoding="utf-8")), sizes)
-                for part in self._parts:
-                    assert found.hf is not None
-                    convert.require_part(found.hf, part)
-                    with as_gguf.header(found, self.build.source, self.options, self.log, part=part) as other:
-                        self._part_bytes[part] = read_model(other).file_bytes
                 yield path
 
     @property
@@ -249,6 +255,12 @@ class Planner:
             return there
         return matrices.made_from(found.key, self.request.calibrate)
 
+    def _require_of_model(self, model: Inventory) -> None:
+        """Raise ModelError when the matrix that the family was given is not of this model."""
+        if not self._is_of_model:
+            matrices.check_entries(imatrix.read(self.matrix).entries, self.matrix, model, _REPLACES)
+            self._is_of_model = True
+
     def _output(self, want: Want, found: Source, gguf: Path, model: Inventory) -> Output:
         wanted: Mapping[str, str] = {}
         types: Mapping[str, str] | None = None
@@ -266,10 +278,14 @@ class Planner:
             name, asked = f"{base}-{want.label}-{kind}.gguf", want.recipe.imatrix
         matrix = self._matrix_for(types if types is not None else kind, asked=asked)
         if matrix is not None and draft_kind(gguf) != SIMPLE:
+            given = "--imatrix" if self.request.imatrix else "--calibrate" if self.request.calibrate else ""
             raise ModelError(
-                f"{want.label} takes an importance matrix, and no text runs through {gguf.name} alone",
-                remedy="types that need none, as Q4_K_M or IQ4_XS",
+                f"{given or want.label} takes an importance matrix, and no text runs through "
+                f"{gguf.name if found.hf is None else self.model.name} alone",
+                remedy=f"without {given}" if given else "types that need none, as Q4_K_M or IQ4_XS",
             )
+        if matrix is not None and self.given is None and "given" in self.matrix_from(found):
+            self._require_of_model(model)
         if types is None and stay:
             types = stay  # and llama-quantize chooses the others
         made_from = {

@@ -7,14 +7,14 @@ from pathlib import Path
 from ggufrq.base import log
 from ggufrq.base.errors import ModelError
 from ggufrq.build.builds import require_build
-from ggufrq.ggufs.drafts import SIMPLE, draft_kind
+from ggufrq.ggufs.drafts import SIMPLE, draft_kind, has_head
 from ggufrq.ggufs.files import model_header
 from ggufrq.make.family import make_family
 from ggufrq.make.plan import Request, Want
 from ggufrq.models import hub
-from ggufrq.models.names import base_name
+from ggufrq.models.names import RECIPE
 from ggufrq.models.resolve import resolve
-from ggufrq.models.tags import companion
+from ggufrq.models.tags import head_of
 
 #: The weights of embedded models that caches are tried on: close to the original, so that the loss is the
 #: cache's.
@@ -35,7 +35,19 @@ def model_file(
     Raises ModelError for a model that is not in GGUF yet, and, unless it is to be a ``draft``, for one that
     only guesses for another: llama.cpp ends by a signal where it runs alone.
     """
-    path = _found(model, revision, original, head)
+    chosen = resolve(model, original=original)
+    if chosen.kind == "folder":
+        raise ModelError(
+            f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
+        )
+    if chosen.kind == "embedded":
+        return _embedded(model, chosen.name)
+    if chosen.kind == "gguf":
+        assert chosen.path is not None
+        path = chosen.path
+    else:
+        assert chosen.repo is not None
+        path = hub.fetch_gguf(chosen.repo, chosen.label, revision, head=head)
     if not draft and draft_kind(path) != SIMPLE:
         raise ModelError(
             f"{path.name} does not run alone: it guesses tokens for another model",
@@ -44,20 +56,9 @@ def model_file(
     return path
 
 
-def _found(model: str, revision: str | None, original: bool, head: bool) -> Path:
-    chosen = resolve(model, original=original)
-    if chosen.kind == "gguf":
-        assert chosen.path is not None
-        return chosen.path
-    if chosen.kind == "hub":
-        assert chosen.repo is not None
-        return hub.fetch_gguf(chosen.repo, chosen.label, revision, head=head)
-    if chosen.kind == "folder":
-        raise ModelError(
-            f"{chosen.path} is not in GGUF yet", remedy=f"ggufrq quantize {chosen.path} --types Q8_0"
-        )
+def _embedded(model: str, name: str) -> Path:
     build = require_build()
-    ready = build.root / "models" / f"{chosen.name}-{WEIGHTS}.gguf"  # where the build was made elsewhere
+    ready = build.root / "models" / f"{name}-{WEIGHTS}.gguf"  # where the build was made elsewhere
     if ready.is_file():
         return ready
     return make_family(Request(model, (Want(WEIGHTS),)), build).file(WEIGHTS)
@@ -65,13 +66,12 @@ def _found(model: str, revision: str | None, original: bool, head: bool) -> Path
 
 def head_beside(model: Path) -> Path | None:
     """The head for further tokens that lies in a file of its own beside a model without one, as ``quantize
-    --mtp apart`` makes it; of several the one that llama.cpp's ``-hf`` takes."""
-    if any(".nextn." in tensor.name for tensor in model_header(model).tensors):
+    --mtp apart`` makes it (``tags.head_of``)."""
+    header = model_header(model)
+    if has_head(tensor.name for tensor in header.tensors):
         return None
-    base = base_name(model.stem)
-    heads = {path.name: base_name(path.stem).removeprefix("mtp-") for path in model.parent.glob("mtp-*.gguf")}
-    own = [name for name, of in heads.items() if base == of or base.startswith(f"{of}-")]
-    found = companion(own, model.name, "mtp-")
+    there = [path.name for path in model.parent.glob("mtp-*.gguf")]
+    found = head_of(Path(model.name), there, header.values.get(RECIPE))
     if found is None:
         return None
     log.say(f"taking {found}, the head for further tokens beside it")

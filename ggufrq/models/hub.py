@@ -18,10 +18,11 @@ from typing import BinaryIO, TypeVar, cast
 
 from ggufrq.base import log, paths
 from ggufrq.base.errors import ModelError
+from ggufrq.ggufs.drafts import has_head
 from ggufrq.ggufs.header import Header, parse_header, read_header
 from ggufrq.models import patience
 from ggufrq.models.names import RECIPE, names_beside
-from ggufrq.models.tags import companion
+from ggufrq.models.tags import head_of
 
 Result = TypeVar("Result")
 
@@ -294,8 +295,8 @@ def fetch_gguf(
     """Download one GGUF file, all its shards if it is split, and return the (first) file.
 
     ``label`` chooses by the encoding in the name (``Q4_K_M``); without it Q4_K_M is taken, or the only file.
-    The profile of its KV cache that lies beside it is downloaded, too, and with ``head`` the one for further
-    tokens that is a file of its own, which llama.cpp's ``-hf`` would take.
+    The profile of its KV cache that lies beside it is downloaded, too, and with ``head``, for a model without
+    one, the head for further tokens that lies there in a file of its own (``tags.head_of``).
     Raises ModelError that lists the labels when the choice is not clear.
     """
     return fetch_gguf_at(repo, label, revision, head=head)[0]
@@ -316,11 +317,12 @@ def fetch_gguf_at(
     files = [Path(_asked(repo, partial(fetch, name))) for name in chosen]
     recipe = None
     with suppress(ModelError):  # which what opens the file tells better
-        recipe = read_header(files[0]).values.get(RECIPE)
+        header = read_header(files[0])
+        recipe = header.values.get(RECIPE)
+        head = head and not has_head(tensor.name for tensor in header.tensors)
     beside = (str(first.with_name(name)) for name in names_beside(first, recipe))
     others = [name for name in beside if name in names][:1]
-    heads = [name for name in names if PurePosixPath(name).name.startswith("mtp-")] if head else []
-    if (found := companion(heads, chosen[0], "mtp-", label)) is not None:
+    if head and (found := head_of(first, names, recipe)) is not None:
         _say(repo, f"fetching {found}, its head for further tokens")
         others.append(found)
     for name in others:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath, PurePosixPath
 
-from ggufrq.models.names import PROFILE_END
+from ggufrq.models.names import PROFILE_END, base_name
 
 #: How the names of drafts for another model begin.
 DRAFTS = ("mtp-", "eagle3-", "dflash-", "dspark-")
@@ -43,6 +43,19 @@ def companion(names: Sequence[str], model: str, what: str, tag: str | None = Non
         if best is None or found[:2] < best[:2]:
             best = found
     return best[2] if best else None
+
+
+def head_of(model: PurePath, names: Iterable[str], recipe: object = None) -> str | None:
+    """The head for further tokens that lies in a file of its own beside a model, by the names of files; of
+    several the one nearest in bits. ``recipe`` is what the model says that it was made by."""
+    base = base_name(model.stem)
+    bases = {base, base.removesuffix(f"-{recipe}")}
+    own = []
+    for name in map(PurePosixPath, names):
+        of = base_name(name.stem).removeprefix("mtp-")
+        if name.name.startswith("mtp-") and of in bases and name.parent == PurePosixPath(model.parent):
+            own.append(str(name))
+    return companion(own, model.name, "mtp-")
 
 
 def shadowed(names: Sequence[str], base: str) -> list[str]:

@@ -376,6 +376,12 @@ def test_the_projector_of_a_model_that_sees(llama_build: Build, tmp_path: Path) 
     assert read_gguf(made.files[1].path).architecture == "clip"
     kinds = {file.name: file.kind for file in compose.collect(made.folder).files}
     assert kinds["mmproj-Seeing-1M-F16.gguf"] == "mmproj"
+    (made.folder / "mmproj-Seeing-1M-F16.gguf").unlink()  # of a model that was converted before, too
+    again = quantize.plan_family(request, llama_build).conversions
+    assert {part.name: part.bytes for part in again} == planned and [part.kept for part in again] == [
+        True,
+        False,
+    ]
 
 
 def test_a_draft_goes_into_the_family_of_its_model(

@@ -333,8 +333,8 @@ def test_a_cache_that_cannot_be_used_is_warned_of(
 
 BIASED = "keys of this model have a bias, which {} without a profile may turn to noise, as it does in Qwen2.5"
 STAYS = (
-    "keys of this model have a bias, which a profile cannot take out beside {} and iso3 may turn to noise, "
-    "as it does in Qwen2.5 without one: better --kv q8_0"
+    "keys of this model have a bias, which iso3 without a profile may turn to noise, as it does in Qwen2.5, "
+    "and no profile can take out beside {}: better --kv q8_0"
 )
 
 

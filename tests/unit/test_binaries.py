@@ -747,9 +747,15 @@ def test_a_build_for_macos_is_for_older_ones_and_takes_nothing_of_homebrew(
     assert caught.value.remedy == "Xcode 16 or newer"
 
 
-@pytest.mark.parametrize("least", ["15.0", "16.0"])
+@pytest.mark.parametrize(("least", "here"), [("15.0", "15.5"), ("16.0", "15.5"), ("16.0", "10.16")])
 def test_programs_are_found_on_macos(
-    least: str, mac_build: Build, mac: Macos, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    least: str,
+    here: str,
+    mac_build: Build,
+    mac: Macos,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     number = int(least.split(".")[0])
     machos.write(mac_build.bin / "llama-cli", ["@rpath/libllama.0.dylib"], least=(number, 0))
@@ -758,7 +764,8 @@ def test_programs_are_found_on_macos(
         tar.extractall(tmp_path / "x")
     (folder,) = (tmp_path / "x").iterdir()
     monkeypatch.setenv(prebuilt.VARIABLE, str(folder))
-    if number > 15:
+    monkeypatch.setattr(platform, "mac_ver", lambda: (here, ("", "", ""), "arm64"))
+    if (least, here) == ("16.0", "15.5"):
         with pytest.raises(BuildError, match=r"takes macOS 16\.0, and here is 15\.5"):
             builds.require_build()
         return

@@ -23,6 +23,7 @@ from ggufrq.cache.kv import Sought, parse_kv, parse_plan
 from ggufrq.drive import run, serve, threads
 from ggufrq.drive.serve import Draft
 from ggufrq.make.ready import head_beside, model_file
+from ggufrq.models.names import RECIPE
 from ggufrq.tools import passed_on, server
 from ggufrq.tools.logs import parse_context
 from ggufrq.tools.programs import Programs
@@ -615,8 +616,9 @@ def test_help_fits_in_80_columns(command: str) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def of_tensors(path: Path, architecture: str, tensors: tuple[str, ...]) -> Path:
+def of_tensors(path: Path, architecture: str, tensors: tuple[str, ...], recipe: str = "") -> Path:
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_string(RECIPE, recipe)
     for name in tensors:
         writer.add_tensor(name, np.zeros(32, np.float32))
     writer.write_header_to_file()
@@ -632,6 +634,7 @@ def of_tensors(path: Path, architecture: str, tensors: tuple[str, ...]) -> Path:
         ("llama", ("blk.0.attn_norm.weight",), "draft-simple"),
         ("qwen35", ("blk.0.attn_norm.weight", "blk.8.nextn.eh_proj.weight"), "draft-simple"),
         ("qwen35", ("blk.8.attn_norm.weight", "blk.8.nextn.eh_proj.weight"), "draft-mtp"),
+        ("exaone4", ("blk.0.post_attention_norm.weight", "blk.64.nextn.eh_proj.weight"), "draft-simple"),
         ("eagle3", ("fc.weight",), "draft-eagle3"),
         ("dflash", ("fc.weight",), "draft-dflash"),
         ("dflash", ("fc.weight", "markov_w1.weight"), "draft-dspark"),
@@ -657,7 +660,8 @@ def test_how_a_draft_guesses(tmp_path: Path, architecture: str, tensors: tuple[s
     [
         ("X-8B-Q4_K_M.gguf", ("BF16", "Q8_0", "Q4_K_M"), "mtp-X-8B-Q4_K_M.gguf"),
         ("X-8B-Q5_K_M.gguf", ("BF16", "Q8_0"), "mtp-X-8B-Q8_0.gguf"),
-        ("X-8B-mine-Q5_K_M.gguf", ("BF16",), "mtp-X-8B-BF16.gguf"),
+        ("X-8B-mine-Q5_K_M.gguf", ("BF16",), "mtp-X-8B-BF16.gguf"),  # of a recipe
+        ("X-8B-Instruct-Q5_K_M.gguf", ("BF16",), None),
         ("X-80B-Q4_K_M.gguf", ("BF16",), None),
     ],
 )
@@ -668,7 +672,7 @@ def test_the_head_beside_a_model(
     for kind in there:
         (tmp_path / f"mtp-X-8B-{kind}.gguf").write_bytes(b"GGUF")
     for tensors, expected in ((("blk.0.attn_norm.weight",), found), (("blk.1.nextn.eh_proj.weight",), None)):
-        of_tensors(tmp_path / model, "qwen35", tensors)
+        of_tensors(tmp_path / model, "qwen35", tensors, "mine")
         beside = head_beside(tmp_path / model)
         assert (beside and beside.name) == expected
         assert (f"taking {found}" in capsys.readouterr().err) == (expected is not None)

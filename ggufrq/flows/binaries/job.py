@@ -108,7 +108,7 @@ def make(
     ready: Mapping[str, Path] = {}
     if with_models:
         # programs for another processor or system do not run here
-        runs = (base.system.name, arch) == (platform.system(), platform.machine())
+        runs = (base.system.name, base.arch) == (platform.system(), platform.machine())
         ready = models(build, build if runs else builds.ensure_build(source=source))
     return write(out, build, base, ready)
 
