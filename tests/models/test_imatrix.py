@@ -160,7 +160,9 @@ def test_texts_add_up_and_end(llama_build: Build, model: Path, tmp_path: Path) -
     assert 2 <= imatrix.read(brief).chunks < 4
 
 
-def test_given_ones_are_merged_and_published(llama_build: Build, model: Path, tmp_path: Path) -> None:
+def test_given_ones_are_merged_and_published(
+    llama_build: Build, model: Path, families: dict[str, Family], tmp_path: Path
+) -> None:
     texts = [text_of(tmp_path, 4_000, skip=skip) for skip in (0, 100_000)]
     given = [
         matrix.make_alone(model, tmp_path / f"{i}.gguf", [text], llama_build, chunks=4)
@@ -186,6 +188,11 @@ def test_given_ones_are_merged_and_published(llama_build: Build, model: Path, tm
     assert not again.files[0].fresh
     other = family_of(str(model), ["Q2_K"], llama_build, out=out, imatrix=given[:1], run=False)
     assert other.files[0].fresh and published.read_bytes() == given[0].read_bytes()
+    stranger = tmp_path / f"{DENSE}-BF16.gguf"  # of the same name
+    stranger.symlink_to(families[HYBRID].folder / f"{HYBRID}-BF16.gguf")
+    with pytest.raises(ModelError, match="was made for another model") as caught:
+        family_of(str(stranger), ["IQ2_M"], llama_build, out=out, run=False)
+    assert caught.value.remedy == "--imatrix FILE or --calibrate TEXT, which takes its place"
 
 
 def test_the_mix_is_the_default(llama_build: Build, families: dict[str, Family], tmp_path: Path) -> None:
