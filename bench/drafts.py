@@ -55,8 +55,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     plain: list[str] = []
     model = model_file(args.model, head=args.draft == "mtp")
+    path = head_beside(model) if args.draft == "mtp" else model_file(args.draft, draft=True)
     for kind in (None, *args.draft_kv.split(",")):
-        path = head_beside(model) if args.draft == "mtp" else model_file(args.draft, draft=True)
         answers = generated(str(model), args.kv, None if kind is None else Draft(path, parse_kv(kind)))
         texts, timings = [a["content"] for a in answers], [a["timings"] for a in answers]
         plain = plain or texts

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -104,15 +103,12 @@ class _Line(ProgressColumn):
         cells: list[RenderableType] = [title, Text(figures, no_wrap=True)]
         if room >= _BAR[0]:
             width = min(_BAR[1], room)
-            cells.insert(1, self._bar(task, width))
+            cells.insert(1, BarColumn(bar_width=width).render(task))
             room -= width + 1
             if owner.text and room >= _BAR[0]:
                 cells.append(_cut(owner.text, min(room, 40), style="dim"))
         line.add_row(*cells)
         return line
-
-    def _bar(self, task: Task, width: int) -> ProgressBar:
-        return BarColumn(bar_width=width).render(task)
 
 
 def _cut(text: str, width: int, style: str = "") -> Text:

@@ -188,6 +188,11 @@ class BaseSystem:
         return [*flags, f"-B{usr / 'lib' / self.triplet}", *(f"-L{library}" for library in libraries)]
 
 
+def linked_with(flags: str) -> dict[str, str]:
+    """CMake's definitions that give the linker flags, whatever is linked."""
+    return {f"CMAKE_{kind}_LINKER_FLAGS_INIT": flags for kind in ("EXE", "SHARED", "MODULE")}
+
+
 def tool(program: str, remedy: str, target: str) -> str:
     """Path of a program that compiles for ``target``. Raises BuildError with the remedy without it."""
     path = shutil.which(program)

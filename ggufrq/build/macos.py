@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ggufrq.base.errors import UsageError
 from ggufrq.build import macho, systems, toolchain
-from ggufrq.build.base_system import BaseSystem, tool
+from ggufrq.build.base_system import BaseSystem, linked_with, tool
 from ggufrq.build.systems import Binary, System
 
 #: The oldest macOS that programs are for, which is the oldest that the release's workflow tries them on.
@@ -50,7 +50,7 @@ class Macos(BaseSystem):
             **super().definitions(build),
             "CMAKE_OSX_ARCHITECTURES": self.arch,
             "CMAKE_OSX_DEPLOYMENT_TARGET": LEAST,
-            **{f"CMAKE_{kind}_LINKER_FLAGS_INIT": "-Wl,-S,-x" for kind in ("EXE", "SHARED", "MODULE")},
+            **linked_with("-Wl,-S,-x"),
             # Apple's Clang has none; Homebrew's would have to come along
             "GGML_OPENMP": "OFF",
         }

@@ -11,7 +11,7 @@ from ggufrq.base import paths, proc
 from ggufrq.base.errors import UsageError
 from ggufrq.base.results import file_sha256
 from ggufrq.build import systems
-from ggufrq.build.base_system import BaseSystem, tool
+from ggufrq.build.base_system import BaseSystem, linked_with, tool
 from ggufrq.build.systems import Binary, System
 
 ARCH = "x86_64"
@@ -57,7 +57,7 @@ class Mingw(BaseSystem):
             **super().definitions(build),
             "CMAKE_RC_COMPILER": self.compiler("windres"),
             "Vulkan_LIBRARY": str(build / "vulkan.a"),
-            **{f"CMAKE_{kind}_LINKER_FLAGS_INIT": _LINKED for kind in ("EXE", "SHARED", "MODULE")},
+            **linked_with(_LINKED),
             # ggml's own threads do, and a library less comes along
             "GGML_OPENMP": "OFF",
         }

@@ -34,8 +34,8 @@ _NAMES = ("GLIBC", "GLIBCXX", "CXXABI", "GCC")
 @dataclass(frozen=True)
 class Needs:
     """The newest version of each name of the system's symbols (``GLIBC`` → ``2.31``) or of the system
-    (``macOS`` → ``14.0``), and libraries that are
-    neither the system's nor in the bundle, each with the file that asks for it."""
+    (``macOS`` → ``15.0``), and libraries that are neither the system's nor in the bundle, each with the file
+    that asks for it."""
 
     versions: dict[str, str]
     outside: dict[str, str]
